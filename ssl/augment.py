@@ -1,0 +1,286 @@
+"""Views: random parameters from a counter, and batched pixels from the parameters.
+
+`draw` turns (seed, epoch, index, view) into numbers, on the CPU, with a counter-based
+generator: the same image in the same epoch gets the same view, whatever the number of
+processes or workers and wherever a run was resumed. `crop_resize` and `apply` turn
+pixels and those numbers into a view: pure functions, vectorised over the batch with one
+strength and one order of operations per image, on any device.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """The distribution one view is drawn from. Defaults: view 1 of BYOL and Barlow Twins."""
+
+    size: int = 224  # pixels of the square crop after resizing
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    flip: float = 0.5  # probability
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_prob: float = 0.8
+    grayscale: float = 0.2  # probability
+    blur_prob: float = 1.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    blur_kernel: int = 23  # pixels, odd
+    solarize_prob: float = 0.0
+    solarize_threshold: float = 128 / 255  # of full brightness
+
+
+# Random numbers ---------------------------------------------------------------
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox 4x32-10 (Salmon et al. 2011): counters (..., 4) of 32-bit words in int64 -> as many random words."""
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key
+    for _ in range(10):
+        # Products pass 2^63 and wrap, which leaves both 32-bit halves right once masked.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = p1 & _MASK, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Tensor:
+    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`."""
+    blocks = -(-count // 4)
+    counter = torch.empty(len(index), blocks, 4, dtype=torch.int64)
+    counter[..., 0] = index[:, None] & _MASK
+    counter[..., 1] = epoch
+    counter[..., 2] = view
+    counter[..., 3] = torch.arange(blocks)
+    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return ((words.double() + 0.5) / 2**32).flatten(1)[:, :count]
+
+
+# Which of an image's uniforms is for what. Append only: these places are part of what a seed means.
+_ATTEMPTS = 10
+_CROP = slice(0, 2 * _ATTEMPTS + 2)
+_FLIP, _JITTER_PROB, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER = range(22, 29)
+_GRAY, _BLUR_PROB, _SIGMA, _SOLARIZE = range(29, 33)
+_COUNT = 33
+
+# The columns of what `draw` returns and `apply` reads.
+COLUMNS = ("flip", "brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "threshold")
+
+
+def draw(seed: int, epoch: int, index: Tensor, number: int, view: View) -> tuple[Tensor, Tensor]:
+    """Random parameters of view `number` for images `index` (N,).
+
+    Returns the uniforms (N, 22) that `crop_boxes` turns into a crop once an image's size is
+    known, and parameters (N, 9) float32 for `apply`, named in COLUMNS. An operation that is
+    not drawn has its neutral value (factor 1, hue 0, sigma 0, threshold 2).
+    """
+    u = uniforms(seed, epoch, index, number, _COUNT)
+    jittered = u[:, _JITTER_PROB] < view.jitter_prob
+
+    def factor(column: int, strength: float) -> Tensor:
+        low = max(0.0, 1 - strength)
+        return torch.where(jittered, low + u[:, column] * (1 + strength - low), 1.0)
+
+    brightness, contrast, saturation, hue = view.jitter
+    low, high = view.blur_sigma
+    params = [
+        (u[:, _FLIP] < view.flip).double(),
+        factor(_BRIGHTNESS, brightness),
+        factor(_CONTRAST, contrast),
+        factor(_SATURATION, saturation),
+        torch.where(jittered, (2 * u[:, _HUE] - 1) * hue, 0.0),
+        (u[:, _ORDER] * 24).floor(),
+        (u[:, _GRAY] < view.grayscale).double(),
+        torch.where(u[:, _BLUR_PROB] < view.blur_prob, low + u[:, _SIGMA] * (high - low), 0.0),
+        torch.where(u[:, _SOLARIZE] < view.solarize_prob, view.solarize_threshold, 2.0),
+    ]
+    return u[:, _CROP], torch.stack(params, 1).float()
+
+
+def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
+    """Crop boxes (N, 4) int64 (top, left, height, width) in images of the given sizes (N,).
+
+    torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio; if none fits,
+    the largest central box whose ratio is allowed.
+    """
+    height, width = height.double()[:, None], width.double()[:, None]
+    low, high = view.crop_scale
+    area = height * width * (low + u[:, :_ATTEMPTS] * (high - low))
+    low, high = (math.log(ratio) for ratio in view.crop_ratio)
+    ratio = (low + u[:, _ATTEMPTS : 2 * _ATTEMPTS] * (high - low)).exp()
+    box_w, box_h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (box_w > 0) & (box_w <= width) & (box_h > 0) & (box_h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    box_w, box_h = box_w.gather(1, first), box_h.gather(1, first)
+
+    central_w = torch.minimum(width, (height * view.crop_ratio[1]).round())
+    central_h = torch.minimum(height, (width / view.crop_ratio[0]).round())
+    found = fits.any(1, keepdim=True)
+    box_w, box_h = torch.where(found, box_w, central_w), torch.where(found, box_h, central_h)
+    top = (u[:, -2:-1] * (height - box_h + 1)).floor()
+    left = (u[:, -1:] * (width - box_w + 1)).floor()
+    top = torch.where(found, top, ((height - box_h) / 2).floor())
+    left = torch.where(found, left, ((width - box_w) / 2).floor())
+    return torch.cat([top, left, box_h, box_w], 1).long()
+
+
+# Pixels -----------------------------------------------------------------------
+
+
+def crop_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop each image (N, C, H, W) to its box (N, 4) and resize to (N, C, size, size), antialiased bicubic.
+
+    Resizing is linear and separable: one (size, H) and one (size, W) matrix per image, and two
+    batched products. Returns floats in 0..1.
+    """
+    boxes = boxes.to(pixels.device)
+    rows = _resample_matrix(boxes[:, 0], boxes[:, 2], pixels.shape[2], size)
+    columns = _resample_matrix(boxes[:, 1], boxes[:, 3], pixels.shape[3], size)
+    x = rows[:, None] @ to_unit(pixels) @ columns.mT[:, None]
+    return x.clamp_(0, 1)
+
+
+def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
+    """(N, out_size, in_size) weights that resize in_size[start : start + length] to out_size.
+
+    The cubic kernel has a = -0.5 and is widened when shrinking, as in Pillow and
+    torchvision's antialiased resize; no pixel outside the box has weight.
+    """
+    start, length = start.float()[:, None, None], length.float()[:, None, None]
+    scale = length / out_size
+    out = torch.arange(out_size, device=start.device).view(1, -1, 1)
+    pixel = torch.arange(in_size, device=start.device).view(1, 1, -1)
+    centre = start + (out + 0.5) * scale
+    distance = ((pixel + 0.5 - centre) / scale.clamp(min=1)).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    weights = weights * ((pixel >= start) & (pixel < start + length))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 -> floats in 0..1; floats pass."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def apply(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
+    """The view's operations on cropped images: flip, jitter, grey, blur, solarise, normalise.
+
+    pixels: (N, C, H, W), uint8 or floats in 0..1, on any device. params: (N, 9) from `draw`.
+    mean, std: (C,). Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue
+    and grey are left out.
+    """
+    x = to_unit(pixels)
+    params = params.to(x.device, x.dtype)[:, :, None, None, None]
+    flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold = params.unbind(1)
+    x = torch.where(flip > 0, x.flip(-1), x)
+    if view.jitter_prob > 0:
+        x = _jitter(x, brightness, contrast, saturation, hue, order.long().flatten(), view.jitter[3] > 0)
+    if x.shape[1] == 3 and view.grayscale > 0:
+        x = torch.where(gray > 0, _luma(x), x)
+    if view.blur_prob > 0:
+        x = blur(x, sigma.flatten(), view.blur_kernel)
+    if view.solarize_prob > 0:
+        x = torch.where(x >= threshold, 1 - x, x)
+    return (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """Grey image (N, 1, H, W), ITU-R 601 weights; the mean over channels where C is not 3."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    r, g, b = x.unbind(1)
+    return (0.2989 * r + 0.587 * g + 0.114 * b).unsqueeze(1)
+
+
+# Orders of (brightness 0, contrast 1, saturation 2, hue 3): the three blends in turn, and hue's place.
+_PERMUTATIONS = list(permutations(range(4)))
+_BLENDS = [[op for op in order if op != 3] for order in _PERMUTATIONS]
+_HUE_PLACE = [order.index(3) for order in _PERMUTATIONS]
+
+
+def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bool) -> Tensor:
+    """Colour jitter with every image's own order (N,) of the four operations.
+
+    Brightness, contrast and saturation are each a blend of the image with a reference:
+    black, its mean grey, its grey version. So three blends before hue and three after,
+    neutral for the images whose order has them on the other side, serve all 24 orders.
+    """
+    color = x.shape[1] == 3
+    blends = torch.tensor(_BLENDS, device=x.device)[order]  # (N, 3)
+    hue_place = torch.tensor(_HUE_PLACE, device=x.device)[order].view(-1, 1, 1, 1)
+    factors = torch.stack([brightness, contrast, saturation if color else torch.ones_like(saturation)], 1)
+    factors = factors.flatten(1).gather(1, blends)
+
+    def blend(x: Tensor, i: int, active: Tensor) -> Tensor:
+        kind = blends[:, i].view(-1, 1, 1, 1)
+        factor = torch.where(active, factors[:, i].view(-1, 1, 1, 1), 1.0)
+        luma = _luma(x)
+        reference = torch.where(kind == 2, luma, luma.mean((2, 3), keepdim=True) * (kind == 1))
+        return (x * factor + reference * (1 - factor)).clamp_(0, 1)
+
+    if not (color and use_hue):
+        for i in range(3):
+            x = blend(x, i, torch.ones_like(hue_place, dtype=torch.bool))
+        return x
+    for i in range(3):
+        x = blend(x, i, hue_place > i)
+    x = shift_hue(x, hue)
+    for i in range(3):
+        x = blend(x, i, hue_place <= i)
+    return x
+
+
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of RGB images (N, 3, H, W) by `shift` (N, 1, 1, 1) of a full circle."""
+    r, g, b = x.unbind(1)
+    top, bottom = x.amax(1), x.amin(1)
+    chroma = top - bottom
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sector = torch.where(
+        top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
+    sector = sector + 6 * shift.flatten(1)[:, :, None]  # in sixths of the circle
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + sector) % 6
+        channels.append(top - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.where(shift == 0, x, torch.stack(channels, 1))
+
+
+def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Gaussian blur of each image (N, C, H, W) with its own sigma (N,), reflected borders; 0 leaves it alone.
+
+    A blur along one axis is a (side, side) matrix, so it takes two batched products.
+    """
+    offsets = torch.arange(kernel, device=x.device) - kernel // 2
+    weights = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    rows, columns = (_blur_taps(side, kernel, x.device).to(x.dtype) for side in x.shape[2:])
+    rows = (weights @ rows.flatten(1)).view(-1, 1, *rows.shape[1:])
+    columns = (weights @ columns.flatten(1)).view(-1, 1, *columns.shape[1:])
+    return torch.where(sigma.view(-1, 1, 1, 1) > 0, rows @ x @ columns.mT, x)
+
+
+@lru_cache(maxsize=8)
+def _blur_taps(side: int, kernel: int, device: torch.device) -> Tensor:
+    """(kernel, side, side): matrix k takes each place to its neighbour at offset k - kernel // 2."""
+    place = torch.arange(side)
+    target = place[None] + (torch.arange(kernel) - kernel // 2)[:, None]
+    period = max(2 * (side - 1), 1)
+    target = target.abs() % period
+    target = torch.where(target >= side, period - target, target)
+    taps = torch.zeros(kernel, side, side)
+    taps.scatter_(2, target[:, :, None], 1.0)
+    return taps.to(device)

@@ -1,0 +1,181 @@
+"""Processes: joining them, and collectives that gradients flow through.
+
+Without torchrun every function here is the identity of one process, so no
+caller asks whether it is distributed.
+
+The collectives are differentiable in the mathematical sense: if every rank's
+output feeds one global loss, `backward` gives the gradient of that loss with
+respect to this rank's input.
+"""
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl.errors import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the one process that prints and writes."""
+    return rank() == 0
+
+
+def join(device: str = "auto") -> torch.device:
+    """Join the process group torchrun describes, if any, and return this process's device.
+
+    `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises `UserError`
+    for a GPU that is not there.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}. "
+                "Start fewer processes (--nproc_per_node), or pass --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+        place = torch.device("cuda", local_rank)
+    elif device == "cpu":
+        place = torch.device("cpu")
+    else:
+        raise UserError(f"device: {device!r} is none of auto, cpu, cuda")
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(minutes=10),
+            device_id=place if place.type == "cuda" else None,
+        )
+    return place
+
+
+def leave() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast_object(value):
+    """Rank 0's `value` (plain Python), on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of `x` over all ranks, differentiable. `x` itself is left alone."""
+    return x if world_size() == 1 else _AllReduce.apply(x)
+
+
+def row_counts(x: Tensor) -> list[int]:
+    """How many rows each rank's `x` (n, ...) has."""
+    if world_size() == 1:
+        return [x.shape[0]]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+    counts[rank()] = x.shape[0]
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+def gather_rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Rows of every rank's `x` (n, ...), in rank order; the ranks may hold different n. No gradient."""
+    if world_size() == 1:
+        return x.detach()
+    counts = row_counts(x) if counts is None else counts
+    longest = max(counts)
+    padded = x.detach()
+    if x.shape[0] < longest:
+        padded = x.new_zeros((longest, *x.shape[1:]))
+        padded[: x.shape[0]] = x.detach()
+    parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in counts]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the global batch, on any device, from differentiable all-reduces.
+
+    `nn.SyncBatchNorm` is faster on CUDA and refuses everything else; `synchronise`
+    picks. Uneven shards are weighed by their rows.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"batch norm wants (N, C, ...), got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        axes = [0, *range(2, x.ndim)]
+        shape = (1, -1, *([1] * (x.ndim - 2)))
+        wide = x.float()
+        count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
+        total = all_reduce(torch.cat([wide.sum(axes), count]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = wide - mean.view(shape)
+        var = all_reduce(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                weight = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+                self.running_mean.lerp_(mean, weight)
+                self.running_var.lerp_(var * count / (count - 1), weight)
+        out = centred * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(x.dtype)
+
+
+def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` with every batch norm synchronised over the ranks; unchanged on one process."""
+    if world_size() == 1:
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            synced = SyncBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            synced.load_state_dict(child.state_dict())
+            synced.training = child.training
+            setattr(module, name, synced)
+        else:
+            synchronise(child, device)
+    return module

@@ -1,0 +1,107 @@
+"""Encoders: images (N, 3, H, W) -> representations (N, width)."""
+
+import importlib
+import inspect
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from ssl.errors import UserError
+
+
+class SmallResNet(nn.Module):
+    """A ResNet for 32-pixel images on a CPU: 3×3 stem at full size, then one residual block a stage.
+
+    Stage s halves the side and has width · 2^(s+1) channels; the representation is the
+    global average of the last one: width · 2^stages numbers.
+    """
+
+    def __init__(self, width: int = 32, stages: int = 3):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        blocks = []
+        for _ in range(stages):
+            shortcut = nn.Sequential(
+                nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width)
+            )
+            blocks.append(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
+            width *= 2
+        self.stages = nn.Sequential(*blocks)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x)).mean((2, 3))
+
+
+def resnet_names() -> list[str]:
+    return [name for name in torchvision.models.list_models() if "resnet" in name or "resnext" in name
+            if "quant" not in name and "3d" not in name]  # fmt: skip
+
+
+def build_encoder(
+    name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None
+) -> tuple[nn.Module, int]:
+    """The encoder called `name`, freshly initialised, and the width of its representation.
+
+    `name` is a torchvision ResNet ('resnet50') or the dotted path of an `nn.Module` class
+    ('timm.models.ConvNeXt'), built with `kwargs`. A ResNet loses its classifier and starts
+    every residual branch at zero; `stem` is 'imagenet' (7×7, stride 2, max-pool), 'small'
+    (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels.
+    Raises `UserError` for a name that is not there or does not give (N, width).
+    """
+    kwargs = kwargs or {}
+    if "." in name:
+        encoder = _from_path(name, kwargs)
+    elif name in resnet_names():
+        encoder = _resnet(name, image_size, stem, kwargs)
+    else:
+        raise UserError(
+            f"encoder: {name!r} is neither a torchvision ResNet ({', '.join(resnet_names())}) "
+            "nor the dotted path of an nn.Module class"
+        )
+    return encoder, representation_width(encoder, image_size)
+
+
+def _resnet(name: str, image_size: int, stem: str, kwargs: dict) -> ResNet:
+    encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
+    encoder.fc = nn.Identity()
+    if stem == "small" or (stem == "auto" and image_size <= 64):
+        encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+        encoder.maxpool = nn.Identity()
+    return encoder
+
+
+def _from_path(path: str, kwargs: dict) -> nn.Module:
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"encoder: cannot import {path!r} ({error})") from None
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise UserError(f"encoder: {path!r} is not an nn.Module class")
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise UserError(f"encoder: {path} does not take encoder_kwargs {kwargs} ({error})") from None
+
+
+@torch.no_grad()
+def representation_width(encoder: nn.Module, image_size: int) -> int:
+    """Width of the representation, read off one forward pass; no state of the encoder changes."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        h = encoder(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise UserError(f"encoder: it cannot read a (1, 3, {image_size}, {image_size}) image: {error}") from None
+    finally:
+        encoder.train(was_training)
+    if not isinstance(h, Tensor) or h.ndim != 2:
+        shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise UserError(f"encoder: it must give representations (N, width), not {shape}")
+    return h.shape[1]

@@ -1,0 +1,30 @@
+"""What sits on an encoder: the projector while pre-training."""
+
+from torch import nn
+
+from ssl.errors import UserError
+
+
+def parse_widths(spec: str) -> list[int]:
+    """'8192-8192-8192' -> [8192, 8192, 8192]. Raises `UserError` for anything else."""
+    widths = spec.split("-")
+    if not all(width.isdecimal() and int(width) > 0 for width in widths):
+        raise UserError(f"projector: {spec!r} is not a list of widths; write for example 8192-8192-8192")
+    return [int(width) for width in widths]
+
+
+def projector(width: int, spec: str, batch_norm: bool = True) -> nn.Sequential:
+    """The network from representations (N, width) to embeddings (N, last of `spec`).
+
+    Every layer but the last is followed by ReLU; with `batch_norm` (Barlow Twins) by batch
+    norm and ReLU, and no layer has a bias; without it (SimCLR) the layers have biases.
+    """
+    widths = [width, *parse_widths(spec)]
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths[:-2], widths[1:-1]):
+        layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(fan_out))
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not batch_norm))
+    return nn.Sequential(*layers)
