@@ -1,0 +1,220 @@
+"""Settings: a dataclass in the script <-> YAML <-> the command line.
+
+Layers, later ones win: the dataclass's defaults, the recipe of the method and data set,
+`--config FILE`, `--key value`. One function, `coerce`, checks values from every source.
+The comment behind a field is its help text, so the top of a script is its manual.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+from ssl.errors import UserError
+
+LARGEST_FILE = 1_000_000  # bytes; settings are written by people
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without its traps: 1e-3 is a number, no and 12:30 are words, a key stands once."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in settings")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{sorted(twice)[0]!r} is set twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|false|False)$", "tTfF"),
+    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("tag:yaml.org,2002:null", r"^(?:~|null|)$", ["~", "n", ""]),
+]:
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
+
+
+def _parse_yaml(text: str, where: str):
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Raises `UserError` naming the file for anything else."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this settings file ({error})") from None
+    values = _parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected lines of 'setting: value', found a {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: str | Path, values: dict) -> None:
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), encoding="utf-8")
+
+
+# Types ------------------------------------------------------------------------
+
+
+def coerce(value, kind, where: str):
+    """`value` as type `kind`, or a `UserError` that begins with `where`.
+
+    Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...] and `X | None`. An
+    integer is a fine float; nothing else changes its type, and numbers must be finite.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return coerce(value, next(arg for arg in args if arg is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{_nearest(value, args)}")
+        return value
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        if origin is tuple and len(value) != len(args):
+            raise UserError(f"{where}: expected {len(args)} values, got {value!r}")
+        kinds = args if origin is tuple else args * len(value)
+        return [coerce(item, item_kind, where) for item, item_kind in zip(value, kinds)]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if type(value) is not kind:
+        raise UserError(f"{where}: {value!r} is not {_ARTICLE[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}: {value!r} is not a finite number")
+    return value
+
+
+_ARTICLE = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    dict: "a mapping like {key: value}",
+}
+
+
+def _nearest(name, names) -> str:
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check(values: dict, cls, where: str) -> dict:
+    """Every key known, every value of its field's type."""
+    kinds = typing.get_type_hints(cls)
+    for key in values:
+        if key not in kinds:
+            raise UserError(f"{where}: unknown setting {key!r}{_nearest(key, kinds)}")
+    return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
+
+
+# Command line -----------------------------------------------------------------
+
+
+def _from_arguments(cls, arguments: list[str]) -> dict:
+    """`--key value` and `--key=value`; a bare `--key` is true for a bool."""
+    kinds = typing.get_type_hints(cls)
+    values: dict = {}
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if not argument.startswith("--"):
+            raise UserError(f"command line: {argument!r} has no place; settings are written --key value (see --help)")
+        key, equals, text = argument[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in kinds:
+            raise UserError(f"command line: unknown setting --{key}{_nearest(key, kinds)}")
+        if not equals:
+            following = []
+            takes_many = typing.get_origin(kinds[key]) in (list, tuple)
+            while position < len(arguments) and not arguments[position].startswith("--"):
+                following.append(arguments[position])
+                position += 1
+                if not takes_many:
+                    break
+            if not following and kinds[key] is not bool:
+                raise UserError(f"command line: --{key} needs a value")
+            text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
+        if key in values:
+            raise UserError(f"command line: --{key} is given twice")
+        takes_text = kinds[key] in (str, str | None)
+        if takes_text and text in ("null", "none", "None") and kinds[key] != str:
+            values[key] = None
+        else:
+            values[key] = text if takes_text else _parse_yaml(text, f"command line: {key}")
+    return _check(values, cls, "command line")
+
+
+def parse(cls, arguments: list[str] | None = None, recipe=None):
+    """The settings of a script, and where each came from.
+
+    `recipe` is a function from the values set so far to the path of the recipe under them, or
+    None. Returns (settings, origin): origin maps each field to 'default', a file or
+    'command line'. `--help` prints the manual and exits.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(manual(cls))
+        raise SystemExit(0)
+    layers = [("command line", _from_arguments(cls, arguments))]
+    config = layers[0][1].get("config")
+    if config is not None:
+        layers.insert(0, (config, _check(read_yaml(config), cls, config)))
+    if recipe is not None:
+        asked = {key: value for _, values in layers for key, value in values.items()}
+        path = recipe(asked)
+        if path is not None:
+            layers.insert(0, (str(path), _check(read_yaml(path), cls, str(path))))
+    values, origin = {}, {}
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        values[field.name], origin[field.name] = default, "default"
+    for where, layer in layers:
+        values.update(layer)
+        origin.update(dict.fromkeys(layer, where))
+    return cls(**values), origin
+
+
+def manual(cls) -> str:
+    """What --help prints: the fields of a settings class with their comments, as written there."""
+    lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
+    for line in inspect.getsource(cls).splitlines():
+        heading = re.match(r"\s+# (.+)", line)
+        field = re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line)
+        if heading:
+            lines += ["", heading[1]]
+        elif field:
+            name, default, comment = field.groups()
+            listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
+            default = (listed[1] if listed else default).strip('"')
+            lines.append(f"  --{name:<26} {comment} [{'unset' if default == 'None' else default}]")
+    return "\n".join(lines)

@@ -1,0 +1,278 @@
+"""Data sets by name. All look alike: `len`, `pixels(index)`, labels and class names.
+
+A data set small enough (images of at most 64 pixels, as CIFAR) is held as one uint8 tensor,
+`resident`; batches of it are cut and resized on the training device without workers.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl.data.images import decode, list_images
+from ssl.data.shapes import CLASSES as SHAPE_CLASSES
+from ssl.data.shapes import shapes
+from ssl.errors import UserError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# name: (image size, mean, std). Statistics of the training pixels, in 0..1.
+KNOWN = {
+    "shapes": (32, *IMAGENET),
+    "CIFAR10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": (32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "SVHN": (32, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "STL10": (96, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "ImageNet": (224, *IMAGENET),
+    "ImageNet50": (224, *IMAGENET),
+    "ImageNet100": (224, *IMAGENET),
+    "ImageNet200": (224, *IMAGENET),
+    "folder": (224, *IMAGENET),
+    "fake": (224, *IMAGENET),
+}
+SMALL = 64  # pixels: up to here an image counts as small
+RESIDENT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images. Either `resident` (N, C, H, W) uint8 or `paths`; labels (N,) int64, -1 unlabelled."""
+
+    name: str
+    labels: Tensor
+    classes: list[str]
+    resident: Tensor | None = None
+    paths: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self, index: int) -> Tensor:
+        """Image `index` as (C, H, W) uint8. Raises `BadImage`."""
+        return self.resident[index] if self.resident is not None else decode(self.paths[index])
+
+    def sample_name(self, index: int) -> str:
+        return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
+
+    def subset(self, indices: Tensor) -> "Images":
+        return replace(
+            self,
+            labels=self.labels[indices],
+            resident=None if self.resident is None else self.resident[indices],
+            paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
+        )
+
+
+def resolve_name(dataset: str | None, data_dir: str | None) -> str:
+    """The data set that is meant where only one of the two settings, or none, was given."""
+    if dataset is None:
+        return "folder" if data_dir else "shapes"
+    if dataset not in KNOWN:
+        lower = {name.lower(): name for name in KNOWN}
+        hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
+        raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
+    if dataset in ("shapes", "fake") and data_dir:
+        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
+    return dataset
+
+
+def load(
+    name: str,
+    data_dir: str | None,
+    split: str,
+    *,
+    image_size: int | None = None,
+    download: bool = False,
+    class_list: str | None = None,
+    seed: int = 0,
+) -> Images:
+    """Split 'train', 'test' or 'unlabelled' (what to pre-train on) of a data set.
+
+    'unlabelled' is train except where a data set has more images without labels (STL10). A
+    folder without splits is cut 90/10 by `seed`. Raises `UserError` where the data is not
+    there or not what it should be.
+    """
+    if name == "shapes":
+        pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
+        return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
+    if name == "fake":
+        return _fake(image_size or 224)
+    if name == "folder":
+        data = _folder(_existing(data_dir, name), split, seed)
+    elif name.startswith("ImageNet"):
+        data = _imagenet(_existing(data_dir, name), name, split, class_list)
+    else:
+        data = _torchvision(name, data_dir or "data", split, download)
+    return _make_resident(data)
+
+
+def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        count = round(len(of_class) * fraction) or int(len(of_class) > 1)
+        held[of_class[:count]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def _existing(data_dir: str | None, name: str) -> Path:
+    if data_dir is None:
+        raise UserError(f"data_dir: {name} has to be read from somewhere; pass --data_dir FOLDER")
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data_dir: {data_dir} is not a folder{' (it is a file)' if folder.exists() else ''}")
+    return folder
+
+
+# Folders ----------------------------------------------------------------------
+
+
+def _folder(root: Path, split: str, seed: int) -> Images:
+    """ROOT/{train,val|test}/CLASS/*, or ROOT/CLASS/*, or images without classes."""
+    if (root / "train").is_dir():
+        train = _tree(root / "train")
+        if split != "test":
+            return train
+        other = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+        if other is None:
+            raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
+        test = _tree(other)
+        _same_classes(train, test, root / "train", other)
+        return test
+    everything = _tree(root)
+    if not everything.classes:
+        if split == "test":
+            raise UserError(f"data_dir: {root} holds images without class folders; without labels there is nothing to judge")
+        return everything
+    if split == "unlabelled":
+        return everything
+    train, test = split_validation(everything.labels, 0.1, seed)
+    return everything.subset(test if split == "test" else train)
+
+
+def _tree(folder: Path) -> Images:
+    """All images below a folder; the first folder below it is the class, if every image is in one."""
+    files = list_images(folder)
+    if not files:
+        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(e[1:] for e in EXTENSIONS_SHOWN))})")
+    paths = [str(folder / path) for path in files]
+    if any(len(path.parts) == 1 for path in files):
+        return Images("folder", torch.full((len(files),), -1), [], paths=paths)
+    classes = sorted({path.parts[0] for path in files})
+    number = {name: label for label, name in enumerate(classes)}
+    empty = [entry.name for entry in folder.iterdir()
+             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in number]  # fmt: skip
+    if empty:
+        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
+    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
+
+
+EXTENSIONS_SHOWN = (".jpg", ".png", ".bmp", ".tif", ".webp")
+
+
+def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
+    for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
+        missing = sorted(set(here.classes) - set(there.classes))
+        if missing:
+            raise UserError(
+                f"data_dir: class {missing[0]!r} is not in {where}"
+                + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + "; both splits need the same class folders"
+            )
+
+
+def _imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
+    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
+    folder = root / ("val" if split == "test" else "train")
+    if not folder.is_dir():
+        raise UserError(f"data_dir: {root} is not ImageNet: there is no {folder.name}/ of class folders in it")
+    if name == "ImageNet":
+        if class_list:
+            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
+        return replace(_tree(folder), name=name)
+    if class_list is None:
+        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
+    wnids, names = read_class_list(class_list)
+    expected = int(name.removeprefix("ImageNet"))
+    if len(wnids) != expected:
+        raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
+    paths, labels = [], []
+    for label, wnid in enumerate(wnids):
+        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
+        if not files:
+            raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
+        paths += [str(folder / wnid / file) for file in files]
+        labels += [label] * len(files)
+    return Images(name, torch.tensor(labels), names, paths=paths)
+
+
+def read_class_list(path: str) -> tuple[list[str], list[str]]:
+    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
+    try:
+        lines = [line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class_list: cannot read {path} ({error})") from None
+    wnids = [line[0] for line in lines]
+    for wnid in wnids:
+        if "/" in wnid or wnid in (".", "..") or wnids.count(wnid) > 1:
+            raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
+    return wnids, [line[-1].strip() for line in lines]
+
+
+# Others -----------------------------------------------------------------------
+
+
+def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images:
+    from torchvision import datasets
+
+    cls = getattr(datasets, name)
+    if name in ("CIFAR10", "CIFAR100"):
+        options = {"train": split != "test"}
+    elif name == "STL10" and split == "unlabelled":
+        options = {"split": "train+unlabeled"}
+    else:
+        options = {"split": "test" if split == "test" else "train"}
+    try:
+        data = cls(data_dir, download=download, **options)
+    except RuntimeError as error:
+        raise UserError(f"data_dir: {name} is not in {data_dir} ({error}); pass --download, or the right --data_dir") from None
+    except OSError as error:
+        raise UserError(f"data_dir: {name} could not be read or downloaded ({error})") from None
+    pixels = torch.from_numpy(data.data)
+    if pixels.shape[-1] == 3:
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(data.targets if hasattr(data, "targets") else data.labels).long()
+    return Images(name, labels, list(getattr(data, "classes", map(str, range(10)))), resident=pixels)
+
+
+def _fake(size: int, count: int = 10_000) -> Images:
+    """Random pixels for throughput work: no files, no decoding."""
+    shown = torch.randint(0, 256, (min(count, 256), 3, size, size), dtype=torch.uint8,
+                          generator=torch.Generator().manual_seed(0))  # fmt: skip
+    pixels = shown.repeat(-(-count // len(shown)), 1, 1, 1)[:count] if size <= SMALL else shown
+    return Images("fake", torch.arange(len(pixels)) % 10, [str(i) for i in range(10)], resident=pixels)
+
+
+def _make_resident(data: Images) -> Images:
+    """Hold a file data set in memory if its images are small and all of one size."""
+    if data.resident is not None:
+        return data
+    first = data.pixels(0)
+    if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
+        return data
+    resident = torch.empty(len(data), *first.shape, dtype=torch.uint8)
+
+    def read(index: int) -> bool:
+        pixels = data.pixels(index)
+        if pixels.shape != first.shape:
+            return False
+        resident[index] = pixels
+        return True
+
+    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside the interpreter lock
+        same = all(pool.map(read, range(len(data)), chunksize=256))
+    return replace(data, resident=resident) if same else data
