@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl.data.images import decode, list_images
+from ssl.data.images import EXTENSIONS, decode, list_images
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.errors import UserError
@@ -29,7 +29,6 @@ KNOWN = {
     "ImageNet100": (224, *IMAGENET),
     "ImageNet200": (224, *IMAGENET),
     "folder": (224, *IMAGENET),
-    "fake": (224, *IMAGENET),
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
@@ -72,8 +71,8 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
         lower = {name.lower(): name for name in KNOWN}
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
         raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
-    if dataset in ("shapes", "fake") and data_dir:
-        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
+    if dataset == "shapes" and data_dir:
+        raise UserError("data_dir: shapes is made, not read; leave --data_dir away, or use --dataset folder")
     return dataset
 
 
@@ -96,8 +95,6 @@ def load(
     if name == "shapes":
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
-    if name == "fake":
-        return _fake(image_size or 224)
     if name == "folder":
         data = _folder(_existing(data_dir, name), split, seed)
     elif name.startswith("ImageNet"):
@@ -158,7 +155,7 @@ def _tree(folder: Path) -> Images:
     """All images below a folder; the first folder below it is the class, if every image is in one."""
     files = list_images(folder)
     if not files:
-        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(e[1:] for e in EXTENSIONS_SHOWN))})")
+        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
     paths = [str(folder / path) for path in files]
     if any(len(path.parts) == 1 for path in files):
         return Images("folder", torch.full((len(files),), -1), [], paths=paths)
@@ -169,9 +166,6 @@ def _tree(folder: Path) -> Images:
     if empty:
         raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
     return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
-
-
-EXTENSIONS_SHOWN = (".jpg", ".png", ".bmp", ".tif", ".webp")
 
 
 def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
@@ -247,14 +241,6 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.as_tensor(data.targets if hasattr(data, "targets") else data.labels).long()
     return Images(name, labels, list(getattr(data, "classes", map(str, range(10)))), resident=pixels)
-
-
-def _fake(size: int, count: int = 10_000) -> Images:
-    """Random pixels for throughput work: no files, no decoding."""
-    shown = torch.randint(0, 256, (min(count, 256), 3, size, size), dtype=torch.uint8,
-                          generator=torch.Generator().manual_seed(0))  # fmt: skip
-    pixels = shown.repeat(-(-count // len(shown)), 1, 1, 1)[:count] if size <= SMALL else shown
-    return Images("fake", torch.arange(len(pixels)) % 10, [str(i) for i in range(10)], resident=pixels)
 
 
 def _make_resident(data: Images) -> Images:

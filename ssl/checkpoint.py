@@ -1,0 +1,92 @@
+"""Files of a run: written whole or not at all, read without running their code."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssl.errors import UserError
+
+
+def save(value, path: str | Path) -> None:
+    """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a power cut
+    finally:
+        os.close(folder)
+
+
+def load(path: str | Path):
+    """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused: it is damaged or no PyTorch file, or reading it would run code stored in it. "
+            "Expected a file of tensors and plain values (torch.save of a state_dict)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save") from None
+
+
+def find_encoder(path: str | Path) -> Path:
+    """The encoder file that `path`, a run folder or a file, stands for."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("encoder.pt", "checkpoint.pt"):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path}: holds neither encoder.pt nor checkpoint.pt; is it the output_dir of a run?")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or run folder")
+    return path
+
+
+def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
+    """Put the weights of a run folder, encoder.pt or checkpoint.pt into `encoder`; return the file read.
+
+    Strict: every weight must be there with the right shape. A torchvision classifier (fc) is
+    the one thing that may be left over. Raises `UserError` that lists what does not fit.
+    """
+    path = find_encoder(path)
+    weights = load(path)
+    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # a checkpoint of ours
+        prefix = "encoder."
+        weights = {k.removeprefix(prefix): v for k, v in weights["model"].items() if k.startswith(prefix)}
+    if not isinstance(weights, dict) or not any(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise UserError(f"{path}: holds no weights by name; expected an encoder.pt or checkpoint.pt of train.py")
+    wanted = encoder.state_dict()
+    missing = [k for k in wanted if k not in weights]
+    unknown = [k for k in weights if k not in wanted and not k.startswith("fc.")]
+    misfits = [
+        f"{k} is {tuple(weights[k].shape)}, not {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in weights and weights[k].shape != wanted[k].shape
+    ]
+    for what, names in (("lacks", missing), ("has unknown", unknown), ("does not fit:", misfits)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} {', '.join(names[:3])}{more}. "
+                "Check --encoder, --stem and --encoder_kwargs"
+            )
+    encoder.load_state_dict({k: weights[k] for k in wanted})
+    return path

@@ -1,0 +1,84 @@
+"""What a person sees of a run: a bar or plain lines, and metrics.jsonl."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ssl.distributed import is_main
+
+
+def say(text: str = "") -> None:
+    """Print on rank 0, past any progress bar."""
+    if is_main():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """A bar on a terminal, a line every half minute elsewhere; rank 0 only."""
+
+    def __init__(self, total: int, start: int, unit: str = "step"):
+        self.total, self.start, self.began, self.spoke = total, start, time.monotonic(), 0.0
+        self.terminal = is_main() and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not self.terminal)
+
+    def update(self, step: int, note: str = "") -> None:
+        """`step` steps are done; `note` is shown beside them."""
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(step - self.bar.n)
+        now = time.monotonic()
+        if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
+            self.spoke = now
+            left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
+            print(f"step {step}/{self.total}  {note}  left {duration(left)}", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class Metrics:
+    """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached."""
+
+    def __init__(self, path: Path, step: int):
+        self.file = None
+        if not is_main():
+            return
+        lines = path.read_text().splitlines() if step and path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = open(path, "a", buffering=1)
+
+    def write(self, **values) -> None:
+        if self.file:
+            tidy = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in values.items()}
+            self.file.write(json.dumps(tidy) + "\n")
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+def _step(line: str) -> float:
+    """The step of a metrics line; a line cut short by a crash counts as never reached."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of words in aligned columns, a rule under the first."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

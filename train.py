@@ -1,0 +1,493 @@
+"""Pre-train an encoder on images without labels.
+
+    python train.py                                          the embedded data set, on this machine
+    torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
+    python train.py --help                                   every setting
+"""
+
+import ssl
+from pathlib import Path
+
+ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl import checkpoint, config, distributed
+from ssl.augment import View
+from ssl.data import datasets
+from ssl.data.loader import Batch, Order, auto_workers, finish, training_batches
+from ssl.distributed import is_main, world_size
+from ssl.encoders import build_encoder
+from ssl.errors import UserError, one_line_errors
+from ssl.heads import projector
+from ssl.losses import BarlowTwinsLoss, InfoNCELoss
+from ssl.optim import LARS, parameter_groups
+from ssl.report import Metrics, Progress, say
+from ssl.schedules import set_lr, warmup_cosine
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass
+class Settings:
+    """Pre-train an encoder on images without labels.
+
+    The defaults are Barlow Twins on ImageNet as published. What you do not set comes from the
+    recipe of the method and data set in configs/, and the run says so.
+    """
+
+    # Where settings come from
+    config: str | None = None  # YAML file of settings; the command line wins over it
+    # What to learn, from what
+    method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
+    dataset: str | None = None  # shapes, CIFAR10, CIFAR100, SVHN, STL10, ImageNet, ImageNet50/100/200 or folder
+    data_dir: str | None = None  # folder of the data set, or of your own images
+    class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
+    download: bool = False  # let torchvision download the data set
+    image_size: int = 224  # pixels of a view's side
+    # Model
+    encoder: str = "resnet50"  # a torchvision ResNet, or the dotted path of an nn.Module class
+    encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
+    stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
+    projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
+    init: str | None = None  # start from the encoder in this run folder or file
+    # Loss
+    lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
+    loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
+    temperature: float = 0.1  # SimCLR
+    # Optimizer
+    batch_size: int = 256  # images per process and micro-batch
+    accumulate: int = 1  # micro-batches a step; the loss is that of all of them together
+    epochs: int = 100  # length of the run and of the schedule
+    max_steps: int | None = None  # stop after so many steps; the schedule still spans all epochs
+    optimizer: Literal["lars", "sgd", "adam", "adamw"] = "lars"  # lars for large batches
+    lr: float = 0.2  # of weights, before scaling with the batch
+    bias_lr: float | None = 0.0048  # of biases and norms, before scaling; unset: the same as lr
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # lr x batch/256, x sqrt(batch), or as it is
+    weight_decay: float = 1e-6  # of weights; biases and norms have none
+    momentum: float = 0.9  # of lars and sgd
+    warmup_epochs: float = 10  # linear from 0
+    final_lr: float = 0.001  # where the cosine ends, as a share of lr
+    clip_grad: float | None = None  # largest gradient norm
+    sync_bn: bool = True  # batch norm over the global batch
+    # Views: two numbers where the two views differ
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
+    flip: float = 0.5  # probability
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    color_distortion_strength: float = 1.0  # multiplies jitter
+    jitter_prob: float = 0.8  # probability
+    grayscale: float = 0.2  # probability
+    blur_prob: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of view 1, view 2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    blur_kernel: int = 23  # pixels, odd
+    solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
+    mean: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
+    std: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
+    # Machine
+    gpus: int | None = None  # start so many processes here, as torchrun would
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
+    compile: bool = False  # torch.compile the model
+    workers: int | None = None  # loader processes per process; unset: the cores it may use
+    # Run
+    seed: int = 0  # of weights, order and views
+    output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
+    resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
+    save_minutes: float = 10.0  # between checkpoints; the end is always saved
+    log_every: int = 10  # steps between lines of metrics.jsonl
+
+
+def main() -> None:
+    settings, origin = config.parse(Settings, recipe=find_recipe)
+    if settings.gpus is not None and "RANK" not in os.environ:
+        start_processes(settings.gpus)
+    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    check(settings)
+    device = distributed.join(settings.device)
+    torch.backends.cudnn.benchmark = True
+
+    # Data
+    data = datasets.load(
+        settings.dataset,
+        settings.data_dir,
+        "unlabelled",
+        image_size=settings.image_size,
+        download=settings.download and is_main(),
+        class_list=settings.class_list,
+        seed=settings.seed,
+    )
+    mean, std = (torch.tensor(values, device=device) for values in normalisation(settings))
+    views = make_views(settings)
+    order = Order(len(data), settings.batch_size, settings.accumulate, settings.seed)
+    total, warmup = schedule_steps(settings, order)
+    stop = min(total, settings.max_steps or total)
+
+    # Model
+    torch.manual_seed(settings.seed)
+    model = Model(settings)
+    if settings.init:
+        say(f"init        encoder weights of {checkpoint.load_encoder(model.encoder, settings.init)}")
+    if settings.sync_bn:
+        model = distributed.synchronise(model, device)
+    model = model.to(device, memory_format=torch.channels_last)
+    criterion = make_criterion(settings)
+
+    # Optimizer
+    scale = lr_scale(settings, order.global_batch)
+    optimizer = make_optimizer(settings, model, scale)
+    autocast_dtype = choose_precision(settings.amp, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16)
+
+    # Resume
+    folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
+    step = open_run(folder, settings, model, optimizer, scaler)
+    introduce(settings, origin, device, data, order, scale, autocast_dtype, folder, step, stop)
+
+    runner = model
+    if world_size() > 1:
+        runner = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if settings.compile:
+        runner = torch.compile(runner)
+
+    def embed(batch: Batch) -> tuple[Tensor, ...]:
+        """The embeddings (n, D) of a micro-batch's views."""
+        with torch.no_grad():
+            x = finish(batch, views, mean, std)
+        with torch.autocast(device.type, autocast_dtype or torch.float32, enabled=autocast_dtype is not None):
+            return runner(*x)
+
+    # Loop
+    workers = auto_workers() if settings.workers is None else settings.workers
+    batches = training_batches(data, views, order, step, stop, workers, device)
+    metrics = Metrics(folder / "metrics.jsonl", step)
+    progress = Progress(stop, step)
+    saved = logged = time.monotonic()
+    waited, logged_step = 0.0, step
+    model.train()
+    while step < stop:
+        factor = warmup_cosine(step, total, warmup, settings.final_lr)
+        set_lr(optimizer, factor)
+
+        began = time.monotonic()
+        micro_batches = [next(batches) for _ in range(settings.accumulate)]
+        waited += time.monotonic() - began
+
+        # The loss is the global batch's already; DDP averages gradients, so undo its division.
+        backward = lambda loss: scaler.scale(loss * world_size()).backward()  # noqa: E731
+        if settings.accumulate == 1:
+            loss = criterion(*embed(micro_batches[0]))
+            backward(loss)
+        else:
+            loss = accumulate(micro_batches, embed, criterion, backward, runner)
+        if settings.clip_grad is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+
+        if step % settings.log_every == 0 or step == stop:
+            value = loss.item()
+            now = time.monotonic()
+            rate = (step - logged_step) * order.global_batch / (now - logged)
+            lrs = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+            parts = {name: part.item() for name, part in criterion.parts.items()}
+            epoch = step / order.steps_per_epoch
+            metrics.write(
+                epoch=round(epoch, 4), step=step, loss=value, **parts, **lrs,
+                samples_per_second=rate, data_wait=waited / (now - logged),
+            )  # fmt: skip
+            progress.update(step, f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}")
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the loss is {value} at step {step}: training has diverged. Nothing was saved since the last "
+                    f"checkpoint. Lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
+                )
+            logged, logged_step, waited = now, step, 0.0
+        if is_main() and step < stop and time.monotonic() - saved > settings.save_minutes * 60:
+            save_run(folder, settings, model, optimizer, scaler, step)
+            saved = time.monotonic()
+
+    # Save
+    if is_main():
+        save_run(folder, settings, model, optimizer, scaler, step)
+    progress.close()
+    metrics.close()
+    distributed.barrier()
+    distributed.leave()
+    say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
+    say(f"judge it    python evaluate.py --model_path {folder}")
+
+
+class Model(nn.Module):
+    """Encoder and projector: views (n, 3, H, W) -> embeddings (n, D), one view at a time through batch norm."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self.encoder, width = build_encoder(
+            settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs
+        )
+        self.projector = projector(width, settings.projector, batch_norm=settings.method == "barlow_twins")
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.projector(self.encoder(x)) for x in views)
+
+
+def accumulate(micro_batches: list[Batch], embed, criterion, backward, runner: nn.Module) -> Tensor:
+    """Gradient of the loss of all micro-batches together, in the memory of one (Gao et al. 2021, GradCache).
+
+    Embeddings first, without a graph; the loss's gradient on all of them; then each micro-batch
+    again with its share of that gradient. Batch norm sees one micro-batch at a time, and its
+    running statistics count each once.
+    """
+    norms = [m for m in runner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    with torch.no_grad():
+        parts = [embed(batch) for batch in micro_batches]
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    z = [torch.cat(view).requires_grad_() for view in zip(*parts)]
+    loss = criterion(*z)
+    backward(loss)
+    shares = [view.grad.split(len(micro_batches[0].index)) for view in z]
+    for number, batch in enumerate(micro_batches):
+        last = number == len(micro_batches) - 1
+        quiet = contextlib.nullcontext() if last or not hasattr(runner, "no_sync") else runner.no_sync()
+        with quiet:
+            torch.autograd.backward(embed(batch), [share[number] for share in shares])
+    return loss
+
+
+# What the loop is made of ---------------------------------------------------------
+
+
+def find_recipe(asked: dict) -> Path | None:
+    """The recipe in configs/ under the settings that were asked for."""
+    method = asked.get("method", "barlow_twins")
+    name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
+    if name == "folder":
+        name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
+    name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
+    if name.startswith("imagenet"):
+        name = "imagenet"
+    path = ROOT / "configs" / f"{method}_{name}.yaml"
+    return path if path.exists() else None
+
+
+def start_processes(count: int) -> None:
+    """Replace this process by torchrun with `count` processes and the same settings."""
+    if count < 1:
+        raise UserError(f"gpus: {count} is not a number of processes")
+    arguments = sys.argv[1:]
+    where = next(i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--gpus")
+    del arguments[where : where + (1 if "=" in arguments[where] else 2)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(__file__), *arguments])
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot work, before any process waits for another."""
+    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} must be at least 1")
+    if settings.batch_size < 2:
+        raise UserError(f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process")
+    for name in ("lr", "bias_lr", "weight_decay", "warmup_epochs", "lambd", "color_distortion_strength"):
+        value = getattr(settings, name)
+        if value is not None and value < 0:
+            raise UserError(f"{name}: {value} must not be negative")
+    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes"):
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name}: {value} must be positive")
+    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob"):
+        value = getattr(settings, name)
+        if not all(0 <= p <= 1 for p in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{name}: {value} is not a probability in 0..1")
+        if isinstance(value, list) and len(value) != 2:
+            raise UserError(f"{name}: expected two values, of view 1 and view 2, got {value}")
+    low, high = settings.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {settings.crop_scale}")
+    if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
+        raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
+    if settings.warmup_epochs >= settings.epochs:
+        raise UserError(
+            f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
+            "rate would never come down; set --warmup_epochs"
+        )
+
+
+def schedule_steps(settings: Settings, order: Order) -> tuple[int, int]:
+    """(steps of the whole schedule, steps of warm-up)."""
+    if order.steps_per_epoch == 0:
+        raise UserError(
+            f"batch_size: the global batch, {settings.batch_size} per process × {world_size()} processes × accumulate "
+            f"{settings.accumulate} = {order.global_batch}, is larger than the data set ({order.count} images)"
+        )
+    warmup = round(settings.warmup_epochs * order.steps_per_epoch)
+    return settings.epochs * order.steps_per_epoch, warmup
+
+
+def normalisation(settings: Settings) -> tuple:
+    _, mean, std = datasets.KNOWN[settings.dataset]
+    return settings.mean or mean, settings.std or std
+
+
+def make_views(settings: Settings) -> list[View]:
+    jitter = [strength * settings.color_distortion_strength for strength in settings.jitter]
+    shared = View(
+        size=settings.image_size,
+        crop_scale=tuple(settings.crop_scale),
+        flip=settings.flip,
+        jitter=(*jitter[:3], min(jitter[3], 0.5)),
+        jitter_prob=settings.jitter_prob,
+        grayscale=settings.grayscale,
+        blur_sigma=tuple(settings.blur_sigma),
+        blur_kernel=settings.blur_kernel,
+    )
+    return [
+        dataclasses.replace(shared, blur_prob=blur, solarize_prob=solarize)
+        for blur, solarize in zip(settings.blur_prob, settings.solarize_prob)
+    ]
+
+
+def make_criterion(settings: Settings) -> nn.Module:
+    if settings.method == "barlow_twins":
+        return BarlowTwinsLoss(settings.lambd, settings.loss_scale)
+    return InfoNCELoss(settings.temperature)
+
+
+def lr_scale(settings: Settings, global_batch: int) -> float:
+    return {"linear": global_batch / 256, "sqrt": math.sqrt(global_batch), "none": 1.0}[settings.lr_scaling]
+
+
+def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.optim.Optimizer:
+    bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
+    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay)
+    if settings.optimizer == "lars":
+        return LARS(groups, lr=settings.lr, momentum=settings.momentum)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, lr=settings.lr)
+
+
+def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of mixed precision, or None for float32 throughout."""
+    if amp == "auto" and device.type == "cuda":
+        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif amp == "auto":
+        cpuinfo = Path("/proc/cpuinfo")
+        fast = cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+        amp = "bf16" if fast else "off"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+# The run folder ---------------------------------------------------------------------
+
+# Settings that may differ between a run and its continuation without changing what is learnt.
+FREE_TO_CHANGE = {
+    "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
+    "output_dir", "resume", "save_minutes", "log_every", "init", "batch_size", "accumulate",
+}  # fmt: skip
+
+
+def open_run(folder: Path, settings: Settings, model, optimizer, scaler) -> int:
+    """Make the run folder, or continue the run in it; return the step to go on from."""
+    path = folder / "checkpoint.pt" if settings.resume in ("auto", "none") else Path(settings.resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {folder} ({error})") from None
+    if settings.resume == "none" and path.exists():
+        raise UserError(f"output_dir: {folder} already holds a run; choose another --output_dir, or --resume auto")
+    if settings.resume == "auto" and not path.exists():
+        if is_main():
+            config.write_yaml(folder / "config.yaml", dataclasses.asdict(settings))
+        return 0
+    state = checkpoint.load(path)
+    expected = {"model", "optimizer", "scaler", "step", "settings", "global_batch"}
+    if not isinstance(state, dict) or not expected <= set(state):
+        raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(expected))})")
+    before, now = state["settings"], dataclasses.asdict(settings)
+    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in now.items()
+               if k not in FREE_TO_CHANGE and _plain(before.get(k)) != _plain(v)]  # fmt: skip
+    batch = settings.batch_size * settings.accumulate * world_size()
+    if batch != state["global_batch"]:
+        changed.append(f"global batch: {state['global_batch']} -> {batch}")
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+            "choose another --output_dir, or the settings of the run to continue it"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    return state["step"]
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def save_run(folder: Path, settings: Settings, model: Model, optimizer, scaler, step: int) -> None:
+    """checkpoint.pt, from which the run continues, and encoder.pt, what it is for."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "step": step,
+        "settings": dataclasses.asdict(settings),
+        "global_batch": settings.batch_size * settings.accumulate * world_size(),
+        "torch": str(torch.__version__),
+    }
+    checkpoint.save(state, folder / "checkpoint.pt")
+    checkpoint.save(model.encoder.state_dict(), folder / "encoder.pt")
+
+
+def introduce(settings, origin, device, data, order, scale, dtype, folder, step, stop) -> None:
+    """The first lines: what will run, where, and why these numbers."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if origin["dataset"] == origin["data_dir"] == "default":
+        say("*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, not on ImageNet. ***")
+    recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
+    recipe = " < ".join(os.path.relpath(where) for where in recipes) or "the defaults of train.py"
+    precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    why = {
+        "linear": f"{settings.lr:g} × global batch {order.global_batch} / 256",
+        "sqrt": f"{settings.lr:g} × √{order.global_batch}",
+        "none": "as set",
+    }[settings.lr_scaling]
+    bias = settings.lr if settings.bias_lr is None else settings.bias_lr
+    where = "in memory" if data.resident is not None else "from files"
+    say(f"recipe      {recipe}")
+    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
+    say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
+    say(f"model       {settings.encoder} {settings.encoder_kwargs or ''} + projector {settings.projector}")
+    say(
+        f"batch       {settings.batch_size} per process × {world_size()} × accumulate {settings.accumulate} = "
+        f"{order.global_batch} (global)"
+    )
+    say(f"lr          weights {settings.lr * scale:g}, biases and norms {bias * scale:g} ({why})")
+    say(f"length      {settings.epochs} epochs of {order.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up")
+    say(f"run folder  {folder}" + (f", continuing at step {step} of {stop}" if step else ""))
+
+
+if __name__ == "__main__":
+    with one_line_errors("train.py"):
+        main()
