@@ -1,12 +1,13 @@
 """Pre-train an encoder on images without labels.
 
-    python train.py                                          the embedded data set, on this machine
-    torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
-    python train.py --help                                   every setting
+python train.py                                          the embedded data set, on this machine
+torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
+python train.py --help                                   every setting
 """
 
-import ssl
 from pathlib import Path
+
+import ssl
 
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
@@ -123,13 +124,13 @@ def main() -> None:
         settings.data_dir,
         "unlabelled",
         image_size=settings.image_size,
-        download=settings.download and is_main(),
+        download=settings.download,
         class_list=settings.class_list,
         seed=settings.seed,
     )
     mean, std = (torch.tensor(values, device=device) for values in normalisation(settings))
     views = make_views(settings)
-    order = Order(len(data), settings.batch_size, settings.accumulate, settings.seed)
+    order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
     total, warmup = schedule_steps(settings, order)
     stop = min(total, settings.max_steps or total)
 
@@ -209,7 +210,9 @@ def main() -> None:
                 epoch=round(epoch, 4), step=step, loss=value, **parts, **lrs,
                 samples_per_second=rate, data_wait=waited / (now - logged),
             )  # fmt: skip
-            progress.update(step, f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}")
+            progress.update(
+                step, f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
+            )
             if not math.isfinite(value):
                 raise UserError(
                     f"the loss is {value} at step {step}: training has diverged. Nothing was saved since the last "
@@ -306,7 +309,9 @@ def check(settings: Settings) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
     if settings.batch_size < 2:
-        raise UserError(f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process")
+        raise UserError(
+            f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
+        )
     for name in ("lr", "bias_lr", "weight_decay", "warmup_epochs", "lambd", "color_distortion_strength"):
         value = getattr(settings, name)
         if value is not None and value < 0:
@@ -464,7 +469,9 @@ def introduce(settings, origin, device, data, order, scale, dtype, folder, step,
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     if origin["dataset"] == origin["data_dir"] == "default":
-        say("*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, not on ImageNet. ***")
+        say(
+            "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, not on ImageNet. ***"
+        )
     recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     recipe = " < ".join(os.path.relpath(where) for where in recipes) or "the defaults of train.py"
     precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

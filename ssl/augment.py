@@ -248,9 +248,7 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     top, bottom = x.amax(1), x.amin(1)
     chroma = top - bottom
     safe = torch.where(chroma > 0, chroma, 1.0)
-    sector = torch.where(
-        top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )
+    sector = torch.where(top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     sector = sector + 6 * shift.flatten(1)[:, :, None]  # in sixths of the circle
     channels = []
     for offset in (5, 3, 1):

@@ -44,7 +44,9 @@ def load(path: str | Path):
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save") from None
+        raise UserError(
+            f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
+        ) from None
 
 
 def find_encoder(path: str | Path) -> Path:

@@ -167,7 +167,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         if key in values:
             raise UserError(f"command line: --{key} is given twice")
         takes_text = kinds[key] in (str, str | None)
-        if takes_text and text in ("null", "none", "None") and kinds[key] != str:
+        if takes_text and text in ("null", "none", "None") and kinds[key] is not str:
             values[key] = None
         else:
             values[key] = text if takes_text else _parse_yaml(text, f"command line: {key}")

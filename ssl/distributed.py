@@ -27,8 +27,8 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True on the one process that prints and writes."""
-    return rank() == 0
+    """True on the one process that prints and writes, also before joining and after leaving."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def join(device: str = "auto") -> torch.device:

@@ -25,9 +25,7 @@ class SmallResNet(nn.Module):
         )
         blocks = []
         for _ in range(stages):
-            shortcut = nn.Sequential(
-                nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width)
-            )
+            shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
             blocks.append(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
             width *= 2
         self.stages = nn.Sequential(*blocks)
@@ -42,9 +40,7 @@ def resnet_names() -> list[str]:
             if "quant" not in name and "3d" not in name]  # fmt: skip
 
 
-def build_encoder(
-    name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None
-) -> tuple[nn.Module, int]:
+def build_encoder(name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None) -> tuple[nn.Module, int]:
     """The encoder called `name`, freshly initialised, and the width of its representation.
 
     `name` is a torchvision ResNet ('resnet50') or the dotted path of an `nn.Module` class

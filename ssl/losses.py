@@ -146,9 +146,7 @@ def _barlow_cross(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants
     return on_diag, off_diag, (g1, g2)
 
 
-def barlow_twins(
-    z1: Tensor, z2: Tensor, lambd: float = 5e-3, form: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
+def barlow_twins(z1: Tensor, z2: Tensor, lambd: float = 5e-3, form: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
     """Barlow Twins loss (Zbontar et al. 2021, eq. 1) of the global batch, in float32.
 
     z1, z2: (n, D), this rank's rows of the two views; each column is normalised over
@@ -235,9 +233,7 @@ class _InfoNCE(torch.autograd.Function):
             scores = _scores(z, everyone, rows, ctx.first, ctx.temperature)
             weights = (scores - lse[ctx.first + rows, None]).exp_()
             weights += (scores - lse[None, :]).exp_()
-            weights.scatter_add_(
-                1, (ctx.first + _partner(rows, n))[:, None], weights.new_full((len(rows), 1), -2.0)
-            )
+            weights.scatter_add_(1, (ctx.first + _partner(rows, n))[:, None], weights.new_full((len(rows), 1), -2.0))
             out[start : start + len(rows)] = weights @ everyone
         return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None
 
@@ -253,9 +249,7 @@ def _scores(z: Tensor, everyone: Tensor, rows: Tensor, first: int, temperature: 
     return scores.scatter_(1, (first + rows)[:, None], float("-inf"))
 
 
-def info_nce(
-    z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int = 1024
-) -> tuple[Tensor, Tensor, Tensor]:
+def info_nce(z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32.
 
     z1, z2: (n, D), this rank's rows of the two views; rows are L2-normalised here. Every

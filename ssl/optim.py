@@ -5,9 +5,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(
-    module: nn.Module, lr: float, bias_lr: float, weight_decay: float
-) -> list[dict]:
+def parameter_groups(module: nn.Module, lr: float, bias_lr: float, weight_decay: float) -> list[dict]:
     """Two groups: 'weights' (ndim > 1) with `lr` and decay; 'biases' (biases, norms) with `bias_lr`, no decay.
 
     Each group also carries `base_lr`, what a schedule multiplies.

@@ -1,8 +1,9 @@
 """What every test shares: the package under its name, and few threads."""
 
 import os
-import ssl
 from pathlib import Path
+
+import ssl
 
 ROOT = Path(__file__).resolve().parents[1]
 ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py

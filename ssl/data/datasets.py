@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl.data.images import EXTENSIONS, decode, list_images
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
+from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -100,7 +101,10 @@ def load(
     elif name.startswith("ImageNet"):
         data = _imagenet(_existing(data_dir, name), name, split, class_list)
     else:
-        data = _torchvision(name, data_dir or "data", split, download)
+        if download and is_main():
+            _torchvision(name, data_dir or "data", split, download)
+        barrier()  # the others read what rank 0 fetched
+        data = _torchvision(name, data_dir or "data", split, False)
     return _make_resident(data)
 
 
@@ -143,7 +147,9 @@ def _folder(root: Path, split: str, seed: int) -> Images:
     everything = _tree(root)
     if not everything.classes:
         if split == "test":
-            raise UserError(f"data_dir: {root} holds images without class folders; without labels there is nothing to judge")
+            raise UserError(
+                f"data_dir: {root} holds images without class folders; without labels there is nothing to judge"
+            )
         return everything
     if split == "unlabelled":
         return everything
@@ -233,7 +239,9 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
     try:
         data = cls(data_dir, download=download, **options)
     except RuntimeError as error:
-        raise UserError(f"data_dir: {name} is not in {data_dir} ({error}); pass --download, or the right --data_dir") from None
+        raise UserError(
+            f"data_dir: {name} is not in {data_dir} ({error}); pass --download, or the right --data_dir"
+        ) from None
     except OSError as error:
         raise UserError(f"data_dir: {name} could not be read or downloaded ({error})") from None
     pixels = torch.from_numpy(data.data)

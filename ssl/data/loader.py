@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from ssl.augment import View, apply, crop_boxes, crop_resize, draw, to_unit
+from ssl.augment import View, apply, crop_boxes, crop_resize, draw, to_unit, uniforms
 from ssl.data.datasets import Images
 from ssl.data.images import BadImage
 from ssl.distributed import rank, world_size
@@ -39,11 +39,12 @@ class Order:
     count: int
     batch_size: int
     accumulate: int
+    world_size: int
     seed: int
 
     @property
     def global_batch(self) -> int:
-        return self.batch_size * self.accumulate * world_size()
+        return self.batch_size * self.accumulate * self.world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,9 +60,7 @@ class Order:
 @lru_cache(maxsize=2)
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of `count` images in an epoch."""
-    # One CPU seed keeps 32 bits: draw it from the counter, where (seed, epoch) are whole.
-    from ssl.augment import uniforms
-
+    # A CPU generator's seed keeps 32 bits: draw it from the counter, where seed and epoch are whole.
     key = int(uniforms(seed, epoch, torch.tensor([count]), 0xFFFF, 1).item() * 2**32)
     return torch.randperm(count, generator=torch.Generator().manual_seed(key))
 
@@ -119,14 +118,11 @@ class _TrainingFiles(Dataset):
     """Whole micro-batches, by (step, micro): decoded, cropped and resized, still uint8."""
 
     def __init__(self, data: Images, views: list[View], order: Order, rank: int):
-        # The world size is asked of the process group, which workers have not joined.
-        self.data, self.views, self.rank, self.seed = data, views, rank, order.seed
-        self.order = order
-        self.world_size = world_size()
+        self.data, self.views, self.order, self.rank = data, views, order, rank
 
     def __getitem__(self, key: tuple[int, int]) -> Batch | BadImage:
-        epoch, index = self._indices(*key)
-        draws = [draw(self.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
+        epoch, index = self.order.indices(*key, self.rank)
+        draws = [draw(self.order.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
         shown = [[] for _ in self.views]
         try:
             for row, i in enumerate(index.tolist()):
@@ -139,9 +135,6 @@ class _TrainingFiles(Dataset):
             return error
         pairs = [(torch.stack(crops), params) for crops, (_, params) in zip(shown, draws)]
         return Batch(pairs, index, self.data.labels[index])
-
-    def _indices(self, step: int, micro: int) -> tuple[int, Tensor]:
-        return self.order.indices(step, micro, self.rank)
 
 
 def _resized_crop(pixels: Tensor, box: list[int], size: int) -> Tensor:

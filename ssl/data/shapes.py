@@ -109,9 +109,9 @@ def _render_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tens
     for _ in range(2):
         dot = _coverage(_disc, _place(uniform(0.1, 0.16), uniform(-0.9, 0.9, 2), uniform(0, 1), x, y), size)
         image = torch.lerp(image, uniform(0, 1, 3, 1, 1), dot)
-    radius = uniform(0.6, 0.8)
+    radius = uniform(0.5, 0.75)
     slack = (1 - radius)[:, None]  # a shape stays inside the image
-    points = _place(radius, uniform(-1, 1, 2) * slack, uniform(-0.1, 0.1), x, y)
+    points = _place(radius, uniform(-1, 1, 2) * slack, uniform(-0.125, 0.125), x, y)
     for label, shape in enumerate(_SHAPES):
         rows = (labels == label).nonzero()[:, 0]
         mask = _coverage(shape, tuple(part[rows] for part in points), size)

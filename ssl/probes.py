@@ -1,0 +1,126 @@
+"""Judges of frozen features: a grid of linear heads in one pass, and weighted k-NN."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl.metrics import accuracy
+
+LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
+WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """G linear heads on standardised features: weights (G, C, F), biases (G, C)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(N, F) -> (G, N, C)."""
+        return torch.einsum("nf,gcf->gnc", (features - self.mean) / self.std, self.weight) + self.bias[:, None]
+
+
+@torch.no_grad()
+def fit_heads(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    grid: list[tuple[float, float]],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> Heads:
+    """Train one softmax head for every (learning rate, weight decay) of `grid`, all at once.
+
+    features (N, F), labels (N,) in 0..classes-1. SGD with momentum 0.9 and a cosine from the
+    head's learning rate to 0; features are standardised with the mean and deviation of these N.
+    The heads share batches and nothing else: each ends as if trained alone.
+    """
+    device, (count, width), heads = features.device, features.shape, len(grid)
+    lrs, decays = (torch.tensor(column, device=device).view(-1, 1, 1) for column in zip(*grid))
+    mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    features = (features - mean) / std
+    weight = torch.zeros(heads, classes, width, device=device)
+    bias = torch.zeros(heads, 1, classes, device=device)
+    moving_weight, moving_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    batch_size = min(batch_size, count)
+    steps = epochs * (count // batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        batch = step % (count // batch_size)
+        if batch == 0:
+            order = torch.randperm(count, generator=generator).to(device)
+        chosen = order[batch * batch_size : (batch + 1) * batch_size]
+        x = features[chosen]
+        # The gradient of softmax cross-entropy in the scores is (probability - truth) / batch.
+        scores = (x @ weight.flatten(0, 1).T).view(batch_size, heads, classes).transpose(0, 1) + bias
+        error = scores.softmax(2)
+        error[:, torch.arange(batch_size, device=device), labels[chosen]] -= 1
+        error /= batch_size
+        gradient = (error.transpose(1, 2).reshape(heads * classes, batch_size) @ x).view_as(weight)
+        moving_weight.mul_(0.9).add_(gradient).add_(decays * weight)
+        moving_bias.mul_(0.9).add_(error.sum(1, keepdim=True))
+        factor = 0.5 * (1 + math.cos(math.pi * step / steps))
+        weight -= lrs * factor * moving_weight
+        bias -= lrs * factor * moving_bias
+    return Heads(weight, bias[:, 0], mean, std)
+
+
+def probe(
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    classes: int,
+    epochs: int = 30,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Sweep LRS × WEIGHT_DECAYS on `train`, choose by accuracy on `held_out`, report that one on `test`.
+
+    Each argument is (features (N, F), labels (N,)). The test split is scored once, by the
+    winner. Returns acc1, acc5 (0..1), the winner's lr and weight_decay, and held_out_acc1.
+    """
+    grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
+    heads = fit_heads(*train, classes, grid, epochs, batch_size, seed)
+    held_out_acc1 = [accuracy(scores, held_out[1]) for scores in heads.scores(held_out[0])]
+    best = max(range(len(grid)), key=held_out_acc1.__getitem__)
+    winner = Heads(heads.weight[best : best + 1], heads.bias[best : best + 1], heads.mean, heads.std)
+    scores = winner.scores(test[0])[0]
+    return {
+        "acc1": accuracy(scores, test[1]),
+        "acc5": accuracy(scores, test[1], 5),
+        "lr": grid[best][0],
+        "weight_decay": grid[best][1],
+        "held_out_acc1": held_out_acc1[best],
+    }
+
+
+@torch.no_grad()
+def knn(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """Weighted k-NN accuracy (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
+
+    Each argument is (features (N, F), labels (N,)). Returns acc1 (0..1) and k, which is cut to
+    the number of training samples.
+    """
+    bank, labels = F.normalize(train[0], dim=1), train[1]
+    k = min(k, len(bank))
+    scores = []
+    for queries in test[0].split(1024):
+        cosine, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(k, dim=1)
+        votes = torch.zeros(len(queries), classes, device=bank.device)
+        # exp((cosine - 1) / T) has the same winner and cannot overflow.
+        scores.append(votes.scatter_add_(1, labels[nearest], ((cosine - 1) / temperature).exp()))
+    return {"acc1": accuracy(torch.cat(scores), test[1]), "k": k}

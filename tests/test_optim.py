@@ -1,0 +1,208 @@
+"""LARS equals its rule written out tensor by tensor."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from ssl.optim import LARS, parameter_groups
+
+
+def reference_step(params, grads, momenta, lr, momentum, weight_decay, trust):
+    """The original's loop, one tensor at a time; `momenta` is changed in place."""
+    out = []
+    for i, (p, g) in enumerate(zip(params, grads)):
+        dp = g.clone()
+        if p.ndim > 1:
+            dp = dp + weight_decay * p
+            p_norm, dp_norm = p.norm(), dp.norm()
+            if p_norm > 0 and dp_norm > 0:
+                dp = dp * (trust * p_norm / dp_norm)
+        momenta[i] = momentum * momenta[i] + dp
+        out.append(p - lr * momenta[i])
+    return out
+
+
+SHAPES = [(4, 3), (3,), (), (2, 3, 3, 3), (5, 5), (2, 2), (7,)]
+ZERO_PARAMETER, ZERO_GRADIENT = 4, 5
+
+
+def some_parameters(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES]
+    values[ZERO_PARAMETER].zero_()
+    return [nn.Parameter(value) for value in values]
+
+
+def some_gradients(step, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(100 + step)
+    grads = [torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES]
+    grads[ZERO_GRADIENT].zero_()
+    return grads
+
+
+def give(params, grads):
+    for p, g in zip(params, grads):
+        p.grad = g.clone()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equals_the_reference_over_ten_steps(weight_decay, momentum):
+    params = some_parameters()
+    expected, momenta = [p.detach().double() for p in params], [0.0] * len(params)
+    optimizer = LARS(params, lr=0.5, momentum=momentum, weight_decay=weight_decay, trust_coefficient=0.01)
+    for step in range(10):
+        grads = some_gradients(step)
+        lr = 0.5 / (1 + step)  # as a schedule would change it
+        optimizer.param_groups[0]["lr"] = lr
+        give(params, grads)
+        optimizer.step()
+        grads = [g.double() for g in grads]
+        expected = reference_step(expected, grads, momenta, lr, momentum, weight_decay, 0.01)
+    for ours, theirs in zip(params, expected):
+        torch.testing.assert_close(ours.detach().double(), theirs, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6])
+def test_first_step_is_lr_times_trust_times_norm_whatever_the_gradient(scale, weight_decay):
+    p = nn.Parameter(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    before = p.detach().clone()
+    optimizer = LARS([p], lr=3.0, weight_decay=weight_decay, trust_coefficient=0.02)
+    p.grad = scale * torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    assert (p - before).norm().item() == pytest.approx(3.0 * 0.02 * before.norm().item(), rel=1e-4)
+
+
+def test_biases_and_norms_get_neither_decay_nor_trust():
+    bias = nn.Parameter(torch.tensor([1.0, -2.0]))
+    LARS_step = LARS([bias], lr=0.1, weight_decay=10.0, trust_coefficient=1e-6)
+    bias.grad = torch.tensor([3.0, 4.0])
+    LARS_step.step()
+    torch.testing.assert_close(bias.detach(), torch.tensor([1.0 - 0.3, -2.0 - 0.4]))
+
+
+def test_parameters_without_a_gradient_stay_and_get_no_state():
+    params = some_parameters()
+    before = [p.detach().clone() for p in params]
+    optimizer = LARS(params, lr=0.1)
+    optimizer.step()  # nothing has a gradient
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    assert not torch.equal(params[0], before[0])
+    assert all(torch.equal(p, b) for p, b in zip(params[1:], before[1:]))
+    assert list(optimizer.state_dict()["state"]) == [0]
+
+
+def test_closure_runs_with_gradients_and_its_loss_is_returned():
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([p], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure).item() == 4.0
+    assert (p < 1).all()
+
+
+def test_state_survives_save_and_weights_only_load():
+    straight, resumed = some_parameters(), some_parameters()
+    groups = [dict(name="weights", params=straight[:1], lr=0.3, base_lr=0.3), dict(params=straight[1:])]
+    first = LARS(groups, lr=0.1, weight_decay=0.01)
+    for step in range(3):
+        give(straight, some_gradients(step))
+        first.step()
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+
+    second = LARS([dict(params=resumed[:1]), dict(params=resumed[1:])], lr=9.0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        for new, old in zip(resumed, straight):
+            new.copy_(old)
+    assert second.param_groups[0]["name"] == "weights" and second.param_groups[0]["base_lr"] == 0.3
+    for step in range(3, 6):
+        for params, optimizer in ((straight, first), (resumed, second)):
+            give(params, some_gradients(step))
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed))
+
+
+def test_a_group_added_later_runs_at_its_own_rate():
+    old, new = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    optimizer = LARS([old], lr=0.1)
+    optimizer.add_param_group(dict(params=[new], lr=0.5))
+    old.grad, new.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(old.detach(), torch.full((3,), -0.1))
+    torch.testing.assert_close(new.detach(), torch.full((3,), -0.5))
+
+
+def test_maximize_is_minimising_the_negative():
+    up, down = some_parameters(), some_parameters()
+    ascent = LARS(up, lr=0.1, weight_decay=0.1, maximize=True)
+    descent = LARS(down, lr=0.1, weight_decay=0.1)
+    for step in range(3):
+        give(up, some_gradients(step))
+        give(down, [-g for g in some_gradients(step)])
+        ascent.step()
+        descent.step()
+    assert all(torch.equal(a, b) for a, b in zip(up, down))
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_step_leaves_gradients_unchanged(maximize):
+    params = some_parameters()
+    optimizer = LARS(params, lr=0.1, weight_decay=0.1, maximize=maximize)
+    for step in range(2):
+        give(params, some_gradients(step))
+        optimizer.step()
+        assert all(torch.equal(p.grad, g) for p, g in zip(params, some_gradients(step)))
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        LARS(embedding.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(lr=-1.0),
+        dict(momentum=-0.1),
+        dict(weight_decay=-1e-6),
+        dict(trust_coefficient=0.0),
+        dict(lr=float("nan")),
+    ],
+)
+def test_impossible_settings_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LARS(some_parameters(), **(dict(lr=0.1) | wrong))
+
+
+def test_parameter_groups_split_weights_from_biases_and_norms():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    model[3].weight.requires_grad_(False)
+    weights, biases = parameter_groups(model, lr=0.2, bias_lr=0.0048, weight_decay=1e-6)
+    assert {id(p) for p in weights["params"]} == {id(model[0].weight)}
+    expected = (model[0].bias, model[1].weight, model[1].bias, model[3].bias)
+    assert {id(p) for p in biases["params"]} == {id(p) for p in expected}
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in (weights, biases)]
+    assert settings == [
+        dict(name="weights", lr=0.2, base_lr=0.2, weight_decay=1e-6),
+        dict(name="biases", lr=0.0048, base_lr=0.0048, weight_decay=0.0),
+    ]
+
+
+def test_parameter_groups_leave_out_an_empty_group():
+    groups = parameter_groups(nn.Linear(3, 2, bias=False), lr=0.2, bias_lr=0.1, weight_decay=0.0)
+    assert [group["name"] for group in groups] == ["weights"]
