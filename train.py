@@ -470,7 +470,8 @@ def introduce(settings, origin, device, data, order, scale, dtype, folder, step,
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     if origin["dataset"] == origin["data_dir"] == "default":
         say(
-            "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, not on ImageNet. ***"
+            "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, "
+            "not on ImageNet. ***"
         )
     recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     recipe = " < ".join(os.path.relpath(where) for where in recipes) or "the defaults of train.py"

@@ -146,8 +146,8 @@ def crop_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
     boxes = boxes.to(pixels.device)
     rows = _resample_matrix(boxes[:, 0], boxes[:, 2], pixels.shape[2], size)
     columns = _resample_matrix(boxes[:, 1], boxes[:, 3], pixels.shape[3], size)
-    x = rows[:, None] @ to_unit(pixels) @ columns.mT[:, None]
-    return x.clamp_(0, 1)
+    x = (to_unit(pixels) @ columns.mT[:, None]).clamp_(0, 1)  # Pillow, too, clips between its two passes
+    return (rows[:, None] @ x).clamp_(0, 1)
 
 
 def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:

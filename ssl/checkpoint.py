@@ -87,8 +87,8 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} {', '.join(names[:3])}{more}. "
-                "Check --encoder, --stem and --encoder_kwargs"
+                f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} "
+                f"{', '.join(names[:3])}{more}. Check --encoder, --stem and --encoder_kwargs"
             )
     encoder.load_state_dict({k: weights[k] for k in wanted})
     return path

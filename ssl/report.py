@@ -57,7 +57,7 @@ class Metrics:
         lines = path.read_text().splitlines() if step and path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
         path.write_text("".join(line + "\n" for line in kept))
-        self.file = open(path, "a", buffering=1)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115, open as long as the run
 
     def write(self, **values) -> None:
         if self.file:

@@ -111,7 +111,7 @@ def _render_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tens
         image = torch.lerp(image, uniform(0, 1, 3, 1, 1), dot)
     radius = uniform(0.5, 0.75)
     slack = (1 - radius)[:, None]  # a shape stays inside the image
-    points = _place(radius, uniform(-1, 1, 2) * slack, uniform(-0.125, 0.125), x, y)
+    points = _place(radius, uniform(-1, 1, 2) * slack, uniform(-0.125, 0.125), x, y)  # tilts up to 45 degrees
     for label, shape in enumerate(_SHAPES):
         rows = (labels == label).nonzero()[:, 0]
         mask = _coverage(shape, tuple(part[rows] for part in points), size)

@@ -18,7 +18,9 @@ def on_ranks(function, worlds: list[int], folder: Path) -> dict[int, list]:
     One set of processes serves all sizes, since starting them is what takes time.
     `function` is a module-level function without arguments; it returns tensors and containers of them.
     """
-    mp.spawn(_process, (function, worlds, folder), nprocs=max(worlds))
+    # A fork server imports once for all; forking this process would copy its threads' locks.
+    mp.set_forkserver_preload(["torchvision", "torch._dynamo"])
+    mp.start_processes(_process, (function, worlds, folder), nprocs=max(worlds), start_method="forkserver")
     return {world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)] for world in worlds}
 
 

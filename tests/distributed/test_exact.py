@@ -182,5 +182,6 @@ def test_training_ends_in_the_parameters_of_one_process(results, case, world):
         close(result[key]["loss"], one["loss"], 1e-4)
         for name, expected in one["end"].items():
             close(result[key]["end"][name], expected, 1e-4)
-    moved = [(one["end"][name] - start).norm() / start.norm() for name, start in one["start"].items()]
-    assert max(moved) > 0.05  # or agreement would say nothing
+    for name, start in one["start"].items():
+        if start.ndim > 1:  # or agreement would say nothing
+            assert (one["end"][name] - start).norm() > 0.02 * start.norm(), name

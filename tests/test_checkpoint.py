@@ -1,0 +1,101 @@
+"""Files of a run: whole or not there, and no stranger's code is run."""
+
+import os
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ssl import checkpoint
+from ssl.encoders import SmallResNet, build_encoder
+from ssl.errors import UserError
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    value = {"a": torch.randn(3), "b": [1, 2.5, "x", None], "c": {"d": True}}
+    checkpoint.save(value, tmp_path / "x.pt")
+    back = checkpoint.load(tmp_path / "x.pt")
+    assert torch.equal(back.pop("a"), value.pop("a")) and back == value
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
+    checkpoint.save({"a": 1}, tmp_path / "x.pt")
+    with pytest.raises(AttributeError):
+        checkpoint.save({"a": lambda: None}, tmp_path / "x.pt")
+    assert checkpoint.load(tmp_path / "x.pt") == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_cut_file_is_named(tmp_path, keep):
+    path = tmp_path / "x.pt"
+    checkpoint.save({"a": torch.randn(1000)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep >= 1 or keep == 0 else keep * len(content))])
+    with pytest.raises(UserError, match=r"x\.pt: .*xpected"):
+        checkpoint.load(path)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path):
+    for name, write in (("zip", torch.save), ("legacy", lambda v, f: pickle.dump(v, f))):
+        with open(tmp_path / name, "wb") as file:
+            write({"model": Payload(tmp_path / "ran")}, file)
+        with pytest.raises(UserError, match="refused"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_files_and_folders_are_named(tmp_path):
+    (tmp_path / "a.pt").write_text("hello")
+    for path, expected in (
+        (tmp_path / "a.pt", "xpected a file"),
+        (tmp_path, "neither encoder.pt nor checkpoint.pt"),
+        (tmp_path / "b.pt", "no such file"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            checkpoint.load_encoder(SmallResNet(4), path)
+    checkpoint.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds no weights by name"):
+        checkpoint.load_encoder(SmallResNet(4), tmp_path / "list.pt")
+
+
+def test_an_encoder_is_loaded_strictly(tmp_path):
+    checkpoint.save(SmallResNet(4).state_dict(), tmp_path / "encoder.pt")
+    fresh = SmallResNet(4)
+    assert checkpoint.load_encoder(fresh, tmp_path) == tmp_path / "encoder.pt"
+    saved = checkpoint.load(tmp_path / "encoder.pt")
+    assert all(torch.equal(v, saved[k]) for k, v in fresh.state_dict().items())
+    for other, expected in (
+        (SmallResNet(8), "does not fit"),
+        (SmallResNet(4, stages=4), "lacks"),
+        (nn.Linear(2, 2), "lacks"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            checkpoint.load_encoder(other, tmp_path)
+    with pytest.raises(UserError, match="has unknown"):
+        checkpoint.load_encoder(SmallResNet(4, stages=2), tmp_path)
+
+
+def test_encoder_file_has_torchvision_names_with_only_fc_missing(tmp_path):
+    encoder, width = build_encoder("resnet50", 224)
+    checkpoint.save(encoder.state_dict(), tmp_path / "encoder.pt")
+    plain = torchvision.models.resnet50()
+    outcome = plain.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True), strict=False)
+    assert outcome.missing_keys == ["fc.weight", "fc.bias"] and not outcome.unexpected_keys and width == 2048
+
+
+def test_a_supervised_torchvision_file_loads_without_its_classifier(tmp_path):
+    checkpoint.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pt")
+    encoder, _ = build_encoder("resnet18", 224)
+    checkpoint.load_encoder(encoder, tmp_path / "r.pt")

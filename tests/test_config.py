@@ -1,0 +1,176 @@
+"""Settings: layers, types, and messages that name what to do."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl import config
+from ssl.errors import UserError
+
+
+@dataclass
+class Example:
+    """An example."""
+
+    # What to learn
+    config: str | None = None  # a file
+    method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss
+    epochs: int = 100  # passes over the data
+    lr: float = 0.2  # before scaling
+    bias_lr: float | None = 0.0048  # of biases
+    compile: bool = False  # torch.compile
+    name: str = "x"  # anything
+    scale: tuple[float, float] = (0.1, 1.0)  # two numbers
+    probs: list[float] = field(default_factory=lambda: [1.0, 0.1])  # some numbers
+    kwargs: dict = field(default_factory=lambda: {})  # arguments
+
+
+def parse(*arguments, **options):
+    return config.parse(Example, list(arguments), **options)[0]
+
+
+def message(*arguments, **options) -> str:
+    with pytest.raises(UserError) as raised:
+        parse(*arguments, **options)
+    return str(raised.value)
+
+
+def test_defaults_hold_where_nothing_is_set():
+    assert parse() == Example()
+
+
+def test_every_kind_of_value_is_read_from_the_command_line():
+    read = parse(
+        "--method", "simclr", "--epochs=3", "--lr", "1e-3", "--bias_lr", "null", "--compile", "--name", "1e-3",
+        "--scale", "0.2", "0.9", "--probs", "[0, 0.2]", "--kwargs", "{width: 16, deep: true}",
+    )  # fmt: skip
+    assert (read.method, read.epochs, read.lr, read.bias_lr, read.compile) == ("simclr", 3, 0.001, None, True)
+    assert (read.name, read.scale, read.probs) == ("1e-3", [0.2, 0.9], [0.0, 0.2])
+    assert read.kwargs == {"width": 16, "deep": True}
+
+
+def test_dashes_and_false_are_understood():
+    assert parse("--bias-lr", "0.5").bias_lr == 0.5
+    assert parse("--compile", "false").compile is False
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("epochs: 1\nlr: 1\nname: recipe\n")
+    (tmp_path / "mine.yaml").write_text("lr: 2\nname: file\n")
+    read, origin = config.parse(
+        Example,
+        ["--config", str(tmp_path / "mine.yaml"), "--name", "line"],
+        recipe=lambda asked: tmp_path / "recipe.yaml",
+    )
+    assert (read.epochs, read.lr, read.name, read.bias_lr) == (1, 2.0, "line", 0.0048)
+    assert origin["name"] == "command line" and origin["bias_lr"] == "default"
+    assert origin["epochs"].endswith("recipe.yaml") and origin["lr"].endswith("mine.yaml")
+
+
+def test_the_recipe_is_chosen_from_what_was_asked(tmp_path):
+    (tmp_path / "a.yaml").write_text("method: simclr\n")
+    asked = {}
+    parse("--config", str(tmp_path / "a.yaml"), "--epochs", "7", recipe=lambda values: asked.update(values))
+    assert asked["method"] == "simclr" and asked["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("1e-3", 0.001), ("1.0e-3", 0.001), ("1E5", 1e5), (".5", 0.5), ("-2", -2.0), ("+3.", 3.0)],
+)
+def test_numbers_of_every_notation_are_numbers_in_yaml(tmp_path, text, value):
+    (tmp_path / "a.yaml").write_text(f"lr: {text}\n")
+    assert parse("--config", str(tmp_path / "a.yaml")).lr == value
+
+
+@pytest.mark.parametrize("text", ["no", "off", "12:30:45", "0x10", "1_000"])
+def test_words_that_yaml_would_turn_into_something_else_stay_words(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(f"name: {text}\n")
+    assert parse("--config", str(tmp_path / "a.yaml")).name == text
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--lrr", "1"], "command line: unknown setting --lrr; did you mean 'lr'?"),
+        (["--epochs", "2.5"], "command line: epochs: 2.5 is not an integer"),
+        (["--epochs", "true"], "command line: epochs: True is not an integer"),
+        (["--lr", "fast"], "command line: lr: 'fast' is not a number"),
+        (["--lr", "true"], "command line: lr: True is not a number"),
+        (["--compile", "1"], "command line: compile: 1 is not true or false"),
+        (
+            ["--method", "simcrl"],
+            "command line: method: 'simcrl' is none of barlow_twins, simclr; did you mean 'simclr'?",
+        ),
+        (["--scale", "1"], "command line: scale: expected 2 values, got [1]"),
+        (["--kwargs", "3"], "command line: kwargs: 3 is not a mapping like {key: value}"),
+        (["--epochs"], "command line: --epochs needs a value"),
+        (["--epochs", "1", "--epochs", "2"], "command line: --epochs is given twice"),
+        (["epochs", "1"], "command line: 'epochs' has no place; settings are written --key value (see --help)"),
+        (["--ep", "3"], "command line: unknown setting --ep"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(arguments, expected):
+    assert message(*arguments).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("learning_rate: 1\n", "unknown setting 'learning_rate'"),
+        ("lr: 1\nlr: 2\n", "'lr' is set twice"),
+        ("epochs: many\n", "epochs: 'many' is not an integer"),
+        ("lr: .inf\n", "lr: '.inf' is not a number"),
+        ("- 1\n- 2\n", "expected lines of 'setting: value', found a list"),
+        ("a: &x [1]\nb: *x\n", "aliases (*name) are not allowed"),
+        ("name: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
+        ("lr: [1\n", "cannot be read as YAML"),
+        ("kwargs: " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_mistakes_in_a_file_are_named_with_the_file(tmp_path, text, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    said = message("--config", str(path))
+    assert said.startswith(str(path)) and expected in said
+
+
+def test_a_file_that_is_missing_or_huge_is_refused(tmp_path):
+    assert "cannot read this settings file" in message("--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "huge.yaml").write_text("# " + "x" * config.LARGEST_FILE)
+    assert "too large" in message("--config", str(tmp_path / "huge.yaml"))
+
+
+def test_written_settings_read_back_as_themselves(tmp_path):
+    before = Example(lr=1e-7, scale=[0.3, 1.0], kwargs={"width": 16}, bias_lr=None, name="no")
+    config.write_yaml(tmp_path / "config.yaml", dataclasses.asdict(before))
+    assert parse("--config", str(tmp_path / "config.yaml")) == dataclasses.replace(
+        before, config=str(tmp_path / "config.yaml")
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=8))))
+def test_any_mapping_is_read_or_refused_with_a_message(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("yaml") / "any.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        parse("--config", str(path))
+    except UserError as error:
+        assert str(error).startswith(str(path))
+
+
+def test_help_prints_every_field_with_its_comment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "What to learn" in printed
+    for name in (f.name for f in dataclasses.fields(Example)):
+        assert f"--{name} " in printed
+    assert "passes over the data [100]" in printed and "a file [unset]" in printed and "[[1.0, 0.1]]" in printed

@@ -1,0 +1,271 @@
+"""Data sets by name, folders as people have them, and the order of batches."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl.augment import View
+from ssl.data import datasets
+from ssl.data.loader import Order, _even_slices, permutation, plain_batches, training_batches
+from ssl.data.shapes import CLASSES, render, shapes
+from ssl.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def picture(path, color=(200, 30, 60), size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def tree(root, splits=("train", "test"), classes=("cat", "dog"), each=4, size=(40, 30)):
+    for split in splits:
+        for number, name in enumerate(classes):
+            for i in range(each):
+                picture(root / split / name / f"{i}.png", (10 * i, 100 * number, 60), size)
+    return root
+
+
+# shapes
+
+
+def test_shapes_are_the_same_on_every_call_balanced_and_disjoint():
+    pixels, labels = shapes("test")
+    again, _ = shapes("test")
+    assert pixels.shape == (4000, 3, 32, 32) and pixels.dtype == torch.uint8
+    assert torch.equal(pixels, again)
+    assert torch.bincount(labels).tolist() == [400] * len(CLASSES)
+    train = render(torch.arange(1000) % 10, 32, seed=1)
+    assert not {p.tobytes() for p in train.numpy()} & {p.tobytes() for p in pixels.numpy()}
+
+
+def test_shapes_come_in_any_size():
+    assert render(torch.tensor([0, 9]), 48, seed=0).shape == (2, 3, 48, 48)
+
+
+# folders
+
+
+def test_a_folder_with_splits_reads_to_sorted_classes_and_files(tmp_path):
+    tree(tmp_path)
+    train = datasets.load("folder", str(tmp_path), "train")
+    assert train.classes == ["cat", "dog"] and len(train) == 8
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+    assert train.resident.shape == (8, 3, 30, 40)  # small images are held in memory
+    assert train.resident[5, 0, 0, 0] == 10 and train.sample_name(5).endswith("dog/1.png")
+
+
+def test_val_stands_in_for_test(tmp_path):
+    tree(tmp_path, splits=("train", "val"))
+    assert len(datasets.load("folder", str(tmp_path), "test")) == 8
+
+
+def test_large_images_stay_files(tmp_path):
+    tree(tmp_path, each=1, size=(80, 70))
+    assert datasets.load("folder", str(tmp_path), "train").resident is None
+
+
+def test_class_folders_without_splits_are_cut_by_seed_without_overlap(tmp_path):
+    tree(tmp_path, splits=("",), each=20)
+    train, test = (datasets.load("folder", str(tmp_path), split, seed=3) for split in ("train", "test"))
+    assert len(train) == 36 and len(test) == 4 and test.labels.bincount().tolist() == [2, 2]
+    assert not set(train.paths) & set(test.paths)
+    assert len(datasets.load("folder", str(tmp_path), "unlabelled")) == 40
+
+
+def test_a_flat_folder_has_no_labels_and_cannot_be_judged(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.jpg")
+    data = datasets.load("folder", str(tmp_path), "unlabelled")
+    assert len(data) == 3 and data.labels.tolist() == [-1] * 3
+    with pytest.raises(UserError, match="without class folders"):
+        datasets.load("folder", str(tmp_path), "test")
+
+
+def test_linked_folders_that_form_a_loop_are_read_once(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "train" / "cat" / "loop").symlink_to(tmp_path / "train")
+    assert len(datasets.load("folder", str(tmp_path), "unlabelled")) == 8
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda root: None, "has no images"),
+        (lambda root: (root / "a").mkdir(), "has no images"),
+        (lambda root: (tree(root), (root / "train" / "empty").mkdir()), "class folder .*empty has no images"),
+        (lambda root: (tree(root), picture(root / "train" / "bird" / "1.png")), "class 'bird' is not in .*test"),
+        (lambda root: (tree(root), picture(root / "test" / "bird" / "1.png")), "class 'bird' is not in .*train"),
+        (lambda root: tree(root, splits=("train",)), "neither test/ nor val/"),
+    ],
+)
+def test_folders_that_are_not_what_they_should_be_are_named(tmp_path, make, expected):
+    make(tmp_path)
+    with pytest.raises(UserError, match=expected):
+        datasets.load("folder", str(tmp_path), "test")
+
+
+def test_a_wrong_data_dir_is_an_error_never_a_fallback(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        datasets.load("folder", str(tmp_path / "nowhere"), "train")
+    with pytest.raises(UserError, match="CIFAR10 is not in"):
+        datasets.load("CIFAR10", str(tmp_path), "train")
+    with pytest.raises(UserError, match="is not ImageNet"):
+        datasets.load("ImageNet", str(tmp_path), "train")
+    with pytest.raises(UserError, match="pass --data_dir"):
+        datasets.load("ImageNet", None, "train")
+
+
+def test_names_are_resolved_or_the_nearest_is_told():
+    assert datasets.resolve_name(None, None) == "shapes"
+    assert datasets.resolve_name(None, "somewhere") == "folder"
+    with pytest.raises(UserError, match="did you mean CIFAR10"):
+        datasets.resolve_name("cifar10", None)
+    with pytest.raises(UserError, match="shapes is made"):
+        datasets.resolve_name("shapes", "somewhere")
+
+
+def test_an_imagenet_subset_takes_its_labels_from_the_class_list(tmp_path):
+    tree(tmp_path / "in", splits=("train", "val"), classes=tuple(f"n{i:02}" for i in range(60)), each=1, size=(70, 70))
+    lines = [f"n{i:02} name of {i}" for i in reversed(range(50))]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    data = datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    assert len(data) == 50 and data.classes[0] == "name of 49"
+    assert data.paths[0].endswith("n49/0.png") and data.labels.tolist() == list(range(50))
+    with pytest.raises(UserError, match="lists 50 classes, ImageNet100 has 100"):
+        datasets.load("ImageNet100", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("\n".join(["../etc x"] * 50))
+    with pytest.raises(UserError, match="no class folder's name"):
+        datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+
+
+def test_torchvision_sets_are_read(tmp_path):
+    import pickle
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    from torchvision.datasets import CIFAR10
+
+    try:
+        check = CIFAR10._check_integrity
+        CIFAR10._check_integrity = lambda self: True
+        CIFAR10._load_meta = lambda self: setattr(self, "classes", [str(i) for i in range(10)])
+        for name, _ in CIFAR10.train_list + CIFAR10.test_list:
+            data = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+            (folder / name).write_bytes(pickle.dumps(data))
+        train = datasets.load("CIFAR10", str(tmp_path), "train")
+        test = datasets.load("CIFAR10", str(tmp_path), "test")
+    finally:
+        CIFAR10._check_integrity = check
+    assert train.resident.shape == (50, 3, 32, 32) and test.resident.shape == (10, 3, 32, 32)
+    assert train.resident.is_contiguous() and train.labels[:10].tolist() == list(range(10))
+
+
+# splits and order
+
+
+def test_the_validation_split_is_stratified_disjoint_and_by_seed():
+    labels = torch.arange(1000) % 7
+    train, held = datasets.split_validation(labels, 0.1, seed=0)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(1000))
+    assert labels[held].bincount().tolist() == [14] * 7
+    assert not torch.equal(held, datasets.split_validation(labels, 0.1, seed=1)[1])
+
+
+def test_a_class_of_one_image_stays_in_train():
+    train, _ = datasets.split_validation(torch.tensor([0, 0, 0, 1]), 0.1, seed=0)
+    assert 3 in train.tolist()
+
+
+def test_global_batches_are_the_same_for_any_processes_and_accumulation():
+    def step_of(batch_size, accumulate, world, step):
+        order = Order(100, batch_size, accumulate, world, seed=5)
+        return [order.indices(step, m, r)[1].tolist() for r in range(world) for m in range(accumulate)]
+
+    for step in (0, 7, 13):  # the last two are in the second epoch and the third
+        whole = sum(step_of(16, 1, 1, step), [])
+        assert sum(step_of(4, 1, 4, step), []) == sum(step_of(4, 4, 1, step), []) == sum(step_of(4, 2, 2, step), [])
+        assert whole == sum(step_of(4, 1, 4, step), [])
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ():
+    order = Order(100, 10, 1, 1, seed=0)
+    first = sum((order.indices(step, 0, 0)[1].tolist() for step in range(10)), [])
+    assert sorted(first) == list(range(100))
+    assert order.indices(10, 0, 0)[0] == 1
+    assert permutation(100, 0, 0).tolist() != permutation(100, 0, 1).tolist() != permutation(100, 1, 1).tolist()
+    assert permutation(100, 0, 0).tolist() != permutation(100, 2**32, 0).tolist()
+
+
+def test_even_slices_cover_every_row_once():
+    slices, counts = _even_slices(10, 4)
+    assert [(s.start, s.stop) for s in slices] == [(0, 4), (4, 8), (8, 10)] and counts == [[4], [4], [2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, workers):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (70 + i, 90, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{i:02}.png")
+    data = datasets.load("folder", str(tmp_path), "unlabelled")
+    views = [View(size=32), View(size=24)]
+
+    def by_image(batch_size, workers):
+        batches = training_batches(data, views, Order(12, batch_size, 1, 1, seed=1), 0, 12 // batch_size, workers, CPU)
+        return {i: [v[0][r] for v in b.views] + [v[1][r] for v in b.views]
+                for b in batches for r, i in enumerate(b.index.tolist())}  # fmt: skip
+
+    expected, got = by_image(4, 0), by_image(6, workers)
+    assert len(got) == 12
+    for i, parts in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(parts, got[i]))
+
+
+def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():
+    data = datasets.Images("x", torch.zeros(40).long(), ["a"], resident=torch.randint(0, 256, (40, 3, 32, 32)).byte())
+    order, views = Order(40, 8, 1, 1, seed=2), [View(size=32)]
+    whole = list(training_batches(data, views, order, 0, 8, 0, CPU))
+    tail = list(training_batches(data, views, order, 6, 8, 0, CPU))
+    for a, b in zip(whole[6:], tail):
+        assert torch.equal(a.index, b.index) and torch.equal(a.views[0][0], b.views[0][0])
+
+
+def test_resident_and_file_crops_agree(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i, pixels in enumerate(render(torch.arange(4), 60, seed=0)):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a" / f"{i}.png")
+    held = datasets.load("folder", str(tmp_path), "unlabelled")
+    files = datasets.Images("folder", held.labels, held.classes, paths=held.paths)
+    order = Order(4, 4, 1, 1, seed=0)
+    (a,), (b,) = (list(training_batches(d, [View(size=32)], order, 0, 1, 0, CPU)) for d in (held, files))
+    assert (a.views[0][0] * 255 - b.views[0][0].float()).abs().max() <= 1.01
+    assert torch.equal(a.views[0][1], b.views[0][1])
+
+
+def test_plain_batches_show_every_image_once_in_order(tmp_path):
+    tree(tmp_path, splits=("",), each=5, size=(100, 80))
+    data = datasets.load("folder", str(tmp_path), "unlabelled")
+    parts = list(plain_batches(data, 56, 4, 2, CPU))
+    pixels = torch.cat([pixels for pixels, _ in parts])
+    assert pixels.shape == (10, 3, 56, 56) and [c for _, c in parts] == [[4], [4], [2]]
+    expected = torch.tensor([i * 10 / 255 for i in range(5)] * 2)
+    assert torch.allclose(pixels[:, 0, 0, 0], expected, atol=1e-6)
+
+
+def test_real_cifar_reads_as_an_image_folder(real_data):
+    data = datasets.load("folder", str(real_data / "cifar10_jpeg"), "test")
+    assert data.resident.shape == (10_000, 3, 32, 32) and len(data.classes) == 10
+
+
+def test_real_folders_of_every_kind_read(real_data):
+    flowers = datasets.load("folder", str(real_data / "flowers_227_small"), "test")
+    assert len(flowers) == 200 and flowers.pixels(0).shape == (3, 227, 227)
+    tiny = datasets.load("folder", str(real_data / "tiny-imagenet-20"), "train")
+    assert tiny.resident.shape == (4000, 3, 64, 64)
+    photos = datasets.load("folder", str(real_data / "photos"), "unlabelled")
+    assert len(photos) == 72 and photos.classes == ["ants", "bees"]
+    tiles = datasets.load("folder", str(real_data / "histo_samples"), "unlabelled")
+    assert all(tiles.pixels(i).shape[0] == 3 for i in range(len(tiles)))

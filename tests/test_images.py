@@ -1,0 +1,111 @@
+"""Files as people have them: every mode converted, every ruin named by its path."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssl.data.images import BadImage, decode, list_images
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def colour(path) -> list[int]:
+    """The one colour of a plain picture."""
+    pixels = decode(path)
+    assert pixels.dtype == torch.uint8 and pixels.shape[0] == 3
+    return pixels.float().mean((1, 2)).round().int().tolist()
+
+
+def test_rgb_pixels_are_those_of_the_file(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    pixels = decode(saved(tmp_path / "a.png", Image.fromarray(levels)))
+    assert torch.equal(pixels, torch.from_numpy(levels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected",
+    [
+        ("L", 77, [77, 77, 77]),
+        ("1", 1, [255, 255, 255]),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), [255, 255, 255]),  # transparent lies on white
+        ("LA", (40, 255), [40, 40, 40]),
+        ("I;16", 32896, [128, 128, 128]),  # half of 65535, not clipped to white
+        ("I;16", 65535, [255, 255, 255]),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
+    assert colour(saved(tmp_path / "a.png", Image.new(mode, (4, 3), value))) == expected
+
+
+def test_palette_and_cmyk_become_rgb(tmp_path):
+    palette = Image.new("RGB", (4, 3), (250, 10, 90)).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert colour(saved(tmp_path / "a.gif", palette)) == [250, 10, 90]
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = colour(saved(tmp_path / "a.jpg", cmyk, quality=95))
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_exif_orientation_is_obeyed(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert decode(saved(tmp_path / "a.jpg", image, exif=exif)).shape == (3, 20, 10)
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds almost nothing."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>not found</html>", jpeg()[:500], jpeg()[:-200], png_header(20_000, 20_000), png_header(8, 8)],
+    ids=["empty", "html", "cut early", "cut late", "bomb", "hollow"],
+)
+def test_a_ruined_file_is_named_by_its_path(tmp_path, content):
+    path = tmp_path / "ruin.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=r"ruin\.jpg: "):
+        decode(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 700), st.binary(min_size=1, max_size=8))
+def test_damaged_bytes_give_pixels_or_bad_image_and_nothing_else(tmp_path_factory, place, junk):
+    content = bytearray(jpeg())
+    content[place : place + len(junk)] = junk
+    path = tmp_path_factory.mktemp("images") / "a.jpg"
+    path.write_bytes(content)
+    try:
+        assert decode(path).shape[0] == 3
+    except BadImage as error:
+        assert str(path) in str(error)
+
+
+def test_only_images_are_listed_in_byte_order(tmp_path):
+    for name in ("b.JPG", "a.png", "B.jpg", "notes.txt", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [str(p) for p in list_images(tmp_path)] == ["B.jpg", "a.png", "b.JPG"]
