@@ -1,8 +1,9 @@
-"""Errors a person can act on: one line, on one rank, no traceback."""
+"""Errors a person can act on: one line, said once, no traceback."""
 
 import contextlib
 import os
 import sys
+import time
 
 
 class UserError(ValueError):
@@ -12,16 +13,19 @@ class UserError(ValueError):
     """
 
 
-class RankError(UserError):
-    """The same, met by one process and unknown to the others: it is printed wherever it is raised."""
-
-
 @contextlib.contextmanager
 def one_line_errors(script: str):
-    """Turn a `UserError` into one line, on one rank, and exit status 2 on every rank."""
+    """Turn a `UserError` into one line and exit status 2.
+
+    Most errors are met by every rank. Rank 0 speaks at once, and its end makes torchrun end the
+    others; one that is still there after some seconds met the error alone, and speaks too.
+    """
     try:
         yield
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, RankError):
-            print(f"{script}: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        rank = int(os.environ.get("RANK", 0))
+        if rank:
+            time.sleep(10)
+        where = f"rank {rank}: " if rank else ""
+        print(f"{script}: error: {where}{error}", file=sys.stderr, flush=True)
+        os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks

@@ -71,7 +71,8 @@ class _BarlowTwins(torch.autograd.Function):
         compute = _barlow_gram if form == "gram" else _barlow_cross
         on_diag, off_diag, grads = compute(z1.detach().float(), z2.detach().float(), counts, lambd, wants_grad)
         if wants_grad:
-            ctx.save_for_backward(grads[0].to(z1.dtype), grads[1].to(z2.dtype))
+            ctx.save_for_backward(*grads)
+            ctx.dtypes = z1.dtype, z2.dtype
         ctx.mark_non_differentiable(on_diag, off_diag)
         return on_diag + lambd * off_diag, on_diag, off_diag
 
@@ -79,7 +80,8 @@ class _BarlowTwins(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, *_):
         g1, g2 = ctx.saved_tensors
-        return g1 * grad, g2 * grad, None, None
+        # A scaler's factor comes in with grad: multiply in float32, or half precision has lost what it saves.
+        return (g1 * grad).to(ctx.dtypes[0]), (g2 * grad).to(ctx.dtypes[1]), None, None
 
 
 def cheaper_form(total: int, dim: int) -> str:

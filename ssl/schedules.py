@@ -9,7 +9,7 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 1e-3) -> fl
     Linear from 0 over `warmup` steps, then a half cosine down to `floor` (Barlow Twins'
     schedule). Raises ValueError where warm-up would never end.
     """
-    if not 0 <= warmup < max(total, 1):
+    if not 0 <= warmup < total:
         raise ValueError(f"warm-up ({warmup} steps) must be shorter than the run ({total} steps)")
     if step < warmup:
         return step / warmup

@@ -107,7 +107,6 @@ def test_barlow_computes_low_precision_input_in_float32(dtype, form):
     assert_same(ours[1:], plain[1:], torch.finfo(dtype).eps)
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient is rounded to float16 before the scale arrives")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_grad_scaler_saves_small_float16_gradients(form):
     z1, _ = views(256, 64)

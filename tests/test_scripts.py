@@ -15,8 +15,17 @@ from PIL import Image
 from ssl.data.shapes import CLASSES, render
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 4, stages: 2}", "--projector", "16-16",
-        "--image_size", "32", "--batch_size", "16", "--epochs", "2", "--warmup_epochs", "1", "--log_every", "1"]  # fmt: skip
+TINY = {
+    "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--projector": "16-16",
+    "--image_size": "32", "--batch_size": "16", "--epochs": "2", "--warmup_epochs": "1", "--log_every": "1",
+    "--workers": "1",
+}  # fmt: skip
+
+
+def tiny(*arguments) -> list[str]:
+    """The settings of a run of seconds, some of them replaced: '--key', 'value', ..."""
+    settings = TINY | dict(zip(map(str, arguments[::2]), map(str, arguments[1::2])))
+    return [word for pair in settings.items() for word in pair]
 
 
 def run(*arguments, processes=1, check=True, cwd=ROOT):
@@ -46,7 +55,7 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    done = run("train.py", "--data_dir", images, "--output_dir", folder, *TINY)
+    done = run("train.py", "--data_dir", images, "--output_dir", folder, *tiny())
     (folder / "printed.txt").write_text(done.stdout)
     return folder
 
@@ -92,7 +101,7 @@ def test_the_saved_settings_rerun_the_run(trained, tmp_path):
 
 
 def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, images, tmp_path):
-    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *TINY]
+    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny()]
     run(*again, "--max_steps", "3")
     with open(tmp_path / "metrics.jsonl", "a") as file:  # steps a crash threw away, the last cut short
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
@@ -106,16 +115,16 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, i
 
 @pytest.mark.parametrize("method", ["barlow_twins", "simclr"])
 def test_two_processes_train_as_one(images, tmp_path, method):
-    common = ["train.py", "--data_dir", images, *TINY, "--method", method]
-    run(*common, "--output_dir", tmp_path / "one")
-    run(*common, "--output_dir", tmp_path / "two", "--batch_size", "8", processes=2)
+    common = ["train.py", "--data_dir", images, "--method", method]
+    run(*common, "--output_dir", tmp_path / "one", *tiny())
+    run(*common, "--output_dir", tmp_path / "two", *tiny("--batch_size", 8), processes=2)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-4)
 
 
 def test_accumulation_is_several_processes_in_turn(images, tmp_path):
-    common = ["train.py", "--data_dir", images, *TINY, "--batch_size", "8", "--sync_bn", "false"]
+    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 8, "--sync_bn", "false")]
     run(*common, "--output_dir", tmp_path / "two", processes=2)
     run(*common, "--output_dir", tmp_path / "turns", "--accumulate", "2")
     for a, b in zip(metrics(tmp_path / "two"), metrics(tmp_path / "turns")):
@@ -123,24 +132,24 @@ def test_accumulation_is_several_processes_in_turn(images, tmp_path):
 
 
 def test_gpus_starts_torchrun_by_itself(images, tmp_path):
-    done = run("train.py", "--gpus", "2", "--device", "cpu", "--data_dir", images, "--output_dir", tmp_path, *TINY)
+    done = run("train.py", "--gpus", "2", "--device", "cpu", "--data_dir", images, "--output_dir", tmp_path, *tiny())
     assert "× 2 processes" in done.stdout and "= 32 (global)" in done.stdout
 
 
 def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
-    done = run("train.py", "--max_steps", "1", "--output_dir", tmp_path, *TINY)
+    done = run("train.py", "--max_steps", "1", "--output_dir", tmp_path, *tiny())
     assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_every_optimizer_and_clipping_run(images, tmp_path, optimizer):
     options = ["--optimizer", optimizer, "--clip_grad", "1", "--lr_scaling", "none", "--lr", "1e-3", "--max_steps", "2"]
-    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *TINY, *options)
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), *options)
     assert len(metrics(tmp_path)) == 2
 
 
 def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
-    common = ["train.py", "--data_dir", images, *TINY, "--init", trained, "--max_steps", "1"]
+    common = ["train.py", "--data_dir", images, *tiny(), "--init", trained, "--max_steps", "1"]
     assert f"{trained / 'encoder.pt'}" in run(*common, "--output_dir", tmp_path).stdout
     # The learning rate of the first step is 0: only running statistics have moved.
     key = "stem.0.weight"
@@ -167,16 +176,14 @@ def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
     ],
 )
 def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected):
-    settings = dict(zip(TINY[::2], TINY[1::2])) | dict(zip(arguments[::2], arguments[1::2]))
-    pairs = [word for pair in settings.items() for word in pair]
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path / "r", *pairs, check=False)
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path / "r", *tiny(*arguments), check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("train.py: error: ") and expected in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "r" / "checkpoint.pt").exists()
 
 
 def test_a_bad_setting_is_told_once_under_torchrun(images, tmp_path):
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *TINY, "--batch_size", "100",
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--batch_size", 100),
                processes=2, check=False)  # fmt: skip
     assert done.returncode != 0 and done.stderr.count("train.py: error: ") == 1
 
@@ -186,20 +193,20 @@ def test_a_ruined_image_is_named_and_no_rank_hangs(tmp_path):
     for i in range(32):
         Image.fromarray(np.full((80, 80, 3), i, np.uint8)).save(tmp_path / "a" / f"{i}.png")
     (tmp_path / "a" / "31.png").write_bytes(b"broken")
-    done = run("train.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "r", *TINY, "--batch_size", "8",
+    done = run("train.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "r", *tiny("--batch_size", 8),
                processes=2, check=False)  # fmt: skip
     assert done.returncode != 0 and "31.png: cannot be read as an image" in done.stderr
 
 
 def test_a_run_with_other_settings_is_not_continued(trained, images):
-    done = run("train.py", "--data_dir", images, "--output_dir", trained, *TINY, "--lambd", "0.1", check=False)
+    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--lambd", "0.1", check=False)
     assert done.returncode == 2 and "lambd: 0.005 -> 0.1" in done.stderr
 
 
 def test_a_damaged_checkpoint_is_not_started_over(trained, images, tmp_path):
     content = (trained / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *TINY, check=False)
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), check=False)
     assert done.returncode == 2 and f"{tmp_path / 'checkpoint.pt'}: damaged" in done.stderr
 
 
@@ -267,7 +274,7 @@ def test_results_have_the_promised_form(judged):
 
 def test_features_are_plain_tensors_in_order(judged, images):
     features = torch.load(judged[1] / "features.pt", weights_only=True)
-    assert features["train"]["features"].shape == (64, 16) and features["test"]["features"].shape == (21, 16)
+    assert features["train"]["features"].shape == (64, 32) and features["test"]["features"].shape == (21, 32)
     for name, label in zip(features["test"]["names"], features["test"]["labels"].tolist()):
         assert features["classes"][label] == Path(name).parent.name
 

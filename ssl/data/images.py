@@ -8,13 +8,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ssl.errors import RankError
+from ssl.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
 
 
-class BadImage(RankError):
+class BadImage(UserError):
     """A file that cannot be shown; the message begins with its path."""
 
 
