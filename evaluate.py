@@ -60,7 +60,7 @@ class Settings:
     data_dir: str | None = None  # unset: the run's
     class_list: str | None = None  # unset: the run's
     download: bool = False  # let torchvision download the data set
-    image_size: int | None = None  # unset: the run's
+    image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
@@ -92,6 +92,8 @@ def main() -> None:
 
     # Data
     train, test = labelled_splits(settings)
+    if settings.image_size is None:
+        settings.image_size = judged_size(settings, train)
     classes = len(train.classes)
     fit_index, held_out_index = datasets.split_validation(train.labels, 0.1, settings.seed)
 
@@ -153,18 +155,19 @@ def inherit(settings: Settings) -> None:
     saved = file.parent / "config.yaml"
     run = config.read_yaml(saved) if saved.is_file() else {}
     data_given = settings.dataset is not None or settings.data_dir is not None
-    for name in ("encoder", "encoder_kwargs", "stem", "image_size", "dataset", "data_dir", "class_list"):
+    for name in ("encoder", "encoder_kwargs", "stem", "dataset", "data_dir", "class_list"):
         if getattr(settings, name) is None and not (data_given and name in ("dataset", "data_dir", "class_list")):
             kind = next(f.type for f in dataclasses.fields(Settings) if f.name == name)
             setattr(settings, name, config.coerce(run.get(name), kind, f"{saved}: {name}"))
+    if settings.stem == "auto" and "image_size" in run:  # as the run resolved it, whatever size is judged
+        settings.stem = "small" if run["image_size"] <= datasets.SMALL else "imagenet"
 
 
 def check(settings: Settings) -> None:
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     settings.encoder = settings.encoder or "resnet50"
     settings.stem = settings.stem or "auto"
-    settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
-    for name in ("image_size", "k", "probe_epochs", "linear_epochs", "batch_size", "linear_batch"):
+    for name in ("k", "probe_epochs", "linear_epochs", "batch_size", "linear_batch"):
         if getattr(settings, name) < 1:
             raise UserError(f"{name}: {getattr(settings, name)} must be at least 1")
     for name in ("knn_temperature", "linear_lr"):
@@ -201,6 +204,17 @@ def labelled_splits(settings: Settings) -> tuple[Images, Images]:
             f"class {scarce!r} has {int(counts.min())} training images; at least 2 are needed, 1 of them held out"
         )
     return train, test
+
+
+def judged_size(settings: Settings, data: Images) -> int:
+    """Small images are judged as they are; larger ones at the size the run trained on."""
+    if data.resident is not None:
+        return min(data.resident.shape[2:])
+    saved = (
+        None if settings.model_path is None else checkpoint.find_encoder(settings.model_path).with_name("config.yaml")
+    )
+    run = config.read_yaml(saved) if saved is not None and saved.is_file() else {}
+    return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, f"{saved}: image_size")
 
 
 def listed(data: Images, path: str) -> Tensor:

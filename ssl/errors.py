@@ -27,5 +27,6 @@ def one_line_errors(script: str):
         if rank:
             time.sleep(10)
         where = f"rank {rank}: " if rank else ""
+        sys.stdout.flush()
         print(f"{script}: error: {where}{error}", file=sys.stderr, flush=True)
         os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks
