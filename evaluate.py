@@ -154,9 +154,13 @@ def inherit(settings: Settings) -> None:
     file = checkpoint.find_encoder(settings.model_path)
     saved = file.parent / "config.yaml"
     run = config.read_yaml(saved) if saved.is_file() else {}
-    data_given = settings.dataset is not None or settings.data_dir is not None
+    given = set()  # who names a data set or an encoder does not want the rest of the run's
+    if settings.dataset is not None or settings.data_dir is not None:
+        given |= {"dataset", "data_dir", "class_list"}
+    if settings.encoder is not None:
+        given |= {"encoder_kwargs", "stem"}
     for name in ("encoder", "encoder_kwargs", "stem", "dataset", "data_dir", "class_list"):
-        if getattr(settings, name) is None and not (data_given and name in ("dataset", "data_dir", "class_list")):
+        if getattr(settings, name) is None and name not in given:
             kind = next(f.type for f in dataclasses.fields(Settings) if f.name == name)
             setattr(settings, name, config.coerce(run.get(name), kind, f"{saved}: {name}"))
     if settings.stem == "auto" and "image_size" in run:  # as the run resolved it, whatever size is judged

@@ -63,7 +63,10 @@ def build_encoder(name: str, image_size: int, stem: str = "auto", kwargs: dict |
 
 
 def _resnet(name: str, image_size: int, stem: str, kwargs: dict) -> ResNet:
-    encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
+    try:
+        encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
+    except TypeError as error:
+        raise UserError(f"encoder: {name} does not take encoder_kwargs {kwargs} ({error})") from None
     encoder.fc = nn.Identity()
     if stem == "small" or (stem == "auto" and image_size <= 64):
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)

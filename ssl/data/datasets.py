@@ -193,7 +193,13 @@ def _imagenet(root: Path, name: str, split: str, class_list: str | None) -> Imag
     if name == "ImageNet":
         if class_list:
             raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
-        return replace(_tree(folder), name=name)
+        data = replace(_tree(folder), name=name)
+        if len(data.classes) != 1000:
+            raise UserError(
+                f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
+                "For images of your own leave --dataset away"
+            )
+        return data
     if class_list is None:
         raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
     wnids, names = read_class_list(class_list)
