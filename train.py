@@ -111,10 +111,10 @@ class Settings:
 
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
-    if settings.gpus is not None and "RANK" not in os.environ:
-        start_processes(settings.gpus)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     check(settings)
+    if settings.gpus is not None and "RANK" not in os.environ:
+        start_processes(settings.gpus)
     device = distributed.join(settings.device)
     torch.backends.cudnn.benchmark = True
 
