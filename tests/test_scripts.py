@@ -152,6 +152,13 @@ def test_every_optimizer_and_clipping_run(images, tmp_path, optimizer):
     assert len(metrics(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_follows_float32(trained, images, tmp_path, amp):
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", amp, "--max_steps", 2))
+    for half, full in zip(metrics(tmp_path), metrics(trained)):
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.1)
+
+
 def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
     common = ["train.py", "--data_dir", images, *tiny(), "--init", trained, "--max_steps", "1"]
     assert f"{trained / 'encoder.pt'}" in run(*common, "--output_dir", tmp_path).stdout
