@@ -33,9 +33,9 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss
-from ssl.optim import LARS, parameter_groups
+from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.report import Metrics, Progress, say
-from ssl.schedules import set_lr, warmup_cosine
+from ssl.schedules import set_lr, step_decay, warmup_cosine
 
 ROOT = Path(__file__).resolve().parent
 
@@ -69,17 +69,23 @@ class Settings:
     temperature: float = 0.1  # SimCLR
     # Optimizer
     batch_size: int = 256  # images per process and micro-batch
-    accumulate: int = 1  # micro-batches a step; the loss is that of all of them together
+    accumulate: int = 1  # micro-batches a step
+    accumulate_mode: Literal["exact", "split"] = "exact"  # loss of all of them together, or the mean of their losses
     epochs: int = 100  # length of the run and of the schedule
     max_steps: int | None = None  # stop after so many steps; the schedule still spans all epochs
-    optimizer: Literal["lars", "sgd", "adam", "adamw"] = "lars"  # lars for large batches
+    optimizer: Literal["lars", "lamb", "sgd", "adam", "adamw"] = "lars"  # lars and lamb for large batches
     lr: float = 0.2  # of weights, before scaling with the batch
     bias_lr: float | None = 0.0048  # of biases and norms, before scaling; unset: the same as lr
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # lr x batch/256, x sqrt(batch), or as it is
-    weight_decay: float = 1e-6  # of weights; biases and norms have none
+    weight_decay: float = 1e-6  # of weights
+    exclude_bias_and_norm_wd: bool = True  # biases and norms do not decay, nor do lars and lamb adapt their rate
     momentum: float = 0.9  # of lars and sgd
-    warmup_epochs: float = 10  # linear from 0
+    schedule: Literal["cosine", "cosine_by_epoch", "step"] = "cosine"  # after the warm-up
+    warmup_epochs: float = 10  # linear up to lr
+    warmup_start: float = 0.0  # where the warm-up begins, as a share of lr
     final_lr: float = 0.001  # where the cosine ends, as a share of lr
+    decay_epochs: list[int] = field(default_factory=lambda: [])  # step: lr is multiplied after each of these epochs
+    decay_rate: float = 0.1  # step: by this
     clip_grad: float | None = None  # largest gradient norm
     sync_bn: bool = True  # batch norm over the global batch
     # Views: two numbers where the two views differ
@@ -131,7 +137,8 @@ def main() -> None:
     mean, std = (torch.tensor(values, device=device) for values in normalisation(settings))
     views = make_views(settings)
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
-    total, warmup = schedule_steps(settings, order)
+    require_whole_batches(settings, order)
+    total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
 
     # Model
@@ -157,12 +164,18 @@ def main() -> None:
 
     runner = model
     if world_size() > 1:
-        runner = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        runner = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # batch norm's running statistics; training does not read them
+            gradient_as_bucket_view=True,
+        )
     if settings.compile:
         runner = torch.compile(runner)
 
     def embed(batch: Batch) -> tuple[Tensor, ...]:
         """The embeddings (n, D) of a micro-batch's views."""
+        torch.manual_seed(batch.seed)  # of dropout, should the encoder have any
         with torch.no_grad():
             x = finish(batch, views, mean, std)
         with torch.autocast(device.type, autocast_dtype or torch.float32, enabled=autocast_dtype is not None):
@@ -177,8 +190,7 @@ def main() -> None:
     waited, logged_step = 0.0, step
     model.train()
     while step < stop:
-        factor = warmup_cosine(step, total, warmup, settings.final_lr)
-        set_lr(optimizer, factor)
+        set_lr(optimizer, lr_factor(settings, step, order.steps_per_epoch))
 
         began = time.monotonic()
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
@@ -189,8 +201,10 @@ def main() -> None:
         if settings.accumulate == 1:
             loss = criterion(*embed(micro_batches[0]))
             backward(loss)
+        elif settings.accumulate_mode == "exact":
+            loss = accumulate_exact(micro_batches, embed, criterion, backward, runner)
         else:
-            loss = accumulate(micro_batches, embed, criterion, backward, runner)
+            loss = accumulate_split(micro_batches, embed, criterion, backward, runner)
         if settings.clip_grad is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
@@ -248,31 +262,47 @@ class Model(nn.Module):
         return tuple(self.projector(self.encoder(x)) for x in views)
 
 
-def accumulate(micro_batches: list[Batch], embed, criterion, backward, runner: nn.Module) -> Tensor:
+def accumulate_exact(micro_batches: list[Batch], embed, criterion, backward, runner: nn.Module) -> Tensor:
     """Gradient of the loss of all micro-batches together, in the memory of one (Gao et al. 2021, GradCache).
 
     Embeddings first, without a graph; the loss's gradient on all of them; then each micro-batch
     again with its share of that gradient. Batch norm sees one micro-batch at a time, and its
     running statistics count each once.
     """
-    norms = [m for m in runner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in runner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     with torch.no_grad():
         parts = [embed(batch) for batch in micro_batches]
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+    for norm in norms:
+        norm.track_running_stats = True
     z = [torch.cat(view).requires_grad_() for view in zip(*parts)]
     loss = criterion(*z)
     backward(loss)
-    shares = [view.grad.split(len(micro_batches[0].index)) for view in z]
-    for number, batch in enumerate(micro_batches):
-        last = number == len(micro_batches) - 1
-        quiet = contextlib.nullcontext() if last or not hasattr(runner, "no_sync") else runner.no_sync()
-        with quiet:
-            torch.autograd.backward(embed(batch), [share[number] for share in shares])
+    shares = zip(*(view.grad.split(len(micro_batches[0].index)) for view in z))
+    for batch, share, sync in zip(micro_batches, shares, sync_last(runner, len(micro_batches))):
+        with sync:
+            torch.autograd.backward(embed(batch), share)
     return loss
+
+
+def accumulate_split(micro_batches: list[Batch], embed, criterion, backward, runner: nn.Module) -> Tensor:
+    """The ordinary kind: the mean of the micro-batches' losses, each blind to the other micro-batches."""
+    losses, parts = [], []
+    for batch, sync in zip(micro_batches, sync_last(runner, len(micro_batches))):
+        with sync:
+            loss = criterion(*embed(batch)) / len(micro_batches)
+            backward(loss)
+        losses.append(loss.detach())
+        parts.append(criterion.parts)
+    criterion.parts = {name: sum(part[name] for part in parts) / len(parts) for name in criterion.parts}
+    return sum(losses)
+
+
+def sync_last(runner: nn.Module, count: int) -> list:
+    """Contexts for `count` backward passes of which only the last averages gradients over the ranks."""
+    quiet = getattr(runner, "no_sync", contextlib.nullcontext)
+    return [*(quiet() for _ in range(count - 1)), contextlib.nullcontext()]
 
 
 # What the loop is made of ---------------------------------------------------------
@@ -331,6 +361,12 @@ def check(settings: Settings) -> None:
         raise UserError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {settings.crop_scale}")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
+    if not 0 <= settings.warmup_start <= 1:
+        raise UserError(f"warmup_start: {settings.warmup_start} is not a share of lr in 0..1")
+    if settings.schedule == "step" and not settings.decay_epochs:
+        raise UserError("decay_epochs: schedule step needs the epochs after which lr drops, e.g. --decay_epochs 60 80")
+    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
+        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
     if settings.warmup_epochs >= settings.epochs:
         raise UserError(
             f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
@@ -338,15 +374,24 @@ def check(settings: Settings) -> None:
         )
 
 
-def schedule_steps(settings: Settings, order: Order) -> tuple[int, int]:
-    """(steps of the whole schedule, steps of warm-up)."""
+def require_whole_batches(settings: Settings, order: Order) -> None:
     if order.steps_per_epoch == 0:
         raise UserError(
             f"batch_size: the global batch, {settings.batch_size} per process × {world_size()} processes × accumulate "
             f"{settings.accumulate} = {order.global_batch}, is larger than the data set ({order.count} images)"
         )
-    warmup = round(settings.warmup_epochs * order.steps_per_epoch)
-    return settings.epochs * order.steps_per_epoch, warmup
+
+
+def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
+    """What the learning rates are multiplied by at `step`."""
+    epochs, warmup, start = settings.epochs, settings.warmup_epochs, settings.warmup_start
+    if settings.schedule == "cosine_by_epoch":
+        return warmup_cosine(step // steps_per_epoch, epochs, round(warmup), settings.final_lr, start)
+    total, warmup = epochs * steps_per_epoch, round(warmup * steps_per_epoch)
+    if settings.schedule == "cosine":
+        return warmup_cosine(step, total, warmup, settings.final_lr, start)
+    milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
+    return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
 
 
 def normalisation(settings: Settings) -> tuple:
@@ -373,9 +418,10 @@ def make_views(settings: Settings) -> list[View]:
 
 
 def make_criterion(settings: Settings) -> nn.Module:
+    # No check: the ranks' batches are alike by construction, and the loop looks at the loss.
     if settings.method == "barlow_twins":
-        return BarlowTwinsLoss(settings.lambd, settings.loss_scale)
-    return InfoNCELoss(settings.temperature)
+        return BarlowTwinsLoss(settings.lambd, settings.loss_scale, check=False)
+    return InfoNCELoss(settings.temperature, check=False)
 
 
 def lr_scale(settings: Settings, global_batch: int) -> float:
@@ -384,9 +430,12 @@ def lr_scale(settings: Settings, global_batch: int) -> float:
 
 def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.optim.Optimizer:
     bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
-    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay)
+    exclude = settings.exclude_bias_and_norm_wd
+    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, exclude)
     if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=settings.momentum)
+        return LARS(groups, lr=settings.lr, momentum=settings.momentum, exclude_bias_and_norm=exclude)
+    if settings.optimizer == "lamb":
+        return LAMB(groups, lr=settings.lr, exclude_bias_and_norm=exclude)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, lr=settings.lr)

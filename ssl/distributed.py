@@ -101,29 +101,20 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
-def row_counts(x: Tensor) -> list[int]:
-    """How many rows each rank's `x` (n, ...) has."""
-    if world_size() == 1:
-        return [x.shape[0]]
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
-    counts[rank()] = x.shape[0]
-    dist.all_reduce(counts)
-    return counts.tolist()
-
-
-def gather_rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Rows of every rank's `x` (n, ...), in rank order; the ranks may hold different n. No gradient."""
+def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
+    """Rows of every rank's `x` (n, ...), in rank order; rank r holds counts[r] of them. No gradient."""
     if world_size() == 1:
         return x.detach()
-    counts = row_counts(x) if counts is None else counts
     longest = max(counts)
-    padded = x.detach()
+    padded = x.detach().contiguous()
     if x.shape[0] < longest:
         padded = x.new_zeros((longest, *x.shape[1:]))
         padded[: x.shape[0]] = x.detach()
-    parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in counts]
-    dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+    rows = x.new_empty((longest * len(counts), *x.shape[1:]))
+    dist.all_gather_into_tensor(rows, padded)
+    if min(counts) == longest:
+        return rows
+    return torch.cat([part[:count] for part, count in zip(rows.split(longest), counts)])
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -143,7 +134,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *([1] * (x.ndim - 2)))
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
         total = all_reduce(torch.cat([wide.sum(axes), count]))
         count = total[-1].detach()

@@ -8,33 +8,76 @@ so a training loop multiplies such a loss by the world size; see train.py.)
 Shapes: n rows on this rank, N over all ranks, D dimensions.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ssl.distributed import gather_rows, rank, row_counts, world_size
+from ssl.distributed import gather_rows, rank, world_size
 
 
-def _check_pair(z1: Tensor, z2: Tensor) -> None:
-    """Refuse, before any collective starts, what no rank could compute."""
+def _problem(z1: Tensor, z2: Tensor, labels: Tensor | None) -> str | None:
+    """What no rank could compute with, in words; looks at shapes and types, not at values."""
     for name, z in (("z1", z1), ("z2", z2)):
         if z.ndim != 2 or z.shape[1] == 0:
-            raise ValueError(f"{name} must be embeddings (N, D) with D > 0, got shape {tuple(z.shape)}")
+            return f"{name} must be embeddings (N, D) with D > 0, got shape {tuple(z.shape)}"
         if not z.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {z.dtype}")
+            return f"{name} must be floating point, got {z.dtype}"
     if z1.shape != z2.shape:
-        raise ValueError(f"z1 and z2 must have one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if world_size() == 1 and z1.shape[0] < 2:
-        raise ValueError(f"a loss between samples needs a batch of at least 2, got {z1.shape[0]}")
+        return f"z1 and z2 must have one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}"
+    if labels is not None and (labels.shape != z1.shape[:1] or labels.is_floating_point()):
+        return f"labels must be {z1.shape[0]} integers, one a row of z1, got {tuple(labels.shape)} of {labels.dtype}"
+    return None
 
 
-def _global_counts(z: Tensor) -> list[int]:
-    counts = row_counts(z)
+def _not_finite(z1: Tensor, z2: Tensor) -> str | None:
+    for name, z in (("z1", z1), ("z2", z2)):
+        # A sum over finite numbers is finite: one pass and no mask in the ordinary case.
+        if not bool(_wide(z).sum().isfinite()) and not bool(z.isfinite().all()):
+            row, column = (~z.isfinite()).nonzero()[0].tolist()
+            return f"{name} is not finite: {z[row, column].item()} at row {row}, column {column}"
+    return None
+
+
+def _agree(z1: Tensor, z2: Tensor, labels: Tensor | None, check: bool) -> list[int]:
+    """How many rows each rank holds, once every rank can use its input.
+
+    With `check` the ranks exchange a few numbers first, so that what is wrong on one is raised
+    as the same ValueError on all and none is left waiting in a collective. That waits for the
+    device. Without it every rank is taken to hold as many rows as this one, and values are not
+    looked at: for a training loop that knows its batches and guards its loss.
+    """
+    problem = _problem(z1, z2, labels)
+    if not check or world_size() == 1:
+        problem = problem or (_not_finite(z1, z2) if check else None)
+        if problem:
+            raise ValueError(problem)
+        counts = [z1.shape[0]] * world_size()
+    else:
+        problem = problem or _not_finite(z1, z2)
+        mine = [problem is not None, *(z1.shape if problem is None else (0, 0)), labels is not None]
+        everyone = gather_rows(torch.tensor([mine], dtype=torch.int64, device=z1.device), [1] * world_size()).tolist()
+        if any(bad for bad, *_ in everyone):
+            words: list = [None] * world_size()
+            dist.all_gather_object(words, problem)
+            raise ValueError("; ".join(f"rank {r}: {said}" for r, said in enumerate(words) if said))
+        counts = [rows for _, rows, *_ in everyone]
+        if any(kind != everyone[0][2:] for _, _, *kind in everyone):
+            raise ValueError(
+                f"all ranks must hold embeddings of one width D, and all or none labels; "
+                f"got D = {[dim for _, _, dim, _ in everyone]}, labels {[bool(known) for *_, known in everyone]}"
+            )
     if sum(counts) < 2:
         raise ValueError(f"a loss between samples needs a global batch of at least 2, got {sum(counts)}")
     return counts
+
+
+def _wide(z: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return z.detach() if z.dtype == torch.float64 else z.detach().float()
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
@@ -62,14 +105,12 @@ class _BarlowTwins(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z1: Tensor, z2: Tensor, lambd: float, form: str):
-        counts = _global_counts(z1)
-        total, dim = sum(counts), z1.shape[1]
+    def forward(ctx, z1: Tensor, z2: Tensor, lambd: float, form: str, counts: list[int]):
         if form == "auto":
-            form = cheaper_form(total, dim)
+            form = cheaper_form(sum(counts), z1.shape[1])
         wants_grad = any(ctx.needs_input_grad[:2])
         compute = _barlow_gram if form == "gram" else _barlow_cross
-        on_diag, off_diag, grads = compute(z1.detach().float(), z2.detach().float(), counts, lambd, wants_grad)
+        on_diag, off_diag, grads = compute(z1.detach(), z2.detach(), counts, lambd, wants_grad)
         if wants_grad:
             ctx.save_for_backward(*grads)
             ctx.dtypes = z1.dtype, z2.dtype
@@ -81,7 +122,7 @@ class _BarlowTwins(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         g1, g2 = ctx.saved_tensors
         # A scaler's factor comes in with grad: multiply in float32, or half precision has lost what it saves.
-        return (g1 * grad).to(ctx.dtypes[0]), (g2 * grad).to(ctx.dtypes[1]), None, None
+        return (g1 * grad).to(ctx.dtypes[0]), (g2 * grad).to(ctx.dtypes[1]), None, None, None
 
 
 def cheaper_form(total: int, dim: int) -> str:
@@ -97,73 +138,75 @@ def _barlow_gram(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants_
     total, dim = sum(counts), z1.shape[1]
     first = sum(counts[: rank()])
     mine = slice(first, first + z1.shape[0])
-    both = gather_rows(torch.cat([z1, z2], dim=1), counts)  # (N, 2D)
-    mean = both.mean(0)
-    both = both - mean
-    std = (both.square().mean(0) + EPS).sqrt()
+    both = _wide(gather_rows(torch.cat([z1, z2], dim=1), counts))  # (N, 2D), ours to change
+    both -= both.mean(0)
+    std = (torch.linalg.vector_norm(both, dim=0).square() / total + EPS).sqrt()
     both /= std
     a, b = both[:, :dim], both[:, dim:]  # (N, D) views into one tensor
     c = (a * b).mean(0)
 
     rows_a = a[mine] @ a.T  # (n, N)
     rows_b = b[mine] @ b.T
-    sums = [torch.dot(rows_a.flatten(), rows_b.flatten())[None] / total**2]
+    sums = [torch.einsum("nm,nm->n", rows_a, rows_b).double().sum()[None] / total**2]
     if wants_grad:
         d = 2 * (c - 1) - 2 * lambd * c
         g1 = (rows_b @ a).mul_(2 * lambd / total).addcmul_(b[mine], d).div_(total)
         g2 = (rows_a @ b).mul_(2 * lambd / total).addcmul_(a[mine], d).div_(total)
         sums += [(g1 * a[mine]).sum(0), (g2 * b[mine]).sum(0)]
-    sums = _sum_over_ranks(torch.cat(sums))
+    sums = _sum_over_ranks(torch.cat([s.double() for s in sums]))  # for small D, off_diag is a small difference
     if wants_grad:
-        m1, m2 = (sums[1:] / total).chunk(2)
+        m1, m2 = (sums[1:] / total).to(c.dtype).chunk(2)
         g1 = g1.addcmul_(a[mine], m1, value=-1).div_(std[:dim])
         g2 = g2.addcmul_(b[mine], m2, value=-1).div_(std[dim:])
     on_diag = (c - 1).square().sum()
-    off_diag = sums[0] - c.square().sum()
+    off_diag = (sums[0] - c.double().square().sum()).to(c.dtype)
     return on_diag, off_diag, (g1, g2) if wants_grad else None
 
 
 def _barlow_cross(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants_grad: bool):
     """One all-reduce of C (D, D); the gradient of this rank's rows is then local."""
     total, dim = sum(counts), z1.shape[1]
-    both = torch.cat([z1, z2], dim=1)
-    both = both - _sum_over_ranks(both.sum(0)) / total
-    std = (_sum_over_ranks(both.square().sum(0)) / total + EPS).sqrt()
+    both = _wide(torch.cat([z1, z2], dim=1))  # (n, 2D), ours to change
+    both -= _sum_over_ranks(both.sum(0)) / total
+    std = (_sum_over_ranks(torch.linalg.vector_norm(both, dim=0).square()) / total + EPS).sqrt()
     both /= std
     a, b = both[:, :dim], both[:, dim:]
     corr = _sum_over_ranks(a.T @ b).div_(total)
     c = corr.diagonal().clone()
-    squares = corr.square()
+    row_squares, column_squares = (torch.linalg.vector_norm(corr, dim=axis).square() for axis in (1, 0))
     on_diag = (c - 1).square().sum()
-    off_diag = squares.sum() - c.square().sum()
+    off_diag = row_squares.sum() - c.square().sum()
     if not wants_grad:
         return on_diag, off_diag, None
     d = 2 * (c - 1) - 2 * lambd * c
     g1 = (b @ corr.T).mul_(2 * lambd).addcmul_(b, d).div_(total)
     g2 = (a @ corr).mul_(2 * lambd).addcmul_(a, d).div_(total)
-    m1 = (2 * lambd * squares.sum(1) + d * c) / total
-    m2 = (2 * lambd * squares.sum(0) + d * c) / total
+    m1 = (2 * lambd * row_squares + d * c) / total
+    m2 = (2 * lambd * column_squares + d * c) / total
     g1 = g1.addcmul_(a, m1, value=-1).div_(std[:dim])
     g2 = g2.addcmul_(b, m2, value=-1).div_(std[dim:])
     return on_diag, off_diag, (g1, g2)
 
 
-def barlow_twins(z1: Tensor, z2: Tensor, lambd: float = 5e-3, form: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
-    """Barlow Twins loss (Zbontar et al. 2021, eq. 1) of the global batch, in float32.
+def barlow_twins(
+    z1: Tensor, z2: Tensor, lambd: float = 5e-3, form: str = "auto", check: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Barlow Twins loss (Zbontar et al. 2021, eq. 1) of the global batch, in float32 or wider.
 
     z1, z2: (n, D), this rank's rows of the two views; each column is normalised over
     the global batch with population variance and eps 1e-5. `form` is 'auto' (by cost),
     'gram' or 'cross'; both give the same numbers.
 
     Returns (loss, on_diagonal, off_diagonal), scalars: loss = on + lambd * off; the last
-    two carry no gradient. Raises ValueError for shapes that differ, integer input, D = 0
-    or a global batch of 1.
+    two carry no gradient. Raises ValueError, on all ranks, for shapes that differ, integers,
+    D = 0, a global batch of 1, NaN or Inf. `check=False` trusts every rank to hold equally
+    many rows and does not look at values: nothing waits for the device.
     """
-    _check_pair(z1, z2)
     if form not in ("auto", "gram", "cross"):
         raise ValueError(f"form must be 'auto', 'gram' or 'cross', got {form!r}")
+    counts = _agree(z1, z2, None, check)
     with torch.autocast(z1.device.type, enabled=False):
-        return _BarlowTwins.apply(z1, z2, lambd, form)
+        return _BarlowTwins.apply(z1, z2, lambd, form, counts)
 
 
 class BarlowTwinsLoss(nn.Module):
@@ -173,13 +216,13 @@ class BarlowTwinsLoss(nn.Module):
     >>> criterion(z1, z2).backward()
     """
 
-    def __init__(self, lambd: float = 5e-3, loss_scale: float = 1.0, form: str = "auto"):
+    def __init__(self, lambd: float = 5e-3, loss_scale: float = 1.0, form: str = "auto", check: bool = True):
         super().__init__()
-        self.lambd, self.loss_scale, self.form = lambd, loss_scale, form
+        self.lambd, self.loss_scale, self.form, self.check = lambd, loss_scale, form, check
         self.parts: dict[str, Tensor] = {}
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        loss, on_diag, off_diag = barlow_twins(z1, z2, self.lambd, self.form)
+        loss, on_diag, off_diag = barlow_twins(z1, z2, self.lambd, self.form, self.check)
         self.parts = {"on_diagonal": on_diag, "off_diagonal": off_diag}
         return loss * self.loss_scale
 
@@ -187,39 +230,49 @@ class BarlowTwinsLoss(nn.Module):
         return f"lambd={self.lambd}, loss_scale={self.loss_scale}"
 
 
-# InfoNCE ----------------------------------------------------------------------
+# InfoNCE and SupCon -------------------------------------------------------------
 
 
-class _InfoNCE(torch.autograd.Function):
-    """NT-Xent in blocks of anchor rows: no (2N, 2N) matrix is ever held.
+class _Contrastive(torch.autograd.Function):
+    """Softmax over all other views, in blocks of anchor rows: no (2N, 2N) matrix is ever held.
 
     Rows of `z` (2N, D) are ordered rank by rank, and within a rank view 1 then view 2.
-    With p_ij = exp(s_ij - lse_i) the softmax of anchor i, row i of the gradient is
+    Anchor i has the positives P(i), m_i of them; s_ij is its similarity to j over T:
 
-        ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - 2 [j = partner of i]) zⱼ / (2N · T)
+        L = Σᵢ (lseᵢ - Σ_{p ∈ P(i)} s_ip / mᵢ) / 2N,   lseᵢ = log Σ_{j ≠ i} exp(s_ij)
 
-    so after the gather a rank needs from the others only their lse, a vector.
+    Positives are mutual, so with p_ij = exp(s_ij - lse_i) row i of the gradient is
+
+        ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (2N · T)
+
+    and after the gather a rank needs from the others only their lse and m, two vectors.
+    `kinds` (2N,) numbers what belongs together; without it only the other view does, m = 1.
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, temperature: float, block: int):
-        counts = row_counts(z)
+    def forward(ctx, z: Tensor, kinds: Tensor | None, temperature: float, block: int, counts: list[int]):
         everyone = gather_rows(z, counts)  # (2N, D)
+        all_kinds = None if kinds is None else gather_rows(kinds, counts)
         first, n = sum(counts[: rank()]), z.shape[0]
-        lse = z.new_empty(n)
-        positive = z.new_empty(n)
-        better = z.new_empty(n)  # how many negatives score above the positive
-        for start in range(0, n, block):
-            rows = torch.arange(start, min(start + block, n), device=z.device)
+        lse, share, attraction = (z.new_empty(n) for _ in range(3))  # share: 1 / m; attraction: mean over P of s
+        better = z.new_empty(n)  # how many negatives score above the best positive
+        for mine, rows in _blocks(n, block, z.device):
             scores = _scores(z.detach(), everyone, rows, first, temperature)
-            mine = slice(start, start + len(rows))
-            positive[mine] = scores.gather(1, (first + _partner(rows, n))[:, None])[:, 0]
             lse[mine] = scores.logsumexp(1)
-            better[mine] = (scores > positive[mine, None]).sum(1).to(z.dtype)
-        sums = torch.stack([(lse - positive).sum(), (better < 1).sum(), (better < 5).sum()])
-        loss, acc1, acc5 = _sum_over_ranks(sums.float()) / sum(counts)
+            if kinds is None:
+                best = attraction[mine] = scores.gather(1, (first + _partner(rows, n))[:, None])[:, 0]
+                share[mine] = 1
+            else:
+                positives = _positives(kinds, all_kinds, rows, first)
+                share[mine] = 1 / positives.sum(1)
+                attraction[mine] = scores.masked_fill(~positives, 0).sum(1) * share[mine]
+                best = scores.masked_fill(~positives, float("-inf")).amax(1)
+            better[mine] = (scores > best[:, None]).sum(1).to(z.dtype)
+        sums = torch.stack([(lse - attraction).sum(), (better < 1).sum(), (better < 5).sum()])
+        loss, acc1, acc5 = _sum_over_ranks(sums) / sum(counts)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(z.detach(), everyone, gather_rows(lse, counts))
+            vectors = gather_rows(torch.stack([lse, share], 1), counts)
+            ctx.save_for_backward(z.detach(), everyone, kinds, all_kinds, vectors)
             ctx.first, ctx.temperature, ctx.block = first, temperature, block
         ctx.mark_non_differentiable(acc1, acc5)
         return loss, acc1, acc5
@@ -227,17 +280,29 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *_):
-        z, everyone, lse = ctx.saved_tensors
-        n = z.shape[0]
+        z, everyone, kinds, all_kinds, vectors = ctx.saved_tensors
+        lse, share = vectors.unbind(1)
         out = torch.empty_like(z)
-        for start in range(0, n, ctx.block):
-            rows = torch.arange(start, min(start + ctx.block, n), device=z.device)
+        for mine, rows in _blocks(len(z), ctx.block, z.device):
             scores = _scores(z, everyone, rows, ctx.first, ctx.temperature)
             weights = (scores - lse[ctx.first + rows, None]).exp_()
             weights += (scores - lse[None, :]).exp_()
-            weights.scatter_add_(1, (ctx.first + _partner(rows, n))[:, None], weights.new_full((len(rows), 1), -2.0))
-            out[start : start + len(rows)] = weights @ everyone
-        return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None
+            if kinds is None:
+                weights.scatter_add_(
+                    1, (ctx.first + _partner(rows, len(z)))[:, None], weights.new_full((len(rows), 1), -2.0)
+                )
+            else:
+                pull = share[ctx.first + rows, None] + share[None, :]
+                weights -= pull.mul_(_positives(kinds, all_kinds, rows, ctx.first))
+            torch.mm(weights, everyone, out=out[mine])
+        return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None, None, None
+
+
+def _blocks(n: int, block: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """0..n-1 in runs of `block`, as slices and as numbers."""
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        yield slice(start, stop), torch.arange(start, stop, device=device)
 
 
 def _partner(rows: Tensor, n: int) -> Tensor:
@@ -247,41 +312,99 @@ def _partner(rows: Tensor, n: int) -> Tensor:
 
 def _scores(z: Tensor, everyone: Tensor, rows: Tensor, first: int, temperature: float) -> Tensor:
     """Similarity / temperature of the given rows to every row, -inf to themselves."""
-    scores = z[rows] @ everyone.T / temperature
+    scores = (z[rows] @ everyone.T).div_(temperature)
     return scores.scatter_(1, (first + rows)[:, None], float("-inf"))
 
 
-def info_nce(z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
-    """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32.
+def _positives(kinds: Tensor, all_kinds: Tensor, rows: Tensor, first: int) -> Tensor:
+    """(rows, 2N) bool: which others are of the same kind."""
+    return (kinds[rows, None] == all_kinds).scatter_(1, (first + rows)[:, None], False)
+
+
+def _contrast(z1, z2, labels, temperature: float, block: int, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    counts = _agree(z1, z2, labels, check)
+    kinds = None
+    if labels is not None:  # an unlabelled image is a kind of its own
+        alone = -1 - sum(counts[: rank()]) - torch.arange(len(labels), device=z1.device)
+        kinds = torch.where(labels.to(z1.device) < 0, alone, labels.to(z1.device).long()).repeat(2)
+    with torch.autocast(z1.device.type, enabled=False):
+        z = torch.cat([z if z.dtype == torch.float64 else z.float() for z in (z1, z2)])
+        return _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, [2 * n for n in counts])
+
+
+def info_nce(
+    z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int = 1024, check: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32 or wider.
 
     z1, z2: (n, D), this rank's rows of the two views; rows are L2-normalised here. Every
     one of the 2N views is an anchor, its other view the positive, all 2N - 2 others negatives.
     `block` anchor rows are compared at a time: memory grows with block × N.
 
     Returns (loss, acc1, acc5): the last two, in 0..1 and without gradient, say how often the
-    positive is the nearest, or among the five nearest, of the 2N - 1 others. Raises ValueError
-    for shapes that differ, integer input, D = 0, temperature <= 0 or a global batch of 1.
+    positive is the nearest, or among the five nearest, of the 2N - 1 others. Raises ValueError,
+    on all ranks, for shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1,
+    NaN or Inf. `check` as in `barlow_twins`.
     """
-    _check_pair(z1, z2)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    with torch.autocast(z1.device.type, enabled=False):
-        z = F.normalize(torch.cat([z1.float(), z2.float()]), dim=1)
-        return _InfoNCE.apply(z, temperature, block)
+    return _contrast(z1, z2, None, temperature, block, check)
+
+
+def sup_con(
+    z1: Tensor,
+    z2: Tensor,
+    labels: Tensor,
+    temperature: float = 0.1,
+    base_temperature: float | None = None,
+    block: int = 1024,
+    check: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out) of the global batch, in float32 or wider.
+
+    As `info_nce`, but the positives of an anchor are all other views whose image has its label.
+    labels: (n,) integers; below 0 an image is unlabelled, and its only positive is its other view:
+    with nothing labelled this is `info_nce`. With `base_temperature` the loss is multiplied by
+    temperature / base_temperature, as the authors' code does.
+
+    Returns (loss, acc1, acc5): how often a positive is the nearest, or among the five nearest.
+    Raises as `info_nce`, and for labels of the wrong length.
+    """
+    if base_temperature is not None and not base_temperature > 0:
+        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
+    loss, acc1, acc5 = _contrast(z1, z2, labels, temperature, block, check)
+    return loss if base_temperature is None else loss * (temperature / base_temperature), acc1, acc5
 
 
 class InfoNCELoss(nn.Module):
     """`info_nce` as a module. After a call, `parts` holds the contrastive accuracies."""
 
-    def __init__(self, temperature: float = 0.1):
+    def __init__(self, temperature: float = 0.1, check: bool = True):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.check = temperature, check
         self.parts: dict[str, Tensor] = {}
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        loss, acc1, acc5 = info_nce(z1, z2, self.temperature)
+        loss, acc1, acc5 = info_nce(z1, z2, self.temperature, check=self.check)
         self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
         return loss
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
+
+
+class SupConLoss(nn.Module):
+    """`sup_con` as a module, called with (z1, z2, labels). After a call, `parts` holds the contrastive accuracies."""
+
+    def __init__(self, temperature: float = 0.1, base_temperature: float | None = None, check: bool = True):
+        super().__init__()
+        self.temperature, self.base_temperature, self.check = temperature, base_temperature, check
+        self.parts: dict[str, Tensor] = {}
+
+    def forward(self, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
+        loss, acc1, acc5 = sup_con(z1, z2, labels, self.temperature, self.base_temperature, check=self.check)
+        self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
+        return loss
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, base_temperature={self.base_temperature}"

@@ -1,21 +1,64 @@
-"""Learning rates as closed forms of the step: nothing to save, nothing to drift on resume."""
+"""Learning rates as closed forms: of the step, or of the losses so far. Nothing to save, nothing to drift on resume.
+
+Each function gives a factor of the base learning rate. The schedules of the recipes this
+project grew from are these, with these arguments:
+
+    Barlow Twins, by step             warmup_cosine(step, total, warmup)
+    WarmUpCosine (histopathology)     warmup_cosine(step, total, warmup, floor=0)
+    SimCLR, by epoch (dal-toolbox)    warmup_cosine(epoch, epochs, 10, floor=0, start=0.01)
+    warmup_cosine (nidl)              warmup_cosine(step, total, warmup, floor=min_lr / lr, start=1e-6 / lr, hold=1)
+    step decay (SupContrast)          step_decay(epoch, [30, 55, 80], 0.1)
+    plateau (skin lesions)            plateau(validation_losses, factor=0.1, patience=10)
+"""
 
 import math
+from collections.abc import Sequence
 
 
-def warmup_cosine(step: int, total: int, warmup: int, floor: float = 1e-3) -> float:
-    """Factor of the base learning rate at optimizer step `step` of 0..total-1.
+def warmup_cosine(step: int, total: int, warmup: int, floor: float = 1e-3, start: float = 0.0, hold: int = 0) -> float:
+    """Linear from `start` to 1 over `warmup` steps, then a half cosine down to `floor`, for step 0..total-1.
 
-    Linear from 0 over `warmup` steps, then a half cosine down to `floor` (Barlow Twins'
-    schedule). Raises ValueError where warm-up would never end.
+    With the defaults, Barlow Twins' schedule. `hold` steps of the warm-up are spent at its end,
+    at 1; from `total` on the factor is `floor`. Raises ValueError where warm-up would never end.
     """
     if not 0 <= warmup < total:
         raise ValueError(f"warm-up ({warmup} steps) must be shorter than the run ({total} steps)")
     if step < warmup:
-        return step / warmup
+        ramp = warmup - hold
+        return start + (1 - start) * min(step / ramp, 1) if ramp > 0 else 1.0
     progress = min((step - warmup) / (total - warmup), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return cosine + floor * (1 - cosine)
+
+
+def step_decay(step: int, milestones: Sequence[int], rate: float = 0.1) -> float:
+    """`rate` once for every milestone that `step` has reached."""
+    return rate ** sum(step >= milestone for milestone in milestones)
+
+
+def plateau(
+    values: Sequence[float],
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    mode: str = "min",
+    floor: float = 0.0,
+) -> float:
+    """`factor` once whenever `values` so far went more than `patience` epochs without a new best.
+
+    A value is a new best if it beats the old one by the share `threshold`, as in
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`; mode 'min' or 'max'; never below `floor`. NaN
+    is never a best. Raises ValueError for another mode.
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+    best, bad, result = math.inf if mode == "min" else -math.inf, 0, 1.0
+    for value in values:
+        better = value < best * (1 - threshold) if mode == "min" else value > best * (1 + threshold)
+        best, bad = (value, 0) if better else (best, bad + 1)
+        if bad > patience:
+            result, bad = max(result * factor, floor), 0
+    return result
 
 
 def set_lr(optimizer, factor: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl.losses import BarlowTwinsLoss, InfoNCELoss, barlow_twins, cheaper_form, info_nce
+from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss, barlow_twins, cheaper_form, info_nce, sup_con
 
 FORMS = ("gram", "cross", "auto")
 
@@ -37,6 +37,20 @@ def plain_info_nce(z1, z2, temperature):
     n = len(z1)
     target = torch.cat([torch.arange(n) + n, torch.arange(n)])
     return F.cross_entropy(scores, target), scores, target
+
+
+def plain_sup_con(z1, z2, labels, temperature):
+    """Khosla et al. 2020, eq. 2, anchor by anchor; an image labelled -1 has its other view alone."""
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    n = len(labels)
+    losses = []
+    for i in range(2 * n):
+        others = [j for j in range(2 * n) if j != i]
+        label = labels[i % n]
+        positives = [j for j in others if j % n == i % n or (label >= 0 and labels[j % n] == label)]
+        scores = z[others] @ z[i] / temperature
+        losses.append(scores.logsumexp(0) - (z[positives] @ z[i] / temperature).mean())
+    return torch.stack(losses).mean()
 
 
 def value_and_gradients(loss, z1, z2):
@@ -73,9 +87,10 @@ def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_barlow_of_two_samples(form):
+@pytest.mark.parametrize("d", [1, 7])
+def test_barlow_of_two_samples(d, form):
     # The variance of two samples leaves a gradient of nothing but eps: few digits remain.
-    z1, z2 = views(2, 7)
+    z1, z2 = views(2, d)
     ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
     assert_same(ours[:1], plain[:1], 1e-3)
@@ -247,10 +262,105 @@ def test_info_nce_module_passes_the_temperature_and_keeps_the_accuracies():
     assert criterion.parts == {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
 
 
-# Both -------------------------------------------------------------------------
+# SupCon -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", [barlow_twins, info_nce])
+@pytest.mark.parametrize("labels", ["some", "all", "one class"])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_sup_con_is_the_published_formula(labels, temperature, block):
+    n = 17
+    generator = torch.Generator().manual_seed(3)
+    known = torch.randint(-1 if labels == "some" else 0, 1 if labels == "one class" else 4, (n,), generator=generator)
+    z1, z2 = views(n, 8)
+    ours = value_and_gradients(lambda a, b: sup_con(a, b, known, temperature, block=block)[0], z1, z2)
+    plain = value_and_gradients(lambda a, b: plain_sup_con(a, b, known, temperature), z1.double(), z2.double())
+    assert_same(ours, plain, 1e-5)
+
+
+@pytest.mark.parametrize("labels", [torch.full((33,), -1), torch.arange(33)])
+def test_sup_con_without_shared_labels_is_info_nce(labels):
+    z1, z2 = views(33, 12)
+    ours = value_and_gradients(lambda a, b: sup_con(a, b, labels, 0.2)[0], z1, z2)
+    assert_same(ours, value_and_gradients(lambda a, b: info_nce(a, b, 0.2)[0], z1, z2), 1e-6)
+    assert sup_con(z1, z2, labels, 0.2)[1:] == info_nce(z1, z2, 0.2)[1:]
+
+
+def test_base_temperature_multiplies_as_in_the_authors_code():
+    z1, z2 = views(9, 4)
+    labels = torch.arange(9) % 3
+    whole, scaled = SupConLoss(0.5), SupConLoss(0.5, base_temperature=0.07)
+    assert scaled(z1, z2, labels).item() == pytest.approx(whole(z1, z2, labels).item() * 0.5 / 0.07, rel=1e-6)
+    assert scaled.parts == whole.parts and set(whole.parts) == {"contrastive_acc1", "contrastive_acc5"}
+    with pytest.raises(ValueError, match="base_temperature must be positive, got 0"):
+        SupConLoss(0.5, base_temperature=0.0)(z1, z2, labels)
+
+
+def test_sup_con_counts_any_view_of_the_class_as_found():
+    # Two classes far apart; the other view of an image is never its nearest, one of its class always is.
+    z = torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.1], [-1.0, 0.0]])
+    apart = z + 0.3 * torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0], [0.0, -1.0]])
+    assert info_nce(z, apart)[1] < 1
+    assert sup_con(z, apart, torch.tensor([0, 0, 1, 1]))[1] == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(5, dtype=torch.long), torch.zeros(4), torch.zeros(4, 1, dtype=torch.long)]
+)
+def test_labels_must_be_one_integer_a_row(labels):
+    with pytest.raises(ValueError, match="labels must be 4 integers"):
+        sup_con(torch.randn(4, 3), torch.randn(4, 3), labels)
+
+
+# All --------------------------------------------------------------------------
+
+by_sup_con = lambda z1, z2, **more: sup_con(z1, z2, torch.full(z1.shape[:1], -1), **more)  # noqa: E731
+EVERY_LOSS = pytest.mark.parametrize("loss", [barlow_twins, info_nce, by_sup_con], ids=["barlow", "nce", "supcon"])
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_not_finite_is_named(loss, wrong, dtype):
+    z1, z2 = (z.to(dtype) for z in views(6, 5))
+    z2[4, 2] = wrong
+    with pytest.raises(ValueError, match=f"z2 is not finite: {wrong} at row 4, column 2"):
+        loss(z1, z2)
+    assert not loss(z1, z2, check=False)[0].isfinite()  # left to whoever asked for no check
+
+
+@EVERY_LOSS
+def test_large_half_precision_numbers_are_finite(loss):
+    z1, z2 = (torch.full((64, 64), 6e4, dtype=torch.float16) for _ in range(2))
+    assert loss(z1, z2)[0].isfinite()
+
+
+@EVERY_LOSS
+def test_gradients_are_those_of_finite_differences_in_float64(loss):
+    z1, z2 = (z.double().requires_grad_() for z in views(5, 4))
+    assert torch.autograd.gradcheck(lambda a, b: loss(a, b)[0], (z1, z2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, d", [(4096, 16), (4096, 700), (3, 16384), (32, 16384), (1500, 1500)])
+def test_barlow_of_extreme_sizes(n, d):
+    z1, z2 = views(n, d)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3)[0], z1, z2)
+    plain = value_and_gradients(lambda a, b: gram_barlow(a, b, 5e-3), z1.double(), z2.double())
+    assert_same(ours, plain, 1e-5 if n >= 8 else 1e-3)
+
+
+def gram_barlow(z1, z2, lambd):
+    """The same formula without C, for where a float64 D×D matrix would be too large."""
+    if z1.shape[1] < 4000:
+        return plain_barlow(z1, z2, lambd)[0]
+    a, b = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (z1, z2))
+    c = (a * b).mean(0)
+    everything = (a @ a.T * (b @ b.T)).sum() / len(a) ** 2
+    return (c - 1).square().sum() + lambd * (everything - c.square().sum())
+
+
+@EVERY_LOSS
 @pytest.mark.parametrize(
     "shape1, shape2, message",
     [
@@ -268,7 +378,7 @@ def test_shapes_no_loss_can_use_are_named(loss, shape1, shape2, message):
         loss(torch.randn(shape1), torch.randn(shape2))
 
 
-@pytest.mark.parametrize("loss", [barlow_twins, info_nce])
+@EVERY_LOSS
 def test_integers_are_refused(loss):
     with pytest.raises(ValueError, match=r"z2 must be floating point.*int64"):
         loss(torch.randn(4, 3), torch.ones(4, 3, dtype=torch.int64))
@@ -285,7 +395,7 @@ def test_form_must_be_one_of_three():
         barlow_twins(torch.randn(4, 3), torch.randn(4, 3), form="fast")
 
 
-@pytest.mark.parametrize("loss", [barlow_twins, info_nce])
+@EVERY_LOSS
 def test_input_is_left_alone(loss):
     z1, z2 = (z.requires_grad_() for z in views(12, 5))
     before = z1.detach().clone(), z2.detach().clone()

@@ -56,31 +56,44 @@ class Order:
         start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
         return epoch, permutation(self.count, self.seed, epoch)[start : start + self.batch_size]
 
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
+        return _counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
+
+
+def _counted(*counter: int) -> int:
+    """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
+    seed, epoch, index, stream = counter
+    return int(uniforms(seed, epoch, torch.tensor([index]), stream, 1).item() * 2**32)
+
 
 @lru_cache(maxsize=2)
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of `count` images in an epoch."""
-    # A CPU generator's seed keeps 32 bits: draw it from the counter, where seed and epoch are whole.
-    key = int(uniforms(seed, epoch, torch.tensor([count]), 0xFFFF, 1).item() * 2**32)
+    key = _counted(seed, epoch, count, 0xFFFF)
     return torch.randperm(count, generator=torch.Generator().manual_seed(key))
 
 
 @dataclass
 class Batch:
-    """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set."""
+    """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set.
+
+    `seed` is for whatever the model draws.
+    """
 
     views: list[tuple[Tensor, Tensor]]
     index: Tensor
     labels: Tensor
+    seed: int
 
     def to(self, device: torch.device) -> "Batch":
         move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
         views = [(move(pixels), move(params)) for pixels, params in self.views]
-        return Batch(views, move(self.index), move(self.labels))
+        return Batch(views, move(self.index), move(self.labels), self.seed)
 
     def pin_memory(self) -> "Batch":
         views = [(pixels.pin_memory(), params.pin_memory()) for pixels, params in self.views]
-        return Batch(views, self.index.pin_memory(), self.labels.pin_memory())
+        return Batch(views, self.index.pin_memory(), self.labels.pin_memory(), self.seed)
 
 
 def training_batches(
@@ -111,7 +124,7 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
                 crop, params = draw(order.seed, epoch, index, number, view)
                 height, width = side.expand(len(index), 2).unbind(1)
                 shown.append((crop_resize(chosen, crop_boxes(crop, height, width, view), view.size), params))
-            yield Batch(shown, index, data.labels[index]).to(device)
+            yield Batch(shown, index, data.labels[index], order.batch_seed(step, micro, rank())).to(device)
 
 
 class _TrainingFiles(Dataset):
@@ -134,7 +147,7 @@ class _TrainingFiles(Dataset):
         except BadImage as error:
             return error
         pairs = [(torch.stack(crops), params) for crops, (_, params) in zip(shown, draws)]
-        return Batch(pairs, index, self.data.labels[index])
+        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank))
 
 
 def _resized_crop(pixels: Tensor, box: list[int], size: int) -> Tensor:
