@@ -30,20 +30,25 @@ from ssl.data.loader import Order, auto_workers, finish, plain_batches, training
 from ssl.distributed import gather_rows, is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.metrics import correct_at
+from ssl.metrics import accuracy
 from ssl.probes import knn, probe
 from ssl.report import Progress, say, table
 from ssl.schedules import warmup_cosine
 
+ROOT = Path(__file__).resolve().parent
+
 # The encoder its authors published (ResNet-50, 1000 epochs), for when no --model_path is given.
 PUBLISHED = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
+
+
+Protocol = Literal["linear", "probe", "knn", "features", "all"]
 
 
 @dataclass
 class Settings:
     """Judge a frozen encoder.
 
-    Data set, image size and encoder are those of the run that --model_path belongs to, unless set.
+    What is unset is as in the run that --model_path belongs to, where it says 'the run's'.
     Nothing is ever chosen on the test split.
     """
 
@@ -61,12 +66,12 @@ class Settings:
     class_list: str | None = None  # unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
+    mean: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
+    std: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
     train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
-    protocol: list[Literal["linear", "probe", "knn", "features", "all"]] = field(
-        default_factory=lambda: ["probe", "knn"]
-    )  # one or more
+    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more
     k: int = 20  # neighbours
     knn_temperature: float = 0.07  # of their votes
     probe_epochs: int = 30  # passes over the features
@@ -78,22 +83,23 @@ class Settings:
     # Machine and files
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: int | None = None  # loader processes per process; unset: the cores it may use
-    seed: int = 0  # of held-out slices, label subsets, heads
+    seed: int | None = None  # of held-out slices, label subsets, heads; unset: the run's, or 0
     output_dir: str | None = None  # where results.json goes; unset: the run folder
 
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    if settings.model_path is not None:
-        inherit(settings)
-    check(settings)
-    device = distributed.join(settings.device)
+    run = run_settings(settings.model_path)
+    inherit(settings, run)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
+    check(settings, protocols)
+    device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
+    folder = open_folder(settings)
 
     # Data
-    train, test = labelled_splits(settings)
+    train, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
-        settings.image_size = judged_size(settings, train)
+        settings.image_size = judged_size(settings, run, train)
     classes = len(train.classes)
     fit_index, held_out_index = datasets.split_validation(train.labels, 0.1, settings.seed)
 
@@ -112,7 +118,6 @@ def main() -> None:
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
 
     # Judge
-    folder = Path(settings.output_dir or default_folder(settings))
     results: dict = {}
     for name, subject in subjects.items():
         judged: dict = {}
@@ -140,7 +145,6 @@ def main() -> None:
 
     # Report
     if is_main() and set(protocols) != {"features"}:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         say("\n" + results_table(results, subjects, protocols) + "\n")
         say(f"results     {folder / 'results.json'}")
@@ -149,46 +153,85 @@ def main() -> None:
 # Settings -----------------------------------------------------------------------------
 
 
-def inherit(settings: Settings) -> None:
-    """Fill what is unset with the settings of the run that model_path belongs to."""
-    file = checkpoint.find_encoder(settings.model_path)
-    saved = file.parent / "config.yaml"
-    run = config.read_yaml(saved) if saved.is_file() else {}
-    given = set()  # who names a data set or an encoder does not want the rest of the run's
-    if settings.dataset is not None or settings.data_dir is not None:
-        given |= {"dataset", "data_dir", "class_list"}
-    if settings.encoder is not None:
-        given |= {"encoder_kwargs", "stem"}
-    for name in ("encoder", "encoder_kwargs", "stem", "dataset", "data_dir", "class_list"):
-        if getattr(settings, name) is None and name not in given:
-            kind = next(f.type for f in dataclasses.fields(Settings) if f.name == name)
-            setattr(settings, name, config.coerce(run.get(name), kind, f"{saved}: {name}"))
-    if settings.stem == "auto" and "image_size" in run:  # as the run resolved it, whatever size is judged
-        settings.stem = "small" if run["image_size"] <= datasets.SMALL else "imagenet"
+def run_settings(model_path: str | None) -> dict:
+    """Settings of the run that `model_path` belongs to; none for a file that stands alone."""
+    if model_path is None:
+        return {}
+    saved = checkpoint.find_encoder(model_path).with_name("config.yaml")
+    return config.read_yaml(saved) if saved.is_file() else {}
 
 
-def check(settings: Settings) -> None:
+def inherit(settings: Settings, run: dict) -> None:
+    """Fill what is unset with the settings of the run; who names a data set or an encoder wants no other part of it."""
+    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
+
+    def of_run(name: str):
+        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
+
+    about_data = ("dataset", "data_dir", "class_list", "mean", "std", "seed")
+    about_encoder = ("encoder", "encoder_kwargs", "stem")
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    own_encoder = settings.encoder is not None
+    for names, own in ((about_data, own_data), (about_encoder, own_encoder)):
+        for name in names:
+            if getattr(settings, name) is None and not own:
+                setattr(settings, name, of_run(name))
+    size = of_run("image_size")
+    if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
+        settings.stem = "small" if size <= datasets.SMALL else "imagenet"
+    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
+        settings.image_size = size  # drawn at the size the run drew them
+
+
+def check(settings: Settings, protocols: list[str]) -> None:
+    """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
+    if settings.dataset is None and settings.data_dir is None:
+        say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    if settings.model_path is None:
+        if settings.encoder not in (None, "resnet50"):
+            raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
+        settings.stem = "imagenet"
     settings.encoder = settings.encoder or "resnet50"
     settings.stem = settings.stem or "auto"
-    for name in ("k", "probe_epochs", "linear_epochs", "batch_size", "linear_batch"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name}: {getattr(settings, name)} must be at least 1")
+    settings.seed = settings.seed or 0
+    settings.workers = auto_workers() if settings.workers is None else settings.workers
+    for name in ("k", "probe_epochs", "linear_epochs", "batch_size", "linear_batch", "image_size"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} must be at least 1")
     for name in ("knn_temperature", "linear_lr"):
         if getattr(settings, name) <= 0:
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
+    for name in ("linear_weight_decay", "workers", "seed"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
     if settings.train_files and settings.train_percent != 100:
         raise UserError("train_files and train_percent both choose the labels; set one of them")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if "linear" in protocols and settings.linear_batch % processes:
+        raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {processes} processes")
 
 
-def default_folder(settings: Settings) -> Path:
-    if settings.model_path is None:
-        return Path("runs/published")
-    path = Path(settings.model_path)
-    return path if path.is_dir() else path.parent
+def open_folder(settings: Settings) -> Path:
+    """The folder for results.json, made and found writable before there is anything to lose."""
+    if settings.output_dir is not None:
+        folder = Path(settings.output_dir)
+    elif settings.model_path is not None:
+        folder = checkpoint.find_encoder(settings.model_path).parent
+    else:
+        folder = ROOT / "runs" / "published"
+    if is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot make {folder} ({error})") from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"output_dir: {folder} cannot be written to; set --output_dir")
+    return folder
 
 
-def labelled_splits(settings: Settings) -> tuple[Images, Images]:
+def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
     """(train, test) of the data set, train cut to the labels that may be used."""
     options = dict(image_size=settings.image_size, class_list=settings.class_list, seed=settings.seed)
     train, test = (
@@ -202,41 +245,49 @@ def labelled_splits(settings: Settings) -> tuple[Images, Images]:
     elif settings.train_percent != 100:
         train = train.subset(datasets.split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
     counts = torch.bincount(train.labels, minlength=len(train.classes))
-    if int(counts.min()) < 2:
-        scarce = train.classes[int(counts.argmin())]
+    if int(counts.min()) < (2 if "probe" in protocols else 1):
         raise UserError(
-            f"class {scarce!r} has {int(counts.min())} training images; at least 2 are needed, 1 of them held out"
+            f"class {train.classes[int(counts.argmin())]!r} has {int(counts.min())} training images to use; "
+            "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
         )
     return train, test
 
 
-def judged_size(settings: Settings, data: Images) -> int:
+def judged_size(settings: Settings, run: dict, data: Images) -> int:
     """Small images are judged as they are; larger ones at the size the run trained on."""
     if data.resident is not None:
         return min(data.resident.shape[2:])
-    saved = (
-        None if settings.model_path is None else checkpoint.find_encoder(settings.model_path).with_name("config.yaml")
-    )
-    run = config.read_yaml(saved) if saved is not None and saved.is_file() else {}
-    return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, f"{saved}: image_size")
+    return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
 
 
 def listed(data: Images, path: str) -> Tensor:
-    """Indices of the images whose file names stand in the file `path`, one a line."""
+    """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
     if data.paths is None:
         raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
     try:
         names = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"train_files: cannot read {path} ({error})") from None
-    place = {os.path.basename(image): index for index, image in enumerate(data.paths)}
-    missing = [name for name in names if os.path.basename(name) not in place]
+    places: dict[str, list[int]] = {}
+    for index, image in enumerate(data.paths):
+        places.setdefault(os.path.basename(image), []).append(index)
+    found, missing = set(), []
+    for name in names:
+        ending = f"/{name.removeprefix('./')}"
+        matches = [i for i in places.get(os.path.basename(name), []) if data.paths[i].endswith(ending)]
+        if len(matches) > 1:
+            raise UserError(
+                f"train_files: {name!r} in {path} is the name of {len(matches)} images; "
+                "write it with its class folder, CLASS/NAME"
+            )
+        found.update(matches)
+        missing += [] if matches else [name]
     if missing or not names:
         raise UserError(
             f"train_files: {len(missing)} of the {len(names)} names in {path} are not in the training split"
             + (f" (the first: {missing[0]!r})" if missing else "")
         )
-    return torch.tensor(sorted({place[os.path.basename(name)] for name in names}))
+    return torch.tensor(sorted(found))
 
 
 def load_weights(encoder: nn.Module, model_path: str | None) -> str:
@@ -250,7 +301,7 @@ def load_weights(encoder: nn.Module, model_path: str | None) -> str:
             f"no --model_path, so the published weights were wanted, but they cannot be downloaded ({error}). "
             "Pass --model_path RUN_OR_FILE"
         ) from None
-    encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+    checkpoint.fill(encoder, weights, PUBLISHED)
     return PUBLISHED
 
 
@@ -265,13 +316,10 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def statistics(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (3, 1, 1), of the data set's normalisation."""
+    """(mean, std), each (3, 1, 1), of the normalisation."""
     _, mean, std = datasets.KNOWN[settings.dataset]
-    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
-
-
-def loader_workers(settings: Settings) -> int:
-    return auto_workers() if settings.workers is None else settings.workers
+    chosen = settings.mean or mean, settings.std or std
+    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in chosen)
 
 
 @torch.no_grad()
@@ -280,7 +328,7 @@ def extract(encoder: nn.Module | None, data: Images, settings: Settings, device:
     mean, std = statistics(settings, device)
     parts, done = [], 0
     progress = Progress(len(data), 0, "image")
-    batches = plain_batches(data, settings.image_size, settings.batch_size, loader_workers(settings), device)
+    batches = plain_batches(data, settings.image_size, settings.batch_size, settings.workers, device)
     for pixels, counts in batches:
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         if encoder is None:
@@ -304,8 +352,6 @@ def linear_evaluation(
     Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The
     result is the last epoch's: choosing the best one would be choosing on the test split.
     """
-    if settings.linear_batch % world_size():
-        raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {world_size()} processes")
     mean, std = (statistic.flatten() for statistic in statistics(settings, device))
     view = View(
         settings.image_size, jitter_prob=0.0, grayscale=0.0, blur_prob=0.0, solarize_prob=0.0
@@ -323,7 +369,7 @@ def linear_evaluation(
         head.parameters(), settings.linear_lr, momentum=0.9, weight_decay=settings.linear_weight_decay
     )
     total = settings.linear_epochs * order.steps_per_epoch
-    batches = training_batches(train, [view], order, 0, total, loader_workers(settings), device)
+    batches = training_batches(train, [view], order, 0, total, settings.workers, device)
     progress = Progress(total, 0)
     for step, batch in enumerate(batches):
         epoch = step // order.steps_per_epoch
@@ -340,13 +386,11 @@ def linear_evaluation(
     progress.close()
     with torch.no_grad():
         scores = head(extract(encoder, test, settings, device, "test"))
-    labels = test.labels.to(device)
-    return {f"acc{k}": correct_at(scores, labels, k).item() / len(labels) for k in (1, 5)}
+    return {f"acc{k}": accuracy(scores, test.labels.to(device), k) for k in (1, 5)}
 
 
 def write_features(folder: Path, settings: Settings, train: Images, train_x, test: Images, test_x) -> None:
     """features.pt: plain tensors, loadable with weights_only."""
-    folder.mkdir(parents=True, exist_ok=True)
     splits = {
         split: {
             "features": x.cpu(),

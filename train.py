@@ -90,6 +90,7 @@ class Settings:
     sync_bn: bool = True  # batch norm over the global batch
     # Views: two numbers where the two views differ
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
     flip: float = 0.5  # probability
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     color_distortion_strength: float = 1.0  # multiplies jitter
@@ -99,6 +100,7 @@ class Settings:
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
+    solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
     mean: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
     std: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
     # Machine
@@ -118,10 +120,12 @@ class Settings:
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    if settings.data_dir is not None:
+        settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))  # config.yaml is read from anywhere
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         start_processes(settings.gpus)
-    device = distributed.join(settings.device)
+    device = distributed.join(settings.device, patience=360 if settings.download else 10)
     torch.backends.cudnn.benchmark = True
 
     # Data
@@ -159,7 +163,8 @@ def main() -> None:
 
     # Resume
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
-    step = open_run(folder, settings, model, optimizer, scaler)
+    identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
+    step = open_run(folder, settings, identity, model, optimizer, scaler)
     introduce(settings, origin, device, data, order, scale, autocast_dtype, folder, step, stop)
 
     runner = model
@@ -181,6 +186,10 @@ def main() -> None:
         with torch.autocast(device.type, autocast_dtype or torch.float32, enabled=autocast_dtype is not None):
             return runner(*x)
 
+    def backward(loss: Tensor) -> None:
+        """The loss is the global batch's already; DDP averages gradients, so undo its division."""
+        scaler.scale(loss * world_size()).backward()
+
     # Loop
     workers = auto_workers() if settings.workers is None else settings.workers
     batches = training_batches(data, views, order, step, stop, workers, device)
@@ -196,8 +205,6 @@ def main() -> None:
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
         waited += time.monotonic() - began
 
-        # The loss is the global batch's already; DDP averages gradients, so undo its division.
-        backward = lambda loss: scaler.scale(loss * world_size()).backward()  # noqa: E731
         if settings.accumulate == 1:
             loss = criterion(*embed(micro_batches[0]))
             backward(loss)
@@ -228,24 +235,22 @@ def main() -> None:
                 step, f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
             )
             if not math.isfinite(value):
-                raise UserError(
-                    f"the loss is {value} at step {step}: training has diverged. Nothing was saved since the last "
-                    f"checkpoint. Lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
-                )
+                raise UserError(DIVERGED.format(f"the loss is {value}", step))
             logged, logged_step, waited = now, step, 0.0
         if is_main() and step < stop and time.monotonic() - saved > settings.save_minutes * 60:
-            save_run(folder, settings, model, optimizer, scaler, step)
+            save_run(folder, settings, identity, model, optimizer, scaler, step)
             saved = time.monotonic()
 
     # Save
     if is_main():
-        save_run(folder, settings, model, optimizer, scaler, step)
+        save_run(folder, settings, identity, model, optimizer, scaler, step)
     progress.close()
     metrics.close()
     distributed.barrier()
     distributed.leave()
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
-    say(f"judge it    python evaluate.py --model_path {folder}")
+    if data.classes:
+        say(f"judge it    python evaluate.py --model_path {folder}")
 
 
 class Model(nn.Module):
@@ -325,11 +330,8 @@ def start_processes(count: int) -> None:
     """Replace this process by torchrun with `count` processes and the same settings."""
     if count < 1:
         raise UserError(f"gpus: {count} is not a number of processes")
-    arguments = sys.argv[1:]
-    where = next(i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--gpus")
-    del arguments[where : where + (1 if "=" in arguments[where] else 2)]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(__file__), *arguments])
+    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(__file__), *sys.argv[1:]])
 
 
 def check(settings: Settings) -> None:
@@ -342,27 +344,33 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
         )
-    for name in ("lr", "bias_lr", "weight_decay", "warmup_epochs", "lambd", "color_distortion_strength"):
-        value = getattr(settings, name)
-        if value is not None and value < 0:
-            raise UserError(f"{name}: {value} must not be negative")
-    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes"):
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{name}: {value} must be positive")
-    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob"):
-        value = getattr(settings, name)
-        if not all(0 <= p <= 1 for p in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{name}: {value} is not a probability in 0..1")
-        if isinstance(value, list) and len(value) != 2:
-            raise UserError(f"{name}: expected two values, of view 1 and view 2, got {value}")
-    low, high = settings.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {settings.crop_scale}")
+    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
+        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
+    for name in ("lr", "bias_lr", "weight_decay", "momentum", "warmup_epochs", "final_lr", "decay_rate", "lambd",
+                 "color_distortion_strength", "jitter", "workers", "seed"):  # fmt: skip
+        if any(value < 0 for value in values_of(settings, name)):
+            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
+    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes", "blur_sigma", "std"):
+        if any(value <= 0 for value in values_of(settings, name)):
+            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
+    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start"):
+        if not all(0 <= value <= 1 for value in values_of(settings, name)):
+            raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
+    for name in ("blur_prob", "solarize_prob"):
+        if len(getattr(settings, name)) != 2:
+            raise UserError(
+                f"{name}: expected two values, of view 1 and view 2, got {getattr(settings, name)}; "
+                f"{settings.method} compares two views"
+            )
+    for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        low, high = getattr(settings, name)
+        if not 0 < low <= high or (name == "crop_scale" and high > 1):
+            limit = " <= 1" if name == "crop_scale" else ""
+            raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    if not 0 <= settings.warmup_start <= 1:
-        raise UserError(f"warmup_start: {settings.warmup_start} is not a share of lr in 0..1")
+    if settings.seed >= 2**63:
+        raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
         raise UserError("decay_epochs: schedule step needs the epochs after which lr drops, e.g. --decay_epochs 60 80")
     if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
@@ -372,6 +380,12 @@ def check(settings: Settings) -> None:
             f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
             "rate would never come down; set --warmup_epochs"
         )
+
+
+def values_of(settings: Settings, name: str) -> list:
+    """The numbers of a setting: none where it is unset."""
+    value = getattr(settings, name)
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def require_whole_batches(settings: Settings, order: Order) -> None:
@@ -387,7 +401,8 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
     epochs, warmup, start = settings.epochs, settings.warmup_epochs, settings.warmup_start
     if settings.schedule == "cosine_by_epoch":
         return warmup_cosine(step // steps_per_epoch, epochs, round(warmup), settings.final_lr, start)
-    total, warmup = epochs * steps_per_epoch, round(warmup * steps_per_epoch)
+    total = epochs * steps_per_epoch
+    warmup = min(round(warmup * steps_per_epoch), total - 1)  # rounding must not make it the whole run
     if settings.schedule == "cosine":
         return warmup_cosine(step, total, warmup, settings.final_lr, start)
     milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
@@ -404,12 +419,14 @@ def make_views(settings: Settings) -> list[View]:
     shared = View(
         size=settings.image_size,
         crop_scale=tuple(settings.crop_scale),
+        crop_ratio=tuple(settings.crop_ratio),
         flip=settings.flip,
         jitter=(*jitter[:3], min(jitter[3], 0.5)),
         jitter_prob=settings.jitter_prob,
         grayscale=settings.grayscale,
         blur_sigma=tuple(settings.blur_sigma),
         blur_kernel=settings.blur_kernel,
+        solarize_threshold=settings.solarize_threshold,
     )
     return [
         dataclasses.replace(shared, blur_prob=blur, solarize_prob=solarize)
@@ -461,32 +478,54 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 
 
-def open_run(folder: Path, settings: Settings, model, optimizer, scaler) -> int:
-    """Make the run folder, or continue the run in it; return the step to go on from."""
-    path = folder / "checkpoint.pt" if settings.resume in ("auto", "none") else Path(settings.resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot make {folder} ({error})") from None
+DIVERGED = (
+    "{} at step {}: training has diverged, and was not saved since the last checkpoint. "
+    "Lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
+)
+
+
+def open_run(folder: Path, settings: Settings, identity: dict, model, optimizer, scaler) -> int:
+    """Make the run folder, or continue the run in it; return the step to go on from.
+
+    `identity` says what besides the settings makes two runs one: the global batch, the images.
+    """
+    path = folder / "checkpoint.pt"
     if settings.resume == "none" and path.exists():
         raise UserError(f"output_dir: {folder} already holds a run; choose another --output_dir, or --resume auto")
-    if settings.resume == "auto" and not path.exists():
-        if is_main():
+    if settings.resume not in ("auto", "none") and not path.exists():
+        path = Path(settings.resume)  # once the run has a checkpoint of its own, that is the newer one
+        if not path.exists():
+            raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
+    step = 0
+    if path.exists():
+        step = load_run(path, settings, identity, model, optimizer, scaler)
+    if distributed.broadcast_object(step) != step:
+        raise UserError(f"output_dir: {folder} is not the same folder on all nodes; it must be on a disk they share")
+    if is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             config.write_yaml(folder / "config.yaml", dataclasses.asdict(settings))
-        return 0
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
+    return step
+
+
+def load_run(path: Path, settings: Settings, identity: dict, model, optimizer, scaler) -> int:
+    """Take up the state in a checkpoint, if it is one of this very run; return its step."""
     state = checkpoint.load(path)
-    expected = {"model", "optimizer", "scaler", "step", "settings", "global_batch"}
-    if not isinstance(state, dict) or not expected <= set(state):
+    expected = {"model", "optimizer", "scaler", "step", "settings", "identity"}
+    if not isinstance(state, dict) or not expected <= set(state) or not isinstance(state["settings"], dict):
         raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(expected))})")
-    before, now = state["settings"], dataclasses.asdict(settings)
-    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in now.items()
-               if k not in FREE_TO_CHANGE and _plain(before.get(k)) != _plain(v)]  # fmt: skip
-    batch = settings.batch_size * settings.accumulate * world_size()
-    if batch != state["global_batch"]:
-        changed.append(f"global batch: {state['global_batch']} -> {batch}")
+    before = state["settings"] | state["identity"]
+    now = dataclasses.asdict(settings) | identity
+    changed = [
+        f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if name not in FREE_TO_CHANGE and _plain(before.get(name)) != _plain(value)
+    ]
     if changed:
         raise UserError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+            f"{path} is of a run with other settings ({'; '.join(changed)}); "
             "choose another --output_dir, or the settings of the run to continue it"
         )
     model.load_state_dict(state["model"])
@@ -499,15 +538,17 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def save_run(folder: Path, settings: Settings, model: Model, optimizer, scaler, step: int) -> None:
+def save_run(folder: Path, settings: Settings, identity: dict, model: Model, optimizer, scaler, step: int) -> None:
     """checkpoint.pt, from which the run continues, and encoder.pt, what it is for."""
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise UserError(DIVERGED.format("the weights are not finite", step))
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "step": step,
         "settings": dataclasses.asdict(settings),
-        "global_batch": settings.batch_size * settings.accumulate * world_size(),
+        "identity": identity,
         "torch": str(torch.__version__),
     }
     checkpoint.save(state, folder / "checkpoint.pt")

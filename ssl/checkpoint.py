@@ -36,13 +36,20 @@ def load(path: str | Path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                damaged = parts.testzip()  # torch.load does not look at the checksums it wrote
+            if damaged:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused: it is damaged or no PyTorch file, or reading it would run code stored in it. "
             "Expected a file of tensors and plain values (torch.save of a state_dict)"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
@@ -65,15 +72,25 @@ def find_encoder(path: str | Path) -> Path:
 def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
     """Put the weights of a run folder, encoder.pt or checkpoint.pt into `encoder`; return the file read.
 
-    Strict: every weight must be there with the right shape. A torchvision classifier (fc) is
-    the one thing that may be left over. Raises `UserError` that lists what does not fit.
+    Raises `UserError` as `load` and `fill` do.
     """
     path = find_encoder(path)
     weights = load(path)
     if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # a checkpoint of ours
         prefix = "encoder."
         weights = {k.removeprefix(prefix): v for k, v in weights["model"].items() if k.startswith(prefix)}
-    if not isinstance(weights, dict) or not any(isinstance(v, torch.Tensor) for v in weights.values()):
+    fill(encoder, weights, path)
+    return path
+
+
+def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
+    """Put `weights`, read from `path`, into `encoder`.
+
+    Strict: every weight must be there, finite and with the right shape. A torchvision
+    classifier (fc) is the one thing that may be left over. Raises `UserError` that lists what
+    does not fit.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()) or not weights:
         raise UserError(f"{path}: holds no weights by name; expected an encoder.pt or checkpoint.pt of train.py")
     wanted = encoder.state_dict()
     missing = [k for k in wanted if k not in weights]
@@ -90,5 +107,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
                 f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} "
                 f"{', '.join(names[:3])}{more}. Check --encoder, --stem and --encoder_kwargs"
             )
+    ruined = [k for k in wanted if not weights[k].isfinite().all()]
+    if ruined:
+        raise UserError(f"{path}: holds NaN or Inf, in {', '.join(ruined[:3])}; that training had diverged")
     encoder.load_state_dict({k: weights[k] for k in wanted})
-    return path

@@ -80,17 +80,22 @@ def write_yaml(path: str | Path, values: dict) -> None:
 # Types ------------------------------------------------------------------------
 
 
+def _without_none(kind):
+    """X of `X | None`; any other kind as it is."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
+    return kind
+
+
 def coerce(value, kind, where: str):
     """`value` as type `kind`, or a `UserError` that begins with `where`.
 
     Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...] and `X | None`. An
     integer is a fine float; nothing else changes its type, and numbers must be finite.
     """
+    if _without_none(kind) is not kind:
+        return None if value is None else coerce(value, _without_none(kind), where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return coerce(value, next(arg for arg in args if arg is not type(None)), where)
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
             raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{_nearest(value, args)}")
@@ -155,7 +160,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             raise UserError(f"command line: unknown setting --{key}{_nearest(key, kinds)}")
         if not equals:
             following = []
-            takes_many = typing.get_origin(kinds[key]) in (list, tuple)
+            takes_many = typing.get_origin(_without_none(kinds[key])) in (list, tuple)
             while position < len(arguments) and not arguments[position].startswith("--"):
                 following.append(arguments[position])
                 position += 1
@@ -206,8 +211,10 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
 
 def manual(cls) -> str:
     """What --help prints: the fields of a settings class with their comments, as written there."""
+    kinds = typing.get_type_hints(cls)
     lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
-    for line in inspect.getsource(cls).splitlines():
+    source = re.sub(r"\(\n\s+(.+?)\n\s+\)", r"(\1)", inspect.getsource(cls))  # a field may take three lines
+    for line in source.splitlines():
         heading = re.match(r"\s+# (.+)", line)
         field = re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line)
         if heading:
@@ -215,6 +222,15 @@ def manual(cls) -> str:
         elif field:
             name, default, comment = field.groups()
             listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
-            default = (listed[1] if listed else default).strip('"')
-            lines.append(f"  --{name:<26} {comment} [{'unset' if default == 'None' else default}]")
+            default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as one would type it
+            choices = _choices(kinds[name])
+            comment = f"{comment} ({choices})" if choices else comment
+            lines.append(f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]")
     return "\n".join(lines)
+
+
+def _choices(kind) -> str:
+    """'a|b' where a field's values are words of a list."""
+    kind = _without_none(kind)
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
+    return "|".join(map(str, typing.get_args(inner))) if typing.get_origin(inner) is typing.Literal else ""

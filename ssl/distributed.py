@@ -31,11 +31,11 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def join(device: str = "auto") -> torch.device:
+def join(device: str = "auto", patience: float = 10) -> torch.device:
     """Join the process group torchrun describes, if any, and return this process's device.
 
-    `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. Raises `UserError`
-    for a GPU that is not there.
+    `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. After `patience` minutes a
+    rank stops waiting for the others. Raises `UserError` for a GPU that is not there.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
@@ -56,7 +56,7 @@ def join(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(minutes=10),
+            timeout=datetime.timedelta(minutes=patience),
             device_id=place if place.type == "cuda" else None,
         )
     return place

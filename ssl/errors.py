@@ -1,6 +1,7 @@
 """Errors a person can act on: one line, said once, no traceback."""
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -26,7 +27,11 @@ def one_line_errors(script: str):
         rank = int(os.environ.get("RANK", 0))
         if rank:
             time.sleep(10)
-        where = f"rank {rank}: " if rank else ""
+        line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{error}"
         sys.stdout.flush()
-        print(f"{script}: error: {where}{error}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
+        report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if report:  # so that torchrun's own closing lines, too, give this reason
+            with contextlib.suppress(OSError), open(report, "w", encoding="utf-8") as file:
+                json.dump({"message": line, "timestamp": int(time.time())}, file)
         os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks

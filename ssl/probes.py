@@ -22,9 +22,9 @@ class Heads:
     mean: Tensor
     std: Tensor
 
-    def scores(self, features: Tensor) -> Tensor:
-        """(N, F) -> (G, N, C)."""
-        return torch.einsum("nf,gcf->gnc", (features - self.mean) / self.std, self.weight) + self.bias[:, None]
+    def scores(self, features: Tensor, head: int) -> Tensor:
+        """Scores (N, C) that one head gives to features (N, F)."""
+        return torch.addmm(self.bias[head], (features - self.mean) / self.std, self.weight[head].T)
 
 
 @torch.no_grad()
@@ -46,7 +46,6 @@ def fit_heads(
     device, (count, width), heads = features.device, features.shape, len(grid)
     lrs, decays = (torch.tensor(column, device=device).view(-1, 1, 1) for column in zip(*grid))
     mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    features = (features - mean) / std
     weight = torch.zeros(heads, classes, width, device=device)
     bias = torch.zeros(heads, 1, classes, device=device)
     moving_weight, moving_bias = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -58,7 +57,7 @@ def fit_heads(
         if batch == 0:
             order = torch.randperm(count, generator=generator).to(device)
         chosen = order[batch * batch_size : (batch + 1) * batch_size]
-        x = features[chosen]
+        x = (features[chosen] - mean) / std
         # The gradient of softmax cross-entropy in the scores is (probability - truth) / batch.
         scores = (x @ weight.flatten(0, 1).T).view(batch_size, heads, classes).transpose(0, 1) + bias
         error = scores.softmax(2)
@@ -89,10 +88,9 @@ def probe(
     """
     grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
     heads = fit_heads(*train, classes, grid, epochs, batch_size, seed)
-    held_out_acc1 = [accuracy(scores, held_out[1]) for scores in heads.scores(held_out[0])]
+    held_out_acc1 = [accuracy(heads.scores(held_out[0], head), held_out[1]) for head in range(len(grid))]
     best = max(range(len(grid)), key=held_out_acc1.__getitem__)
-    winner = Heads(heads.weight[best : best + 1], heads.bias[best : best + 1], heads.mean, heads.std)
-    scores = winner.scores(test[0])[0]
+    scores = heads.scores(test[0], best)
     return {
         "acc1": accuracy(scores, test[1]),
         "acc5": accuracy(scores, test[1], 5),

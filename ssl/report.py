@@ -61,12 +61,18 @@ class Metrics:
 
     def write(self, **values) -> None:
         if self.file:
-            tidy = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in values.items()}
-            self.file.write(json.dumps(tidy) + "\n")
+            self.file.write(json.dumps({k: _tidy(v) for k, v in values.items()}) + "\n")
 
     def close(self) -> None:
         if self.file:
             self.file.close()
+
+
+def _tidy(value):
+    """Six digits of a float; null for what JSON has no number for."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _step(line: str) -> float:

@@ -1,11 +1,14 @@
 """Files of a run: whole or not there, and no stranger's code is run."""
 
+import contextlib
 import os
 import pickle
 
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from ssl import checkpoint
@@ -45,6 +48,39 @@ def test_a_cut_file_is_named(tmp_path, keep):
     path.write_bytes(content[: int(keep if keep >= 1 or keep == 0 else keep * len(content))])
     with pytest.raises(UserError, match=r"x\.pt: .*xpected"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_one_turned_bit_is_found(tmp_path, where):
+    path = tmp_path / "x.pt"
+    checkpoint.save({"a": torch.randn(10_000)}, path)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)  # PyTorch itself does not look
+    with pytest.raises(UserError, match=r"x\.pt: damaged.*checksum"):
+        checkpoint.load(path)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_damage_is_one_clear_error_or_none(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
+    checkpoint.save({"a": torch.arange(5), "b": {"c": [1, 2.5, None, "x"]}}, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        checkpoint.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    ruined = SmallResNet(4).state_dict()
+    ruined["stem.0.weight"][0, 0, 0, 0] = float("nan")
+    checkpoint.save(ruined, tmp_path / "encoder.pt")
+    with pytest.raises(UserError, match=r"holds NaN or Inf, in stem\.0\.weight"):
+        checkpoint.load_encoder(SmallResNet(4), tmp_path)
 
 
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):

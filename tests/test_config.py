@@ -26,6 +26,7 @@ class Example:
     compile: bool = False  # torch.compile
     name: str = "x"  # anything
     scale: tuple[float, float] = (0.1, 1.0)  # two numbers
+    mean: tuple[float, float, float] | None = None  # three numbers, or not set
     probs: list[float] = field(default_factory=lambda: [1.0, 0.1])  # some numbers
     kwargs: dict = field(default_factory=lambda: {})  # arguments
 
@@ -52,6 +53,11 @@ def test_every_kind_of_value_is_read_from_the_command_line():
     assert (read.method, read.epochs, read.lr, read.bias_lr, read.compile) == ("simclr", 3, 0.001, None, True)
     assert (read.name, read.scale, read.probs) == ("1e-3", [0.2, 0.9], [0.0, 0.2])
     assert read.kwargs == {"width": 16, "deep": True}
+
+
+def test_an_optional_list_takes_bare_words():
+    assert parse("--mean", "0.5", "0.4", "0.3").mean == [0.5, 0.4, 0.3]
+    assert parse("--mean", "null").mean is None
 
 
 def test_dashes_and_false_are_understood():
@@ -173,4 +179,6 @@ def test_help_prints_every_field_with_its_comment(capsys):
     assert "What to learn" in printed
     for name in (f.name for f in dataclasses.fields(Example)):
         assert f"--{name} " in printed
-    assert "passes over the data [100]" in printed and "a file [unset]" in printed and "[[1.0, 0.1]]" in printed
+    assert (
+        "passes over the data [100]" in printed and "a file [unset]" in printed and "some numbers [1.0 0.1]" in printed
+    )

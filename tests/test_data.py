@@ -71,7 +71,7 @@ def test_class_folders_without_splits_are_cut_by_seed_without_overlap(tmp_path):
     train, test = (datasets.load("folder", str(tmp_path), split, seed=3) for split in ("train", "test"))
     assert len(train) == 36 and len(test) == 4 and test.labels.bincount().tolist() == [2, 2]
     assert not set(train.paths) & set(test.paths)
-    assert len(datasets.load("folder", str(tmp_path), "unlabelled")) == 40
+    assert datasets.load("folder", str(tmp_path), "unlabelled", seed=3).paths == train.paths  # nor pre-train on test
 
 
 def test_a_flat_folder_has_no_labels_and_cannot_be_judged(tmp_path):
@@ -208,8 +208,10 @@ def test_even_slices_cover_every_row_once():
 def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, workers):
     rng = np.random.default_rng(0)
     for i in range(12):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (70 + i, 90, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{i:02}.png")
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (70 + i, 90, 3), dtype=np.uint8)).save(
+            tmp_path / "train" / "a" / f"{i:02}.png"
+        )
     data = datasets.load("folder", str(tmp_path), "unlabelled")
     views = [View(size=32), View(size=24)]
 
@@ -234,9 +236,9 @@ def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():
 
 
 def test_resident_and_file_crops_agree(tmp_path):
-    (tmp_path / "a").mkdir()
+    (tmp_path / "train" / "a").mkdir(parents=True)
     for i, pixels in enumerate(render(torch.arange(4), 60, seed=0)):
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a" / f"{i}.png")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "train" / "a" / f"{i}.png")
     held = datasets.load("folder", str(tmp_path), "unlabelled")
     files = datasets.Images("folder", held.labels, held.classes, paths=held.paths)
     order = Order(4, 4, 1, 1, seed=0)
@@ -246,7 +248,7 @@ def test_resident_and_file_crops_agree(tmp_path):
 
 
 def test_plain_batches_show_every_image_once_in_order(tmp_path):
-    tree(tmp_path, splits=("",), each=5, size=(100, 80))
+    tree(tmp_path, splits=("train",), each=5, size=(100, 80))
     data = datasets.load("folder", str(tmp_path), "unlabelled")
     parts = list(plain_batches(data, 56, 4, 2, CPU))
     pixels = torch.cat([pixels for pixels, _ in parts])

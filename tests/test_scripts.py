@@ -1,7 +1,11 @@
 """The scripts as a person runs them: real processes, small encoders, every promise of the README."""
 
+import dataclasses
 import json
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +17,16 @@ import yaml
 from PIL import Image
 
 from ssl import config
+from ssl.data.datasets import Images
+from ssl.data.loader import Batch
 from ssl.data.shapes import CLASSES, render
+from ssl.encoders import SmallResNet
+from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import train  # the script itself, for its recipe
+import evaluate
+import train
 
 TINY = {
     "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--projector": "16-16",
@@ -128,11 +137,15 @@ def test_two_processes_train_as_one(images, tmp_path, method):
 
 
 def test_accumulation_is_several_processes_in_turn(images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 8, "--sync_bn", "false")]
-    run(*common, "--output_dir", tmp_path / "two", processes=2)
-    run(*common, "--output_dir", tmp_path / "turns", "--accumulate", "2")
-    for a, b in zip(metrics(tmp_path / "two"), metrics(tmp_path / "turns")):
+    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 4, "--sync_bn", "false")]
+    run(*common, "--output_dir", tmp_path / "four", processes=4)
+    run(*common, "--output_dir", tmp_path / "turns", "--accumulate", "4")
+    for a, b in zip(metrics(tmp_path / "four"), metrics(tmp_path / "turns")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    four, turns = (torch.load(tmp_path / f / "checkpoint.pt", weights_only=True)["model"] for f in ("four", "turns"))
+    for name, value in turns.items():
+        if "running" not in name and "num_batches" not in name:  # a rank counts its own share
+            assert torch.allclose(value, four[name], rtol=1e-3, atol=1e-4), name
 
 
 def test_gpus_starts_torchrun_by_itself(images, tmp_path):
@@ -145,7 +158,56 @@ def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
     assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 8, "--max_steps", 1), "--warmup_start", "1"]
+    for mode in ("exact", "split"):
+        run(*common, "--output_dir", tmp_path / mode, "--accumulate", "2", "--accumulate_mode", mode)
+    exact, split = (metrics(tmp_path / mode)[0] for mode in ("exact", "split"))
+    assert split["loss"] != pytest.approx(exact["loss"], rel=1e-3)
+    # lambd 0.005 and loss_scale 0.1 of the recipe: the parts are means, too
+    assert split["loss"] == pytest.approx(0.1 * (split["on_diagonal"] + 0.005 * split["off_diagonal"]), rel=1e-4)
+
+
+class Dropping(SmallResNet):
+    """An encoder that draws while it trains."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(micro_batches):
+    settings = train.Settings(image_size=16, projector="12-8", encoder="test_scripts.Dropping", sync_bn=False,
+                              encoder_kwargs={"width": 8, "stages": 1})  # fmt: skip
+    torch.manual_seed(0)
+    model = train.Model(settings).train()
+    criterion = train.make_criterion(settings)
+    views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    batches = [Batch(list(zip(*(view.chunk(micro_batches) for view in views)))[i], torch.arange(16 // micro_batches),
+                     torch.zeros(16 // micro_batches), seed=i) for i in range(micro_batches)]  # fmt: skip
+
+    def embed(batch):
+        torch.manual_seed(batch.seed)
+        return model(*batch.views)
+
+    with torch.no_grad():  # with the graph of all of it in memory, as one would wish to do it
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+    z1, z2 = (torch.cat(view) for view in zip(*(embed(batch) for batch in batches)))
+    criterion(z1, z2).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    statistics = {k: v.clone() for k, v in model.state_dict().items()}
+
+    model.zero_grad()
+    model.load_state_dict(before)
+    loss = train.accumulate_exact(batches, embed, criterion, lambda loss: loss.backward(), model)
+    assert loss.item() == pytest.approx(criterion(z1, z2).item(), rel=1e-5)
+    for p, grad in zip(model.parameters(), expected):
+        assert torch.allclose(p.grad, grad, rtol=1e-4, atol=1e-6)
+    for name, value in model.state_dict().items():  # running statistics count each micro-batch once
+        assert torch.allclose(value, statistics[name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "sgd", "adam", "adamw"])
 def test_every_optimizer_and_clipping_run(images, tmp_path, optimizer):
     options = ["--optimizer", optimizer, "--clip_grad", "1", "--lr_scaling", "none", "--lr", "1e-3", "--max_steps", "2"]
     run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), *options)
@@ -180,9 +242,9 @@ def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
         (["--projector", "16-x"], "projector: '16-x' is not a list of widths"),
         (["--encoder", "resnet99"], "encoder: 'resnet99' is neither"),
         (["--lerning_rate", "1"], "unknown setting --lerning_rate"),
-        (["--batch_size", "1"], "batch_size: 1 is too small"),
-        (["--blur_prob", "0.5"], "blur_prob: expected two values"),
         (["--init", "nowhere"], "nowhere: no such file or run folder"),
+        (["--resume", "nowhere.pt"], "resume: nowhere.pt does not exist"),
+        (["--gpus", "0"], "gpus: 0 is not a number of processes"),
         (["--dataset", "ImageNet"], "is not ImageNet"),
     ],
 )
@@ -193,10 +255,83 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected
     assert done.stderr.count("\n") == 1 and not (tmp_path / "r" / "checkpoint.pt").exists()
 
 
-def test_a_bad_setting_is_told_once_under_torchrun(images, tmp_path):
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--batch_size 1", "batch_size: 1 is too small"),
+        ("--workers -1", "workers: -1 must not be negative"),
+        ("--momentum -1", "momentum: -1.0 must not be negative"),
+        ("--seed 99999999999999999999999", "seed: 99999999999999999999999 is too large"),
+        ("--std 0 0 0", "std: [0.0, 0.0, 0.0] must be positive"),
+        ("--jitter -1 9 3 4", "jitter: [-1.0, 9.0, 3.0, 4.0] must not be negative"),
+        ("--blur_sigma 2 1", "blur_sigma: expected 0 < smallest <= largest, got 2 and 1"),
+        ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
+        ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
+        ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
+        ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),
+        ("--blur_kernel 4", "blur_kernel: 4 must be odd"),
+        ("--warmup_start 2", "warmup_start: 2.0 is not in 0..1"),
+        ("--schedule step", "decay_epochs: schedule step needs"),
+        ("--schedule cosine_by_epoch --warmup_epochs 1.5", "warmup_epochs: 1.5 must be whole"),
+        ("--temperature 0", "temperature: 0.0 must be positive"),
+    ],
+)
+def test_values_that_cannot_work_are_named(arguments, expected):
+    settings, _ = config.parse(train.Settings, arguments.split())
+    with pytest.raises(UserError, match=re.escape(expected)):
+        train.check(settings)
+
+
+def test_schedules_follow_the_epochs():
+    by_epoch = train.Settings(epochs=20, warmup_epochs=10, schedule="cosine_by_epoch", warmup_start=0.01, final_lr=0.0)
+    factors = [train.lr_factor(by_epoch, step, 5) for step in range(100)]
+    assert factors[0] == factors[4] == 0.01 and factors[5] == pytest.approx(0.01 + 0.99 / 10) and factors[50] == 1
+    steps = train.Settings(epochs=20, warmup_epochs=2, schedule="step", decay_epochs=[5, 15], decay_rate=0.1)
+    factors = [train.lr_factor(steps, step, 5) for step in (5, 10, 24, 25, 74, 75)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01])
+    short = train.Settings(epochs=2, warmup_epochs=1.6)  # at one step an epoch
+    assert [train.lr_factor(short, step, 1) for step in range(2)] == [0, 1]
+
+
+def test_a_bad_setting_is_told_once_under_torchrun_and_is_its_last_word(images, tmp_path):
     done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--batch_size", 100),
                processes=2, check=False)  # fmt: skip
-    assert done.returncode != 0 and done.stderr.count("train.py: error: ") == 1
+    assert done.returncode != 0 and done.stderr.startswith("train.py: error: batch_size")
+    assert done.stderr.count("\ntrain.py: error: ") == 0
+    assert "traceback : train.py: error: batch_size: the global batch, 100" in done.stderr
+
+
+def test_two_machines_train_as_one(images, tmp_path):
+    """Two torchruns that find each other, as on two nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+              f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1", "train.py", "--data_dir", str(images),
+              "--output_dir", str(tmp_path / "nodes"), *tiny("--batch_size", 8)]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    nodes = [subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+             for _ in range(2)]  # fmt: skip
+    printed = [node.communicate(timeout=300)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "".join(printed)
+    assert sum("judge it" in text for text in printed) == 1
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path / "one", *tiny("--batch_size", 8), processes=2)
+    for a, b in zip(metrics(tmp_path / "nodes"), metrics(tmp_path / "one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
+    first = ["train.py", "--data_dir", images, "--output_dir", tmp_path / "0"]
+    run(*first, *tiny("--max_steps", 1, "--batch_size", 32))
+    wrapper = tmp_path / "own_disk.py"  # every rank with a folder of its own, as on disks of their own
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        f"sys.argv = ['train.py', *sys.argv[1:], '--output_dir', {str(tmp_path)!r} + '/' + os.environ['RANK']]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    done = run(wrapper, "--data_dir", images, *tiny("--batch_size", 16), processes=2, check=False)
+    assert done.returncode != 0 and "is not the same folder on all nodes" in done.stderr
 
 
 def test_a_ruined_image_is_named_and_no_rank_hangs(tmp_path):
@@ -207,6 +342,46 @@ def test_a_ruined_image_is_named_and_no_rank_hangs(tmp_path):
     done = run("train.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "r", *tiny("--batch_size", 8),
                processes=2, check=False)  # fmt: skip
     assert done.returncode != 0 and "31.png: cannot be read as an image" in done.stderr
+
+
+def test_resume_none_wants_a_fresh_folder(trained, images, tmp_path):
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path / "new", *tiny("--max_steps", 1), "--resume", "none")
+    assert len(metrics(tmp_path / "new")) == 1
+    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--resume", "none", check=False)
+    assert done.returncode == 2 and "already holds a run" in done.stderr
+
+
+def test_a_run_continues_from_a_checkpoint_elsewhere_and_then_from_its_own(trained, images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny()]
+    run(*common, "--output_dir", tmp_path / "first", "--max_steps", "3")
+    again = [*common, "--output_dir", tmp_path / "second", "--resume", tmp_path / "first" / "checkpoint.pt"]
+    assert "continuing at step 3 of 5" in run(*again, "--max_steps", "5").stdout
+    assert (tmp_path / "second" / "config.yaml").exists()
+    assert "continuing at step 5 of 8" in run(*again).stdout
+    assert torch.equal(weights(tmp_path / "second"), weights(trained))
+
+
+def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
+    shutil.copytree(images, tmp_path / "moved")
+    common = ["train.py", "--data_dir", tmp_path / "moved", "--output_dir", trained, *tiny()]
+    assert "continuing at step 8 of 8" in run(*common).stdout  # the same images elsewhere
+    next((tmp_path / "moved" / "train").rglob("*.png")).rename(tmp_path / "moved" / "train" / CLASSES[0] / "z.png")
+    done = run(*common, check=False)
+    assert done.returncode == 2 and "data: '64 images, names " in done.stderr
+
+
+def test_weights_that_are_not_finite_are_not_saved(images, tmp_path):
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--log_every", 100), "--lr", "1e30",
+               "--warmup_start", "1", "--save_minutes", "1e-9", check=False)  # fmt: skip
+    assert done.returncode == 2 and "training has diverged" in done.stderr
+    assert not (tmp_path / "encoder.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_follows_the_eager_one(trained, images, tmp_path):
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--max_steps", 2), "--compile")
+    for compiled, eager in zip(metrics(tmp_path), metrics(trained)):
+        assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-3)
 
 
 def test_a_run_with_other_settings_is_not_continued(trained, images):
@@ -223,9 +398,17 @@ def test_a_damaged_checkpoint_is_not_started_over(trained, images, tmp_path):
 
 def test_help_is_a_manual():
     printed = run("train.py", "--help").stdout
-    for name in ("method", "dataset", "batch_size", "lambd", "loss_scale", "output_dir", "resume"):
-        assert f"--{name} " in printed
     assert "images per process" in printed and "Views" in printed
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_help_names_every_setting_with_a_comment_and_its_choices(script):
+    manual = config.manual(script.Settings)
+    for field in dataclasses.fields(script.Settings):
+        line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
+        assert len(line.split()) > 2
+        assert not re.search(r"\[\S*[\[\]({]", line) or "{}" in line, line
+    assert "(linear|probe|knn|features|all) [probe knn]" in config.manual(evaluate.Settings)
 
 
 def test_every_recipe_is_valid():
@@ -288,8 +471,9 @@ def test_judging_on_two_processes_counts_every_image_once(trained, judged, tmp_p
         assert one[split]["names"] == two[split]["names"]
         assert torch.allclose(one[split]["features"], two[split]["features"], atol=1e-5)
     results = json.loads((tmp_path / "results.json").read_text())
-    for judge in ("linear", "probe", "knn"):
-        assert results[judge]["acc1"] == pytest.approx(judged[0][judge]["acc1"], abs=0.05)
+    assert results["knn"] == judged[0]["knn"]
+    for judge in ("linear", "probe"):  # a score on the edge may fall to the other side: one image
+        assert results[judge]["acc1"] == pytest.approx(judged[0][judge]["acc1"], abs=1.01 / 21)
 
 
 def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
@@ -301,6 +485,29 @@ def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
     assert "30 train, 21 test" in run(*listed).stdout
     (tmp_path / "list.txt").write_text("nowhere.png\n")
     assert "1 of the 1 names" in run(*listed, check=False).stderr
+
+
+def test_a_listed_name_is_one_image(tmp_path):
+    paths = [str(tmp_path / folder / name) for folder in ("a", "b") for name in ("1.png", f"{folder}2.png")]
+    data = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], paths=paths)
+    (tmp_path / "list").write_text("b/1.png\na2.png\n./a/1.png\n")
+    assert evaluate.listed(data, str(tmp_path / "list")).tolist() == [0, 1, 2]
+    (tmp_path / "list").write_text("1.png\n")
+    with pytest.raises(UserError, match=r"'1.png' in .* is the name of 2 images; write it with its class folder"):
+        evaluate.listed(data, str(tmp_path / "list"))
+
+
+def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
+    run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24), "--mean", "0.5", "0.4",
+        "0.3", "--std", "0.2", "0.2", "0.3", "--seed", "7", "--projector", "8")  # fmt: skip
+    settings = evaluate.Settings(model_path=str(tmp_path))
+    evaluate.inherit(settings, evaluate.run_settings(settings.model_path))
+    assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
+    assert (settings.mean, settings.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
+    elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
+    evaluate.inherit(elsewhere, evaluate.run_settings(elsewhere.model_path))
+    assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, None, None)
+    assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 
 
 def test_an_encoder_file_is_judged_too(trained, tmp_path):
@@ -315,6 +522,8 @@ def test_an_encoder_file_is_judged_too(trained, tmp_path):
         (["--k", "0"], "k: 0 must be at least 1"),
         (["--protocol", "lnear"], "'lnear' is none of linear, probe, knn, features, all; did you mean 'linear'?"),
         (["--encoder", "resnet18"], "not weights of this encoder"),
+        (["--image_size", "0"], "image_size: 0 must be at least 1"),
+        (["--output_dir", "/dev/null"], "output_dir: cannot make /dev/null"),
     ],
 )
 def test_bad_settings_of_evaluate_stop_with_one_line(trained, arguments, expected):

@@ -4,6 +4,8 @@ A data set small enough (images of at most 64 pixels, as CIFAR) is held as one u
 `resident`; batches of it are cut and resized on the training device without workers.
 """
 
+import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +57,13 @@ class Images:
     def sample_name(self, index: int) -> str:
         return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
 
+    def fingerprint(self, root: str | None) -> str:
+        """Which images these are: their number and a checksum, of names below `root` or else of labels."""
+        if self.paths is None:
+            return f"{len(self)} images, labels {zlib.crc32(self.labels.numpy().tobytes()):08x}"
+        names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
+        return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
+
     def subset(self, indices: Tensor) -> "Images":
         return replace(
             self,
@@ -90,7 +99,7 @@ def load(
     """Split 'train', 'test' or 'unlabelled' (what to pre-train on) of a data set.
 
     'unlabelled' is train except where a data set has more images without labels (STL10). A
-    folder without splits is cut 90/10 by `seed`. Raises `UserError` where the data is not
+    class folder without splits is cut 90/10 by `seed`. Raises `UserError` where the data is not
     there or not what it should be.
     """
     if name == "shapes":
@@ -150,8 +159,6 @@ def _folder(root: Path, split: str, seed: int) -> Images:
             raise UserError(
                 f"data_dir: {root} holds images without class folders; without labels there is nothing to judge"
             )
-        return everything
-    if split == "unlabelled":
         return everything
     train, test = split_validation(everything.labels, 0.1, seed)
     return everything.subset(test if split == "test" else train)
@@ -244,6 +251,8 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
         options = {"split": "test" if split == "test" else "train"}
     try:
         data = cls(data_dir, download=download, **options)
+    except ImportError as error:  # SVHN's files are MATLAB's
+        raise UserError(f"dataset: torchvision reads {name} with a package that is not installed ({error})") from None
     except RuntimeError as error:
         raise UserError(
             f"data_dir: {name} is not in {data_dir} ({error}); pass --download, or the right --data_dir"
