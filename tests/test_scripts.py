@@ -335,10 +335,10 @@ def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
 
 
 def test_a_ruined_image_is_named_and_no_rank_hangs(tmp_path):
-    (tmp_path / "a").mkdir()
+    (tmp_path / "train" / "a").mkdir(parents=True)
     for i in range(32):
-        Image.fromarray(np.full((80, 80, 3), i, np.uint8)).save(tmp_path / "a" / f"{i}.png")
-    (tmp_path / "a" / "31.png").write_bytes(b"broken")
+        Image.fromarray(np.full((80, 80, 3), i, np.uint8)).save(tmp_path / "train" / "a" / f"{i}.png")
+    (tmp_path / "train" / "a" / "31.png").write_bytes(b"broken")
     done = run("train.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "r", *tiny("--batch_size", 8),
                processes=2, check=False)  # fmt: skip
     assert done.returncode != 0 and "31.png: cannot be read as an image" in done.stderr
@@ -374,7 +374,7 @@ def test_weights_that_are_not_finite_are_not_saved(images, tmp_path):
     done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--log_every", 100), "--lr", "1e30",
                "--warmup_start", "1", "--save_minutes", "1e-9", check=False)  # fmt: skip
     assert done.returncode == 2 and "training has diverged" in done.stderr
-    assert not (tmp_path / "encoder.pt").exists()
+    assert weights(tmp_path).isfinite().all()  # of the step before
 
 
 @pytest.mark.slow
@@ -407,7 +407,7 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
     for field in dataclasses.fields(script.Settings):
         line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
         assert len(line.split()) > 2
-        assert not re.search(r"\[\S*[\[\]({]", line) or "{}" in line, line
+        assert "[[" not in line and "[(" not in line
     assert "(linear|probe|knn|features|all) [probe knn]" in config.manual(evaluate.Settings)
 
 
@@ -498,8 +498,8 @@ def test_a_listed_name_is_one_image(tmp_path):
 
 
 def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
-    run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24), "--mean", "0.5", "0.4",
-        "0.3", "--std", "0.2", "0.2", "0.3", "--seed", "7", "--projector", "8")  # fmt: skip
+    run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
+        "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.3")  # fmt: skip
     settings = evaluate.Settings(model_path=str(tmp_path))
     evaluate.inherit(settings, evaluate.run_settings(settings.model_path))
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
