@@ -138,39 +138,41 @@ def _barlow_gram(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants_
     total, dim = sum(counts), z1.shape[1]
     first = sum(counts[: rank()])
     mine = slice(first, first + z1.shape[0])
-    both = _wide(gather_rows(torch.cat([z1, z2], dim=1), counts))  # (N, 2D), ours to change
-    both -= both.mean(0)
-    std = (torch.linalg.vector_norm(both, dim=0).square() / total + EPS).sqrt()
-    both /= std
-    a, b = both[:, :dim], both[:, dim:]  # (N, D) views into one tensor
+    both, scale = _standardise(_wide(gather_rows(torch.cat([z1, z2], dim=1), counts)))  # (N, 2D)
+    a, b = both[:, :dim], both[:, dim:]
     c = (a * b).mean(0)
 
     rows_a = a[mine] @ a.T  # (n, N)
     rows_b = b[mine] @ b.T
-    sums = [torch.einsum("nm,nm->n", rows_a, rows_b).double().sum()[None] / total**2]
+    sums = [torch.einsum("nm,nm->n", rows_a, rows_b).double().sum()[None]]
     if wants_grad:
-        d = 2 * (c - 1) - 2 * lambd * c
-        g1 = (rows_b @ a).mul_(2 * lambd / total).addcmul_(b[mine], d).div_(total)
-        g2 = (rows_a @ b).mul_(2 * lambd / total).addcmul_(a[mine], d).div_(total)
+        g1, g2 = rows_b @ a, rows_a @ b
         sums += [(g1 * a[mine]).sum(0), (g2 * b[mine]).sum(0)]
-    sums = _sum_over_ranks(torch.cat([s.double() for s in sums]))  # for small D, off_diag is a small difference
-    if wants_grad:
-        m1, m2 = (sums[1:] / total).to(c.dtype).chunk(2)
-        g1 = g1.addcmul_(a[mine], m1, value=-1).div_(std[:dim])
-        g2 = g2.addcmul_(b[mine], m2, value=-1).div_(std[dim:])
+    sums = _sum_over_ranks(torch.cat(sums)) / total**2  # in float64: for small D, off_diag is a small difference
     on_diag = (c - 1).square().sum()
     off_diag = (sums[0] - c.double().square().sum()).to(c.dtype)
-    return on_diag, off_diag, (g1, g2) if wants_grad else None
+    if not wants_grad:
+        return on_diag, off_diag, None
+    # What multiplies a row's product, the other view's row and its own; both views side by side.
+    d = 2 * (c - 1) - 2 * lambd * c
+    product, other = 2 * lambd / total**2 * scale, d.repeat(2) * scale / total
+    own = (2 * lambd * sums[1:].to(c.dtype) + (d * c).repeat(2)) * scale / total
+    g1.mul_(product[:dim]).addcmul_(b[mine], other[:dim]).addcmul_(a[mine], own[:dim], value=-1)
+    g2.mul_(product[dim:]).addcmul_(a[mine], other[dim:]).addcmul_(b[mine], own[dim:], value=-1)
+    return on_diag, off_diag, (g1, g2)
 
 
 def _barlow_cross(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants_grad: bool):
     """One all-reduce of C (D, D); the gradient of this rank's rows is then local."""
-    total, dim = sum(counts), z1.shape[1]
-    both = _wide(torch.cat([z1, z2], dim=1))  # (n, 2D), ours to change
-    both -= _sum_over_ranks(both.sum(0)) / total
-    std = (_sum_over_ranks(torch.linalg.vector_norm(both, dim=0).square()) / total + EPS).sqrt()
-    both /= std
-    a, b = both[:, :dim], both[:, dim:]
+    total = sum(counts)
+    if world_size() == 1:
+        (a, scale_a), (b, scale_b) = _standardise(_wide(z1)), _standardise(_wide(z2))
+    else:
+        both = _wide(torch.cat([z1, z2], dim=1))  # ours to change
+        both -= _sum_over_ranks(both.sum(0)) / total
+        scale = (_sum_over_ranks(both.square().sum(0)) / total + EPS).rsqrt()
+        both *= scale
+        (a, b), (scale_a, scale_b) = both.chunk(2, dim=1), scale.chunk(2)
     corr = _sum_over_ranks(a.T @ b).div_(total)
     c = corr.diagonal().clone()
     row_squares, column_squares = (torch.linalg.vector_norm(corr, dim=axis).square() for axis in (1, 0))
@@ -179,13 +181,18 @@ def _barlow_cross(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants
     if not wants_grad:
         return on_diag, off_diag, None
     d = 2 * (c - 1) - 2 * lambd * c
-    g1 = (b @ corr.T).mul_(2 * lambd).addcmul_(b, d).div_(total)
-    g2 = (a @ corr).mul_(2 * lambd).addcmul_(a, d).div_(total)
-    m1 = (2 * lambd * row_squares + d * c) / total
-    m2 = (2 * lambd * column_squares + d * c) / total
-    g1 = g1.addcmul_(a, m1, value=-1).div_(std[:dim])
-    g2 = g2.addcmul_(b, m2, value=-1).div_(std[dim:])
+    m1, m2 = ((2 * lambd * squares + d * c).div_(total) for squares in (row_squares, column_squares))
+    weights = corr.mul_(2 * lambd)  # and d more on the diagonal: ∂L/∂C
+    weights.diagonal().add_(d)
+    g1 = (b @ weights.T).mul_(scale_a / total).addcmul_(a, m1 * scale_a, value=-1)
+    g2 = (a @ weights).mul_(scale_b / total).addcmul_(b, m2 * scale_b, value=-1)
     return on_diag, off_diag, (g1, g2)
+
+
+def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of z (N, D) with mean 0 and population variance 1, and what they were multiplied by."""
+    out, _, scale = torch.native_batch_norm(z, None, None, None, None, True, 0.0, EPS)
+    return out, scale
 
 
 def barlow_twins(
@@ -321,10 +328,12 @@ def _positives(kinds: Tensor, all_kinds: Tensor, rows: Tensor, first: int) -> Te
     return (kinds[rows, None] == all_kinds).scatter_(1, (first + rows)[:, None], False)
 
 
-def _contrast(z1, z2, labels, temperature: float, block: int, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _contrast(z1, z2, labels, temperature: float, block: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     counts = _agree(z1, z2, labels, check)
+    if block is None:  # scores that stay near a CPU's cache (a larger block takes fresh pages each time), or fill a GPU
+        block = max(1, (2**21 if z1.device.type == "cpu" else 2**25) // (2 * sum(counts)))
     kinds = None
     if labels is not None:  # an unlabelled image is a kind of its own
         alone = -1 - sum(counts[: rank()]) - torch.arange(len(labels), device=z1.device)
@@ -335,13 +344,14 @@ def _contrast(z1, z2, labels, temperature: float, block: int, check: bool) -> tu
 
 
 def info_nce(
-    z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int = 1024, check: bool = True
+    z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int | None = None, check: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32 or wider.
 
     z1, z2: (n, D), this rank's rows of the two views; rows are L2-normalised here. Every
     one of the 2N views is an anchor, its other view the positive, all 2N - 2 others negatives.
-    `block` anchor rows are compared at a time: memory grows with block × N.
+    `block` anchor rows are compared at a time, so memory grows with block × N; unset, as many as
+    suit the device.
 
     Returns (loss, acc1, acc5): the last two, in 0..1 and without gradient, say how often the
     positive is the nearest, or among the five nearest, of the 2N - 1 others. Raises ValueError,
@@ -357,7 +367,7 @@ def sup_con(
     labels: Tensor,
     temperature: float = 0.1,
     base_temperature: float | None = None,
-    block: int = 1024,
+    block: int | None = None,
     check: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out) of the global batch, in float32 or wider.
