@@ -1,4 +1,4 @@
-"""LARS equals its rule written out tensor by tensor."""
+"""LARS and LAMB equal their rules written out in float64, one tensor at a time or all at once."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl.optim import LARS, parameter_groups
+from ssl.optim import LAMB, LARS, parameter_groups
 
 
 def reference_step(params, grads, momenta, lr, momentum, weight_decay, trust):
@@ -24,6 +24,24 @@ def reference_step(params, grads, momenta, lr, momentum, weight_decay, trust):
     return out
 
 
+def reference_lamb(params, grads, state, step, lr, betas, eps, weight_decay, exclude):
+    """The TensorFlow Addons rule (You et al. 2020), one tensor at a time; `state` is changed in place."""
+    out = []
+    for i, (p, g) in enumerate(zip(params, grads)):
+        m, v = state.get(i, (torch.zeros_like(p), torch.zeros_like(p)))
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        state[i] = m, v
+        u = (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+        ratio = 1.0
+        if p.ndim > 1 or not exclude:
+            u = u + weight_decay * p
+            if p.norm() > 0 and u.norm() > 0:
+                ratio = p.norm() / u.norm()
+        out.append(p - lr * ratio * u)
+    return out
+
+
+BOTH = pytest.mark.parametrize("cls", [LARS, LAMB])
 SHAPES = [(4, 3), (3,), (), (2, 3, 3, 3), (5, 5), (2, 2), (7,)]
 ZERO_PARAMETER, ZERO_GRADIENT = 4, 5
 
@@ -47,12 +65,15 @@ def give(params, grads):
         p.grad = g.clone()
 
 
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_equals_the_reference_over_ten_steps(weight_decay, momentum):
+def test_lars_equals_the_reference_over_ten_steps(weight_decay, momentum, foreach):
     params = some_parameters()
     expected, momenta = [p.detach().double() for p in params], [0.0] * len(params)
-    optimizer = LARS(params, lr=0.5, momentum=momentum, weight_decay=weight_decay, trust_coefficient=0.01)
+    optimizer = LARS(
+        params, lr=0.5, momentum=momentum, weight_decay=weight_decay, trust_coefficient=0.01, foreach=foreach
+    )
     for step in range(10):
         grads = some_gradients(step)
         lr = 0.5 / (1 + step)  # as a schedule would change it
@@ -63,6 +84,86 @@ def test_equals_the_reference_over_ten_steps(weight_decay, momentum):
         expected = reference_step(expected, grads, momenta, lr, momentum, weight_decay, 0.01)
     for ours, theirs in zip(params, expected):
         torch.testing.assert_close(ours.detach().double(), theirs, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lamb_equals_the_reference_over_ten_steps(weight_decay, exclude, foreach):
+    params = some_parameters()
+    expected, state = [p.detach().double() for p in params], {}
+    settings = dict(betas=(0.8, 0.95), eps=1e-6, weight_decay=weight_decay)
+    optimizer = LAMB(params, lr=0.5, exclude_bias_and_norm=exclude, foreach=foreach, **settings)
+    for step in range(10):
+        lr = 0.1 / (1 + step)
+        optimizer.param_groups[0]["lr"] = lr
+        give(params, some_gradients(step))
+        optimizer.step()
+        grads = [g.double() for g in some_gradients(step)]
+        expected = reference_lamb(expected, grads, state, step + 1, lr, exclude=exclude, **settings)
+    for ours, theirs in zip(params, expected):
+        torch.testing.assert_close(ours.detach().double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_lamb_without_adaptation_is_adam():
+    ours, theirs = some_parameters(), some_parameters()
+    biases = [p for p in ours if p.ndim <= 1], [p for p in theirs if p.ndim <= 1]
+    lamb, adam = LAMB(biases[0], lr=0.01, eps=1e-8, weight_decay=0.5), torch.optim.Adam(biases[1], lr=0.01, eps=1e-8)
+    for step in range(5):
+        give(ours, some_gradients(step))
+        give(theirs, some_gradients(step))
+        lamb.step()
+        adam.step()
+    for a, b in zip(*biases):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@BOTH
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_at_once_is_one_at_a_time(cls, exclude, dtype):
+    one, all_ = some_parameters(dtype), some_parameters(dtype)
+    settings = dict(lr=0.1, weight_decay=0.1, exclude_bias_and_norm=exclude, maximize=True)
+    slow, fast = cls(one, foreach=False, **settings), cls(all_, foreach=True, **settings)
+    for step in range(4):
+        for params, optimizer in ((one, slow), (all_, fast)):
+            give(params, some_gradients(step, dtype))
+            params[1].grad = None if step == 2 else params[1].grad
+            optimizer.step()
+    for a, b in zip(one, all_):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_lars_adapts_and_decays_biases_where_asked():
+    bias = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = LARS([bias], lr=1.0, weight_decay=1.0, trust_coefficient=0.1, exclude_bias_and_norm=False)
+    bias.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(bias.detach(), torch.tensor([2.7, 3.6]))  # a tenth of its own length, towards zero
+
+
+@BOTH
+def test_a_grad_scaler_steps_and_skips(cls):
+    # The scaler's own logic runs on any device: unscale, skip where a gradient is not finite.
+    params = [nn.Parameter(torch.ones(2, 2))]
+    optimizer = cls(params, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale((params[0] * float("inf")).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(params[0], torch.ones(2, 2)) and scaler.get_scale() == 2.0
+    optimizer.zero_grad()
+    scaler.scale(params[0].sum()).backward()
+    scaler.step(optimizer)
+    assert (params[0] < 1).all() and torch.equal(params[0].grad, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_float16_norms_do_not_overflow(foreach):
+    p = nn.Parameter(torch.full((64, 64), 2000.0, dtype=torch.float16))  # norm 128,000
+    p.grad = torch.full((64, 64), 2000.0, dtype=torch.float16)
+    LARS([p], lr=1.0, trust_coefficient=0.5, foreach=foreach).step()
+    torch.testing.assert_close(p.detach(), torch.full((64, 64), 1000.0, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -84,10 +185,11 @@ def test_biases_and_norms_get_neither_decay_nor_trust():
     torch.testing.assert_close(bias.detach(), torch.tensor([1.0 - 0.3, -2.0 - 0.4]))
 
 
-def test_parameters_without_a_gradient_stay_and_get_no_state():
+@BOTH
+def test_parameters_without_a_gradient_stay_and_get_no_state(cls):
     params = some_parameters()
     before = [p.detach().clone() for p in params]
-    optimizer = LARS(params, lr=0.1)
+    optimizer = cls(params, lr=0.1)
     optimizer.step()  # nothing has a gradient
     params[0].grad = torch.ones_like(params[0])
     optimizer.step()
@@ -96,9 +198,10 @@ def test_parameters_without_a_gradient_stay_and_get_no_state():
     assert list(optimizer.state_dict()["state"]) == [0]
 
 
-def test_closure_runs_with_gradients_and_its_loss_is_returned():
+@BOTH
+def test_closure_runs_with_gradients_and_its_loss_is_returned(cls):
     p = nn.Parameter(torch.ones(2, 2))
-    optimizer = LARS([p], lr=0.1)
+    optimizer = cls([p], lr=0.1)
 
     def closure():
         optimizer.zero_grad()
@@ -111,10 +214,11 @@ def test_closure_runs_with_gradients_and_its_loss_is_returned():
     assert (p < 1).all()
 
 
-def test_state_survives_save_and_weights_only_load():
+@BOTH
+def test_state_survives_save_and_weights_only_load(cls):
     straight, resumed = some_parameters(), some_parameters()
     groups = [dict(name="weights", params=straight[:1], lr=0.3, base_lr=0.3), dict(params=straight[1:])]
-    first = LARS(groups, lr=0.1, weight_decay=0.01)
+    first = cls(groups, lr=0.1, weight_decay=0.01)
     for step in range(3):
         give(straight, some_gradients(step))
         first.step()
@@ -122,7 +226,7 @@ def test_state_survives_save_and_weights_only_load():
     torch.save(first.state_dict(), file)
     file.seek(0)
 
-    second = LARS([dict(params=resumed[:1]), dict(params=resumed[1:])], lr=9.0)
+    second = cls([dict(params=resumed[:1]), dict(params=resumed[1:])], lr=9.0)
     second.load_state_dict(torch.load(file, weights_only=True))
     with torch.no_grad():
         for new, old in zip(resumed, straight):
@@ -145,10 +249,11 @@ def test_a_group_added_later_runs_at_its_own_rate():
     torch.testing.assert_close(new.detach(), torch.full((3,), -0.5))
 
 
-def test_maximize_is_minimising_the_negative():
+@BOTH
+def test_maximize_is_minimising_the_negative(cls):
     up, down = some_parameters(), some_parameters()
-    ascent = LARS(up, lr=0.1, weight_decay=0.1, maximize=True)
-    descent = LARS(down, lr=0.1, weight_decay=0.1)
+    ascent = cls(up, lr=0.1, weight_decay=0.1, maximize=True)
+    descent = cls(down, lr=0.1, weight_decay=0.1)
     for step in range(3):
         give(up, some_gradients(step))
         give(down, [-g for g in some_gradients(step)])
@@ -157,21 +262,24 @@ def test_maximize_is_minimising_the_negative():
     assert all(torch.equal(a, b) for a, b in zip(up, down))
 
 
+@BOTH
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
-def test_step_leaves_gradients_unchanged(maximize):
+def test_step_leaves_gradients_unchanged(cls, maximize, foreach):
     params = some_parameters()
-    optimizer = LARS(params, lr=0.1, weight_decay=0.1, maximize=maximize)
+    optimizer = cls(params, lr=0.1, weight_decay=0.1, maximize=maximize, foreach=foreach)
     for step in range(2):
         give(params, some_gradients(step))
         optimizer.step()
         assert all(torch.equal(p.grad, g) for p, g in zip(params, some_gradients(step)))
 
 
-def test_sparse_gradients_are_refused():
+@BOTH
+def test_sparse_gradients_are_refused(cls):
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(RuntimeError, match="sparse"):
-        LARS(embedding.parameters(), lr=0.1).step()
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support sparse gradients; use"):
+        cls(embedding.parameters(), lr=0.1).step()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +295,17 @@ def test_sparse_gradients_are_refused():
 def test_impossible_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LARS(some_parameters(), **(dict(lr=0.1) | wrong))
+
+
+@pytest.mark.parametrize("wrong", [dict(lr=-1.0), dict(betas=(0.9, 1.0)), dict(eps=-1e-6), dict(weight_decay=-1.0)])
+def test_impossible_settings_of_lamb_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LAMB(some_parameters(), **wrong)
+
+
+def test_parameter_groups_decay_biases_only_where_asked():
+    _, biases = parameter_groups(nn.Linear(3, 2), 0.2, 0.1, 1e-4, exclude_bias_and_norm_wd=False)
+    assert biases["weight_decay"] == 1e-4
 
 
 def test_parameter_groups_split_weights_from_biases_and_norms():

@@ -1,0 +1,108 @@
+"""LARS and LAMB beside the plain per-parameter loop, on ResNet-50 with the 8192-8192-8192 projector.
+
+python benchmarks/optimizers.py [--device cuda] [--encoder resnet50] [--projector 8192-8192-8192] [--json FILE]
+
+Ours and the loop take turns in one process on the same parameters; the medians are compared. On a
+GPU the kernels that one step launches are counted, too.
+"""
+
+from pathlib import Path
+
+import ssl
+
+ssl.__path__ = [str(Path(__file__).resolve().parents[1] / "ssl")]  # see ssl/__init__.py
+
+import argparse
+import json
+from collections.abc import Callable
+
+import torch
+from measure import machine, medians
+from torch import Tensor, nn
+
+from ssl.encoders import build_encoder
+from ssl.heads import projector
+from ssl.optim import LAMB, LARS, parameter_groups
+from ssl.report import table
+
+
+@torch.no_grad()
+def plain_lars(params: list[Tensor], momenta: list[Tensor], lr=0.2, momentum=0.9, decay=1e-6, trust=0.001) -> None:
+    """The published loop: weights adapted and decayed, biases and norms neither."""
+    for p, mu in zip(params, momenta):
+        dp = p.grad
+        if p.ndim > 1:
+            dp = dp.add(p, alpha=decay)
+            p_norm, dp_norm = torch.norm(p), torch.norm(dp)
+            one = torch.ones_like(p_norm)
+            q = torch.where(p_norm > 0, torch.where(dp_norm > 0, trust * p_norm / dp_norm, one), one)
+            dp = dp.mul(q)
+        mu.mul_(momentum).add_(dp)
+        p.add_(mu, alpha=-lr)
+
+
+@torch.no_grad()
+def plain_lamb(params, ms, vs, step: list[int], lr=1e-3, betas=(0.9, 0.999), eps=1e-6, decay=1.5e-6) -> None:
+    """The paper's algorithm, parameter by parameter."""
+    step[0] += 1
+    for p, m, v in zip(params, ms, vs):
+        m.mul_(betas[0]).add_(p.grad, alpha=1 - betas[0])
+        v.mul_(betas[1]).addcmul_(p.grad, p.grad, value=1 - betas[1])
+        u = (m / (1 - betas[0] ** step[0])) / ((v / (1 - betas[1] ** step[0])).sqrt() + eps)
+        if p.ndim > 1:
+            u = u.add(p, alpha=decay)
+            p_norm, u_norm = torch.norm(p), torch.norm(u)
+            one = torch.ones_like(p_norm)
+            u = u.mul(torch.where(p_norm > 0, torch.where(u_norm > 0, p_norm / u_norm, one), one))
+        p.add_(u, alpha=-lr)
+
+
+def launches(function: Callable) -> int:
+    """Kernels that one call starts on the GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA and "mem" not in event.name.lower()
+               for event in profile.events())  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--encoder", default="resnet50")
+    parser.add_argument("--projector", default="8192-8192-8192")
+    parser.add_argument("--json", help="write the numbers to this file")
+    options = parser.parse_args()
+    encoder, width = build_encoder(options.encoder, 224)
+    model = nn.Sequential(encoder, projector(width, options.projector)).to(options.device)
+    params = list(model.parameters())
+    for p in params:
+        p.grad = 1e-3 * torch.randn_like(p)
+    numbers = sum(p.numel() for p in params)
+    print(f"{machine(options.device)}\n{len(params)} tensors, {numbers / 1e6:.0f} million parameters")
+
+    rows, results = [["", "one by one", "all at once", "loop", "faster"]], []
+    for name, cls in (("LARS", LARS), ("LAMB", LAMB)):
+        own = [cls(parameter_groups(model, 0.2, 0.2, 1e-6), lr=0.2, foreach=foreach).step for foreach in (False, True)]
+        moments = [[torch.zeros_like(p) for p in params] for _ in range(1 if cls is LARS else 2)]
+        count = [0]
+        loop = (lambda m=moments: plain_lars(params, *m)) if cls is LARS else (
+            lambda m=moments, count=count: plain_lamb(params, *m, count)
+        )  # fmt: skip
+        contenders = [*own, loop]
+        seconds = medians(contenders, options.device)
+        default = seconds[1 if options.device == "cuda" else 0]
+        rows.append([name, *(f"{1e3 * s:.1f} ms" for s in seconds), f"{seconds[2] / default:.2f}×"])
+        results.append(dict(optimizer=name, one_by_one=seconds[0], all_at_once=seconds[1], loop=seconds[2]))
+        if options.device == "cuda":
+            counts = [launches(contender) for contender in contenders]
+            rows.append(["  kernels", *map(str, counts), f"{counts[2] / counts[1]:.1f}× fewer"])
+            results[-1]["kernels"] = counts
+        del own, moments, loop, contenders
+    print("\n" + table(rows))
+    if options.json:
+        Path(options.json).write_text(json.dumps(dict(machine=machine(options.device), optimizers=results)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
