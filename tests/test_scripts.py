@@ -81,6 +81,25 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([v.flatten().float() for v in torch.load(folder / "encoder.pt", weights_only=True).values()])
 
 
+# scripts/demo
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_the_promised_table(tmp_path):
+    for name in ("scripts", "ssl", "configs", "train.py", "evaluate.py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    done = subprocess.run([tmp_path / "scripts" / "demo", "--max_steps", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((tmp_path / "runs" / "demo" / "results.json").read_text())
+    assert set(table) == {"raw_pixels", "random_init", "trained"}
+    for row in table.values():
+        assert set(row) == {"probe", "knn"} and all(0 < share < 1 for share in row.values())
+    for words in ("raw pixels", "untrained encoder", "trained encoder", "linear probe", "k-NN"):
+        assert words in done.stdout
+
+
 # train.py
 
 
