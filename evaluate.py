@@ -25,9 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl import checkpoint, config, distributed
 from ssl.augment import View
 from ssl.data import datasets
+from ssl.data.bad import LEAST
+from ssl.data.bad import check as check_bad
 from ssl.data.datasets import Images
 from ssl.data.loader import Order, auto_workers, finish, plain_batches, training_batches
-from ssl.distributed import gather_rows, is_main, world_size
+from ssl.distributed import gather_objects, gather_rows, is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.metrics import accuracy
@@ -68,6 +70,7 @@ class Settings:
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     mean: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
     std: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
+    max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
     train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
@@ -101,7 +104,6 @@ def main() -> None:
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
     classes = len(train.classes)
-    fit_index, held_out_index = datasets.split_validation(train.labels, 0.1, settings.seed)
 
     # Encoder
     torch.manual_seed(settings.seed)
@@ -126,10 +128,11 @@ def main() -> None:
             subject.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
             before = {key: value.clone() for key, value in subject.state_dict().items()}
         if {"probe", "knn", "features"} & set(protocols):
-            train_x, test_x = (extract(subject, data, settings, device, name) for data in (train, test))
+            (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
             train_y, test_y = train.labels.to(device), test.labels.to(device)
             if "probe" in protocols and is_main():
-                parts = [(train_x[index], train_y[index]) for index in (fit_index, held_out_index)]
+                fit_and_held_out = datasets.split_validation(train.labels, 0.1, settings.seed)
+                parts = [(train_x[index], train_y[index]) for index in fit_and_held_out]
                 judged["probe"] = probe(*parts, (test_x, test_y), classes, settings.probe_epochs, seed=settings.seed)
             if "knn" in protocols and is_main():
                 judged["knn"] = knn((train_x, train_y), (test_x, test_y), classes, settings.k, settings.knn_temperature)
@@ -231,6 +234,13 @@ def open_folder(settings: Settings) -> Path:
     return folder
 
 
+def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
+    """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
+    check_bad(bad, total, max(LEAST, int(settings.max_bad_fraction * total)), "nothing was judged")
+    for path, reason in bad.items():
+        say(f"left out    {path}: {reason}")
+
+
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
     """(train, test) of the data set, train cut to the labels that may be used."""
     options = dict(image_size=settings.image_size, class_list=settings.class_list, seed=settings.seed)
@@ -238,6 +248,8 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
         datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
         for split in ("train", "test")
     )
+    for data in (train, test):
+        tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
     if not train.classes or bool((train.labels < 0).any()):
         raise UserError(f"data_dir: {settings.data_dir} has images without labels; judging needs class folders")
     if settings.train_files:
@@ -323,13 +335,18 @@ def statistics(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module | None, data: Images, settings: Settings, device: torch.device, name: str) -> Tensor:
-    """Representations (N, width) of all un-augmented images, in order, on every rank; pixels where encoder is None."""
+def extract(
+    encoder: nn.Module | None, data: Images, settings: Settings, device: torch.device, name: str
+) -> tuple[Tensor, Images]:
+    """Representations (N, width) of all un-augmented images, in order, on every rank; pixels where encoder is None.
+
+    Returned with the images they are of: `data` without those that cannot be read.
+    """
     mean, std = statistics(settings, device)
-    parts, done = [], 0
+    parts, unread, done = [], {}, 0
     progress = Progress(len(data), 0, "image")
     batches = plain_batches(data, settings.image_size, settings.batch_size, settings.workers, device)
-    for pixels, counts in batches:
+    for pixels, counts, bad in batches:
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         if encoder is None:
             h = x.flatten(1)
@@ -337,11 +354,20 @@ def extract(encoder: nn.Module | None, data: Images, settings: Settings, device:
             h = encoder(x).float()
         else:  # the last batch left nothing for this rank
             h = encoder(x.new_zeros(1, *x.shape[1:]))[:0].float()
-        parts.append(gather_rows(h, counts))
+        read = h.new_ones(len(h), 1)
+        read[list(bad)] = 0
+        unread |= dict(bad.values())
+        parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
         done += sum(counts)
         progress.update(done, f"features, {name}")
     progress.close()
-    return torch.cat(parts)
+    features = torch.cat(parts)
+    read = features[:, -1] > 0
+    if bool(read.all()):
+        return features[:, :-1], data
+    unread = {path: reason for found in gather_objects(unread) for path, reason in found.items()}
+    tell_left_out(unread, len(data), settings)
+    return features[read, :-1], data.subset(read.nonzero()[:, 0].cpu())
 
 
 def linear_evaluation(
@@ -385,7 +411,8 @@ def linear_evaluation(
             progress.update(step + 1, f"linear  loss {loss.item():.3f}  epoch {epoch + 1}")
     progress.close()
     with torch.no_grad():
-        scores = head(extract(encoder, test, settings, device, "test"))
+        features, test = extract(encoder, test, settings, device, "test")
+        scores = head(features)
     return {f"acc{k}": accuracy(scores, test.labels.to(device), k) for k in (1, 5)}
 
 

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl import checkpoint, config, distributed
 from ssl.augment import View
 from ssl.data import datasets
+from ssl.data.bad import BadImages
 from ssl.data.loader import Batch, Order, auto_workers, finish, training_batches
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
@@ -109,6 +110,7 @@ class Settings:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
     compile: bool = False  # torch.compile the model
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; others stand in for them
     # Run
     seed: int = 0  # of weights, order and views
     output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
@@ -193,6 +195,9 @@ def main() -> None:
     # Loop
     workers = auto_workers() if settings.workers is None else settings.workers
     batches = training_batches(data, views, order, step, stop, workers, device)
+    bad = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction)
+    bad.note(data.bad)
+    bad.agree()
     metrics = Metrics(folder / "metrics.jsonl", step)
     progress = Progress(stop, step)
     saved = logged = time.monotonic()
@@ -204,6 +209,8 @@ def main() -> None:
         began = time.monotonic()
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
         waited += time.monotonic() - began
+        for batch in micro_batches:
+            bad.note(batch.bad)
 
         if settings.accumulate == 1:
             loss = criterion(*embed(micro_batches[0]))
@@ -227,12 +234,15 @@ def main() -> None:
             lrs = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
             parts = {name: part.item() for name, part in criterion.parts.items()}
             epoch = step / order.steps_per_epoch
+            ruined = bad.agree()
             metrics.write(
                 epoch=round(epoch, 4), step=step, loss=value, **parts, **lrs,
-                samples_per_second=rate, data_wait=waited / (now - logged),
+                samples_per_second=rate, data_wait=waited / (now - logged), bad_images=ruined,
             )  # fmt: skip
             progress.update(
-                step, f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
+                step,
+                f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
+                + (f"  bad images {ruined}" if ruined else ""),
             )
             if not math.isfinite(value):
                 raise UserError(DIVERGED.format(f"the loss is {value}", step))
@@ -353,7 +363,7 @@ def check(settings: Settings) -> None:
     for name in ("temperature", "loss_scale", "clip_grad", "save_minutes", "blur_sigma", "std"):
         if any(value <= 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start"):
+    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start", "max_bad_fraction"):
         if not all(0 <= value <= 1 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
     for name in ("blur_prob", "solarize_prob"):
@@ -474,7 +484,7 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
-    "output_dir", "resume", "save_minutes", "log_every", "init", "batch_size", "accumulate",
+    "output_dir", "resume", "save_minutes", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
 }  # fmt: skip
 
 

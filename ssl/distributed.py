@@ -82,6 +82,15 @@ def broadcast_object(value):
     return box[0]
 
 
+def gather_objects(value) -> list:
+    """Every rank's `value` (plain Python), in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    box = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ssl.distributed import gather_rows, rank, world_size
+from ssl.distributed import gather_objects, gather_rows, rank, world_size
 
 
 def _problem(z1: Tensor, z2: Tensor, labels: Tensor | None) -> str | None:
@@ -61,8 +61,7 @@ def _agree(z1: Tensor, z2: Tensor, labels: Tensor | None, check: bool) -> list[i
         mine = [problem is not None, *(z1.shape if problem is None else (0, 0)), labels is not None]
         everyone = gather_rows(torch.tensor([mine], dtype=torch.int64, device=z1.device), [1] * world_size()).tolist()
         if any(bad for bad, *_ in everyone):
-            words: list = [None] * world_size()
-            dist.all_gather_object(words, problem)
+            words = gather_objects(problem)
             raise ValueError("; ".join(f"rank {r}: {said}" for r, said in enumerate(words) if said))
         counts = [rows for _, rows, *_ in everyone]
         if any(kind != everyone[0][2:] for _, _, *kind in everyone):

@@ -251,8 +251,8 @@ def test_plain_batches_show_every_image_once_in_order(tmp_path):
     tree(tmp_path, splits=("train",), each=5, size=(100, 80))
     data = datasets.load("folder", str(tmp_path), "unlabelled")
     parts = list(plain_batches(data, 56, 4, 2, CPU))
-    pixels = torch.cat([pixels for pixels, _ in parts])
-    assert pixels.shape == (10, 3, 56, 56) and [c for _, c in parts] == [[4], [4], [2]]
+    pixels = torch.cat([pixels for pixels, _, _ in parts])
+    assert pixels.shape == (10, 3, 56, 56) and [c for _, c, _ in parts] == [[4], [4], [2]]
     expected = torch.tensor([i * 10 / 255 for i in range(5)] * 2)
     assert torch.allclose(pixels[:, 0, 0, 0], expected, atol=1e-6)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl.data.images import EXTENSIONS, decode, list_images
+from ssl.data.images import EXTENSIONS, BadImage, decode, list_images
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.distributed import barrier, is_main
@@ -39,13 +39,17 @@ RESIDENT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Images:
-    """N images. Either `resident` (N, C, H, W) uint8 or `paths`; labels (N,) int64, -1 unlabelled."""
+    """N images. Either `resident` (N, C, H, W) uint8 or `paths`; labels (N,) int64, -1 unlabelled.
+
+    `bad` holds (path, reason) of files that were left out since they cannot be read.
+    """
 
     name: str
     labels: Tensor
     classes: list[str]
     resident: Tensor | None = None
     paths: list[str] | None = None
+    bad: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -267,16 +271,21 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
 
 
 def _make_resident(data: Images) -> Images:
-    """Hold a file data set in memory if its images are small and all of one size."""
+    """Hold a file data set in memory if its images are small and all of one size; without those that cannot be read."""
     if data.resident is not None:
         return data
-    first = data.pixels(0)
+    first = _first_readable(data)
     if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
         return data
     resident = torch.empty(len(data), *first.shape, dtype=torch.uint8)
+    bad: dict[int, tuple[str, str]] = {}
 
     def read(index: int) -> bool:
-        pixels = data.pixels(index)
+        try:
+            pixels = data.pixels(index)
+        except BadImage as error:
+            bad[index] = error.path, error.reason
+            return True
         if pixels.shape != first.shape:
             return False
         resident[index] = pixels
@@ -284,4 +293,21 @@ def _make_resident(data: Images) -> Images:
 
     with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside the interpreter lock
         same = all(pool.map(read, range(len(data)), chunksize=256))
-    return replace(data, resident=resident) if same else data
+    if not same:
+        return data
+    data = replace(data, resident=resident, bad=tuple(bad[index] for index in sorted(bad)))
+    if not bad:
+        return data
+    good = torch.ones(len(data), dtype=torch.bool)
+    good[list(bad)] = False
+    return data.subset(good.nonzero()[:, 0])
+
+
+def _first_readable(data: Images) -> Tensor:
+    for index in range(len(data)):
+        try:
+            return data.pixels(index)
+        except BadImage as error:
+            if index == min(len(data) - 1, 100):
+                raise UserError(f"data_dir: none of the first {index + 1} images can be read; {error}") from None
+    raise AssertionError("a data set has images")

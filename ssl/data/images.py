@@ -15,7 +15,14 @@ LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims 
 
 
 class BadImage(UserError):
-    """A file that cannot be shown; the message begins with its path."""
+    """A file that cannot be shown: its `path`, and the `reason`."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)  # both, so that it can be sent between processes
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -47,13 +54,14 @@ def decode(path: str | Path) -> Tensor:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > LARGEST_IMAGE:
-                raise BadImage(f"{path}: {width}×{height} pixels is more than any photograph has")
+                raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
             image.load()
             return _to_tensor(_to_rgb(ImageOps.exif_transpose(image)))
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
-        raise BadImage(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        reason = str(error).replace(str(path), "it").replace("\n", " ")
+        raise BadImage(path, f"cannot be read as an image ({type(error).__name__}: {reason})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ resume change nothing a model could notice.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -20,6 +20,7 @@ from ssl.augment import View, apply, crop_boxes, crop_resize, draw, to_unit, uni
 from ssl.data.datasets import Images
 from ssl.data.images import BadImage
 from ssl.distributed import rank, world_size
+from ssl.errors import UserError
 
 
 def auto_workers() -> int:
@@ -78,22 +79,23 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
 class Batch:
     """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set.
 
-    `seed` is for whatever the model draws.
+    `seed` is for whatever the model draws. `bad` holds (path, reason) of files that others stand in for.
     """
 
     views: list[tuple[Tensor, Tensor]]
     index: Tensor
     labels: Tensor
     seed: int
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
         move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
         views = [(move(pixels), move(params)) for pixels, params in self.views]
-        return Batch(views, move(self.index), move(self.labels), self.seed)
+        return replace(self, views=views, index=move(self.index), labels=move(self.labels))
 
     def pin_memory(self) -> "Batch":
         views = [(pixels.pin_memory(), params.pin_memory()) for pixels, params in self.views]
-        return Batch(views, self.index.pin_memory(), self.labels.pin_memory(), self.seed)
+        return replace(self, views=views, index=self.index.pin_memory(), labels=self.labels.pin_memory())
 
 
 def training_batches(
@@ -101,8 +103,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This rank's micro-batches of optimizer steps start..stop-1, `order.accumulate` to a step.
 
-    One iterator for the whole run: workers are started once. Raises `BadImage` for a file that
-    cannot be shown.
+    One iterator for the whole run: workers are started once. A file that cannot be shown is
+    replaced by another (`stand_in`). Raises `UserError` where a dozen in a row cannot be.
     """
     if data.resident is not None:
         yield from _resident_batches(data, views, order, start, stop, device)
@@ -133,21 +135,39 @@ class _TrainingFiles(Dataset):
     def __init__(self, data: Images, views: list[View], order: Order, rank: int):
         self.data, self.views, self.order, self.rank = data, views, order, rank
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | BadImage:
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         epoch, index = self.order.indices(*key, self.rank)
+        index = index.clone()
         draws = [draw(self.order.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
         shown = [[] for _ in self.views]
-        try:
-            for row, i in enumerate(index.tolist()):
-                pixels = self.data.pixels(i)
-                height, width = torch.tensor(pixels.shape[1:]).view(2, 1)
-                for view, (crop, _), crops in zip(self.views, draws, shown):
-                    box = crop_boxes(crop[row : row + 1], height, width, view)[0].tolist()
-                    crops.append(_resized_crop(pixels, box, view.size))
-        except BadImage as error:
-            return error
+        bad: list[tuple[str, str]] = []
+        for row, i in enumerate(index.tolist()):
+            try:
+                index[row], pixels = self._readable(i, bad)
+            except UserError as error:
+                return error
+            height, width = torch.tensor(pixels.shape[1:]).view(2, 1)
+            for view, (crop, _), crops in zip(self.views, draws, shown):
+                box = crop_boxes(crop[row : row + 1], height, width, view)[0].tolist()
+                crops.append(_resized_crop(pixels, box, view.size))
         pairs = [(torch.stack(crops), params) for crops, (_, params) in zip(shown, draws)]
-        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank))
+        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank), bad)
+
+    def _readable(self, index: int, bad: list[tuple[str, str]]) -> tuple[int, Tensor]:
+        """(index, pixels) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
+        for attempt in range(13):
+            chosen = stand_in(index, attempt, len(self.data), self.order.seed)
+            try:
+                return chosen, self.data.pixels(chosen)
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+        last = ": ".join(bad[-1])
+        raise UserError(f"a dozen images in a row cannot be read; is the data still there? The last was {last}")
+
+
+def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
+    """Which of `count` images to show for `index`: itself at first, then others, the same wherever and whenever."""
+    return index if attempt == 0 else (_counted(seed, attempt, index, 0xFFFD) * count) >> 32
 
 
 def _resized_crop(pixels: Tensor, box: list[int], size: int) -> Tensor:
@@ -164,7 +184,7 @@ def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.devi
         prefetch_factor=2 if workers else None,
     )
     for batch in loader:
-        if isinstance(batch, BadImage):
+        if isinstance(batch, UserError):
             raise batch
         yield batch
 
@@ -174,8 +194,10 @@ def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.devi
 
 def plain_batches(
     data: Images, size: int, batch_size: int, workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """Every image once, in order, un-augmented: (this rank's pixels (n, C, size, size) in 0..1, all ranks' n).
+) -> Iterator[tuple[Tensor, list[int], dict[int, tuple[str, str]]]]:
+    """Every image once, in order, un-augmented: (this rank's pixels (n, C, size, size) in 0..1, all ranks' n, bad).
+
+    A file that cannot be shown is black, and `bad` names it: {row: (path, reason)}.
 
     A batch is `batch_size` × world size consecutive images; at the end ranks may hold fewer, or
     none. Large images: short side to size · 256/224, then the central square (the published
@@ -189,11 +211,11 @@ def plain_batches(
         for mine, count in zip(slices, counts):
             pixels = data.resident[mine].to(device)
             same = pixels.shape[2:] == (size, size)
-            yield (to_unit(pixels) if same else crop_resize(pixels, box.expand(len(pixels), 4), size)), count
+            yield (to_unit(pixels) if same else crop_resize(pixels, box.expand(len(pixels), 4), size)), count, {}
         return
     batches = _worker_batches(_PlainFiles(data, size), slices, workers, device)
-    for pixels, count in zip(batches, counts):
-        yield to_unit(pixels.to(device, non_blocking=True)), count
+    for (pixels, bad), count in zip(batches, counts):
+        yield to_unit(pixels.to(device, non_blocking=True)), count, bad
 
 
 def _even_slices(total: int, batch_size: int) -> tuple[list[slice], list[list[int]]]:
@@ -212,13 +234,15 @@ class _PlainFiles(Dataset):
     def __init__(self, data: Images, size: int):
         self.data, self.size = data, size
 
-    def __getitem__(self, where: slice) -> Tensor | BadImage:
-        indices = range(where.start, where.stop)
-        try:
-            images = [self._central(self.data.pixels(index)) for index in indices]
-        except BadImage as error:
-            return error
-        return torch.stack(images) if images else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+    def __getitem__(self, where: slice) -> tuple[Tensor, dict[int, tuple[str, str]]]:
+        pixels = torch.zeros(where.stop - where.start, 3, self.size, self.size, dtype=torch.uint8)
+        bad = {}
+        for row, index in enumerate(range(where.start, where.stop)):
+            try:
+                pixels[row] = self._central(self.data.pixels(index))
+            except BadImage as error:
+                bad[row] = error.path, error.reason
+        return pixels, bad
 
     def _central(self, pixels: Tensor) -> Tensor:
         pixels = TF.resize(pixels, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR, antialias=True)

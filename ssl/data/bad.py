@@ -1,0 +1,65 @@
+"""Images that cannot be shown: replaced by others in training, listed, counted alike on every rank, and limited."""
+
+import json
+from pathlib import Path
+
+from ssl.distributed import broadcast_object, gather_objects, is_main
+from ssl.errors import UserError
+
+LEAST = 10  # so many are always allowed: a small folder with one ruined file is no catastrophe
+
+
+class BadImages:
+    """The bad images of a run, and bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
+
+    Ranks meet different files. `agree` brings them together, so that every rank stops at the
+    same step when more than `max_fraction` of `total` images, and more than 10, are bad.
+    """
+
+    def __init__(self, folder: Path, total: int, max_fraction: float):
+        self.file = folder / "bad_images.jsonl"
+        self.limit = max(LEAST, int(max_fraction * total))
+        self.total = total
+        self.known: dict[str, str] = broadcast_object(_read(self.file) if is_main() else None)
+        self.met: dict[str, str] = {}
+
+    def note(self, bad: list[tuple[str, str]]) -> None:
+        """Remember (path, reason) pairs that this rank met."""
+        self.met.update(bad)
+
+    def agree(self) -> int:
+        """How many all ranks have met so far; every rank must call this at the same step.
+
+        Raises `UserError`, on all of them, where that is too many.
+        """
+        everyone = {path: reason for met in gather_objects(self.met) for path, reason in met.items()}
+        new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
+        self.known |= new
+        self.met = {}
+        if is_main() and new:
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+        check(self.known, self.total, self.limit, f"all are listed in {self.file}")
+        return len(self.known)
+
+
+def check(bad: dict[str, str], total: int, limit: int, more: str) -> None:
+    """Raise `UserError` if more than `limit` of `total` images are bad."""
+    if len(bad) > limit:
+        path, reason = next(iter(bad.items()))
+        raise UserError(
+            f"{len(bad)} of {total} images cannot be read, more than the {limit} allowed; the first is {path} "
+            f"({reason}); {more}. Repair or remove them, or raise --max_bad_fraction"
+        )
+
+
+def _read(file: Path) -> dict[str, str]:
+    """What an earlier part of the run listed; a line cut short by a crash is met again."""
+    found = {}
+    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+        try:
+            entry = json.loads(line)
+            found[str(entry["path"])] = str(entry["reason"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
