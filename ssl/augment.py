@@ -170,14 +170,16 @@ def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 -> floats in 0..1; floats pass."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    """uint8 or uint16 -> floats in 0..1; floats pass."""
+    if pixels.is_floating_point():
+        return pixels
+    return pixels.float() / torch.iinfo(pixels.dtype).max
 
 
 def apply(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
     """The view's operations on cropped images: flip, jitter, grey, blur, solarise, normalise.
 
-    pixels: (N, C, H, W), uint8 or floats in 0..1, on any device. params: (N, 9) from `draw`.
+    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 9) from `draw`.
     mean, std: (C,). Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue
     and grey are left out.
     """
@@ -193,7 +195,8 @@ def apply(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor)
         x = blur(x, sigma.flatten(), view.blur_kernel)
     if view.solarize_prob > 0:
         x = torch.where(x >= threshold, 1 - x, x)
-    return (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    mean, std = (statistic.to(x.dtype).view(1, -1, 1, 1) for statistic in (mean, std))
+    return (x - mean) / std
 
 
 def _luma(x: Tensor) -> Tensor:

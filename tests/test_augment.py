@@ -1,5 +1,6 @@
 """Views: the generator against known answers, the boxes and pixels against torchvision."""
 
+import warnings
 from itertools import permutations
 
 import numpy as np
@@ -329,3 +330,31 @@ def test_blur_reflects_as_often_as_small_images_need(height, width, kernel):
         padded = np.pad(image, [(0, 0), (half, half), (half, half)], mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (1, 2))
         np.testing.assert_allclose(got.numpy(), (windows * weights).sum((3, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_half_precision_gives_the_view_to_its_own_precision(dtype, tolerance):
+    x = images(6)
+    _, params = draw(0, 0, torch.arange(6), 0, EVERYTHING)
+    half = applied((x / 255).to(dtype), params)
+    assert half.dtype == dtype
+    assert (half.float() - applied(x, params)).abs().max() < tolerance
+
+
+def test_sixteen_bits_are_eight_with_finer_steps():
+    x = images(3)
+    _, params = draw(0, 0, torch.arange(3), 0, EVERYTHING)
+    fine = (x.int() * 257).to(torch.uint16)  # 255 -> 65535
+    torch.testing.assert_close(applied(fine, params), applied(x, params))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("count, height, width", [(1, 32, 32), (5, 7, 31)])
+def test_compiled_in_one_graph_it_gives_the_same(channels, count, height, width):
+    x = images(count, channels)[..., :height, :width]
+    _, params = draw(0, 0, torch.arange(count), 0, EVERYTHING)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dynamo says that it traces through lru_cache
+        compiled = torch.compile(applied, fullgraph=True, backend="eager")(x, params)
+    torch.testing.assert_close(compiled, applied(x, params))

@@ -1,13 +1,24 @@
 """Data sets by name, folders as people have them, and the order of batches."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ssl.augment import View
-from ssl.data import datasets
-from ssl.data.loader import Order, _even_slices, permutation, plain_batches, training_batches
+from ssl.data import datasets, loader
+from ssl.data.images import decode
+from ssl.data.loader import (
+    Order,
+    _even_slices,
+    auto_workers,
+    permutation,
+    plain_batches,
+    training_batches,
+    usable_cores,
+)
 from ssl.data.shapes import CLASSES, render, shapes
 from ssl.errors import UserError
 
@@ -271,3 +282,76 @@ def test_real_folders_of_every_kind_read(real_data):
     assert len(photos) == 72 and photos.classes == ["ants", "bees"]
     tiles = datasets.load("folder", str(real_data / "histo_samples"), "unlabelled")
     assert all(tiles.pixels(i).shape[0] == 3 for i in range(len(tiles)))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_see_the_same_however_they_are_started(tmp_path, method):
+    for i in range(8):
+        path = tmp_path / "train" / "a" / f"{i}.jpg"
+        picture(path, (20 * i, 90, 200 - i), (90, 70 + i))
+    data = datasets.load("folder", str(tmp_path), "unlabelled")
+    order, before = Order(8, 4, 1, 1, seed=1), torch.multiprocessing.get_start_method(allow_none=True)
+    plain = list(training_batches(data, [View(size=32)], order, 0, 4, 0, CPU))
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        started = list(training_batches(data, [View(size=32)], order, 0, 4, 1, CPU))
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    for a, b in zip(plain, started, strict=True):
+        assert torch.equal(a.index, b.index) and a.seed == b.seed
+        assert all(torch.equal(p, q) for p, q in zip(a.views[0], b.views[0]))
+
+
+def test_a_large_jpeg_decoded_small_gives_nearly_the_same_crop(tmp_path):
+    rough = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    large = Image.fromarray(rough).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    large.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    large.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.png")
+    files = [str(tmp_path / name) for name in ("a.jpg", "b.png")]
+    views = [View(size=64, crop_scale=(0.3, 1.0)), View(size=48, crop_scale=(0.3, 1.0))]
+    asked = []
+    small = decode(files[0], lambda height, width: asked.append((height, width)) or 4)
+    assert asked == [(1600, 1200)] and small.shape == (3, 400, 300)
+    for seed in range(4):
+        crops = []
+        for path in files:  # the JPEG may be decoded small, the PNG never is
+            data = datasets.Images("x", torch.zeros(2).long(), ["a"], paths=[path, path])
+            (batch,) = training_batches(data, views, Order(2, 2, 1, 1, seed), 0, 1, 0, CPU)
+            crops.append([pixels.float() for pixels, _ in batch.views])
+        for of_jpeg, of_png in zip(*crops):
+            difference = (of_jpeg - of_png).abs()
+            assert difference.mean() < 1 and difference.max() < 32  # a shift of a quarter pixel gives 10 and more
+
+
+@pytest.mark.parametrize(
+    "files, environment, expected",
+    [
+        ({}, {}, 64),
+        ({"cpu.max": "max 100000"}, {}, 64),
+        ({"cpu.max": "350000 100000"}, {}, 3),
+        ({"cpu.max": "50000 100000"}, {}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, {}, 64),
+        ({"cpu/cpu.cfs_quota_us": "800000", "cpu/cpu.cfs_period_us": "100000"}, {}, 8),
+        ({}, {"SLURM_CPUS_PER_TASK": "16"}, 16),
+        ({"cpu.max": "400000 100000"}, {"SLURM_CPUS_PER_TASK": "16"}, 4),
+    ],
+)
+def test_cores_are_those_a_process_may_use(tmp_path, monkeypatch, files, environment, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert usable_cores(tmp_path) == expected
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(loader, "usable_cores", lambda: 64)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert auto_workers() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert auto_workers() == 1

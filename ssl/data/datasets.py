@@ -6,6 +6,7 @@ A data set small enough (images of at most 64 pixels, as CIFAR) is held as one u
 
 import os
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,9 +55,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pixels(self, index: int) -> Tensor:
-        """Image `index` as (C, H, W) uint8. Raises `BadImage`."""
-        return self.resident[index] if self.resident is not None else decode(self.paths[index])
+    def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
+        """Image `index` as (C, H, W) uint8; `reduction` as in `images.decode`. Raises `BadImage`."""
+        return self.resident[index] if self.resident is not None else decode(self.paths[index], reduction)
 
     def sample_name(self, index: int) -> str:
         return self.paths[index] if self.paths is not None else f"{self.name}/{index}"

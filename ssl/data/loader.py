@@ -5,13 +5,17 @@ view looks, on (seed, epoch, index, view) alone. So processes, workers, batch si
 resume change nothing a model could notice.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
@@ -25,8 +29,21 @@ from ssl.errors import UserError
 
 def auto_workers() -> int:
     """Loader workers for this process: the cores it may use, shared among the machine's processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process and its siblings may keep busy: by affinity, by its container's quota, by Slurm's grant."""
+    cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
+    with contextlib.suppress(OSError, ValueError):  # version 2: 'max 100000' or '200000 100000'
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        cores.append(int(quota) // int(period))
+    with contextlib.suppress(OSError, ValueError):  # version 1: -1 is no quota
+        quota, period = (int((cgroups / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        cores.append(quota // period if quota > 0 else cores[0])
+    with contextlib.suppress(KeyError, ValueError):
+        cores.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, min(cores))
 
 
 @dataclass(frozen=True)
@@ -110,8 +127,31 @@ def training_batches(
         yield from _resident_batches(data, views, order, start, stop, device)
         return
     keys = [(step, micro) for step in range(start, stop) for micro in range(order.accumulate)]
-    for batch in _worker_batches(_TrainingFiles(data, views, order, rank()), keys, workers, device):
-        yield batch.to(device)
+    batches = _worker_batches(_TrainingFiles(data, views, order, rank()), keys, workers, device)
+    yield from _copied_ahead(batches, device) if device.type == "cuda" else batches
+
+
+def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the GPU, each copied on a stream of its own while the step before it computes."""
+    stream = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copied
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    """Let the current stream wait for the copy, and keep the copy's memory until that stream is done with it."""
+    current = torch.cuda.current_stream()
+    current.wait_event(event)
+    for tensor in [batch.index, batch.labels, *(part for view in batch.views for part in view)]:
+        tensor.record_stream(current)
+    return batch
 
 
 def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch]:
@@ -143,26 +183,41 @@ class _TrainingFiles(Dataset):
         bad: list[tuple[str, str]] = []
         for row, i in enumerate(index.tolist()):
             try:
-                index[row], pixels = self._readable(i, bad)
+                index[row], crops = self._readable(i, [crop[row : row + 1] for crop, _ in draws], bad)
             except UserError as error:
                 return error
-            height, width = torch.tensor(pixels.shape[1:]).view(2, 1)
-            for view, (crop, _), crops in zip(self.views, draws, shown):
-                box = crop_boxes(crop[row : row + 1], height, width, view)[0].tolist()
-                crops.append(_resized_crop(pixels, box, view.size))
-        pairs = [(torch.stack(crops), params) for crops, (_, params) in zip(shown, draws)]
+            for crop, of_view in zip(crops, shown):
+                of_view.append(crop)
+        pairs = [(torch.stack(of_view), params) for of_view, (_, params) in zip(shown, draws)]
         return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank), bad)
 
-    def _readable(self, index: int, bad: list[tuple[str, str]]) -> tuple[int, Tensor]:
-        """(index, pixels) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
+    def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
+        """(index, crops) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
         for attempt in range(13):
             chosen = stand_in(index, attempt, len(self.data), self.order.seed)
             try:
-                return chosen, self.data.pixels(chosen)
+                return chosen, self._crops(chosen, draws)
             except BadImage as error:
                 bad.append((error.path, error.reason))
         last = ": ".join(bad[-1])
         raise UserError(f"a dozen images in a row cannot be read; is the data still there? The last was {last}")
+
+    def _crops(self, index: int, draws: list[Tensor]) -> list[Tensor]:
+        """The image's crop (C, size, size) for every view, from the uniforms (1, 22) of each."""
+        boxes: list[list[int]] = []
+        full = []
+
+        def reduction(height: int, width: int) -> int:
+            full.append(height)
+            sides = torch.tensor([[height], [width]])
+            boxes.extend(crop_boxes(crop, *sides, view)[0].tolist() for crop, view in zip(draws, self.views))
+            # As small as leaves every crop at least twice its final size: the rest is for a better filter.
+            spare = min(min(box[2:]) / (2 * view.size) for box, view in zip(boxes, self.views))
+            return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
+
+        pixels = self.data.pixels(index, reduction)
+        factor = round(full[0] / pixels.shape[1])
+        return [resized_crop(pixels, box, view.size, factor) for box, view in zip(boxes, self.views)]
 
 
 def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
@@ -170,8 +225,18 @@ def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
     return index if attempt == 0 else (_counted(seed, attempt, index, 0xFFFD) * count) >> 32
 
 
-def _resized_crop(pixels: Tensor, box: list[int], size: int) -> Tensor:
-    return TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> Tensor:
+    """Crop pixels (C, H, W) uint8 to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
+
+    `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
+    """
+    if factor == 1:
+        return TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+    top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
+    limit = left + width, top + height
+    corners = left, top, min(limit[0], pixels.shape[2]), min(limit[1], pixels.shape[1])
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC, corners)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.device) -> Iterator[Batch]:
