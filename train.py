@@ -379,6 +379,8 @@ def check(settings: Settings) -> None:
             raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
+    if settings.momentum >= 1:
+        raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
     if settings.seed >= 2**63:
         raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -458,7 +460,8 @@ def lr_scale(settings: Settings, global_batch: int) -> float:
 def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.optim.Optimizer:
     bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
     exclude = settings.exclude_bias_and_norm_wd
-    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, exclude)
+    bias_decay = 0.0 if exclude else settings.weight_decay
+    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
     if settings.optimizer == "lars":
         return LARS(groups, lr=settings.lr, momentum=settings.momentum, exclude_bias_and_norm=exclude)
     if settings.optimizer == "lamb":

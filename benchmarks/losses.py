@@ -141,7 +141,7 @@ def compare(loss: str, beside: str, n: int, d: int, device: str) -> dict:
 
 
 def count_bytes(rank: int, world: int, n: int, d: int, folder: str) -> None:
-    """Run each form on `world` processes and write down what a ring would send from this rank."""
+    """Run each form on `world` processes, count what its collectives carry, and say what a ring sends for that."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world)

@@ -62,7 +62,7 @@ def launches(function: Callable) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA and "mem" not in event.name.lower()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
                for event in profile.events())  # fmt: skip
 
 

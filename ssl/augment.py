@@ -143,7 +143,7 @@ def crop_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
     Resizing is linear and separable: one (size, H) and one (size, W) matrix per image, and two
     batched products. Returns floats in 0..1.
     """
-    boxes = boxes.to(pixels.device)
+    boxes = boxes.to(pixels.device, non_blocking=True)
     rows = _resample_matrix(boxes[:, 0], boxes[:, 2], pixels.shape[2], size)
     columns = _resample_matrix(boxes[:, 1], boxes[:, 3], pixels.shape[3], size)
     x = (to_unit(pixels) @ columns.mT[:, None]).clamp_(0, 1)  # Pillow, too, clips between its two passes
@@ -184,7 +184,7 @@ def apply(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor)
     and grey are left out.
     """
     x = to_unit(pixels)
-    params = params.to(x.device, x.dtype)[:, :, None, None, None]
+    params = params.to(x.device, x.dtype, non_blocking=True)[:, :, None, None, None]
     flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold = params.unbind(1)
     x = torch.where(flip > 0, x.flip(-1), x)
     if view.jitter_prob > 0:

@@ -168,14 +168,12 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
         return module
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        synced = SyncBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
+        synced._parameters, synced._buffers = module._parameters, module._buffers  # the very same, frozen or not
+        return synced.train(module.training)
     for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            synced = SyncBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            synced.load_state_dict(child.state_dict())
-            synced.training = child.training
-            setattr(module, name, synced)
-        else:
-            synchronise(child, device)
+        setattr(module, name, synchronise(child, device))
     return module

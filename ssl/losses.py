@@ -14,64 +14,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ssl.distributed import gather_objects, gather_rows, rank, world_size
-
-
-def _problem(z1: Tensor, z2: Tensor, labels: Tensor | None) -> str | None:
-    """What no rank could compute with, in words; looks at shapes and types, not at values."""
-    for name, z in (("z1", z1), ("z2", z2)):
-        if z.ndim != 2 or z.shape[1] == 0:
-            return f"{name} must be embeddings (N, D) with D > 0, got shape {tuple(z.shape)}"
-        if not z.is_floating_point():
-            return f"{name} must be floating point, got {z.dtype}"
-    if z1.shape != z2.shape:
-        return f"z1 and z2 must have one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}"
-    if labels is not None and (labels.shape != z1.shape[:1] or labels.is_floating_point()):
-        return f"labels must be {z1.shape[0]} integers, one a row of z1, got {tuple(labels.shape)} of {labels.dtype}"
-    return None
+from ssl.distributed import gather_rows, rank, world_size
+from ssl.embeddings import agree, raise_problem
 
 
-def _not_finite(z1: Tensor, z2: Tensor) -> str | None:
-    for name, z in (("z1", z1), ("z2", z2)):
-        # A sum over finite numbers is finite: one pass and no mask in the ordinary case.
-        if not bool(_wide(z).sum().isfinite()) and not bool(z.isfinite().all()):
-            row, column = (~z.isfinite()).nonzero()[0].tolist()
-            return f"{name} is not finite: {z[row, column].item()} at row {row}, column {column}"
-    return None
-
-
-def _agree(z1: Tensor, z2: Tensor, labels: Tensor | None, check: bool) -> list[int]:
-    """How many rows each rank holds, once every rank can use its input.
-
-    With `check` the ranks exchange a few numbers first, so that what is wrong on one is raised
-    as the same ValueError on all and none is left waiting in a collective. That waits for the
-    device. Without it every rank is taken to hold as many rows as this one, and values are not
-    looked at: for a training loop that knows its batches and guards its loss.
-    """
-    problem = _problem(z1, z2, labels)
-    if not check or world_size() == 1:
-        problem = problem or (_not_finite(z1, z2) if check else None)
-        if problem:
-            raise ValueError(problem)
-        counts = [z1.shape[0]] * world_size()
-    else:
-        problem = problem or _not_finite(z1, z2)
-        mine = [problem is not None, *(z1.shape if problem is None else (0, 0)), labels is not None]
-        everyone = gather_rows(torch.tensor([mine], dtype=torch.int64, device=z1.device), [1] * world_size()).tolist()
-        if any(bad for bad, *_ in everyone):
-            words = gather_objects(problem)
-            raise ValueError("; ".join(f"rank {r}: {said}" for r, said in enumerate(words) if said))
-        counts = [rows for _, rows, *_ in everyone]
-        if any(kind != everyone[0][2:] for _, _, *kind in everyone):
-            raise ValueError(
-                f"all ranks must hold embeddings of one width D, and all or none labels; "
-                f"got D = {[dim for _, _, dim, _ in everyone]}, labels {[bool(known) for *_, known in everyone]}"
-            )
-    if sum(counts) < 2:
-        raise ValueError(f"a loss between samples needs a global batch of at least 2, got {sum(counts)}")
-    return counts
+def _once() -> None:
+    """These backward passes have no graph of their own: refuse to be differentiated again, rather than be wrong."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this loss can be differentiated once: create_graph=True has no second derivative here")
 
 
 def _wide(z: Tensor) -> Tensor:
@@ -104,29 +55,31 @@ class _BarlowTwins(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z1: Tensor, z2: Tensor, lambd: float, form: str, counts: list[int]):
+    def forward(ctx, z1: Tensor, z2: Tensor, lambd: float, form: str, counts: list[int], wants_grad: bool):
         if form == "auto":
-            form = cheaper_form(sum(counts), z1.shape[1])
-        wants_grad = any(ctx.needs_input_grad[:2])
+            form = cheaper_form(sum(counts), z1.shape[1], len(counts))
         compute = _barlow_gram if form == "gram" else _barlow_cross
         on_diag, off_diag, grads = compute(z1.detach(), z2.detach(), counts, lambd, wants_grad)
         if wants_grad:
             ctx.save_for_backward(*grads)
-            ctx.dtypes = z1.dtype, z2.dtype
+            ctx.dtype = z1.dtype
         ctx.mark_non_differentiable(on_diag, off_diag)
         return on_diag + lambd * off_diag, on_diag, off_diag
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor, *_):
+        _once()
         g1, g2 = ctx.saved_tensors
         # A scaler's factor comes in with grad: multiply in float32, or half precision has lost what it saves.
-        return (g1 * grad).to(ctx.dtypes[0]), (g2 * grad).to(ctx.dtypes[1]), None, None, None
+        return (g1 * grad).to(ctx.dtype), (g2 * grad).to(ctx.dtype), None, None, None, None
 
 
-def cheaper_form(total: int, dim: int) -> str:
-    """'gram' or 'cross', by multiplications: 4 N²D against 3 ND², forward and backward."""
-    return "gram" if 4 * total < 3 * dim else "cross"
+def cheaper_form(total: int, dim: int, processes: int = 1) -> str:
+    """'gram' or 'cross', by multiplications: 4 N²D against 3 ND², forward and backward.
+
+    Between processes 'gram' for all N < D: a D×D matrix would travel otherwise.
+    """
+    return "gram" if 4 * total < 3 * dim or (processes > 1 and total < dim) else "cross"
 
 
 EPS = 1e-5
@@ -149,7 +102,7 @@ def _barlow_gram(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants_
         sums += [(g1 * a[mine]).sum(0), (g2 * b[mine]).sum(0)]
     sums = _sum_over_ranks(torch.cat(sums)) / total**2  # in float64: for small D, off_diag is a small difference
     on_diag = (c - 1).square().sum()
-    off_diag = (sums[0] - c.double().square().sum()).to(c.dtype)
+    off_diag = (sums[0] - c.double().square().sum()).clamp_min(0).to(c.dtype)
     if not wants_grad:
         return on_diag, off_diag, None
     # What multiplies a row's product, the other view's row and its own; both views side by side.
@@ -174,23 +127,27 @@ def _barlow_cross(z1: Tensor, z2: Tensor, counts: list[int], lambd: float, wants
         (a, b), (scale_a, scale_b) = both.chunk(2, dim=1), scale.chunk(2)
     corr = _sum_over_ranks(a.T @ b).div_(total)
     c = corr.diagonal().clone()
+    corr.diagonal().zero_()
     row_squares, column_squares = (torch.linalg.vector_norm(corr, dim=axis).square() for axis in (1, 0))
     on_diag = (c - 1).square().sum()
-    off_diag = row_squares.sum() - c.square().sum()
+    off_diag = row_squares.sum()
     if not wants_grad:
         return on_diag, off_diag, None
-    d = 2 * (c - 1) - 2 * lambd * c
+    d = 2 * (c - 1)
     m1, m2 = ((2 * lambd * squares + d * c).div_(total) for squares in (row_squares, column_squares))
-    weights = corr.mul_(2 * lambd)  # and d more on the diagonal: ∂L/∂C
-    weights.diagonal().add_(d)
+    weights = corr.mul_(2 * lambd)
+    weights.diagonal().copy_(d)  # ∂L/∂C
     g1 = (b @ weights.T).mul_(scale_a / total).addcmul_(a, m1 * scale_a, value=-1)
     g2 = (a @ weights).mul_(scale_b / total).addcmul_(b, m2 * scale_b, value=-1)
     return on_diag, off_diag, (g1, g2)
 
 
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of z (N, D) with mean 0 and population variance 1, and what they were multiplied by."""
-    out, _, scale = torch.native_batch_norm(z, None, None, None, None, True, 0.0, EPS)
+    """Columns of z (N, D) with mean 0 and population variance 1, and what they were multiplied by.
+
+    Centred first: the fused kernel alone leaves a rest of a large mean, which the gradient takes to be none.
+    """
+    out, _, scale = torch.native_batch_norm(z - z.mean(0), None, None, None, None, True, 0.0, EPS)
     return out, scale
 
 
@@ -208,11 +165,19 @@ def barlow_twins(
     D = 0, a global batch of 1, NaN or Inf. `check=False` trusts every rank to hold equally
     many rows and does not look at values: nothing waits for the device.
     """
-    if form not in ("auto", "gram", "cross"):
-        raise ValueError(f"form must be 'auto', 'gram' or 'cross', got {form!r}")
-    counts = _agree(z1, z2, None, check)
+    _check_form(form)
+    counts = agree(z1, z2, None, check, form=FORMS.index(form))
+    wants_grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
     with torch.autocast(z1.device.type, enabled=False):
-        return _BarlowTwins.apply(z1, z2, lambd, form, counts)
+        return _BarlowTwins.apply(z1, z2, lambd, form, counts, wants_grad)
+
+
+FORMS = ("auto", "gram", "cross")
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form must be 'auto', 'gram' or 'cross', got {form!r}")
 
 
 class BarlowTwinsLoss(nn.Module):
@@ -224,6 +189,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def __init__(self, lambd: float = 5e-3, loss_scale: float = 1.0, form: str = "auto", check: bool = True):
         super().__init__()
+        _check_form(form)
         self.lambd, self.loss_scale, self.form, self.check = lambd, loss_scale, form, check
         self.parts: dict[str, Tensor] = {}
 
@@ -233,7 +199,7 @@ class BarlowTwinsLoss(nn.Module):
         return loss * self.loss_scale
 
     def extra_repr(self) -> str:
-        return f"lambd={self.lambd}, loss_scale={self.loss_scale}"
+        return f"lambd={self.lambd}, loss_scale={self.loss_scale}, form={self.form!r}"
 
 
 # InfoNCE and SupCon -------------------------------------------------------------
@@ -251,8 +217,11 @@ class _Contrastive(torch.autograd.Function):
 
         ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (2N · T)
 
-    and after the gather a rank needs from the others only their lse and m, two vectors.
-    `kinds` (2N,) numbers what belongs together; without it only the other view does, m = 1.
+    and after the gather a rank needs from the others only lse and m. Where a positive wins, lse
+    is barely above it and p barely below 1: to keep the digits of the difference, lse is carried
+    as the log-sum-exp of the positives, `pos`, plus the `excess` that the negatives add, and
+    p - 1 is expm1. `kinds` (2N,) numbers what belongs together; without it only the other view
+    does, m = 1, and pos is s itself.
     """
 
     @staticmethod
@@ -260,46 +229,54 @@ class _Contrastive(torch.autograd.Function):
         everyone = gather_rows(z, counts)  # (2N, D)
         all_kinds = None if kinds is None else gather_rows(kinds, counts)
         first, n = sum(counts[: rank()]), z.shape[0]
-        lse, share, attraction = (z.new_empty(n) for _ in range(3))  # share: 1 / m; attraction: mean over P of s
-        better = z.new_empty(n)  # how many negatives score above the best positive
+        pos, excess, losses, better = (z.new_empty(n) for _ in range(4))  # better: negatives no worse than a positive
+        share = z.new_ones(n)  # 1 / m
         for mine, rows in _blocks(n, block, z.device):
-            scores = _scores(z.detach(), everyone, rows, first, temperature)
-            lse[mine] = scores.logsumexp(1)
+            scores = _scores(z.detach()[mine], everyone, first + rows, temperature)
             if kinds is None:
-                best = attraction[mine] = scores.gather(1, (first + _partner(rows, n))[:, None])[:, 0]
-                share[mine] = 1
+                partner = (first + _partner(rows, n))[:, None]
+                pos[mine] = best = scores.gather(1, partner)[:, 0]
+                spread = 0.0  # of the positives: how far their log-sum-exp is above their mean
+                negatives = scores.scatter_(1, partner, float("-inf"))
             else:
-                positives = _positives(kinds, all_kinds, rows, first)
+                positives = _positives(kinds[mine], all_kinds, first + rows)
                 share[mine] = 1 / positives.sum(1)
-                attraction[mine] = scores.masked_fill(~positives, 0).sum(1) * share[mine]
-                best = scores.masked_fill(~positives, float("-inf")).amax(1)
-            better[mine] = (scores > best[:, None]).sum(1).to(z.dtype)
-        sums = torch.stack([(lse - attraction).sum(), (better < 1).sum(), (better < 5).sum()])
+                only = scores.masked_fill(~positives, float("-inf"))
+                pos[mine], best = only.logsumexp(1), only.amax(1)
+                spread = pos[mine] - scores.masked_fill(~positives, 0).sum(1) * share[mine]
+                negatives = scores.masked_fill_(positives, float("-inf"))
+            excess[mine] = F.softplus(negatives.logsumexp(1) - pos[mine])
+            losses[mine] = spread + excess[mine]
+            better[mine] = (negatives >= best[:, None]).sum(1).to(z.dtype)
+        sums = torch.stack([losses.sum(), (better < 1).sum(), (better < 5).sum()])
         loss, acc1, acc5 = _sum_over_ranks(sums) / sum(counts)
         if ctx.needs_input_grad[0]:
-            vectors = gather_rows(torch.stack([lse, share], 1), counts)
+            vectors = gather_rows(torch.stack([pos, excess, share], 1), counts)
             ctx.save_for_backward(z.detach(), everyone, kinds, all_kinds, vectors)
             ctx.first, ctx.temperature, ctx.block = first, temperature, block
         ctx.mark_non_differentiable(acc1, acc5)
         return loss, acc1, acc5
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor, *_):
+        _once()
         z, everyone, kinds, all_kinds, vectors = ctx.saved_tensors
-        lse, share = vectors.unbind(1)
+        pos, excess, share = vectors.unbind(1)
+        lse = pos + excess
         out = torch.empty_like(z)
         for mine, rows in _blocks(len(z), ctx.block, z.device):
-            scores = _scores(z, everyone, rows, ctx.first, ctx.temperature)
-            weights = (scores - lse[ctx.first + rows, None]).exp_()
-            weights += (scores - lse[None, :]).exp_()
+            own = ctx.first + rows
+            scores = _scores(z[mine], everyone, own, ctx.temperature)
+            weights = (scores - lse[own, None]).exp_()
+            weights += (scores - lse).exp_()
             if kinds is None:
-                weights.scatter_add_(
-                    1, (ctx.first + _partner(rows, len(z)))[:, None], weights.new_full((len(rows), 1), -2.0)
-                )
+                partner = ctx.first + _partner(rows, len(z))
+                pull = torch.expm1(-excess[own]) + torch.expm1(-excess[partner])
+                weights.scatter_(1, partner[:, None], pull[:, None])
             else:
-                pull = share[ctx.first + rows, None] + share[None, :]
-                weights -= pull.mul_(_positives(kinds, all_kinds, rows, ctx.first))
+                pull = (scores - pos[own, None] - excess[own, None]).expm1_().add_(1 - share[own, None])
+                pull += (scores - pos - excess).expm1_().add_(1 - share)
+                weights = torch.where(_positives(kinds[mine], all_kinds, own), pull, weights)
             torch.mm(weights, everyone, out=out[mine])
         return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None, None, None
 
@@ -316,27 +293,34 @@ def _partner(rows: Tensor, n: int) -> Tensor:
     return (rows + n // 2) % n
 
 
-def _scores(z: Tensor, everyone: Tensor, rows: Tensor, first: int, temperature: float) -> Tensor:
-    """Similarity / temperature of the given rows to every row, -inf to themselves."""
-    scores = (z[rows] @ everyone.T).div_(temperature)
-    return scores.scatter_(1, (first + rows)[:, None], float("-inf"))
+def _scores(z: Tensor, everyone: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Similarity / temperature of rows z (n, D), numbered `own`, to everyone (2N, D): -inf to themselves."""
+    return (z @ everyone.T).div_(temperature).scatter_(1, own[:, None], float("-inf"))
 
 
-def _positives(kinds: Tensor, all_kinds: Tensor, rows: Tensor, first: int) -> Tensor:
-    """(rows, 2N) bool: which others are of the same kind."""
-    return (kinds[rows, None] == all_kinds).scatter_(1, (first + rows)[:, None], False)
+def _positives(kinds: Tensor, all_kinds: Tensor, own: Tensor) -> Tensor:
+    """(n, 2N) bool: which others are of the kind of rows `own`."""
+    return (kinds[:, None] == all_kinds).scatter_(1, own[:, None], False)
 
 
-def _contrast(z1, z2, labels, temperature: float, block: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    counts = _agree(z1, z2, labels, check)
+def _temperature_problem(temperature: float, base_temperature: float | None = None) -> str | None:
+    for name, value in (("temperature", temperature), ("base_temperature", base_temperature)):
+        if value is not None and not value > 0:
+            return f"{name} must be positive, got {value}"
+    return None
+
+
+def _contrast(z1, z2, labels, temperature: float, block: int | None, check: bool, problem: str | None):
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    counts = agree(z1, z2, labels, check, problem)
     if block is None:  # scores that stay near a CPU's cache (a larger block takes fresh pages each time), or fill a GPU
         block = max(1, (2**21 if z1.device.type == "cpu" else 2**25) // (2 * sum(counts)))
     kinds = None
     if labels is not None:  # an unlabelled image is a kind of its own
+        labels = labels.to(z1.device).long()
         alone = -1 - sum(counts[: rank()]) - torch.arange(len(labels), device=z1.device)
-        kinds = torch.where(labels.to(z1.device) < 0, alone, labels.to(z1.device).long()).repeat(2)
+        kinds = torch.where(labels < 0, alone, labels).repeat(2)
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.cat([z if z.dtype == torch.float64 else z.float() for z in (z1, z2)])
         return _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, [2 * n for n in counts])
@@ -353,11 +337,11 @@ def info_nce(
     suit the device.
 
     Returns (loss, acc1, acc5): the last two, in 0..1 and without gradient, say how often the
-    positive is the nearest, or among the five nearest, of the 2N - 1 others. Raises ValueError,
+    positive is the nearest, or among the five nearest, of the 2N - 1 others; a tie counts as lost. Raises ValueError,
     on all ranks, for shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1,
     NaN or Inf. `check` as in `barlow_twins`.
     """
-    return _contrast(z1, z2, None, temperature, block, check)
+    return _contrast(z1, z2, None, temperature, block, check, _temperature_problem(temperature))
 
 
 def sup_con(
@@ -379,9 +363,10 @@ def sup_con(
     Returns (loss, acc1, acc5): how often a positive is the nearest, or among the five nearest.
     Raises as `info_nce`, and for labels of the wrong length.
     """
-    if base_temperature is not None and not base_temperature > 0:
-        raise ValueError(f"base_temperature must be positive, got {base_temperature}")
-    loss, acc1, acc5 = _contrast(z1, z2, labels, temperature, block, check)
+    problem = _temperature_problem(temperature, base_temperature)
+    if labels is None:
+        problem = problem or "labels must be integers, one a row of z1, got None; -1 says unlabelled"
+    loss, acc1, acc5 = _contrast(z1, z2, labels, temperature, block, check, problem)
     return loss if base_temperature is None else loss * (temperature / base_temperature), acc1, acc5
 
 
@@ -390,6 +375,7 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, check: bool = True):
         super().__init__()
+        raise_problem(_temperature_problem(temperature))
         self.temperature, self.check = temperature, check
         self.parts: dict[str, Tensor] = {}
 
@@ -407,6 +393,7 @@ class SupConLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, base_temperature: float | None = None, check: bool = True):
         super().__init__()
+        raise_problem(_temperature_problem(temperature, base_temperature))
         self.temperature, self.base_temperature, self.check = temperature, base_temperature, check
         self.parts: dict[str, Tensor] = {}
 

@@ -1,8 +1,8 @@
 """LARS and LAMB, and the parameter groups of self-supervised recipes.
 
 Each rule stands here twice: one tensor at a time, to read and to test with, and for all
-tensors at once (`torch._foreach_*`: a few kernels for the whole network). Neither ever waits
-for the device.
+tensors at once (`torch._foreach_*`: a few kernels for the whole network, but for the trust
+ratios, which take one for each weight). Neither ever waits for the device.
 """
 
 import torch
@@ -11,19 +11,17 @@ from torch.optim import Optimizer
 
 
 def parameter_groups(
-    module: nn.Module, lr: float, bias_lr: float, weight_decay: float, exclude_bias_and_norm_wd: bool = True
+    module: nn.Module, lr: float, bias_lr: float, weight_decay: float, bias_weight_decay: float = 0.0
 ) -> list[dict]:
-    """Two groups: 'weights' (ndim > 1) with `lr` and decay; 'biases' (biases, norms) with `bias_lr`.
+    """Two groups: 'weights' (ndim > 1) and 'biases' (biases, norms), each with its own rate and decay.
 
-    The second decays only where `exclude_bias_and_norm_wd` is false. Each group also carries
-    `base_lr`, what a schedule multiplies.
+    Each group also carries `base_lr`, what a schedule multiplies.
     """
     weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     biases = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-    bias_decay = 0.0 if exclude_bias_and_norm_wd else weight_decay
     groups = [
         dict(name="weights", params=weights, lr=lr, base_lr=lr, weight_decay=weight_decay),
-        dict(name="biases", params=biases, lr=bias_lr, base_lr=bias_lr, weight_decay=bias_decay),
+        dict(name="biases", params=biases, lr=bias_lr, base_lr=bias_lr, weight_decay=bias_weight_decay),
     ]
     return [group for group in groups if group["params"]]
 
@@ -45,19 +43,20 @@ class _Layerwise(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if any(p.grad.is_sparse for p in params):
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients; use a dense layer or SGD for it"
-                )
+        given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(p.grad.is_sparse for params in given for p in params):
+            raise RuntimeError(
+                f"{type(self).__name__} does not support sparse gradients; use a dense layer or SGD for it"
+            )
+        for group, params in zip(self.param_groups, given):
             for p in params:
                 if not self.state[p]:
                     self.state[p].update(self._new_state(p))
-            devices = {p.device for p in params}
+            kinds = {(p.device, p.dtype) for p in params}
             together = group["foreach"]
             if together is None:  # on a CPU there are no launches to save, and one tensor at a time is faster
-                together = len(devices) == 1 and devices.pop().type == "cuda"
+                together = all(device.type == "cuda" for device, _ in kinds)
+            together = together and len(kinds) == 1
             adapted = [p for p in params if p.ndim > 1 or not group["exclude_bias_and_norm"]]
             plain = [p for p in params if p.ndim <= 1 and group["exclude_bias_and_norm"]]
             for chosen, adapt in ((adapted, True), (plain, False)):
@@ -78,8 +77,8 @@ class LARS(_Layerwise):
         p = p - lr · m
 
     With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor
-    the trust ratio. `foreach`: all tensors at once, or one at a time; unset: at once on CUDA.
-    Sparse gradients raise `RuntimeError`.
+    the trust ratio. `foreach`: all tensors at once (of a group of one device and dtype), or one
+    at a time; unset: at once on CUDA. Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(
@@ -149,8 +148,7 @@ class LAMB(_Layerwise):
         p = p - lr · u · ‖p‖ / ‖u‖                                the ratio where both norms are positive
 
     With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor
-    the ratio. `foreach`: all tensors at once, or one at a time; unset: at once on CUDA.
-    Sparse gradients raise `RuntimeError`.
+    the ratio. `foreach` as in `LARS`. Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(

@@ -62,6 +62,6 @@ def plateau(
 
 
 def set_lr(optimizer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times its `base_lr`."""
+    """Set every group's learning rate to `factor` times its `base_lr`, which is `lr` at the first call if unset."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor

@@ -304,8 +304,28 @@ def test_impossible_settings_of_lamb_are_named(wrong):
 
 
 def test_parameter_groups_decay_biases_only_where_asked():
-    _, biases = parameter_groups(nn.Linear(3, 2), 0.2, 0.1, 1e-4, exclude_bias_and_norm_wd=False)
-    assert biases["weight_decay"] == 1e-4
+    weights, biases = parameter_groups(nn.Linear(3, 2), 0.2, 0.1, 1e-4, bias_weight_decay=1e-5)
+    assert (weights["weight_decay"], biases["weight_decay"]) == (1e-4, 1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float16)])
+def test_a_group_of_several_types_is_updated_all_the_same(cls, dtypes):
+    params = [nn.Parameter(torch.ones(2, 2, dtype=dtype)) for dtype in dtypes]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    cls(params, lr=10.0, foreach=True).step()
+    assert all((p < 1).all() for p in params)
+
+
+@BOTH
+def test_a_sparse_gradient_is_refused_before_anything_has_changed(cls):
+    dense, embedding = nn.Parameter(torch.ones(2, 2)), nn.Embedding(5, 3, sparse=True)
+    dense.grad = torch.ones(2, 2)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        cls([dict(params=[dense]), dict(params=embedding.parameters())], lr=0.1).step()
+    assert torch.equal(dense, torch.ones(2, 2))
 
 
 def test_parameter_groups_split_weights_from_biases_and_norms():

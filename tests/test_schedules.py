@@ -148,3 +148,10 @@ def test_plateau_of_nothing_is_one_and_its_mode_is_checked():
     assert plateau([]) == 1.0
     with pytest.raises(ValueError, match="mode must be 'min' or 'max', got 'down'"):
         plateau([1.0], mode="down")
+
+
+def test_a_group_without_a_base_rate_keeps_the_one_it_had():
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.4)
+    for factor, expected in ((0.5, 0.2), (0.25, 0.1), (1.0, 0.4)):
+        set_lr(optimizer, factor)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)

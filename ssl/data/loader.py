@@ -160,7 +160,7 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
     for step in range(start, stop):
         for micro in range(order.accumulate):
             epoch, index = order.indices(step, micro, rank())
-            chosen = pixels[index.to(device)]
+            chosen = pixels[index.to(device, non_blocking=True)]
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view)

@@ -105,6 +105,10 @@ def do_mistake(name):
             z1, z2 = z1[:, :-1], z2[:, :-1]
         elif name == "labels":
             labels = labels[:-1]
+        elif name == "type":
+            z1, z2 = z1.double(), z2.double()
+        elif name == "gradient":
+            z1.requires_grad_()
     told = {}
     for loss, call in LOSSES.items():
         try:
@@ -132,7 +136,7 @@ class Twins(nn.Module):
 def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
     """Five steps; returns the parameters and buffers, and how far the parameters came."""
     torch.manual_seed(0)
-    model = synchronise(Twins(encoder_name), torch.device("cpu")).to(dtype)
+    model = synchronise(Twins(encoder_name).to(dtype), torch.device("cpu"))
     start = copy.deepcopy(model.state_dict())
     # At large rates float32's rounding alone, here that of 1 against 2 processes, sends a ResNet-18 apart.
     lr = 0.02 if optimizer_name == "LAMB" else 0.1 if encoder_name == "resnet18" and dtype == torch.float32 else 2.0
@@ -157,12 +161,20 @@ TRAININGS = [
     ("small", "LARS", "info_nce", "uneven", torch.float32),
     ("small", "LAMB", "sup_con", "uneven", torch.float32),
 ]
-MISTAKES = ["nan", "shapes", "width", "labels"]
+MISTAKES = ["nan", "shapes", "width", "labels", "type", "gradient"]
+
+
+def do_conversion():
+    """A frozen float64 batch norm, converted: (type, does it learn, is it the same tensor)."""
+    norm = nn.BatchNorm1d(6).double().requires_grad_(False)
+    synced = synchronise(norm, torch.device("cpu"))
+    return str(synced.weight.dtype), synced.weight.requires_grad, synced.weight is norm.weight, type(synced).__name__
 
 
 def do_everything():
     counted = my_rows(torch.arange(N), "uneven")[:, None]
     return {
+        "conversion": do_conversion(),
         "rows": gather_rows(counted, SHARDS["uneven"][world_size()]),
         **{("loss", name, shards): do_loss(name, shards) for name in LOSSES for shards in SHARDS},
         **{("unchecked", name): do_loss(name, "even", UNCHECKED) for name in UNCHECKED},
@@ -218,7 +230,9 @@ def test_without_checks_the_numbers_are_the_same(results, name, world):
     [
         ("nan", r"rank {last}: z2 is not finite: nan at row 1, column 3"),
         ("shapes", r"rank {last}: z1 and z2 must have one shape"),
-        ("width", r"one width D.*got D = \[12.*, 11\]"),
+        ("width", r"same width D, got \[12.*, 11\]"),
+        ("type", r"same type, got \[2, .*3\]"),
+        ("gradient", r"same requires_grad, got \[0, .*1\]"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_raised_on_all(results, name, words, world):
@@ -263,3 +277,8 @@ def test_training_ends_in_the_parameters_of_one_process(results, case, world):
     for name, start in one["start"].items():
         if start.ndim > 1:  # or agreement would say nothing
             assert (one["end"][name] - start).norm() > 0.005 * start.norm(), name
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_converted_batch_norm_keeps_its_very_parameters(results, world):
+    assert results[world][0]["conversion"] == ("torch.float64", False, True, "SyncBatchNorm")
