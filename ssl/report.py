@@ -29,7 +29,7 @@ class Progress:
     """A bar on a terminal, a line every half minute elsewhere; rank 0 only."""
 
     def __init__(self, total: int, start: int, unit: str = "step"):
-        self.total, self.start, self.began, self.spoke = total, start, time.monotonic(), 0.0
+        self.total, self.start, self.unit, self.began, self.spoke = total, start, unit, time.monotonic(), 0.0
         self.terminal = is_main() and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not self.terminal)
 
@@ -41,7 +41,7 @@ class Progress:
         if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
             self.spoke = now
             left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-            print(f"step {step}/{self.total}  {note}  left {duration(left)}", flush=True)
+            print(f"{self.unit} {step}/{self.total}  {note}  left {duration(left)}", flush=True)
 
     def close(self) -> None:
         self.bar.close()

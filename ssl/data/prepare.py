@@ -1,0 +1,240 @@
+"""A folder of large images -> a folder of small ones, which train faster.
+
+`python -m ssl.data.prepare SRC DST --short_side 256` keeps folders and file names, so that DST is trained from with
+the flags of SRC, in the same order and with the same labels. Run it again and it makes only what is missing.
+
+An image is decoded as in training and reduced to the short side by antialiased bicubic; a file already that small is
+copied byte for byte. The name's extension says what is written: JPEG and WebP at `--quality`, PNG, TIFF, BMP and PPM
+without loss in 8 bits, GIF in 256 colours without animation. Files that are no images are not copied.
+An image that cannot be read is listed in DST/bad_images.jsonl, and the rest is made.
+
+Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import secrets
+import stat
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ssl.data.images import EXTENSIONS, decode, list_images
+from ssl.data.loader import auto_workers
+from ssl.errors import UserError, one_line_errors
+from ssl.report import Progress, say
+
+PARTIAL = ".partial-"  # beginning of the name of a file being written; hidden, so nobody takes it for an image
+ABANDONED = 3600  # seconds after which a partial file belongs to no run: one that was killed left it
+
+
+def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95, workers: int | None = None) -> int:
+    """Fill `target` with small copies of the images below `source`; return how many sources cannot be read.
+
+    Those are listed with path and reason in target/bad_images.jsonl and have no copy. `workers` 0 works in this
+    process; unset, there are as many as cores. Raises `UserError` for folders that do not fit and where nothing can
+    be written.
+    """
+    if short_side < 1:
+        raise UserError(f"short_side: {short_side} is no size; expected pixels, at least 1, such as 256")
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality: {quality} is not one of JPEG's, 1 to 100; 95 is hardly told from the original")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers: {workers} is no number of processes; leave it away for one a core")
+    if not source.is_dir():
+        raise UserError(f"SRC: {source} is not a folder{' (it is a file)' if source.exists() else ''}")
+    source, target = source.resolve(), target.resolve()
+    if source in (target, *target.parents) or target in source.parents:
+        raise UserError(f"DST: {target} and SRC {source} are one folder, or one lies in the other; keep them apart")
+    names = list_images(source)
+    if not names:
+        raise UserError(f"SRC: {source} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+    try:
+        _open_target(source, target, {"short_side": short_side, "quality": quality}, names)
+    except OSError as error:
+        raise UserError(f"DST: cannot write in {target} ({error})") from None
+
+    missing = [name for name in names if not _is_done(source / name, target / name)]
+    attempt = partial(_attempt, source, target, short_side, quality)
+    bad = _make(missing, attempt, auto_workers() if workers is None else workers, len(names))
+    bad_file = target / "bad_images.jsonl"
+    bad_file.unlink(missing_ok=True)
+    if bad:
+        lines = [json.dumps({"path": str(source / name), "reason": reason}) + "\n" for name, reason in bad.items()]
+        _write(bad_file, "".join(lines).encode())
+
+    good = [name for name in names if name not in bad]
+    if list_images(target) != good:
+        raise UserError(f"DST: {target} does not hold just the {len(good)} images made; did others write there?")
+    before, after = (sum((root / name).stat().st_size for name in good) / 1e6 for root in (source, target))
+    say(
+        f"{len(good)} images, {before:,.1f} MB before, {after:,.1f} MB after; {len(names) - len(missing)} were there "
+        f"already, {len(bad)} bad{f' (see {bad_file})' if bad else ''}"
+    )
+    return len(bad)
+
+
+def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) -> None:
+    """Make the folders of `target`, unless something there is not ours."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"DST: {target} is a file; expected a new folder, or one that prepare made")
+    target.mkdir(parents=True, exist_ok=True)
+    made_with = target / "prepare.json"
+    if made_with.exists():
+        found = made_with.read_text("utf-8", errors="replace").strip()
+        if found != json.dumps(settings):
+            raise UserError(
+                f"DST: {target} was made with other settings, {found[:100]}, not {json.dumps(settings)}; "
+                "give those, or another folder"
+            )
+    elif any(not entry.name.startswith(".") for entry in target.iterdir()):
+        raise UserError(f"DST: {target} is not empty, and prepare did not make it; give a new or an empty folder")
+    else:
+        _write(made_with, json.dumps(settings).encode() + b"\n")
+    surplus = sorted(set(list_images(target)) - set(names))
+    if surplus:
+        raise UserError(
+            f"DST: {target} holds {len(surplus)} images that {source} has not, the first {surplus[0]}; "
+            "remove them, or give an empty folder"
+        )
+    for folder in sorted({name.parent for name in names}):
+        if (source / folder).resolve().is_relative_to(target):
+            raise UserError(f"SRC: {source / folder} is a link into DST; remove it")
+        if (target / folder).resolve() != target / folder:  # asked before mkdir, which would follow the link
+            raise UserError(f"DST: {target / folder} is a link, or below one, and leads elsewhere; remove it")
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    for leftover in target.rglob(PARTIAL + "*"):
+        with contextlib.suppress(FileNotFoundError):  # another run may work here too; neither harms the other
+            if time.time() - leftover.lstat().st_ctime > ABANDONED:
+                leftover.unlink()
+
+
+def _is_done(source: Path, target: Path) -> bool:
+    """Whether `target` was made of `source` as it is now: it then bears the same time stamp."""
+    try:
+        made, original = target.lstat(), source.stat()
+    except OSError:
+        return False
+    same_time = abs(made.st_mtime_ns - original.st_mtime_ns) <= 10_000_000  # some file systems keep hundredths
+    return stat.S_ISREG(made.st_mode) and made.st_size > 0 and same_time
+
+
+def _make(names: list[Path], attempt, workers: int, total: int) -> dict[Path, str]:
+    """`attempt` every name in `workers` processes; the reasons of those that are bad."""
+    bad, start = {}, total - len(names)
+    progress = Progress(total, start, "image")
+    # A loader, since it notices a worker that was killed, and its workers a parent that was.
+    outcomes = DataLoader(names, batch_size=None, num_workers=min(workers, len(names)), collate_fn=attempt)
+    try:
+        for done, (name, outcome) in enumerate(zip(names, outcomes), start + 1):
+            if isinstance(outcome, UserError):
+                raise outcome
+            if outcome is not None:
+                bad[name] = outcome
+            progress.update(done, f"{len(bad)} bad" if bad else "")
+    except RuntimeError as error:
+        raise UserError(f"workers: {error}. Was there too little memory? Go on with fewer --workers") from None
+    finally:
+        progress.close()
+    return bad
+
+
+def _attempt(source: Path, target: Path, short_side: int, quality: int, name: Path) -> str | UserError | None:
+    """Make one small image, in a worker. Why the source is bad, or the error that ends the run, or None.
+
+    Returned, not raised: a loader dresses up what a worker raises.
+    """
+    path = source / name
+    try:
+        taken = path.stat().st_mtime_ns  # before reading: a file that changes meanwhile is made anew next time
+        content, height, width = shrink(path, short_side, quality)
+    except (OSError, ValueError) as error:
+        (target / name).unlink(missing_ok=True)  # made of an earlier state of the source
+        return str(error).removeprefix(f"{path}: ")
+    try:
+        _write(target / name, content, (3, height, width), taken)
+    except (OSError, ValueError) as error:
+        return UserError(f"DST: cannot write {target / name} ({error}); the same command then makes what is missing")
+
+
+def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
+    """(content, height, width) of the file with the image at `path` made small.
+
+    Raises `BadImage`, and OSError or ValueError where the file's format cannot hold the result.
+    """
+    full = []
+
+    def reduction(height: int, width: int) -> int:  # to twice the size: what bicubic makes of that looks the same
+        spare = min(height, width) / (2 * short_side)
+        full.extend([height, width, max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)])
+        return full[-1]
+
+    pixels = decode(path, reduction)
+    height, width, factor = full
+    if min(height, width) <= short_side:
+        return path.read_bytes(), height, width
+    if pixels.shape[1:] == (height, width):
+        factor = 1  # no JPEG
+    box = (0, 0, width / factor, height / factor)
+    # Rounded as torchvision's Resize does.
+    height, width = (int(short_side * side / min(height, width)) for side in (height, width))
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC, box)
+    levels = np.asarray(image)
+    if (levels == levels[..., :1]).all():
+        image = image.convert("L")  # the same grey, in fewer bytes
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options = {"JPEG": {"quality": quality}, "WEBP": {"quality": quality}, "TIFF": {"compression": "tiff_deflate"}}
+    file = io.BytesIO()
+    image.save(file, kind, **options.get(kind, {}))
+    return file.getvalue(), height, width
+
+
+def _write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
+    """Write `path` whole or not at all; with `shape`, only if it reads back as an image of that shape."""
+    unfinished = path.with_name(PARTIAL + secrets.token_hex(8))
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(content)
+        if shape and decode(unfinished).shape != shape:
+            raise OSError("it reads back as another image; is the disk sound?")
+        if time_stamp is not None:
+            os.utime(unfinished, ns=(time_stamp, time_stamp))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def main() -> None:
+    about, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl.data.prepare",
+        description=about,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of images, however nested")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to fill: new, empty, or of an earlier run")
+    parser.add_argument("--short_side", type=int, default=256, metavar="N", help="pixels; never enlarged (default 256)")
+    parser.add_argument("--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default 95)")
+    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores this one may use)")
+    try:
+        with one_line_errors("prepare"):
+            status = 1 if prepare(**vars(parser.parse_args())) else 0
+    except KeyboardInterrupt:
+        status = 130  # past this block nothing holds the loader, and it ends its workers
+    if status == 130:
+        print("interrupted; the same command makes what is missing", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
