@@ -3,7 +3,8 @@
 python benchmarks/input.py --data_dir FOLDER_OF_PHOTOGRAPHS [--turns 5] [--json]
 
 One process, one thread, processor time: what else the machine does matters little. Both read the
-same files and make two views of each; they take turns, and medians over the turns are compared. Without --data_dir: photos/ in the folder that SSL_TEST_DATA names.
+same files and make two views of each; they take turns, and medians over the turns are compared.
+Without --data_dir: photos/ in the folder that SSL_TEST_DATA names.
 `--json` ends the output with one line of the three ratios.
 """
 
@@ -198,6 +199,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="end with one line of the three ratios")
     options = parser.parse_args()
+    if options.turns < 1:
+        raise UserError("turns: must be at least 1")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
