@@ -53,7 +53,7 @@ class Settings:
     config: str | None = None  # YAML file of settings; the command line wins over it
     # What to learn, from what
     method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
-    dataset: str | None = None  # shapes, CIFAR10, CIFAR100, SVHN, STL10, ImageNet, ImageNet50/100/200 or folder
+    dataset: str | None = None  # shapes, CIFAR10, CIFAR100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder or fake
     data_dir: str | None = None  # folder of the data set, or of your own images
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     download: bool = False  # let torchvision download the data set
@@ -327,7 +327,7 @@ def find_recipe(asked: dict) -> Path | None:
     """The recipe in configs/ under the settings that were asked for."""
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
-    if name == "folder":
+    if name in ("folder", "fake"):
         name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
     name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
     if name.startswith("imagenet"):
@@ -585,7 +585,7 @@ def introduce(settings, origin, device, data, order, scale, dtype, folder, step,
         "none": "as set",
     }[settings.lr_scaling]
     bias = settings.lr if settings.bias_lr is None else settings.bias_lr
-    where = "in memory" if data.resident is not None else "from files"
+    where = "in memory" if data.resident is not None else "from files" if data.paths else "of noise, never read"
     say(f"recipe      {recipe}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")

@@ -174,6 +174,38 @@ def test_torchvision_sets_are_read(tmp_path):
     assert train.resident.is_contiguous() and train.labels[:10].tolist() == list(range(10))
 
 
+# fake
+
+
+def test_fake_small_images_are_resident_and_by_seed():
+    train, again, other, test = (
+        datasets.load("fake", None, split, image_size=16, seed=seed)
+        for split, seed in (("unlabelled", 0), ("train", 0), ("train", 1), ("test", 0))
+    )
+    assert train.resident.shape == (50_000, 3, 16, 16) and test.resident.shape == (10_000, 3, 16, 16)
+    assert torch.equal(train.resident, again.resident) and torch.equal(train.labels, again.labels)
+    assert not torch.equal(train.resident, other.resident) and not torch.equal(train.labels, other.labels)
+    assert not torch.equal(train.resident[:10_000], test.resident)
+    assert train.labels.bincount(minlength=10).min() > 4500 and len(train.classes) == 10
+
+
+def test_fake_large_images_take_the_way_of_files_without_the_memory():
+    data = datasets.load("fake", None, "unlabelled", image_size=96)
+    assert len(data) == 1_281_167 and data.resident is None
+    assert data.pixels(1_281_166).shape == (3, 110, 110) and data.pixels(0).float().std() > 70
+    assert len(data.subset(torch.arange(7))) == 7
+    order = Order(len(data), 4, 1, 1, seed=0)
+    for workers in (0, 1):
+        (batch,) = training_batches(data, [View(size=96)] * 2, order, 3, 4, workers, CPU)
+        assert [pixels.shape for pixels, _ in batch.views] == [(4, 3, 96, 96)] * 2
+        assert torch.equal(batch.labels, data.labels[batch.index])
+
+
+def test_fake_has_nothing_to_be_read_from():
+    with pytest.raises(UserError, match="fake is made"):
+        datasets.resolve_name("fake", "somewhere")
+
+
 # splits and order
 
 

@@ -33,6 +33,7 @@ KNOWN = {
     "ImageNet100": (224, *IMAGENET),
     "ImageNet200": (224, *IMAGENET),
     "folder": (224, *IMAGENET),
+    "fake": (224, *IMAGENET),
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
@@ -40,9 +41,10 @@ RESIDENT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Images:
-    """N images. Either `resident` (N, C, H, W) uint8 or `paths`; labels (N,) int64, -1 unlabelled.
+    """N images: `resident` (N, C, H, W) uint8, or `paths`, or a `pool` (P, C, H, W) uint8 shown over and over.
 
-    `bad` holds (path, reason) of files that were left out since they cannot be read.
+    labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
+    they cannot be read.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Images:
     classes: list[str]
     resident: Tensor | None = None
     paths: list[str] | None = None
+    pool: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -57,7 +60,12 @@ class Images:
 
     def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
         """Image `index` as (C, H, W) uint8; `reduction` as in `images.decode`. Raises `BadImage`."""
-        return self.resident[index] if self.resident is not None else decode(self.paths[index], reduction)
+        if self.paths is not None:
+            return decode(self.paths[index], reduction)
+        pixels = self.resident[index] if self.pool is None else self.pool[index % len(self.pool)]
+        if reduction is not None:
+            reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
+        return pixels
 
     def sample_name(self, index: int) -> str:
         return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
@@ -86,8 +94,8 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
         lower = {name.lower(): name for name in KNOWN}
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
         raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
-    if dataset == "shapes" and data_dir:
-        raise UserError("data_dir: shapes is made, not read; leave --data_dir away, or use --dataset folder")
+    if dataset in ("shapes", "fake") and data_dir:
+        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
     return dataset
 
 
@@ -110,6 +118,8 @@ def load(
     if name == "shapes":
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
+    if name == "fake":
+        return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
         data = _folder(_existing(data_dir, name), split, seed)
     elif name.startswith("ImageNet"):
@@ -242,6 +252,22 @@ def read_class_list(path: str) -> tuple[list[str], list[str]]:
 
 
 # Others -----------------------------------------------------------------------
+
+
+def _fake(split: str, image_size: int, seed: int) -> Images:
+    """Noise with random labels, for measuring throughput: as many images as CIFAR-10 or, if large, ImageNet has.
+
+    Small ones are resident. Large ones are a pool of 64, a little larger than the views as
+    stored photographs are, and take the way of files without being read or decoded.
+    """
+    small = image_size <= SMALL
+    count = {True: (50_000, 10_000), False: (1_281_167, 50_000)}[small][split == "test"]
+    side = image_size if small else round(image_size * 256 / 224)
+    generator = torch.Generator().manual_seed(2 * (seed % 2**62) + (split == "test"))
+    labels = torch.randint(10, (count,), generator=generator)
+    shape = (count if small else 64, 3, side, side)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return Images("fake", labels, [str(i) for i in range(10)], **{"resident" if small else "pool": pixels})
 
 
 def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images:

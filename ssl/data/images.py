@@ -65,7 +65,8 @@ def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None)
                 if factor > 1:
                     image.draft(None, (width // factor, height // factor))  # for JPEG alone it does anything
             image.load()
-            return _to_tensor(_to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, needed or not
+            return _to_tensor(_to_rgb(image))
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
@@ -85,7 +86,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
