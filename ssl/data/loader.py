@@ -118,12 +118,15 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
     for step in range(start, stop):
         for micro in range(order.accumulate):
             epoch, index = order.indices(step, micro, rank())
-            chosen = pixels[index.to(device)]
+            chosen = pixels.index_select(0, index.to(device))  # on a CPU ten times as fast as pixels[index]
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view)
                 height, width = side.expand(len(index), 2).unbind(1)
-                shown.append((crop_resize(chosen, crop_boxes(crop, height, width, view), view.size), params))
+                boxes = crop_boxes(crop, height, width, view)
+                most = _at_a_time(chosen[0].numel(), device)
+                parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
+                shown.append((torch.cat(parts), params))
             yield Batch(shown, index, data.labels[index], order.batch_seed(step, micro, rank())).to(device)
 
 
@@ -223,6 +226,15 @@ class _PlainFiles(Dataset):
     def _central(self, pixels: Tensor) -> Tensor:
         pixels = TF.resize(pixels, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR, antialias=True)
         return TF.center_crop(pixels, [self.size, self.size])
+
+
+def _at_a_time(numbers: int, device: torch.device) -> int:
+    """How many images of so many numbers to take through an operation's many steps at once.
+
+    On a CPU 2 MiB of floats: near the cache, and memory that the allocator keeps from step to step
+    instead of giving it back to the system, which costs as much as the steps. A GPU takes all.
+    """
+    return 1 << 40 if device.type == "cuda" else max(1, (2 << 20) // (4 * numbers))
 
 
 def finish(batch: Batch, views: list[View], mean: Tensor, std: Tensor) -> list[Tensor]:
