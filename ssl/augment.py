@@ -215,16 +215,16 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
     place = torch.where(jittered, _orders(params.device)[1][column["order"].long()], -1)
     blurred = column["sigma"] > 0
     key = 2 * place + blurred
-    for value in key.unique():
+    for value in key.unique().tolist():
         for rows in (key == value).nonzero()[:, 0].split(most):
             drawn = {
                 "jitter_prob": value >= 0,
-                "grayscale": column["gray"][rows].any(),
+                "grayscale": view.grayscale > 0 and column["gray"][rows].any(),
                 "blur_prob": value % 2 == 1,
-                "solarize_prob": (column["threshold"][rows] < 2).any(),
+                "solarize_prob": view.solarize_prob > 0 and (column["threshold"][rows] < 2).any(),
             }
             absent = {name: 0.0 for name, some in drawn.items() if not some}
-            yield rows, replace(view, **absent), value.item() // 2 if value >= 0 else None
+            yield rows, replace(view, **absent), value // 2 if value >= 0 else None
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -257,31 +257,26 @@ def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bo
     """
     color = x.shape[1] == 3
     blends, hue_place = (table[order] for table in _orders(x.device))  # (N, 3), (N,)
-    hue_place = hue_place.view(-1, 1, 1, 1)
     factors = torch.stack([brightness, contrast, saturation if color else torch.ones_like(saturation)], 1)
     factors = factors.flatten(1).gather(1, blends)
 
-    def blend(x: Tensor, i: int, active: Tensor) -> Tensor:
-        kind = blends[:, i].view(-1, 1, 1, 1)
-        factor = torch.where(active, factors[:, i].view(-1, 1, 1, 1), 1.0)
-        luma = _luma(x)
-        from_mean, from_luma = (1 - factor) * (kind == 1), (1 - factor) * (kind == 2)
-        mean = luma.mean((2, 3), keepdim=True)
-        reference = luma.mul_(from_luma).add_(mean * from_mean)
-        return x.mul_(factor).add_(reference).clamp_(0, 1)
-
-    always = torch.ones_like(hue_place, dtype=torch.bool)
-    if not (color and use_hue):
-        for i in range(3):
-            x = blend(x, i, always)
+    def blend(x: Tensor, factors: Tensor, which: range) -> Tensor:
+        rest = 1 - factors
+        weights = torch.stack([factors, rest * (blends == 1), rest * (blends == 2)])[..., None, None, None]
+        for i in which:
+            own, of_mean, of_luma = weights[:, :, i]
+            luma = _luma(x)
+            mean = luma.mean((2, 3), keepdim=True).mul_(of_mean)
+            x.mul_(own).add_(luma.mul_(of_luma).add_(mean)).clamp_(0, 1)
         return x
-    before, after = (range(3), range(3)) if place is None else (range(place), range(place, 3))
-    for i in before:
-        x = blend(x, i, hue_place > i if place is None else always)
-    x = shift_hue(x, hue)
-    for i in after:
-        x = blend(x, i, hue_place <= i if place is None else always)
-    return x
+
+    if not (color and use_hue):
+        return blend(x, factors, range(3))
+    if place is not None:
+        return blend(shift_hue(blend(x, factors, range(place)), hue), factors, range(place, 3))
+    before = hue_place[:, None] > torch.arange(3, device=x.device)
+    x = shift_hue(blend(x, torch.where(before, factors, 1.0), range(3)), hue)
+    return blend(x, torch.where(before, 1.0, factors), range(3))
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -311,9 +306,11 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     offsets = torch.arange(kernel, device=x.device) - kernel // 2
     weights = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
     weights = weights / weights.sum(1, keepdim=True)
-    y = torch.cat([band[:, None] @ x[:, :, near] for near, band in _bands(weights, height)], 2)
+    rows = _bands(weights, height)
+    columns = rows if width == height else _bands(weights, width)
+    y = torch.cat([band[:, None] @ x[:, :, near] for near, band in rows], 2)
     y = y.view(n, channels * height, width)
-    y = torch.cat([y[:, :, near] @ band.mT for near, band in _bands(weights, width)], 2)
+    y = torch.cat([y[:, :, near] @ band.mT for near, band in columns], 2)
     return torch.lerp(x, y.view(x.shape), (sigma > 0).to(x.dtype).view(-1, 1, 1, 1))
 
 
@@ -330,12 +327,12 @@ def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
 
 @lru_cache(maxsize=8)
 def _folds(side: int, kernel: int, device: torch.device) -> tuple[int, list[tuple[slice, int, Tensor]]]:
-    """Blocks of at most 56 places that cover 0..side-1: (their size, [(run of neighbours, places, matrix)]).
+    """Blocks of at most 75 places that cover 0..side-1: (their size, [(run of neighbours, places, matrix)]).
 
     The matrix (window, run) brings a window, the block and `kernel` // 2 places on both sides, to
     the run of places inside the image, reflected at its borders.
     """
-    block, half, period = min(side, 56), kernel // 2, max(2 * (side - 1), 1)
+    block, half, period = min(side, 75), kernel // 2, max(2 * (side - 1), 1)
     folds = []
     for start in range(0, side, block):
         near = slice(max(start - half, 0), min(start + block + half, side))
