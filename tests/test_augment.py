@@ -10,7 +10,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from ssl.augment import COLUMNS, View, apply, blur, crop_boxes, crop_resize, draw, philox, uniforms
+from ssl.augment import COLUMNS, View, alike, apply, blur, crop_boxes, crop_resize, draw, philox, uniforms
 
 # Numbers from a counter -------------------------------------------------------
 
@@ -297,6 +297,38 @@ def test_a_batch_is_its_images_one_by_one(channels, height, width):
     assert torch.equal(x, before) and whole.shape == x.shape and torch.isfinite(whole).all()
     # a pixel on the solarisation threshold may fall either way
     assert ((whole - alone).abs() < 1e-4).double().mean() > 0.999
+
+
+@pytest.mark.parametrize("most", [1, 5, 100])
+def test_groups_of_images_that_need_the_same_give_the_batch(most):
+    n = 60
+    x = images(n)
+    view = View(solarize_prob=0.5, blur_prob=0.5)
+    _, params = draw(4, 0, torch.arange(n), 1, view)
+    zero, one = torch.zeros(3), torch.ones(3)
+    seen, whole = [], apply(x, params, view, zero, one)
+    for rows, needed, hue_place in alike(params, view, most):
+        assert 1 <= len(rows) <= most
+        seen += rows.tolist()
+        part = apply(x[rows], params[rows], needed, zero, one, hue_place)
+        assert ((part - whole[rows]).abs() < 1e-4).double().mean() > 0.999
+    assert sorted(seen) == list(range(n))
+    *_, last = alike(params, view, 1)
+    assert last[1].blur_prob == view.blur_prob and last[2] == 3  # sorted by hue's place, then blur
+
+
+def test_a_neutral_group_needs_nothing():
+    ((rows, needed, hue_place),) = alike(parameters(4), EVERYTHING, 100)
+    assert rows.tolist() == [0, 1, 2, 3] and hue_place is None
+    assert needed.jitter_prob == needed.grayscale == needed.blur_prob == needed.solarize_prob == 0
+
+
+def test_apply_compiles_without_graph_breaks():
+    x, view = images(3), EVERYTHING
+    _, params = draw(0, 0, torch.arange(3), 0, view)
+    zero, one = torch.zeros(3), torch.ones(3)
+    compiled = torch.compile(apply, fullgraph=True, backend="eager")
+    assert_within(compiled(x, params, view, zero, one), apply(x, params, view, zero, one), 0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl.augment import View
+from ssl.augment import View, apply
 from ssl.data import datasets, loader
 from ssl.data.images import decode
 from ssl.data.loader import (
     Order,
     _even_slices,
     auto_workers,
+    finish,
     permutation,
     plain_batches,
     training_batches,
@@ -276,6 +277,18 @@ def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():
     tail = list(training_batches(data, views, order, 6, 8, 0, CPU))
     for a, b in zip(whole[6:], tail):
         assert torch.equal(a.index, b.index) and torch.equal(a.views[0][0], b.views[0][0])
+
+
+def test_finished_views_are_those_of_apply_on_the_whole_batch():
+    data = datasets.Images("x", torch.zeros(300).long(), ["a"], resident=torch.randint(0, 256, (300, 3, 32, 32)).byte())
+    views = [View(size=32), View(size=32, blur_prob=0.1, solarize_prob=0.2)]
+    (batch,) = training_batches(data, views, Order(300, 300, 1, 1, seed=2), 0, 1, 0, CPU)
+    mean, std = torch.rand(3), torch.rand(3) + 0.1
+    for x, (pixels, params), view in zip(finish(batch, views, mean, std), batch.views, views):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        whole = apply(pixels, params, view, mean, std)
+        # a pixel on the solarisation threshold may fall either way
+        assert ((x - whole).abs() < 1e-4).double().mean() > 0.999
 
 
 def test_resident_and_file_crops_agree(tmp_path):

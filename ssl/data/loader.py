@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from ssl.augment import View, apply, crop_boxes, crop_resize, draw, to_unit, uniforms
+from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit, uniforms
 from ssl.data.datasets import Images
 from ssl.data.images import BadImage
 from ssl.distributed import rank, world_size
@@ -328,8 +328,20 @@ def _at_a_time(numbers: int, device: torch.device) -> int:
 
 
 def finish(batch: Batch, views: list[View], mean: Tensor, std: Tensor) -> list[Tensor]:
-    """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last."""
-    return [
-        apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
-        for (pixels, params), view in zip(batch.views, views)
-    ]
+    """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
+
+    On a CPU in small groups of images that need the same operations. A GPU
+    takes the batch whole: to look at its parameters, the CPU would have to wait for it.
+    """
+    return [_finish(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
+
+
+def _finish(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
+    if pixels.is_cuda:
+        return apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
+    x = torch.empty(pixels.shape, memory_format=torch.channels_last)
+    for rows, needed, hue_place in alike(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
+        piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)
+        for row, image in zip(rows.tolist(), piece):  # on a CPU `x[rows] = piece` takes five times as long
+            x[row] = image
+    return x
