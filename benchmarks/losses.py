@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from measure import machine, medians
 from torch import Tensor
 
+from ssl import distributed
 from ssl.losses import barlow_twins, info_nce, sup_con
 from ssl.report import table
 
@@ -146,7 +147,7 @@ def count_bytes(rank: int, world: int, n: int, d: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world)
     sent = []
-    reduce, gather = dist.all_reduce, dist.all_gather_into_tensor
+    reduce, gather = dist.all_reduce, distributed.all_gather
 
     def counted_reduce(x, *args, **kwargs):
         sent.append(2 * (world - 1) / world * x.nbytes)
@@ -156,7 +157,7 @@ def count_bytes(rank: int, world: int, n: int, d: int, folder: str) -> None:
         sent.append((world - 1) / world * out.nbytes)
         return gather(out, x, *args, **kwargs)
 
-    dist.all_reduce, dist.all_gather_into_tensor = counted_reduce, counted_gather
+    dist.all_reduce, distributed.all_gather = counted_reduce, counted_gather
     result = {}
     for dtype in (torch.float32, torch.bfloat16):
         z1, z2 = (z.detach().to(dtype).requires_grad_() for z in inputs(n // world, d, "cpu")[:2])

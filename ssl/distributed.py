@@ -110,6 +110,10 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
+# One collective under two names: from torch 2.14 on the older one warns.
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+
 def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
     """Rows of every rank's `x` (n, ...), in rank order; rank r holds counts[r] of them. No gradient."""
     if world_size() == 1:
@@ -120,7 +124,7 @@ def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
         padded = x.new_zeros((longest, *x.shape[1:]))
         padded[: x.shape[0]] = x.detach()
     rows = x.new_empty((longest * len(counts), *x.shape[1:]))
-    dist.all_gather_into_tensor(rows, padded)
+    all_gather(rows, padded)
     if min(counts) == longest:
         return rows
     return torch.cat([part[:count] for part, count in zip(rows.split(longest), counts)])

@@ -324,7 +324,7 @@ def test_real_folders_of_every_kind_read(real_data):
     tiny = datasets.load("folder", str(real_data / "tiny-imagenet-20"), "train")
     assert tiny.resident.shape == (4000, 3, 64, 64)
     photos = datasets.load("folder", str(real_data / "photos"), "unlabelled")
-    assert len(photos) == 72 and photos.classes == ["ants", "bees"]
+    assert len(photos) == 64 and photos.classes == ["ants", "bees"]  # nine in ten of 72, class by class
     tiles = datasets.load("folder", str(real_data / "histo_samples"), "unlabelled")
     assert all(tiles.pixels(i).shape[0] == 3 for i in range(len(tiles)))
 
