@@ -323,14 +323,6 @@ def test_a_neutral_group_needs_nothing():
     assert needed.jitter_prob == needed.grayscale == needed.blur_prob == needed.solarize_prob == 0
 
 
-def test_apply_compiles_without_graph_breaks():
-    x, view = images(3), EVERYTHING
-    _, params = draw(0, 0, torch.arange(3), 0, view)
-    zero, one = torch.zeros(3), torch.ones(3)
-    compiled = torch.compile(apply, fullgraph=True, backend="eager")
-    assert_within(compiled(x, params, view, zero, one), apply(x, params, view, zero, one), 0.01)
-
-
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_colour_operations_leave_other_channel_counts_alone(channels):
     x = images(3, channels)
