@@ -174,8 +174,8 @@ def main() -> None:
         runner = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # batch norm's running statistics; training does not read them
             gradient_as_bucket_view=True,
+            **distributed.OWN_BUFFERS,
         )
     if settings.compile:
         runner = torch.compile(runner)

@@ -9,11 +9,13 @@ respect to this rank's input.
 """
 
 import datetime
+import inspect
 import os
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl.errors import UserError
 
@@ -110,8 +112,11 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
-# One collective under two names: from torch 2.14 on the older one warns.
+# Two things under two names each: from torch 2.14 on the older ones warn.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_ddp_names = inspect.signature(DistributedDataParallel).parameters
+# For DDP: batch norm's running statistics stay each rank's own. Training does not read them.
+OWN_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp_names else "broadcast_buffers": False}
 
 
 def gather_rows(x: Tensor, counts: list[int]) -> Tensor:

@@ -168,8 +168,12 @@ def barlow_twins(
     _check_form(form)
     counts = agree(z1, z2, None, check, form=FORMS.index(form))
     wants_grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    dtype = torch.promote_types(z1.dtype, torch.float32)
+    if sum(counts) < 8:  # so few leave a gradient of nearly nothing but eps, and float32 no digits of it
+        z1, z2 = z1.double(), z2.double()
     with torch.autocast(z1.device.type, enabled=False):
-        return _BarlowTwins.apply(z1, z2, lambd, form, counts, wants_grad)
+        parts = _BarlowTwins.apply(z1, z2, lambd, form, counts, wants_grad)
+    return tuple(part.to(dtype) for part in parts)
 
 
 FORMS = ("auto", "gram", "cross")

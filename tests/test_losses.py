@@ -89,14 +89,12 @@ def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("d", [1, 7])
 def test_barlow_of_two_samples(d, form):
-    # The variance of two samples leaves a gradient of nothing but eps: few digits remain.
+    # The variance of two samples leaves a gradient of nothing but eps, which float32 could not give.
     z1, z2 = views(2, d)
     ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
-    assert_same(ours[:1], plain[:1], 1e-3)
-    largest = max(grad.abs().max() for grad in plain[1:]).item()
-    for got, expected in zip(ours[1:], plain[1:]):
-        torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-3 * largest)
+    assert ours[0].dtype == ours[1].dtype == torch.float32
+    assert_same(ours, plain, 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -410,7 +408,7 @@ def test_barlow_of_extreme_sizes(n, d):
     z1, z2 = views(n, d)
     ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: gram_barlow(a, b, 5e-3), z1.double(), z2.double())
-    assert_same(ours, plain, 1e-5 if n >= 8 else 1e-3)
+    assert_same(ours, plain, 1e-5)
 
 
 def gram_barlow(z1, z2, lambd):
