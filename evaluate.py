@@ -25,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl import checkpoint, config, distributed
 from ssl.augment import View
 from ssl.data import datasets
-from ssl.data.bad import LEAST
 from ssl.data.bad import check as check_bad
 from ssl.data.datasets import Images
 from ssl.data.loader import Order, auto_workers, finish, plain_batches, training_batches
@@ -236,7 +235,7 @@ def open_folder(settings: Settings) -> Path:
 
 def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
     """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
-    check_bad(bad, total, max(LEAST, int(settings.max_bad_fraction * total)), "nothing was judged")
+    check_bad(bad, total, settings.max_bad_fraction, "nothing was judged")
     for path, reason in bad.items():
         say(f"left out    {path}: {reason}")
 

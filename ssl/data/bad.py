@@ -18,8 +18,7 @@ class BadImages:
 
     def __init__(self, folder: Path, total: int, max_fraction: float):
         self.file = folder / "bad_images.jsonl"
-        self.limit = max(LEAST, int(max_fraction * total))
-        self.total = total
+        self.total, self.max_fraction = total, max_fraction
         self.known: dict[str, str] = broadcast_object(_read(self.file) if is_main() else None)
         self.met: dict[str, str] = {}
 
@@ -39,12 +38,13 @@ class BadImages:
         if is_main() and new:
             with open(self.file, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
-        check(self.known, self.total, self.limit, f"all are listed in {self.file}")
+        check(self.known, self.total, self.max_fraction, f"all are listed in {self.file}")
         return len(self.known)
 
 
-def check(bad: dict[str, str], total: int, limit: int, more: str) -> None:
-    """Raise `UserError` if more than `limit` of `total` images are bad."""
+def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> None:
+    """Raise `UserError` if more than `max_fraction` of `total` images, and more than 10, are bad."""
+    limit = max(LEAST, int(max_fraction * total))
     if len(bad) > limit:
         path, reason = next(iter(bad.items()))
         raise UserError(
