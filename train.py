@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed
-from ssl.augment import View
+from ssl import checkpoint, config, distributed, runs, stopping
+from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
 from ssl.data.loader import Batch, Order, auto_workers, finish, training_batches
@@ -37,6 +37,7 @@ from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
+from ssl.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
 
@@ -110,12 +111,19 @@ class Settings:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
     compile: bool = False  # torch.compile the model
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
+    timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
+    # What may go wrong with data and numbers
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; others stand in for them
     # Run
     seed: int = 0  # of weights, order and views
     output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
     resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
-    save_minutes: float = 10.0  # between checkpoints; the end is always saved
+    resume_force: bool = False  # continue although settings differ that change what is learnt
+    save_minutes: float = 10.0  # between checkpoints; beginning and end are always saved
+    save_steps: int | None = None  # also save every so many steps
+    save_epochs: int | None = None  # also save every so many epochs
+    keep_checkpoints: int = 2  # how many of the newest stay
     log_every: int = 10  # steps between lines of metrics.jsonl
 
 
@@ -127,8 +135,12 @@ def main() -> None:
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         start_processes(settings.gpus)
-    device = distributed.join(settings.device, patience=360 if settings.download else 10)
-    torch.backends.cudnn.benchmark = True
+    # The watchdog names who hangs; only where it could not does a collective's own time-out come.
+    device = distributed.join(settings.device, patience=360 if settings.download else 1.5 * settings.timeout_minutes)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
     # Data
     data = datasets.load(
@@ -163,12 +175,19 @@ def main() -> None:
     autocast_dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16)
 
-    # Resume
+    # Run folder: take up what it holds
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
-    step = open_run(folder, settings, identity, model, optimizer, scaler)
+    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    state = find_state(run, settings, identity)
+    step = state["step"] if state else 0
+    if is_main():
+        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
     introduce(settings, origin, device, data, order, scale, autocast_dtype, folder, step, stop)
+    run.begin(step, stop, saved=state is not None)
+    requests = stopping.StopRequests(folder)
 
+    model.train()
     runner = model
     if world_size() > 1:
         runner = DistributedDataParallel(
@@ -179,6 +198,27 @@ def main() -> None:
         )
     if settings.compile:
         runner = torch.compile(runner)
+
+    def everything() -> dict:
+        """What a checkpoint holds. Nothing random has a state: order, views and dropout are counted."""
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "step": step,
+            "settings": dataclasses.asdict(settings),
+            "identity": identity,
+            "versions": runs.versions(),
+        }
+
+    def take_up(state: dict) -> int:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        return state["step"]
+
+    def save(wait: bool = False) -> None:
+        run.save(everything(), model.encoder.state_dict(), wait)
 
     def embed(batch: Batch) -> tuple[Tensor, ...]:
         """The embeddings (n, D) of a micro-batch's views."""
@@ -192,6 +232,14 @@ def main() -> None:
         """The loss is the global batch's already; DDP averages gradients, so undo its division."""
         scaler.scale(loss * world_size()).backward()
 
+    # Continue, or begin
+    state = state or runs.copied(everything())
+    if world_size() > 1:
+        rehearse(runner, embed, optimizer, order, settings, device)
+    step = take_up(state)
+    if is_main() and run.saved_step is None:
+        save()
+
     # Loop
     workers = auto_workers() if settings.workers is None else settings.workers
     batches = training_batches(data, views, order, step, stop, workers, device)
@@ -200,18 +248,21 @@ def main() -> None:
     bad.agree()
     metrics = Metrics(folder / "metrics.jsonl", step)
     progress = Progress(stop, step)
-    saved = logged = time.monotonic()
-    waited, logged_step = 0.0, step
-    model.train()
-    while step < stop:
+    watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
+    logged, logged_step, waited = time.monotonic(), step, 0.0
+    asked_to_stop = None
+    while step < stop and not asked_to_stop:
+        requests.ask()
         set_lr(optimizer, lr_factor(settings, step, order.steps_per_epoch))
 
+        watchdog.beat(step, "reading data")
         began = time.monotonic()
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
         waited += time.monotonic() - began
         for batch in micro_batches:
             bad.note(batch.bad)
 
+        watchdog.beat(step, "computing")
         if settings.accumulate == 1:
             loss = criterion(*embed(micro_batches[0]))
             backward(loss)
@@ -225,7 +276,8 @@ def main() -> None:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
+        step = run.step = step + 1
+        asked_to_stop = requests.answer()
 
         if step % settings.log_every == 0 or step == stop:
             value = loss.item()
@@ -242,22 +294,28 @@ def main() -> None:
             progress.update(
                 step,
                 f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
-                + (f"  bad images {ruined}" if ruined else ""),
+                + (f"  bad images {ruined}" if ruined else "")
+                + (f"  NOT SAVED since step {run.saved_step}: {run.trouble}" if run.trouble else ""),
             )
             if not math.isfinite(value):
                 raise UserError(DIVERGED.format(f"the loss is {value}", step))
             logged, logged_step, waited = now, step, 0.0
-        if is_main() and step < stop and time.monotonic() - saved > settings.save_minutes * 60:
-            save_run(folder, settings, identity, model, optimizer, scaler, step)
-            saved = time.monotonic()
+        if is_main() and step < stop and not asked_to_stop and save_is_due(run, settings, step, order):
+            save()
 
     # Save
-    if is_main():
-        save_run(folder, settings, identity, model, optimizer, scaler, step)
+    watchdog.rest()
+    batches.close()
+    if is_main() and run.saved_step != step:
+        save(wait=True)
     progress.close()
     metrics.close()
     distributed.barrier()
     distributed.leave()
+    run.end("preempted" if asked_to_stop else "finished", asked_to_stop or "")
+    if asked_to_stop:
+        say(f"\nstopped by {asked_to_stop} at step {step} of {stop}, saved; the same command continues")
+        stopping.leave_preempted()
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     if data.classes:
         say(f"judge it    python evaluate.py --model_path {folder}")
@@ -314,6 +372,21 @@ def accumulate_split(micro_batches: list[Batch], embed, criterion, backward, run
     return sum(losses)
 
 
+def rehearse(runner: nn.Module, embed, optimizer, order: Order, settings: Settings, device: torch.device) -> None:
+    """Two passes forward and back that teach nothing; the caller takes up the weights afterwards.
+
+    DDP sums gradients in one order in a process's first step, and in that in which they became
+    ready ever after; with three ranks or more the last bits differ. So every process, the
+    first and those that continue, has its first steps behind it when training begins.
+    """
+    pixels = torch.zeros(order.batch_size, 3, settings.image_size, settings.image_size, device=device)
+    params = torch.zeros(order.batch_size, len(COLUMNS), device=device)
+    nothing = Batch([(pixels, params)] * 2, torch.arange(order.batch_size), torch.zeros(order.batch_size), seed=0)
+    for _ in range(2):
+        sum(z.float().sum() for z in embed(nothing)).backward()
+        optimizer.zero_grad(set_to_none=True)
+
+
 def sync_last(runner: nn.Module, count: int) -> list:
     """Contexts for `count` backward passes of which only the last averages gradients over the ranks."""
     quiet = getattr(runner, "no_sync", contextlib.nullcontext)
@@ -346,10 +419,15 @@ def start_processes(count: int) -> None:
 
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before any process waits for another."""
-    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every"):
+    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
+    if settings.keep_checkpoints < 2:
+        raise UserError(
+            f"keep_checkpoints: {settings.keep_checkpoints} must be at least 2: the newest may be damaged when a "
+            "machine dies"
+        )
     if settings.batch_size < 2:
         raise UserError(
             f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
@@ -360,7 +438,7 @@ def check(settings: Settings) -> None:
                  "color_distortion_strength", "jitter", "workers", "seed"):  # fmt: skip
         if any(value < 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes", "blur_sigma", "std"):
+    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes", "timeout_minutes", "blur_sigma", "std"):
         if any(value <= 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
     for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start", "max_bad_fraction"):
@@ -486,10 +564,11 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
-    "output_dir", "resume", "save_minutes", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
+    "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
+    "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
+    "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
 }  # fmt: skip
-
+NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
 DIVERGED = (
     "{} at step {}: training has diverged, and was not saved since the last checkpoint. "
@@ -497,75 +576,59 @@ DIVERGED = (
 )
 
 
-def open_run(folder: Path, settings: Settings, identity: dict, model, optimizer, scaler) -> int:
-    """Make the run folder, or continue the run in it; return the step to go on from.
+def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict | None:
+    """The checkpoint to continue from, if there is one, and it is one of this very run.
 
     `identity` says what besides the settings makes two runs one: the global batch, the images.
     """
-    path = folder / "checkpoint.pt"
-    if settings.resume == "none" and path.exists():
-        raise UserError(f"output_dir: {folder} already holds a run; choose another --output_dir, or --resume auto")
-    if settings.resume not in ("auto", "none") and not path.exists():
-        path = Path(settings.resume)  # once the run has a checkpoint of its own, that is the newer one
+    if settings.resume == "none" and checkpoint.kept(run.folder):
+        raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
+    state, path = run.newest(is_checkpoint), run.folder / "checkpoint.pt"
+    if state is None and settings.resume not in ("auto", "none"):  # else the run's own is newer
+        path = Path(settings.resume)
         if not path.exists():
             raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
-    step = 0
-    if path.exists():
-        step = load_run(path, settings, identity, model, optimizer, scaler)
-    if distributed.broadcast_object(step) != step:
-        raise UserError(f"output_dir: {folder} is not the same folder on all nodes; it must be on a disk they share")
-    if is_main():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            config.write_yaml(folder / "config.yaml", dataclasses.asdict(settings))
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
-    return step
-
-
-def load_run(path: Path, settings: Settings, identity: dict, model, optimizer, scaler) -> int:
-    """Take up the state in a checkpoint, if it is one of this very run; return its step."""
-    state = checkpoint.load(path)
-    expected = {"model", "optimizer", "scaler", "step", "settings", "identity"}
-    if not isinstance(state, dict) or not expected <= set(state) or not isinstance(state["settings"], dict):
-        raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(expected))})")
+        state = checkpoint.load(path)
+        if not is_checkpoint(state):
+            raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(CONTENTS))})")
+    if state is None:
+        return None
     before = state["settings"] | state["identity"]
     now = dataclasses.asdict(settings) | identity
-    changed = [
-        f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
+    changed = {
+        name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
         for name, value in now.items()
-        if name not in FREE_TO_CHANGE and _plain(before.get(name)) != _plain(value)
-    ]
-    if changed:
+        if _plain(before.get(name)) != _plain(value)
+    }
+    refused = [words for name, words in changed.items() if name not in FREE_TO_CHANGE]
+    if refused and not settings.resume_force:
         raise UserError(
-            f"{path} is of a run with other settings ({'; '.join(changed)}); "
-            "choose another --output_dir, or the settings of the run to continue it"
+            f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
+            "settings of the run to continue it, or --resume_force to continue it all the same"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    return state["step"]
+    versions = {name: f"{name} {before} -> {runs.versions()[name]}" for name, before in state["versions"].items()
+                if before != runs.versions()[name]}  # fmt: skip
+    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + list(versions.values())
+    if told:
+        say(f"changed     {'; '.join(told)}")
+    return state
+
+
+CONTENTS = {"model", "optimizer", "scaler", "step", "settings", "identity", "versions"}
+
+
+def is_checkpoint(state) -> bool:
+    """Whether a file's content is a checkpoint of this script."""
+    return isinstance(state, dict) and set(state) >= CONTENTS and isinstance(state["settings"], dict)
 
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def save_run(folder: Path, settings: Settings, identity: dict, model: Model, optimizer, scaler, step: int) -> None:
-    """checkpoint.pt, from which the run continues, and encoder.pt, what it is for."""
-    if not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise UserError(DIVERGED.format("the weights are not finite", step))
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "step": step,
-        "settings": dataclasses.asdict(settings),
-        "identity": identity,
-        "torch": str(torch.__version__),
-    }
-    checkpoint.save(state, folder / "checkpoint.pt")
-    checkpoint.save(model.encoder.state_dict(), folder / "encoder.pt")
+def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order) -> bool:
+    every = [settings.save_steps, settings.save_epochs and settings.save_epochs * order.steps_per_epoch]
+    return any(steps and step % steps == 0 for steps in every) or run.due(settings.save_minutes)
 
 
 def introduce(settings, origin, device, data, order, scale, dtype, folder, step, stop) -> None:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,8 +12,12 @@ from torch import nn
 from ssl.errors import UserError
 
 
-def save(value, path: str | Path) -> None:
-    """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new."""
+def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
+    """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new.
+
+    `before` is called when the new file is whole and has not taken its name yet. Raises OSError, or
+    RuntimeError from PyTorch, where it cannot be written; the old file is then as it was.
+    """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
@@ -20,6 +25,10 @@ def save(value, path: str | Path) -> None:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
+        damaged = _damaged(partial)
+        if damaged:
+            raise OSError(f"{partial} reads back with a wrong checksum in {damaged}; is the disk sound?")
+        before()
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -30,6 +39,28 @@ def save(value, path: str | Path) -> None:
         os.close(folder)
 
 
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, newest first."""
+    older = [path for path in folder.glob("checkpoint.*.pt") if path.name.split(".")[1].isdecimal()]
+    newest = folder / "checkpoint.pt"
+    return [*([newest] if newest.exists() else []), *sorted(older, key=lambda path: int(path.name.split(".")[1]))]
+
+
+def rotate(value, folder: Path, keep: int) -> None:
+    """`save` as checkpoint.pt, after the one there became checkpoint.1.pt and so on; `keep` of them stay.
+
+    The new file is whole, read back and on the disk before an old one moves.
+    """
+    names = [folder / "checkpoint.pt", *(folder / f"checkpoint.{i}.pt" for i in range(1, keep))]
+
+    def make_room() -> None:
+        free = next((i for i, name in enumerate(names) if not name.exists()), keep - 1)
+        for i in range(free, 0, -1):
+            os.replace(names[i - 1], names[i])
+
+    save(value, names[0], make_room)
+
+
 def load(path: str | Path):
     """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code."""
     path = Path(path)
@@ -37,8 +68,7 @@ def load(path: str | Path):
         raise UserError(f"{path}: no such file")
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as parts:
-                damaged = parts.testzip()  # torch.load does not look at the checksums it wrote
+            damaged = _damaged(path)
             if damaged:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -54,6 +84,12 @@ def load(path: str | Path):
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
         ) from None
+
+
+def _damaged(path: Path) -> str | None:
+    """The first part of a file of `save` whose checksum does not match: torch.load does not look at them."""
+    with zipfile.ZipFile(path) as parts:
+        return parts.testzip()
 
 
 def find_encoder(path: str | Path) -> Path:

@@ -5,6 +5,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+
+_heirs: list[Callable[[str], None]] = []
+
+
+def on_failure(heir: Callable[[str], None]) -> None:
+    """Have `heir` called with the reason when an error ends the script."""
+    _heirs.append(heir)
 
 
 class UserError(ValueError):
@@ -28,6 +36,7 @@ def one_line_errors(script: str):
         if rank:
             time.sleep(10)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{error}"
+        _tell_heirs(line)
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -35,3 +44,11 @@ def one_line_errors(script: str):
             with contextlib.suppress(OSError), open(report, "w", encoding="utf-8") as file:
                 json.dump({"message": line, "timestamp": int(time.time())}, file)
         os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks
+    except Exception as error:
+        _tell_heirs(f"{script}: rank {os.environ.get('RANK', 0)}: {type(error).__name__}: {error}")
+        raise
+
+
+def _tell_heirs(reason: str) -> None:
+    for heir in _heirs:
+        heir(reason)

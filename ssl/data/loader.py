@@ -7,6 +7,8 @@ resume change nothing a model could notice.
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -25,6 +27,7 @@ from ssl.data.datasets import Images
 from ssl.data.images import BadImage
 from ssl.distributed import rank, world_size
 from ssl.errors import UserError
+from ssl.stopping import begin_worker
 
 
 def auto_workers() -> int:
@@ -244,18 +247,48 @@ def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> 
 
 
 def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.device) -> Iterator[Batch]:
-    loader = DataLoader(
-        files,
-        batch_size=None,  # an item is a batch already
-        sampler=keys,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=2 if workers else None,
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    """The items of `files` at `keys`, in order. Workers that were killed are started again where they stood."""
+    done, restarts = 0, 0
+    while done < len(keys):
+        loader = DataLoader(
+            files,
+            batch_size=None,  # an item is a batch already
+            sampler=keys[done:],
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=2 if workers else None,
+            worker_init_fn=begin_worker,
+        )
+        batches = iter(loader)
+        if workers and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise wherever the trainer is
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                done += 1
+                yield batch
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            dead = [worker for worker in getattr(batches, "_workers", []) if not worker.is_alive()]
+            if not dead:
+                raise
+            restarts += 1
+            if restarts > RESTARTS:
+                raise UserError(
+                    f"workers: loader processes were killed {restarts} times ({str(error).splitlines()[0]}); most "
+                    "often there is too little memory, or too little of it in /dev/shm. Pass fewer --workers, then the "
+                    "same command"
+                ) from None
+            print(
+                f"*** rank {rank()}: {len(dead)} of {workers} loader workers died, and are started again ***",
+                flush=True,
+            )
+        finally:
+            for worker in getattr(batches, "_workers", []):  # deaf to PyTorch's own SIGTERM
+                worker.kill()
+
+
+RESTARTS = 3  # a worker killed once in a while is bad luck, more often it is too little memory
 
 
 # Judging ------------------------------------------------------------------------
