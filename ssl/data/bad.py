@@ -56,10 +56,10 @@ def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> No
 def _read(file: Path) -> dict[str, str]:
     """What an earlier part of the run listed; a line cut short by a crash is met again."""
     found = {}
-    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+    for line in file.read_text("utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
             entry = json.loads(line)
             found[str(entry["path"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             continue
     return found
