@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_scripts import ROOT, run, tiny
 
+from ssl import config
 from ssl.data import datasets, tables
 from ssl.errors import UserError
 
@@ -208,6 +210,22 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
         datasets.load("folder", root, "train", csv=unlabelled, label_column="dx")
     with pytest.raises(UserError, match="a header and no rows"):
         datasets.load("folder", root, "train", csv=written(tmp_path / "e.csv", rows[:1]))
+
+
+@pytest.mark.slow
+def test_a_run_by_a_table_is_judged_by_it_and_missing_images_are_named_first(tmp_path):
+    table, folder = table_of(tmp_path), tmp_path / "run"
+    data = ["--data_dir", "images", "--csv", "t.csv", "--image_column", "image", "--label_column", "dx"]
+    common = [ROOT / "train.py", *data]
+    run(*common, "--output_dir", folder, *tiny("--batch_size", 8, "--epochs", 2), cwd=tmp_path)
+    assert config.read_yaml(folder / "config.yaml")["csv"] == table
+    done = run("evaluate.py", "--model_path", folder, "--protocol", "knn", "--batch_size", 8)
+    assert "36 train, 4 test images, 2 classes" in done.stdout
+    with open(table, "a") as file:
+        file.write("gone,a,x\n")
+    done = run(*common, "--output_dir", tmp_path / "other", *tiny(), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "csv: 1 of 41 images are not in" in done.stderr and "'gone'" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 # Tables as they are published -----------------------------------------------------------
