@@ -58,6 +58,9 @@ class Settings:
     dataset: str | None = None  # shapes, CIFAR10, CIFAR100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder or fake
     data_dir: str | None = None  # folder of the data set, or of your own images
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
+    csv: str | None = None  # table that names the images to use below data_dir
+    image_column: str = "image"  # of the table: paths below data_dir, with or without extension
+    label_column: str | None = None  # of the table: classes; a tenth of every one is then kept for evaluate.py
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
@@ -135,6 +138,8 @@ def main() -> None:
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.data_dir is not None:
         settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))  # config.yaml is read from anywhere
+    if settings.csv is not None:
+        settings.csv = os.path.abspath(os.path.expanduser(settings.csv))
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         start_processes(settings.gpus)
@@ -153,6 +158,9 @@ def main() -> None:
         image_size=settings.image_size,
         download=settings.download,
         class_list=settings.class_list,
+        csv=settings.csv,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
         seed=settings.seed,
     )
     mean, std = (torch.tensor(values, device=device) for values in normalisation(settings))
@@ -621,10 +629,10 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
-    "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
-    "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
-    "max_bad_steps",
+    "config", "data_dir", "csv", "image_column", "label_column", "download", "max_steps", "gpus", "device", "amp",
+    "compile", "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
+    "save_steps", "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate",
+    "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
@@ -674,7 +682,9 @@ CONTENTS = {
 
 def is_checkpoint(state) -> bool:
     """Whether a file's content is a checkpoint of this script."""
-    return isinstance(state, dict) and set(state) >= CONTENTS and isinstance(state["settings"], dict)
+    if not isinstance(state, dict) or not set(state) >= CONTENTS or not isinstance(state["step"], int):
+        return False
+    return all(isinstance(state[part], dict) for part in CONTENTS - {"step"})
 
 
 def _plain(value):

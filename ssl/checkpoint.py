@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssl import vetting
 from ssl.errors import UserError
 
 
@@ -67,17 +68,17 @@ def load(path: str | Path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):
-            damaged = _damaged(path)
-            if damaged:
-                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        vetting.look_before(path)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        vetting.look_after(value, path.stat().st_size)
+        return value
     except MemoryError:
         raise
-    except pickle.UnpicklingError:
+    except (vetting.Unplain, pickle.UnpicklingError) as error:
+        what = f"it holds {error}," if isinstance(error, vetting.Unplain) else "it is no PyTorch file, or holds what is"
         raise UserError(
-            f"{path}: refused: it is damaged or no PyTorch file, or reading it would run code stored in it. "
-            "Expected a file of tensors and plain values (torch.save of a state_dict)"
+            f"{path}: refused: {what} neither a tensor nor a plain value, and reading it could run code. Expected a "
+            "file of tensors and plain values (torch.save of a state_dict)"
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -114,7 +115,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
     weights = load(path)
     if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # a checkpoint of ours
         prefix = "encoder."
-        weights = {k.removeprefix(prefix): v for k, v in weights["model"].items() if k.startswith(prefix)}
+        weights = {str(k).removeprefix(prefix): v for k, v in weights["model"].items() if str(k).startswith(prefix)}
     fill(encoder, weights, path)
     return path
 
@@ -126,7 +127,11 @@ def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
     classifier (fc) is the one thing that may be left over. Raises `UserError` that lists what
     does not fit.
     """
-    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()) or not weights:
+    if (
+        not weights
+        or not isinstance(weights, dict)
+        or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items())
+    ):
         raise UserError(f"{path}: holds no weights by name; expected an encoder.pt or checkpoint.pt of train.py")
     wanted = encoder.state_dict()
     missing = [k for k in wanted if k not in weights]
@@ -143,7 +148,7 @@ def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
                 f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} "
                 f"{', '.join(names[:3])}{more}. Check --encoder, --stem and --encoder_kwargs"
             )
-    ruined = [k for k in wanted if not weights[k].isfinite().all()]
+    ruined = [k for k in wanted if not weights[k].to(wanted[k].dtype).isfinite().all()]
     if ruined:
         raise UserError(f"{path}: holds NaN or Inf, in {', '.join(ruined[:3])}; that training had diverged")
     encoder.load_state_dict({k: weights[k] for k in wanted})

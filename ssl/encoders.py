@@ -40,6 +40,11 @@ def resnet_names() -> list[str]:
             if "quant" not in name and "3d" not in name]  # fmt: skip
 
 
+def is_known(name: str) -> bool:
+    """Whether building the encoder `name` imports nothing but this room and torchvision's models."""
+    return "." not in name or name.startswith(("ssl.encoders.", "torchvision.models."))
+
+
 def build_encoder(name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None) -> tuple[nn.Module, int]:
     """The encoder called `name`, freshly initialised, and the width of its representation.
 
@@ -65,8 +70,10 @@ def build_encoder(name: str, image_size: int, stem: str = "auto", kwargs: dict |
 def _resnet(name: str, image_size: int, stem: str, kwargs: dict) -> ResNet:
     try:
         encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
-    except TypeError as error:
-        raise UserError(f"encoder: {name} does not take encoder_kwargs {kwargs} ({error})") from None
+    except Exception as error:
+        raise UserError(
+            f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
+        ) from error
     encoder.fc = nn.Identity()
     if stem == "small" or (stem == "auto" and image_size <= 64):
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
@@ -79,14 +86,16 @@ def _from_path(path: str, kwargs: dict) -> nn.Module:
     module_name, _, class_name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"encoder: cannot import {path!r} ({error})") from None
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise UserError(f"encoder: {path!r} is not an nn.Module class")
     try:
         return cls(**kwargs)
-    except TypeError as error:
-        raise UserError(f"encoder: {path} does not take encoder_kwargs {kwargs} ({error})") from None
+    except Exception as error:  # also sizes that are negative, or no memory has room for
+        raise UserError(
+            f"encoder: {path} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
+        ) from error
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Metrics:
         self.file = None
         if not is_main():
             return
-        lines = path.read_text().splitlines() if step and path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if step and path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
         path.write_text("".join(line + "\n" for line in kept))
         self.file = open(path, "a", buffering=1)  # noqa: SIM115, open as long as the run
@@ -71,10 +71,10 @@ class Metrics:
 def json_lines(path: Path) -> list[dict]:
     """What a file of JSON objects holds, a line each; none where there is no file. A line cut short is left out."""
     found = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         found += [value] if isinstance(value, dict) else []
     return found
@@ -90,8 +90,8 @@ def _tidy(value):
 def _step(line: str) -> float:
     """The step of a metrics line; a line cut short by a crash counts as never reached."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return math.inf
 
 

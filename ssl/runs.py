@@ -23,7 +23,7 @@ import torchvision
 
 from ssl import checkpoint
 from ssl.distributed import broadcast_object, is_main, rank
-from ssl.errors import UserError, on_failure
+from ssl.errors import UserError, on_failure, one_line
 from ssl.report import say
 
 LEAVING = 5.0  # seconds to wait for an earlier run, killed a moment ago, to be gone
@@ -90,7 +90,7 @@ class RunFolder:
 
     def failed(self, reason: str) -> None:
         """The status of a run that ends with an error, on whichever rank; the first to say why is kept."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # whatever stands there
             if json.loads((self.folder / "status.json").read_text("utf-8"))["state"] == "failed":
                 return
         self.status("failed", reason)
@@ -126,7 +126,7 @@ class RunFolder:
                 continue
             for worse, reason in zip(found, damage):  # else the next save would move the whole one out
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
-                say(f"*** {reason}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
+                say(f"*** {one_line(reason)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
             return path.name, state
         if found or any(self.folder.glob("checkpoint*.pt.damaged")):
             raise UserError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from ssl.data.images import EXTENSIONS, BadImage, decode, list_images
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
+from ssl.data.tables import labelled_images, read_lines
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
@@ -107,21 +108,29 @@ def load(
     image_size: int | None = None,
     download: bool = False,
     class_list: str | None = None,
+    csv: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     seed: int = 0,
 ) -> Images:
     """Split 'train', 'test' or 'unlabelled' (what to pre-train on) of a data set.
 
     'unlabelled' is train except where a data set has more images without labels (STL10). A
-    class folder without splits is cut 90/10 by `seed`. Raises `UserError` where the data is not
+    class folder without splits, or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not
     there or not what it should be.
     """
+    if csv is not None and name != "folder":
+        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
+    if csv is None and label_column is not None:
+        raise UserError("label_column: is of a table; pass it as --csv FILE")
     if name == "shapes":
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
     if name == "fake":
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
-        data = _folder(_existing(data_dir, name), split, seed)
+        root = _existing(data_dir, name)
+        data = _folder(root, split, seed) if csv is None else _table(root, csv, image_column, label_column, split, seed)
     elif name.startswith("ImageNet"):
         data = _imagenet(_existing(data_dir, name), name, split, class_list)
     else:
@@ -168,12 +177,24 @@ def _folder(root: Path, split: str, seed: int) -> Images:
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test
-    everything = _tree(root)
+    return _cut(_tree(root), split, seed, f"data_dir: {root} holds images without class folders")
+
+
+def _table(root: Path, csv: str, image_column: str | None, label_column: str | None, split: str, seed: int) -> Images:
+    """The images below ROOT that a table names, of the classes that one of its columns holds."""
+    paths, labels = zip(*labelled_images(root, csv, image_column or "image", label_column))
+    classes = sorted(set(labels) - {None})
+    number = {name: label for label, name in enumerate(classes)}
+    numbers = torch.tensor([number.get(label, -1) for label in labels])
+    everything = Images("folder", numbers, classes, paths=list(paths))
+    return _cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
+
+
+def _cut(everything: Images, split: str, seed: int, lack: str) -> Images:
+    """The split of a data set that has none: 90/10 of every class by `seed`; all is train if there are no classes."""
     if not everything.classes:
         if split == "test":
-            raise UserError(
-                f"data_dir: {root} holds images without class folders; without labels there is nothing to judge"
-            )
+            raise UserError(f"{lack}; without labels there is nothing to judge")
         return everything
     train, test = split_validation(everything.labels, 0.1, seed)
     return everything.subset(test if split == "test" else train)
@@ -240,13 +261,11 @@ def _imagenet(root: Path, name: str, split: str, class_list: str | None) -> Imag
 
 def read_class_list(path: str) -> tuple[list[str], list[str]]:
     """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
-    try:
-        lines = [line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_list: cannot read {path} ({error})") from None
+    lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
     wnids = [line[0] for line in lines]
-    for wnid in wnids:
-        if "/" in wnid or wnid in (".", "..") or wnids.count(wnid) > 1:
+    first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
+    for number, wnid in enumerate(wnids):
+        if "/" in wnid or wnid in (".", "..") or number != first[wnid]:
             raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
     return wnids, [line[-1].strip() for line in lines]
 
