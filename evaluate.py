@@ -27,7 +27,8 @@ from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import check as check_bad
 from ssl.data.datasets import Images
-from ssl.data.loader import Order, auto_workers, finish, plain_batches, training_batches
+from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
+from ssl.data.order import Order
 from ssl.distributed import gather_objects, gather_rows, is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors

@@ -28,7 +28,9 @@ from ssl import checkpoint, config, distributed, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
-from ssl.data.loader import Batch, Order, auto_workers, finish, training_batches
+from ssl.data.files import Batch
+from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors

@@ -39,7 +39,8 @@ import train
 from ssl import config, distributed
 from ssl.augment import View
 from ssl.data import datasets
-from ssl.data.loader import Order, auto_workers, finish, training_batches
+from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.order import Order
 from ssl.errors import UserError, one_line_errors
 from ssl.report import table
 

@@ -11,15 +11,14 @@ from ssl.augment import View, apply
 from ssl.data import datasets, loader
 from ssl.data.images import decode
 from ssl.data.loader import (
-    Order,
     _even_slices,
     auto_workers,
     finish,
-    permutation,
     plain_batches,
     training_batches,
     usable_cores,
 )
+from ssl.data.order import Order, permutation
 from ssl.data.shapes import CLASSES, render, shapes
 from ssl.errors import UserError
 

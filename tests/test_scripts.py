@@ -17,7 +17,7 @@ from PIL import Image
 
 from ssl import config
 from ssl.data.datasets import Images
-from ssl.data.loader import Batch
+from ssl.data.files import Batch
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
