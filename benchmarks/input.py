@@ -126,9 +126,18 @@ class TimedFiles:
     def __init__(self, data: Images, clock: Clock):
         self.data, self.labels, self.clock = data, data.labels, clock
 
-    def pixels(self, index: int) -> Tensor:
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def pixels(self, index: int, reduction: Callable[[int, int], int]) -> Tensor:
+        def boxes(height: int, width: int) -> int:
+            self.clock.lap("decode")
+            factor = reduction(height, width)
+            self.clock.lap("crop")
+            return factor
+
         self.clock.lap("crop")
-        pixels = self.data.pixels(index)
+        pixels = self.data.pixels(index, boxes)
         self.clock.lap("decode")
         return pixels
 
