@@ -57,9 +57,10 @@ def our_loop(settings: train.Settings, data: datasets.Images, steps: int, device
     views, workers = train.make_views(settings), loader_workers(settings)
     order = Order(len(data), settings.batch_size, 1, 1, settings.seed)
     train.require_whole_batches(settings, order)
-    mean, std = (torch.tensor(values, device=device) for values in train.normalisation(settings))
+    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in statistics)
     torch.manual_seed(settings.seed)
-    model = train.Model(settings).to(device, memory_format=torch.channels_last)
+    model = train.Model(settings, data.channels).to(device, memory_format=torch.channels_last)
     runner = torch.compile(model) if settings.compile else model
     criterion = train.make_criterion(settings)
     optimizer = train.make_optimizer(settings, model, train.lr_scale(settings, order.global_batch))

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssl.augment import to_unit
+from ssl.data import arrays
 from ssl.data.images import EXTENSIONS, BadImage, decode, list_images
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
@@ -21,7 +23,7 @@ from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# name: (image size, mean, std). Statistics of the training pixels, in 0..1.
+# name: (image size, mean, std). Statistics of the training pixels, in 0..1; None: measured.
 KNOWN = {
     "shapes": (32, *IMAGENET),
     "CIFAR10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -33,6 +35,7 @@ KNOWN = {
     "ImageNet100": (224, *IMAGENET),
     "ImageNet200": (224, *IMAGENET),
     "folder": (224, *IMAGENET),
+    "array": (224, None, None),
     "fake": (224, *IMAGENET),
 }
 SMALL = 64  # pixels: up to here an image counts as small
@@ -41,7 +44,8 @@ RESIDENT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Images:
-    """N images: `resident` (N, C, H, W) uint8, or `paths`, or a `pool` (P, C, H, W) uint8 shown over and over.
+    """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
+    shown over and over. Those from an array file may be uint16, all others are uint8.
 
     labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
     they cannot be read.
@@ -52,17 +56,25 @@ class Images:
     classes: list[str]
     resident: Tensor | None = None
     paths: list[str] | None = None
+    stored: arrays.Stack | None = None
     pool: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def channels(self) -> int:
+        """Of every image. Files of images are decoded to RGB."""
+        held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
+        return 3 if held is None else held.shape[1]
+
     def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
-        """Image `index` as (C, H, W) uint8; `reduction` as in `images.decode`. Raises `BadImage`."""
+        """Image `index` as (C, H, W); `reduction` as in `images.decode`. Raises `BadImage`."""
         if self.paths is not None:
             return decode(self.paths[index], reduction)
-        pixels = self.resident[index] if self.pool is None else self.pool[index % len(self.pool)]
+        held = self.resident if self.stored is None else self.stored
+        pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
         if reduction is not None:
             reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
         return pixels
@@ -71,9 +83,12 @@ class Images:
         return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
 
     def fingerprint(self, root: str | None) -> str:
-        """Which images these are: their number and a checksum, of names below `root` or else of labels."""
+        """Which images these are: number and checksum, of names below `root` or else of labels and some pixels."""
         if self.paths is None:
-            return f"{len(self)} images, labels {zlib.crc32(self.labels.numpy().tobytes()):08x}"
+            seen = zlib.crc32(self.labels.numpy().tobytes())
+            for index in spread(len(self), 50):
+                seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
+            return f"{len(self)} images, labels and pixels {seen:08x}"
         names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
         return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
 
@@ -81,15 +96,22 @@ class Images:
         return replace(
             self,
             labels=self.labels[indices],
-            resident=None if self.resident is None else self.resident[indices],
+            resident=None if self.resident is None else self.resident.index_select(0, indices),
             paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
+            stored=None if self.stored is None else self.stored.subset(indices.numpy()),
         )
+
+
+def spread(count: int, most: int) -> range:
+    """At most `most` of `count` indices, evenly spread."""
+    return range(0, count, max(1, -(-count // most)))
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
     """The data set that is meant where only one of the two settings, or none, was given."""
     if dataset is None:
-        return "folder" if data_dir else "shapes"
+        is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
+        return "array" if is_array else "folder" if data_dir else "shapes"
     if dataset not in KNOWN:
         lower = {name.lower(): name for name in KNOWN}
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
@@ -122,6 +144,8 @@ def load(
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
         data = _folder(_existing(data_dir, name), split, seed)
+    elif name == "array":
+        data = _array(data_dir, split, seed)
     elif name.startswith("ImageNet"):
         data = _imagenet(_existing(data_dir, name), name, split, class_list)
     else:
@@ -130,6 +154,25 @@ def load(
         barrier()  # the others read what rank 0 fetched
         data = _torchvision(name, data_dir or "data", split, False)
     return _make_resident(data)
+
+
+def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
+    """(mean, std) by channel of pixels in 0..1: as given, or as known of the data set, or else measured.
+
+    Measured on 1000 images, evenly spread; a channel that is the same everywhere has std 1. Raises
+    `UserError` unless what is given has one value a channel.
+    """
+    for name, given in (("mean", mean), ("std", std)):
+        if given is not None and len(given) != data.channels:
+            raise UserError(f"{name}: expected {data.channels} values, one a channel of {data.name}, got {given}")
+    _, known_mean, known_std = KNOWN[data.name]
+    if known_mean is None and (mean is None or std is None):
+        sample = [to_unit(data.pixels(index)).double().flatten(1) for index in spread(len(data), 1000)]
+        known_mean = torch.stack([x.mean(1) for x in sample]).mean(0)
+        variance = torch.stack([((x - known_mean[:, None]) ** 2).mean(1) for x in sample]).mean(0)
+        known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0).tolist()
+        known_mean = known_mean.tolist()
+    return list(mean or known_mean), list(std or known_std)
 
 
 def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -168,12 +211,14 @@ def _folder(root: Path, split: str, seed: int) -> Images:
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test
-    everything = _tree(root)
+    return _cut(_tree(root), split, seed, f"{root} holds images without class folders")
+
+
+def _cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images:
+    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
     if not everything.classes:
         if split == "test":
-            raise UserError(
-                f"data_dir: {root} holds images without class folders; without labels there is nothing to judge"
-            )
+            raise UserError(f"data_dir: {unlabelled}; without labels there is nothing to judge")
         return everything
     train, test = split_validation(everything.labels, 0.1, seed)
     return everything.subset(test if split == "test" else train)
@@ -254,6 +299,16 @@ def read_class_list(path: str) -> tuple[list[str], list[str]]:
 # Others -----------------------------------------------------------------------
 
 
+def _array(data_dir: str | None, split: str, seed: int) -> Images:
+    """A .npz or .npy file, with or without splits of its own."""
+    path = Path(data_dir or "").expanduser()
+    if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
+        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
+    stored, labels, classes, is_split = arrays.read(path, split)
+    data = Images("array", labels, classes, stored=stored)
+    return data if is_split else _cut(data, split, seed, f"{path} holds images without labels")
+
+
 def _fake(split: str, image_size: int, seed: int) -> Images:
     """Noise with random labels, for measuring throughput: as many images as CIFAR-10 or, if large, ImageNet has.
 
@@ -304,7 +359,7 @@ def _make_resident(data: Images) -> Images:
     first = _first_readable(data)
     if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
         return data
-    resident = torch.empty(len(data), *first.shape, dtype=torch.uint8)
+    resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
     bad: dict[int, tuple[str, str]] = {}
 
     def read(index: int) -> bool:
@@ -322,7 +377,7 @@ def _make_resident(data: Images) -> Images:
         same = all(pool.map(read, range(len(data)), chunksize=256))
     if not same:
         return data
-    data = replace(data, resident=resident, bad=tuple(bad[index] for index in sorted(bad)))
+    data = replace(data, resident=resident, stored=None, bad=tuple(bad[index] for index in sorted(bad)))
     if not bad:
         return data
     good = torch.ones(len(data), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a loader worker does: files -> whole batches, decoded, cropped and resized, still uint8."""
+"""What a loader worker does: files -> whole batches, decoded, cropped and resized, still uint8 (16 bit: floats)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from ssl.augment import View, crop_boxes, draw
+from ssl.augment import View, crop_boxes, draw, to_unit
 from ssl.data.datasets import Images
 from ssl.data.images import BadImage
 from ssl.data.order import Order, stand_in
@@ -41,7 +41,7 @@ class Batch:
 
 
 class TrainingFiles(Dataset):
-    """Whole micro-batches, by (step, micro): decoded, cropped and resized, still uint8."""
+    """Whole micro-batches, by (step, micro): decoded, cropped and resized."""
 
     def __init__(self, data: Images, views: list[View], order: Order, rank: int):
         self.data, self.views, self.order, self.rank = data, views, order, rank
@@ -92,12 +92,14 @@ class TrainingFiles(Dataset):
 
 
 def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> Tensor:
-    """Crop pixels (C, H, W) uint8 to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
+    """Crop pixels (C, H, W) to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
 
     `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
     """
     if factor == 1:
-        return TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        pixels = _resizable(pixels)
+        crop = TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        return crop.clamp_(0, 1) if crop.is_floating_point() else crop
     top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
     limit = left + width, top + height
     corners = left, top, min(limit[0], pixels.shape[2]), min(limit[1], pixels.shape[1])
@@ -105,25 +107,32 @@ def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _resizable(pixels: Tensor) -> Tensor:
+    """Pixels of a type that torch resizes: uint8 as they are, uint16 as floats in 0..1."""
+    return pixels if pixels.dtype == torch.uint8 else to_unit(pixels)
+
+
 # Judging ------------------------------------------------------------------------
 
 
 class PlainFiles(Dataset):
-    """Batches of un-augmented images by slice, uint8."""
+    """Batches of un-augmented images by slice, uint8 or floats in 0..1."""
 
     def __init__(self, data: Images, size: int):
         self.data, self.size = data, size
 
     def __getitem__(self, where: slice) -> tuple[Tensor, dict[int, tuple[str, str]]]:
-        pixels = torch.zeros(where.stop - where.start, 3, self.size, self.size, dtype=torch.uint8)
-        bad = {}
+        black = torch.zeros(self.data.channels, self.size, self.size, dtype=torch.uint8)
+        shown, bad = [], {}
         for row, index in enumerate(range(where.start, where.stop)):
             try:
-                pixels[row] = self._central(self.data.pixels(index))
+                shown.append(self._central(self.data.pixels(index)))
             except BadImage as error:
+                shown.append(black)
                 bad[row] = error.path, error.reason
-        return pixels, bad
+        return torch.stack(shown) if shown else black[None][:0], bad
 
     def _central(self, pixels: Tensor) -> Tensor:
-        pixels = TF.resize(pixels, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR, antialias=True)
+        short = [round(self.size * 256 / 224)]
+        pixels = TF.resize(_resizable(pixels), short, InterpolationMode.BILINEAR, antialias=True)
         return TF.center_crop(pixels, [self.size, self.size])

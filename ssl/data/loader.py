@@ -84,13 +84,15 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
 
 
 def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch]:
-    pixels = data.resident.to(device)
+    pixels, kind = data.resident.to(device), data.resident.dtype
+    if kind == torch.uint16:
+        pixels = pixels.view(torch.int16)  # which index_select takes on every device
     side = torch.tensor(pixels.shape[2:])
     for step in range(start, stop):
         for micro in range(order.accumulate):
             epoch, index = order.indices(step, micro, rank())
             # index_select: on a CPU ten times as fast as pixels[index]
-            chosen = pixels.index_select(0, index.to(device, non_blocking=True))
+            chosen = pixels.index_select(0, index.to(device, non_blocking=True)).view(kind)
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view)
