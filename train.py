@@ -34,6 +34,7 @@ from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
+from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 from ssl.optim import LAMB, LARS, parameter_groups
@@ -117,6 +118,8 @@ class Settings:
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # What may go wrong with data and numbers
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; others stand in for them
+    max_bad_steps: int = 10  # in a row may have no finite gradient, and are left out; then back to the last checkpoint
+    retry_lr: float = 0.5  # what lr is multiplied by from there on; a second time the run ends
     # Run
     seed: int = 0  # of weights, order and views
     output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
@@ -183,7 +186,7 @@ def main() -> None:
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     run = runs.RunFolder(folder, settings.keep_checkpoints)
     state = find_state(run, settings, identity)
-    step = state["step"] if state else 0
+    step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
     introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
@@ -191,6 +194,10 @@ def main() -> None:
     requests = stopping.StopRequests(folder)
 
     model.train()
+    guard = Guard(model, optimizer)
+    bad_steps = BadSteps(folder)
+    bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction,
+                           state["bad_images"] if state else {})  # fmt: skip
     runner = model
     if world_size() > 1:
         runner = DistributedDataParallel(
@@ -209,6 +216,9 @@ def main() -> None:
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "step": step,
+            "retries": retries,
+            "guard": guard.state_dict(),
+            "bad_images": bad_images.known | bad_images.met,
             "settings": dataclasses.asdict(settings),
             "identity": identity,
             "versions": runs.versions(),
@@ -218,22 +228,23 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
+        guard.load_state_dict(state["guard"])
         return state["step"]
 
     def save(wait: bool = False) -> None:
         run.save(everything(), model.encoder.state_dict(), wait)
 
-    def embed(batch: Batch) -> tuple[Tensor, ...]:
+    def embed(batch: Batch, net: nn.Module | None = None) -> tuple[Tensor, ...]:
         """The embeddings (n, D) of a micro-batch's views."""
         torch.manual_seed(batch.seed)  # of dropout, should the encoder have any
         with torch.no_grad():
             x = finish(batch, views, mean, std)
         with torch.autocast(device.type, autocast_dtype or torch.float32, enabled=autocast_dtype is not None):
-            return runner(*x)
+            return (net or runner)(*x)
 
     def backward(loss: Tensor) -> None:
         """The loss is the global batch's already; DDP averages gradients, so undo its division."""
-        scaler.scale(loss * world_size()).backward()
+        scaler.scale(loss * world_size() * guard.scale(loss)).backward()
 
     # Continue, or begin
     state = state or runs.copied(everything())
@@ -246,9 +257,8 @@ def main() -> None:
     # Loop
     workers = auto_workers() if settings.workers is None else settings.workers
     batches = training_batches(data, views, order, step, stop, workers, device)
-    bad = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction)
-    bad.note(data.bad)
-    bad.agree()
+    bad_images.note(data.bad)
+    bad_images.agree()
     metrics = Metrics(folder / "metrics.jsonl", step)
     progress = Progress(stop, step)
     watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
@@ -256,14 +266,15 @@ def main() -> None:
     asked_to_stop = None
     while step < stop and not asked_to_stop:
         requests.ask()
-        set_lr(optimizer, lr_factor(settings, step, order.steps_per_epoch))
+        guard.begin()
+        set_lr(optimizer, lr_factor(settings, step, order.steps_per_epoch) * settings.retry_lr**retries)
 
         watchdog.beat(step, "reading data")
         began = time.monotonic()
         micro_batches = [next(batches) for _ in range(settings.accumulate)]
         waited += time.monotonic() - began
         for batch in micro_batches:
-            bad.note(batch.bad)
+            bad_images.note(batch.bad)
 
         watchdog.beat(step, "computing")
         if settings.accumulate == 1:
@@ -273,10 +284,13 @@ def main() -> None:
             loss = accumulate_exact(micro_batches, embed, criterion, backward, runner)
         else:
             loss = accumulate_split(micro_batches, embed, criterion, backward, runner)
-        if settings.clip_grad is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-        scaler.step(optimizer)
+        scaler.unscale_(optimizer)
+        if settings.clip_grad is None:
+            norm = gradient_norm(optimizer)
+        else:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        guard.judge(loss, norm)
+        optimizer.step()  # unless the guard found it bad
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         step = run.step = step + 1
@@ -289,21 +303,38 @@ def main() -> None:
             lrs = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
             parts = {name: part.item() for name, part in criterion.parts.items()}
             epoch = step / order.steps_per_epoch
-            ruined = bad.agree()
+            ruined = bad_images.agree()
+            for ago, ranks in guard.read(overflow_is_bad=not scaler.is_enabled()):
+                bad_steps.write(step - ago, retries, ranks, lambda at=step - ago - 1: order.names(data, at))
             metrics.write(
                 epoch=round(epoch, 4), step=step, loss=value, **parts, **lrs,
-                samples_per_second=rate, data_wait=waited / (now - logged), bad_images=ruined,
+                samples_per_second=rate, data_wait=waited / (now - logged), bad_images=ruined, bad_steps=guard.total,
             )  # fmt: skip
             progress.update(
                 step,
                 f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
                 + (f"  bad images {ruined}" if ruined else "")
+                + (f"  bad steps {guard.total}" if guard.total else "")
                 + (f"  NOT SAVED since step {run.saved_step}: {run.trouble}" if run.trouble else ""),
             )
-            if not math.isfinite(value):
-                raise UserError(DIVERGED.format(f"the loss is {value}", step))
+            if guard.row >= settings.max_bad_steps:
+                words = what_went_wrong(model, criterion, embed, micro_batches, guard.row, step)
+                if retries:
+                    raise UserError(f"{words}, again after going back with lr × {settings.retry_lr:g}. {runs.DIVERGED}")
+                batches.close()
+                metrics.close()
+                run.settle()
+                step = run.step = take_up(run.newest(is_checkpoint))
+                retries = 1
+                say(f"*** {words}; going back to step {step}, with lr × {settings.retry_lr:g} from there ***")
+                if is_main():
+                    save()
+                batches = training_batches(data, views, order, step, stop, workers, device)
+                metrics = Metrics(folder / "metrics.jsonl", step)
+                now = time.monotonic()
             logged, logged_step, waited = now, step, 0.0
-        if is_main() and step < stop and not asked_to_stop and save_is_due(run, settings, step, order):
+        due = is_main() and step < stop and not asked_to_stop and save_is_due(run, settings, step, order)
+        if due and not guard.stumbling():
             save()
 
     # Save
@@ -390,6 +421,16 @@ def rehearse(runner, embed, optimizer, batch_size: int, channels: int, size: int
         optimizer.zero_grad(set_to_none=True)
 
 
+def what_went_wrong(model: nn.Module, criterion, embed, micro_batches: list[Batch], row: int, step: int) -> str:
+    """Words for bad steps in a row, the last of them of these micro-batches."""
+    for batch in micro_batches:
+        first = first_fault(model, lambda: criterion.parts, lambda batch=batch: criterion(*embed(batch, model)))
+        if first:
+            break
+    first = first or "nothing, when computed once more: suspect the machine"
+    return f"{row} steps in a row, up to step {step}, had no finite gradient; first not finite: {first}"
+
+
 def sync_last(runner: nn.Module, count: int) -> list:
     """Contexts for `count` backward passes of which only the last averages gradients over the ranks."""
     quiet = getattr(runner, "no_sync", contextlib.nullcontext)
@@ -422,7 +463,8 @@ def start_processes(count: int) -> None:
 
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before any process waits for another."""
-    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs"):
+    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs",
+                 "max_bad_steps"):  # fmt: skip
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
@@ -441,7 +483,16 @@ def check(settings: Settings) -> None:
                  "color_distortion_strength", "jitter", "workers", "seed"):  # fmt: skip
         if any(value < 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    for name in ("temperature", "loss_scale", "clip_grad", "save_minutes", "timeout_minutes", "blur_sigma", "std"):
+    for name in (
+        "temperature",
+        "loss_scale",
+        "clip_grad",
+        "save_minutes",
+        "timeout_minutes",
+        "retry_lr",
+        "blur_sigma",
+        "std",
+    ):
         if any(value <= 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
     for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start", "max_bad_fraction"):
@@ -543,8 +594,14 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     if settings.optimizer == "lamb":
         return LAMB(groups, lr=settings.lr, exclude_bias_and_norm=exclude)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, lr=settings.lr)
+        sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
+            for p in group["params"]:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
+        groups, lr=settings.lr, fused=True
+    )
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
@@ -565,13 +622,9 @@ FREE_TO_CHANGE = {
     "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
     "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
     "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
+    "max_bad_steps",
 }  # fmt: skip
 NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
-
-DIVERGED = (
-    "{} at step {}: training has diverged, and was not saved since the last checkpoint. "
-    "Lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
-)
 
 
 def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict | None:
@@ -612,7 +665,9 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
     return state
 
 
-CONTENTS = {"model", "optimizer", "scaler", "step", "settings", "identity", "versions"}
+CONTENTS = {
+    "model", "optimizer", "scaler", "step", "retries", "guard", "bad_images", "settings", "identity", "versions",
+}  # fmt: skip
 
 
 def is_checkpoint(state) -> bool:

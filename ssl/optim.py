@@ -1,8 +1,8 @@
 """LARS and LAMB, and the parameter groups of self-supervised recipes.
 
-Each rule stands here twice: one tensor at a time, to read and to test with, and for all
-tensors at once (`torch._foreach_*`: a few kernels for the whole network, but for the trust
-ratios, which take one for each weight). Neither ever waits for the device.
+Both are torch's own fused kernels, of SGD with momentum and of Adam, on updates whose length is
+adapted: a few launches for the whole network, but for the trust ratios, which take one for each
+weight. They never wait for the device, which leaves a step out by itself where it is told to.
 """
 
 import torch
@@ -38,7 +38,11 @@ class _Layerwise(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update every parameter that has a gradient; gradients are only read. Returns the closure's loss, if any."""
+        """Update every parameter that has a gradient; gradients are only read. Returns the closure's loss, if any.
+
+        As with torch's fused optimizers, an attribute `found_inf`, a tensor, has the device leave
+        parameters and state as they are where it is 1.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,9 +64,12 @@ class _Layerwise(Optimizer):
             adapted = [p for p in params if p.ndim > 1 or not group["exclude_bias_and_norm"]]
             plain = [p for p in params if p.ndim <= 1 and group["exclude_bias_and_norm"]]
             for chosen, adapt in ((adapted, True), (plain, False)):
-                if chosen:
-                    grads = [-p.grad if group["maximize"] else p.grad for p in chosen]
-                    self._update(chosen, grads, [self.state[p] for p in chosen], group, adapt, together)
+                for some in [chosen] if together and chosen else [[p] for p in chosen]:
+                    grads = [-p.grad if group["maximize"] else p.grad for p in some]
+                    found_inf = getattr(self, "found_inf", None)
+                    if found_inf is not None:
+                        found_inf = found_inf.to(some[0].device, torch.float32)
+                    self._update(some, grads, [self.state[p] for p in some], group, adapt, found_inf)
         return loss
 
 
@@ -111,31 +118,18 @@ class LARS(_Layerwise):
     def _new_state(self, p: Tensor) -> dict:
         return {"momentum_buffer": torch.zeros_like(p)}
 
-    def _update(self, params, grads, states, group: dict, adapt: bool, together: bool) -> None:
-        rule = _lars_together if together else _lars_one_by_one
-        names = ("lr", "momentum", "weight_decay", "trust_coefficient")
-        buffers = [state["momentum_buffer"] for state in states]
-        rule(params, grads, buffers, adapt=adapt, **{name: group[name] for name in names})
-
-
-def _lars_one_by_one(params, grads, buffers, *, lr, momentum, weight_decay, trust_coefficient, adapt) -> None:
-    for p, u, m in zip(params, grads, buffers):
+    def _update(self, params, updates, states, group: dict, adapt: bool, found_inf: Tensor | None) -> None:
         if adapt:
-            u = u.add(p, alpha=weight_decay)
-            u.mul_(_trust_ratio(_norm(p), _norm(u), trust_coefficient))
-        m.mul_(momentum).add_(u)
-        p.add_(m, alpha=-lr)
-
-
-def _lars_together(params, grads, buffers, *, lr, momentum, weight_decay, trust_coefficient, adapt) -> None:
-    updates = grads
-    if adapt:
-        updates = torch._foreach_add(grads, params, alpha=weight_decay)
-        ratios = _trust_ratio(_norms(params), _norms(updates), trust_coefficient)
-        torch._foreach_mul_(updates, list(ratios.unbind()))
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, updates)
-    torch._foreach_add_(params, buffers, alpha=-lr)
+            updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
+            ratios = _trust_ratio(_norms(params), _norms(updates), group["trust_coefficient"])
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        torch._fused_sgd_(
+            params,
+            updates,
+            [state["momentum_buffer"] for state in states] if group["momentum"] else [],
+            **dict(lr=group["lr"], momentum=group["momentum"], weight_decay=0.0, dampening=0.0, nesterov=False),
+            **dict(maximize=False, is_first_step=False, found_inf=found_inf),
+        )
 
 
 class LAMB(_Layerwise):
@@ -179,48 +173,34 @@ class LAMB(_Layerwise):
         )
 
     def _new_state(self, p: Tensor) -> dict:
-        # `step` stays on the CPU, as in torch.optim: reading it waits for nothing.
-        return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        # `step` lives where p does: the device alone knows whether a step was left out.
+        step = torch.zeros((), device=p.device)
+        return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
-    def _update(self, params, grads, states, group: dict, adapt: bool, together: bool) -> None:
-        for state in states:
-            state["step"] += 1
-        rule = _lamb_together if together else _lamb_one_by_one
-        moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        corrections = ([1 - beta ** state["step"].item() for state in states] for beta in group["betas"])
-        names = ("lr", "betas", "eps", "weight_decay")
-        rule(params, grads, *moments, *corrections, adapt=adapt, **{name: group[name] for name in names})
-
-
-def _lamb_one_by_one(params, grads, ms, vs, m_corrections, v_corrections, *, lr, betas, eps, weight_decay, adapt):
-    for p, g, m, v, m_correction, v_correction in zip(params, grads, ms, vs, m_corrections, v_corrections):
-        m.lerp_(g, 1 - betas[0])
-        v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-        u = (m / m_correction).div_((v / v_correction).sqrt_().add_(eps))
+    def _update(self, params, grads, states, group: dict, adapt: bool, found_inf: Tensor | None) -> None:
+        for state, p in zip(states, params):
+            state["step"] = state["step"].to(p.device)  # a checkpoint is read on the CPU
+        steps = [state["step"] for state in states]
+        updates = torch._foreach_mul(params, 0.0)  # from here Adam, at rate -1, goes to u
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            updates,
+            grads,
+            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+            [],
+            steps,
+            **dict(lr=-1.0, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], weight_decay=0.0),
+            **dict(amsgrad=False, maximize=False, found_inf=found_inf),
+        )
+        if found_inf is not None:
+            torch._foreach_sub_(steps, [found_inf] * len(steps))
         if adapt:
-            u.add_(p, alpha=weight_decay)
-            u.mul_(_trust_ratio(_norm(p), _norm(u), 1.0))
-        p.add_(u, alpha=-lr)
-
-
-def _lamb_together(params, grads, ms, vs, m_corrections, v_corrections, *, lr, betas, eps, weight_decay, adapt):
-    torch._foreach_lerp_(ms, grads, 1 - betas[0])
-    torch._foreach_mul_(vs, betas[1])
-    torch._foreach_addcmul_(vs, grads, grads, value=1 - betas[1])
-    roots = torch._foreach_div(vs, v_corrections)
-    torch._foreach_sqrt_(roots)
-    torch._foreach_add_(roots, eps)
-    updates = torch._foreach_div(ms, m_corrections)
-    torch._foreach_div_(updates, roots)
-    if adapt:
-        torch._foreach_add_(updates, params, alpha=weight_decay)
-        ratios = _trust_ratio(_norms(params), _norms(updates), 1.0)
-        torch._foreach_mul_(updates, list(ratios.unbind()))
-    torch._foreach_add_(params, updates, alpha=-lr)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))  # float16 would overflow
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            ratios = _trust_ratio(_norms(params), _norms(updates), 1.0)
+            if found_inf is not None:
+                ratios = ratios * (1 - found_inf)
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -68,6 +68,18 @@ class Metrics:
             self.file.close()
 
 
+def json_lines(path: Path) -> list[dict]:
+    """What a file of JSON objects holds, a line each; none where there is no file. A line cut short is left out."""
+    found = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        found += [value] if isinstance(value, dict) else []
+    return found
+
+
 def _tidy(value):
     """Six digits of a float; null for what JSON has no number for."""
     if not isinstance(value, float):

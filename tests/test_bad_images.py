@@ -128,12 +128,12 @@ def test_a_vanished_folder_is_an_error_not_a_search_without_end(tmp_path):
 
 
 def test_a_continued_run_goes_on_counting(tmp_path):
-    first = BadImages(tmp_path, 1000, 0.001)
+    first = BadImages(tmp_path, 1000, 0.001, {})
     first.note([(f"{i}.png", "empty") for i in range(9)])
     assert first.agree() == 9
     with open(tmp_path / "bad_images.jsonl", "a") as file:
         file.write('{"path": "cut')  # by a crash
-    second = BadImages(tmp_path, 1000, 0.001)
+    second = BadImages(tmp_path, 1000, 0.001, first.known)
     second.note([("0.png", "empty"), ("9.png", "empty")])
     assert second.agree() == 10
     second.note([("10.png", "empty")])
@@ -142,7 +142,7 @@ def test_a_continued_run_goes_on_counting(tmp_path):
 
 
 def test_the_limit_is_a_share_of_large_data_sets(tmp_path):
-    bad = BadImages(tmp_path, 100_000, 0.001)
+    bad = BadImages(tmp_path, 100_000, 0.001, {})
     bad.note([(f"{i}.png", "empty") for i in range(100)])
     assert bad.agree() == 100
     bad.note([("100.png", "empty")])

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from ssl.distributed import broadcast_object, gather_objects, is_main
+from ssl.distributed import gather_objects, is_main
 from ssl.errors import UserError
+from ssl.report import json_lines
 
 LEAST = 10  # so many are always allowed: a small folder with one ruined file is no catastrophe
 
@@ -12,15 +13,17 @@ LEAST = 10  # so many are always allowed: a small folder with one ruined file is
 class BadImages:
     """The bad images of a run, and bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
 
-    Ranks meet different files. `agree` brings them together, so that every rank stops at the
-    same step when more than `max_fraction` of `total` images, and more than 10, are bad.
+    `known`, path to reason, are those that a run which is continued had met. Ranks meet different
+    files. `agree` brings them together, so that every rank stops at the same step when more than
+    `max_fraction` of `total` images, and more than 10, are bad.
     """
 
-    def __init__(self, folder: Path, total: int, max_fraction: float):
+    def __init__(self, folder: Path, total: int, max_fraction: float, known: dict[str, str]):
         self.file = folder / "bad_images.jsonl"
         self.total, self.max_fraction = total, max_fraction
-        self.known: dict[str, str] = broadcast_object(_read(self.file) if is_main() else None)
+        self.known = dict(known)
         self.met: dict[str, str] = {}
+        self.written = {line.get("path") for line in json_lines(self.file)} if is_main() else set()
 
     def note(self, bad: list[tuple[str, str]]) -> None:
         """Remember (path, reason) pairs that this rank met."""
@@ -35,9 +38,13 @@ class BadImages:
         new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
         self.known |= new
         self.met = {}
-        if is_main() and new:
+        unwritten = {path: reason for path, reason in new.items() if path not in self.written}
+        if is_main() and unwritten:
+            self.written |= set(unwritten)
             with open(self.file, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+                file.writelines(
+                    json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in unwritten.items()
+                )
         check(self.known, self.total, self.max_fraction, f"all are listed in {self.file}")
         return len(self.known)
 
@@ -51,15 +58,3 @@ def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> No
             f"{len(bad)} of {total} images cannot be read, more than the {limit} allowed; the first is {path} "
             f"({reason}); {more}. Repair or remove them, or raise --max_bad_fraction"
         )
-
-
-def _read(file: Path) -> dict[str, str]:
-    """What an earlier part of the run listed; a line cut short by a crash is met again."""
-    found = {}
-    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-            found[str(entry["path"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found

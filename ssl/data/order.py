@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl.augment import uniforms
+from ssl.data.datasets import Images
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Order:
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
         return epoch, permutation(self.count, self.seed, epoch)[start : start + self.batch_size]
+
+    def names(self, data: Images, step: int) -> list[str]:
+        """The names of all images of a step, on whatever rank."""
+        micro_batches = range(self.accumulate * self.world_size)
+        places = [self.indices(step, m % self.accumulate, m // self.accumulate)[1].tolist() for m in micro_batches]
+        return [data.sample_name(index) for rows in places for index in rows]
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
         """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
