@@ -26,7 +26,7 @@ from ssl import checkpoint, config, distributed
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import check as check_bad
-from ssl.data.datasets import Images
+from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
 from ssl.data.order import Order
 from ssl.distributed import gather_objects, gather_rows, is_main, world_size
@@ -132,7 +132,7 @@ def main() -> None:
             (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
             train_y, test_y = train.labels.to(device), test.labels.to(device)
             if "probe" in protocols and is_main():
-                fit_and_held_out = datasets.split_validation(train.labels, 0.1, settings.seed)
+                fit_and_held_out = split_validation(train.labels, 0.1, settings.seed)
                 parts = [(train_x[index], train_y[index]) for index in fit_and_held_out]
                 judged["probe"] = probe(*parts, (test_x, test_y), classes, settings.probe_epochs, seed=settings.seed)
             if "knn" in protocols and is_main():
@@ -251,6 +251,8 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     )
     for data in (train, test):
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
+    if train.channels != test.channels:
+        raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
     settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
     if not train.classes or bool((train.labels < 0).any()):
         raise UserError(
@@ -260,7 +262,7 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     if settings.train_files:
         train = train.subset(listed(train, settings.train_files))
     elif settings.train_percent != 100:
-        train = train.subset(datasets.split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
+        train = train.subset(split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
     counts = torch.bincount(train.labels, minlength=len(train.classes))
     if int(counts.min()) < (2 if "probe" in protocols else 1):
         raise UserError(

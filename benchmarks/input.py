@@ -33,8 +33,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from ssl.augment import View, draw
 from ssl.data import datasets
-from ssl.data.datasets import Images
 from ssl.data.files import TrainingFiles
+from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.errors import UserError, one_line_errors

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from ssl.augment import View
 from ssl.data import arrays, datasets, loader
 from ssl.data.files import resized_crop
+from ssl.data.images import Images, spread
 from ssl.data.order import Order
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
@@ -192,7 +193,7 @@ def test_from_the_disk_and_in_memory_give_the_same_views(tmp_path, channels, dty
     np.save(tmp_path / "a.npy", pictures(8, 40, (channels,), dtype))
     held = load(tmp_path / "a.npy")
     stored, *_ = arrays.read(tmp_path / "a.npy", "unlabelled")
-    files = datasets.Images("array", held.labels, [], stored=stored)
+    files = Images("array", held.labels, [], stored=stored)
     views, order = [View(size=24), View(size=16)], Order(8, 4, 1, 1, seed=0)
     for a, b in zip(*(loader.training_batches(d, views, order, 0, 2, workers, CPU) for d in (held, files))):
         for (in_memory, params), (of_worker, same) in zip(a.views, b.views):
@@ -218,8 +219,8 @@ def test_statistics_are_the_channels_own_unless_set(tmp_path):
     assert datasets.normalisation(data, given, None) == (given, std)
     with pytest.raises(UserError, match="std: expected 4 values, one a channel of array, got"):
         datasets.normalisation(data, None, [0.5])
-    assert datasets.spread(2500, 1000) == range(0, 2500, 3)
-    assert datasets.spread(5, 1000) == range(5)
+    assert spread(2500, 1000) == range(0, 2500, 3)
+    assert spread(5, 1000) == range(5)
 
 
 # Encoders ---------------------------------------------------------------------------

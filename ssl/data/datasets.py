@@ -1,14 +1,11 @@
 """Data sets by name. All look alike: `len`, `pixels(index)`, labels and class names.
 
-A data set small enough (images of at most 64 pixels, as CIFAR) is held as one uint8 tensor,
+A data set small enough (images of at most 64 pixels, as CIFAR) is held as one tensor,
 `resident`; batches of it are cut and resized on the training device without workers.
 """
 
-import os
-import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +13,8 @@ from torch import Tensor
 
 from ssl.augment import to_unit
 from ssl.data import arrays
-from ssl.data.images import EXTENSIONS, BadImage, decode, list_images
+from ssl.data.folders import folder, imagenet
+from ssl.data.images import BadImage, Images, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.distributed import barrier, is_main
@@ -40,71 +38,6 @@ KNOWN = {
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Images:
-    """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
-    shown over and over. Those from an array file may be uint16, all others are uint8.
-
-    labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
-    they cannot be read.
-    """
-
-    name: str
-    labels: Tensor
-    classes: list[str]
-    resident: Tensor | None = None
-    paths: list[str] | None = None
-    stored: arrays.Stack | None = None
-    pool: Tensor | None = None
-    bad: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def channels(self) -> int:
-        """Of every image. Files of images are decoded to RGB."""
-        held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
-        return 3 if held is None else held.shape[1]
-
-    def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
-        """Image `index` as (C, H, W); `reduction` as in `images.decode`. Raises `BadImage`."""
-        if self.paths is not None:
-            return decode(self.paths[index], reduction)
-        held = self.resident if self.stored is None else self.stored
-        pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
-        if reduction is not None:
-            reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
-        return pixels
-
-    def sample_name(self, index: int) -> str:
-        return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
-
-    def fingerprint(self, root: str | None) -> str:
-        """Which images these are: number and checksum, of names below `root` or else of labels and some pixels."""
-        if self.paths is None:
-            seen = zlib.crc32(self.labels.numpy().tobytes())
-            for index in spread(len(self), 50):
-                seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
-            return f"{len(self)} images, labels and pixels {seen:08x}"
-        names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
-        return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
-
-    def subset(self, indices: Tensor) -> "Images":
-        return replace(
-            self,
-            labels=self.labels[indices],
-            resident=None if self.resident is None else self.resident.index_select(0, indices),
-            paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
-            stored=None if self.stored is None else self.stored.subset(indices.numpy()),
-        )
-
-
-def spread(count: int, most: int) -> range:
-    """At most `most` of `count` indices, evenly spread."""
-    return range(0, count, max(1, -(-count // most)))
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
@@ -143,11 +76,11 @@ def load(
     if name == "fake":
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
-        data = _folder(_existing(data_dir, name), split, seed)
+        data = folder(_existing(data_dir, name), split, seed)
     elif name == "array":
         data = _array(data_dir, split, seed)
     elif name.startswith("ImageNet"):
-        data = _imagenet(_existing(data_dir, name), name, split, class_list)
+        data = imagenet(_existing(data_dir, name), name, split, class_list)
     else:
         if download and is_main():
             _torchvision(name, data_dir or "data", split, download)
@@ -175,18 +108,6 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     return list(mean or known_mean), list(std or known_std)
 
 
-def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        of_class = order[labels[order] == label]
-        count = round(len(of_class) * fraction) or int(len(of_class) > 1)
-        held[of_class[:count]] = True
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
-
-
 def _existing(data_dir: str | None, name: str) -> Path:
     if data_dir is None:
         raise UserError(f"data_dir: {name} has to be read from somewhere; pass --data_dir FOLDER")
@@ -194,106 +115,6 @@ def _existing(data_dir: str | None, name: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"data_dir: {data_dir} is not a folder{' (it is a file)' if folder.exists() else ''}")
     return folder
-
-
-# Folders ----------------------------------------------------------------------
-
-
-def _folder(root: Path, split: str, seed: int) -> Images:
-    """ROOT/{train,val|test}/CLASS/*, or ROOT/CLASS/*, or images without classes."""
-    if (root / "train").is_dir():
-        train = _tree(root / "train")
-        if split != "test":
-            return train
-        other = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-        if other is None:
-            raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
-        test = _tree(other)
-        _same_classes(train, test, root / "train", other)
-        return test
-    return _cut(_tree(root), split, seed, f"{root} holds images without class folders")
-
-
-def _cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images:
-    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
-    if not everything.classes:
-        if split == "test":
-            raise UserError(f"data_dir: {unlabelled}; without labels there is nothing to judge")
-        return everything
-    train, test = split_validation(everything.labels, 0.1, seed)
-    return everything.subset(test if split == "test" else train)
-
-
-def _tree(folder: Path) -> Images:
-    """All images below a folder; the first folder below it is the class, if every image is in one."""
-    files = list_images(folder)
-    if not files:
-        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
-    paths = [str(folder / path) for path in files]
-    if any(len(path.parts) == 1 for path in files):
-        return Images("folder", torch.full((len(files),), -1), [], paths=paths)
-    classes = sorted({path.parts[0] for path in files})
-    number = {name: label for label, name in enumerate(classes)}
-    empty = [entry.name for entry in folder.iterdir()
-             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in number]  # fmt: skip
-    if empty:
-        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
-    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
-
-
-def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
-    for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
-        missing = sorted(set(here.classes) - set(there.classes))
-        if missing:
-            raise UserError(
-                f"data_dir: class {missing[0]!r} is not in {where}"
-                + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + "; both splits need the same class folders"
-            )
-
-
-def _imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
-    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
-    folder = root / ("val" if split == "test" else "train")
-    if not folder.is_dir():
-        raise UserError(f"data_dir: {root} is not ImageNet: there is no {folder.name}/ of class folders in it")
-    if name == "ImageNet":
-        if class_list:
-            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
-        data = replace(_tree(folder), name=name)
-        if len(data.classes) != 1000:
-            raise UserError(
-                f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
-                "For images of your own leave --dataset away"
-            )
-        return data
-    if class_list is None:
-        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
-    wnids, names = read_class_list(class_list)
-    expected = int(name.removeprefix("ImageNet"))
-    if len(wnids) != expected:
-        raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
-    paths, labels = [], []
-    for label, wnid in enumerate(wnids):
-        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
-        if not files:
-            raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
-        paths += [str(folder / wnid / file) for file in files]
-        labels += [label] * len(files)
-    return Images(name, torch.tensor(labels), names, paths=paths)
-
-
-def read_class_list(path: str) -> tuple[list[str], list[str]]:
-    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
-    try:
-        lines = [line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_list: cannot read {path} ({error})") from None
-    wnids = [line[0] for line in lines]
-    for wnid in wnids:
-        if "/" in wnid or wnid in (".", "..") or wnids.count(wnid) > 1:
-            raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
-    return wnids, [line[-1].strip() for line in lines]
 
 
 # Others -----------------------------------------------------------------------
@@ -306,7 +127,7 @@ def _array(data_dir: str | None, split: str, seed: int) -> Images:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
     stored, labels, classes, is_split = arrays.read(path, split)
     data = Images("array", labels, classes, stored=stored)
-    return data if is_split else _cut(data, split, seed, f"{path} holds images without labels")
+    return data if is_split else cut(data, split, seed, f"{path} holds images without labels")
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from ssl.augment import View, crop_boxes, draw, to_unit
-from ssl.data.datasets import Images
-from ssl.data.images import BadImage
+from ssl.data.images import BadImage, Images
 from ssl.data.order import Order, stand_in
 from ssl.errors import UserError
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit
-from ssl.data.datasets import Images
 from ssl.data.files import Batch, PlainFiles, TrainingFiles
+from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.distributed import rank, world_size
 from ssl.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl.augment import uniforms
-from ssl.data.datasets import Images
+from ssl.data.images import Images
 
 
 @dataclass(frozen=True)
