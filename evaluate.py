@@ -26,8 +26,9 @@ from ssl import checkpoint, config, distributed
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import check as check_bad
-from ssl.data.datasets import Images
-from ssl.data.loader import Order, auto_workers, finish, plain_batches, training_batches
+from ssl.data.images import Images, split_validation
+from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
+from ssl.data.order import Order
 from ssl.data.tables import read_lines
 from ssl.distributed import gather_objects, gather_rows, is_main, world_size
 from ssl.encoders import build_encoder, is_known
@@ -71,8 +72,8 @@ class Settings:
     label_column: str | None = None  # of the table: classes; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
-    mean: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
-    std: tuple[float, float, float] | None = None  # of normalisation; unset: the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
     train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
@@ -110,13 +111,14 @@ def main() -> None:
 
     # Encoder
     torch.manual_seed(settings.seed)
-    encoder, width = build_encoder(settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs)
+    built = settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, train.channels
+    encoder, width = build_encoder(*built)
     subjects: dict[str, nn.Module | None] = {}
     if settings.raw_pixels:
         subjects["raw_pixels"] = None
     if settings.random_init:
         subjects["random_init"] = encoder
-    trained, _ = build_encoder(settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs)
+    trained, _ = build_encoder(*built)
     source = load_weights(trained, settings.model_path)
     subjects["trained"] = trained
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
@@ -134,7 +136,7 @@ def main() -> None:
             (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
             train_y, test_y = train.labels.to(device), test.labels.to(device)
             if "probe" in protocols and is_main():
-                fit_and_held_out = datasets.split_validation(train.labels, 0.1, settings.seed)
+                fit_and_held_out = split_validation(train.labels, 0.1, settings.seed)
                 parts = [(train_x[index], train_y[index]) for index in fit_and_held_out]
                 judged["probe"] = probe(*parts, (test_x, test_y), classes, settings.probe_epochs, seed=settings.seed)
             if "knn" in protocols and is_main():
@@ -262,12 +264,18 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     )
     for data in (train, test):
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
+    if train.channels != test.channels:
+        raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
+    settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
     if not train.classes or bool((train.labels < 0).any()):
-        raise UserError(f"data_dir: {settings.data_dir} has images without labels; judging needs class folders")
+        raise UserError(
+            f"data_dir: {settings.data_dir} has images without labels; judging needs class folders, "
+            "or a class number for every image of an array file"
+        )
     if settings.train_files:
         train = train.subset(listed(train, settings.train_files))
     elif settings.train_percent != 100:
-        train = train.subset(datasets.split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
+        train = train.subset(split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
     counts = torch.bincount(train.labels, minlength=len(train.classes))
     if int(counts.min()) < (2 if "probe" in protocols else 1):
         raise UserError(
@@ -337,10 +345,8 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def statistics(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (3, 1, 1), of the normalisation."""
-    _, mean, std = datasets.KNOWN[settings.dataset]
-    chosen = settings.mean or mean, settings.std or std
-    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in chosen)
+    """(mean, std), each (C, 1, 1), of the normalisation."""
+    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (settings.mean, settings.std))
 
 
 @torch.no_grad()

@@ -28,7 +28,9 @@ from ssl import checkpoint, config, distributed, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
-from ssl.data.loader import Batch, Order, auto_workers, finish, training_batches
+from ssl.data.files import Batch
+from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
@@ -55,8 +57,8 @@ class Settings:
     config: str | None = None  # YAML file of settings; the command line wins over it
     # What to learn, from what
     method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
-    dataset: str | None = None  # shapes, CIFAR10, CIFAR100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder or fake
-    data_dir: str | None = None  # folder of the data set, or of your own images
+    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder, array or fake
+    data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     csv: str | None = None  # table that names the images to use below data_dir
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
@@ -107,8 +109,8 @@ class Settings:
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
-    mean: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
-    std: tuple[float, float, float] | None = None  # of normalisation; unset: the data set's
+    mean: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
+    std: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
     # Machine
     gpus: int | None = None  # start so many processes here, as torchrun would
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
@@ -163,7 +165,8 @@ def main() -> None:
         label_column=settings.label_column,
         seed=settings.seed,
     )
-    mean, std = (torch.tensor(values, device=device) for values in normalisation(settings))
+    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in statistics)
     views = make_views(settings)
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
     require_whole_batches(settings, order)
@@ -172,7 +175,7 @@ def main() -> None:
 
     # Model
     torch.manual_seed(settings.seed)
-    model = Model(settings)
+    model = Model(settings, data.channels)
     if settings.init:
         say(f"init        encoder weights of {checkpoint.load_encoder(model.encoder, settings.init)}")
     if settings.sync_bn:
@@ -194,7 +197,7 @@ def main() -> None:
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-    introduce(settings, origin, device, data, order, scale, autocast_dtype, folder, step, stop)
+    introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
     run.begin(step, stop, saved=state is not None)
     requests = stopping.StopRequests(folder)
 
@@ -254,7 +257,7 @@ def main() -> None:
     # Continue, or begin
     state = state or runs.copied(everything())
     if world_size() > 1:
-        rehearse(runner, embed, optimizer, order, settings, device)
+        rehearse(runner, embed, optimizer, order.batch_size, data.channels, settings.image_size, device)
     step = take_up(state)
     if is_main() and run.saved_step is None:
         save()
@@ -361,12 +364,12 @@ def main() -> None:
 
 
 class Model(nn.Module):
-    """Encoder and projector: views (n, 3, H, W) -> embeddings (n, D), one view at a time through batch norm."""
+    """Encoder and projector: views (n, C, H, W) -> embeddings (n, D), one view at a time through batch norm."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, channels: int = 3):
         super().__init__()
         self.encoder, width = build_encoder(
-            settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs
+            settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, channels
         )
         self.projector = projector(width, settings.projector, batch_norm=settings.method == "barlow_twins")
 
@@ -411,16 +414,16 @@ def accumulate_split(micro_batches: list[Batch], embed, criterion, backward, run
     return sum(losses)
 
 
-def rehearse(runner: nn.Module, embed, optimizer, order: Order, settings: Settings, device: torch.device) -> None:
+def rehearse(runner, embed, optimizer, batch_size: int, channels: int, size: int, device: torch.device) -> None:
     """Two passes forward and back that teach nothing; the caller takes up the weights afterwards.
 
     DDP sums gradients in one order in a process's first step, and in that in which they became
     ready ever after; with three ranks or more the last bits differ. So every process, the
     first and those that continue, has its first steps behind it when training begins.
     """
-    pixels = torch.zeros(order.batch_size, 3, settings.image_size, settings.image_size, device=device)
-    params = torch.zeros(order.batch_size, len(COLUMNS), device=device)
-    nothing = Batch([(pixels, params)] * 2, torch.arange(order.batch_size), torch.zeros(order.batch_size), seed=0)
+    pixels = torch.zeros(batch_size, channels, size, size, device=device)
+    params = torch.zeros(batch_size, len(COLUMNS), device=device)
+    nothing = Batch([(pixels, params)] * 2, torch.arange(batch_size), torch.zeros(batch_size), seed=0)
     for _ in range(2):
         sum(z.float().sum() for z in embed(nothing)).backward()
         optimizer.zero_grad(set_to_none=True)
@@ -449,7 +452,7 @@ def find_recipe(asked: dict) -> Path | None:
     """The recipe in configs/ under the settings that were asked for."""
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
-    if name in ("folder", "fake"):
+    if name in ("folder", "array", "fake"):
         name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
     name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
     if name.startswith("imagenet"):
@@ -556,11 +559,6 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
         return warmup_cosine(step, total, warmup, settings.final_lr, start)
     milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
     return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
-
-
-def normalisation(settings: Settings) -> tuple:
-    _, mean, std = datasets.KNOWN[settings.dataset]
-    return settings.mean or mean, settings.std or std
 
 
 def make_views(settings: Settings) -> list[View]:
@@ -682,9 +680,10 @@ CONTENTS = {
 
 def is_checkpoint(state) -> bool:
     """Whether a file's content is a checkpoint of this script."""
-    if not isinstance(state, dict) or not set(state) >= CONTENTS or not isinstance(state["step"], int):
+    if not isinstance(state, dict) or not set(state) >= CONTENTS:
         return False
-    return all(isinstance(state[part], dict) for part in CONTENTS - {"step"})
+    kinds = {part: dict for part in CONTENTS} | {"step": int, "retries": int}
+    return all(isinstance(state[part], kind) for part, kind in kinds.items())
 
 
 def _plain(value):
@@ -696,7 +695,7 @@ def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order
     return any(steps and step % steps == 0 for steps in every) or run.due(settings.save_minutes)
 
 
-def introduce(settings, origin, device, data, order, scale, dtype, folder, step, stop) -> None:
+def introduce(settings, origin, device, data, statistics, order, scale, dtype, folder, step, stop) -> None:
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     if origin["dataset"] == origin["data_dir"] == "default":
@@ -713,10 +712,18 @@ def introduce(settings, origin, device, data, order, scale, dtype, folder, step,
         "none": "as set",
     }[settings.lr_scaling]
     bias = settings.lr if settings.bias_lr is None else settings.bias_lr
-    where = "in memory" if data.resident is not None else "from files" if data.paths else "of noise, never read"
+    where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
+    where = "in memory" if data.resident is not None else where
     say(f"recipe      {recipe}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
+    if data.channels != 3:
+        say(f"views       {data.channels} channel{'s' if data.channels > 1 else ''}: "
+            "saturation, hue and grey are left out")  # fmt: skip
+    if settings.dataset == "array":
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in statistics)
+        given = settings.mean is not None and settings.std is not None
+        say(f"normalise   mean {mean}, std {std}" + ("" if given else " (what is not set is measured)"))
     say(f"model       {settings.encoder} {settings.encoder_kwargs or ''} + projector {settings.projector}")
     say(
         f"batch       {settings.batch_size} per process × {world_size()} × accumulate {settings.accumulate} = "

@@ -33,8 +33,10 @@ from torchvision.transforms.functional import to_pil_image
 
 from ssl.augment import View, draw
 from ssl.data import datasets
-from ssl.data.datasets import Images
-from ssl.data.loader import Order, _TrainingFiles, finish, training_batches
+from ssl.data.files import TrainingFiles
+from ssl.data.images import Images
+from ssl.data.loader import finish, training_batches
+from ssl.data.order import Order
 from ssl.errors import UserError, one_line_errors
 from ssl.report import table
 
@@ -124,9 +126,18 @@ class TimedFiles:
     def __init__(self, data: Images, clock: Clock):
         self.data, self.labels, self.clock = data, data.labels, clock
 
-    def pixels(self, index: int) -> Tensor:
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def pixels(self, index: int, reduction: Callable[[int, int], int]) -> Tensor:
+        def boxes(height: int, width: int) -> int:
+            self.clock.lap("decode")
+            factor = reduction(height, width)
+            self.clock.lap("crop")
+            return factor
+
         self.clock.lap("crop")
-        pixels = self.data.pixels(index)
+        pixels = self.data.pixels(index, boxes)
         self.clock.lap("decode")
         return pixels
 
@@ -134,7 +145,7 @@ class TimedFiles:
 def our_batch(data: Images, views: list[View], order: Order, step: int, mean: Tensor, std: Tensor) -> Clock:
     """What a worker does, by its own code, then what the training process does."""
     clock = Clock()
-    batch = _TrainingFiles(TimedFiles(data, clock), views, order, 0)[step, 0]
+    batch = TrainingFiles(TimedFiles(data, clock), views, order, 0)[step, 0]
     clock.lap("crop")
     draw_apart(clock, views, order, *order.indices(step, 0, 0))
     finish(batch, views, mean, std)

@@ -33,12 +33,12 @@ from ssl.report import table
 # Plain forms -----------------------------------------------------------------------
 
 
-def plain_barlow(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
+def plain_barlow(z1: Tensor, z2: Tensor, labels: Tensor, lambd: float = 5e-3) -> Tensor:
     """The published form: batch norm, the D×D matrix, a copy of its off-diagonal."""
     a, b = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
     c = a.T @ b / len(a)
     off = c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten()
-    return (c.diagonal() - 1).pow(2).sum() + 5e-3 * off.pow(2).sum()
+    return (c.diagonal() - 1).pow(2).sum() + lambd * off.pow(2).sum()
 
 
 def plain_info_nce(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:

@@ -27,7 +27,9 @@ from ssl.report import table
 
 
 @torch.no_grad()
-def plain_lars(params: list[Tensor], momenta: list[Tensor], lr=0.2, momentum=0.9, decay=1e-6, trust=0.001) -> None:
+def plain_lars(
+    params: list[Tensor], momenta: list[Tensor], lr=0.2, momentum=0.9, decay=1e-6, trust=0.001, bias_lr=0.2
+) -> None:
     """The published loop: weights adapted and decayed, biases and norms neither."""
     for p, mu in zip(params, momenta):
         dp = p.grad
@@ -38,7 +40,7 @@ def plain_lars(params: list[Tensor], momenta: list[Tensor], lr=0.2, momentum=0.9
             q = torch.where(p_norm > 0, torch.where(dp_norm > 0, trust * p_norm / dp_norm, one), one)
             dp = dp.mul(q)
         mu.mul_(momentum).add_(dp)
-        p.add_(mu, alpha=-lr)
+        p.add_(mu, alpha=-(lr if p.ndim > 1 else bias_lr))
 
 
 @torch.no_grad()

@@ -1,14 +1,18 @@
 """Whole training steps, and what they wait for: ours on real and on no input, beside the plain published loop.
 
 python benchmarks/step.py --data_dir IMAGES [--steps 8] [--turns 3] [--json] [any setting of train.py]
+python benchmarks/step.py --data_dir IMAGES --epochs 15              and train both, and compare their k-NN
 python benchmarks/step.py --dataset fake --image_size 224           noise: the way of files without decoding
 
 Ours is what train.py does: its loader, views, model, loss, precision and optimizer. `same batch` gives it
 one finished batch again and again: how fast it would be if input cost nothing. The published loop is
 written here from the paper: PIL pipeline in loader workers, two forwards, the D×D loss, LARS parameter by
 parameter, float32; same images, same model. It needs files, so it is left out for data made in memory.
-All take turns in one run, and medians over the turns are compared. Without further settings: ResNet-18,
-projector 2048-2048-2048, batch 256, views of 32 pixels. `--json` ends the output with one line of numbers.
+All take turns in one run, and medians over the turns are compared. With `--epochs` both are then trained
+for so many, an epoch of one after an epoch of the other, from the same weights by the same recipe (a tenth of
+the epochs is warm-up, unless set), and their encoders are judged by k-NN on the folder's test split.
+Without further settings: ResNet-18, projector 2048-2048-2048, batch 256, views of 32 pixels.
+`--json` ends the output with one line of numbers.
 """
 
 import sys
@@ -24,23 +28,20 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from input import published
-from losses import plain_barlow
+from loops import Loop, loader_workers, our_loop, published_loop
 from measure import machine
-from optimizers import plain_lars
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+import evaluate
 import train
 from ssl import config, distributed
-from ssl.augment import View
 from ssl.data import datasets
-from ssl.data.loader import Order, auto_workers, finish, training_batches
+from ssl.data.images import Images
+from ssl.data.order import Order
 from ssl.errors import UserError, one_line_errors
+from ssl.probes import knn
 from ssl.report import table
 
 WARM_UP = 2  # steps at the start of each turn that are not counted: workers start, queues fill
@@ -48,92 +49,10 @@ DEFAULTS = {"image_size": "32", "encoder": "resnet18", "projector": "2048-2048-2
 PARTS = {"wait": "waiting for data", "views": "the views' pixels", "model": "the model"}
 
 
-# Contenders ---------------------------------------------------------------------------
-# Each is a triple: a turn's batches from its number; the step's inputs from a batch; the step from its inputs.
-
-
-def our_loop(settings: train.Settings, data: datasets.Images, steps: int, device: torch.device) -> tuple:
-    views, workers = train.make_views(settings), loader_workers(settings)
-    order = Order(len(data), settings.batch_size, 1, 1, settings.seed)
-    train.require_whole_batches(settings, order)
-    mean, std = (torch.tensor(values, device=device) for values in train.normalisation(settings))
-    torch.manual_seed(settings.seed)
-    model = train.Model(settings).to(device, memory_format=torch.channels_last)
-    runner = torch.compile(model) if settings.compile else model
-    criterion = train.make_criterion(settings)
-    optimizer = train.make_optimizer(settings, model, train.lr_scale(settings, order.global_batch))
-    dtype = train.choose_precision(settings.amp, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    def batches(turn: int) -> Iterator:
-        start = turn * (WARM_UP + steps)
-        return training_batches(data, views, order, start, start + WARM_UP + steps, workers, device)
-
-    def step(x: list[Tensor]) -> None:
-        with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
-            z = runner(*x)
-        scaler.scale(criterion(*z)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-
-    return batches, lambda batch: finish(batch, views, mean, std), step
-
-
-class PublishedFiles(Dataset):
-    """Images by the published pipeline: (view 1, view 2)."""
-
-    def __init__(self, paths: list[str], views: list[View]):
-        self.paths, self.pipelines = paths, [list(published(view).values()) for view in views]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        with Image.open(self.paths[index]) as file:
-            image = file.convert("RGB")
-        shown = []
-        for pipeline in self.pipelines:
-            view = image
-            for transform in pipeline:
-                view = transform(view)
-            shown.append(view)
-        return tuple(shown)
-
-
-def published_loop(settings: train.Settings, paths: list[str], device: torch.device) -> tuple:
-    files = PublishedFiles(paths, train.make_views(settings))
-    loader = DataLoader(
-        files, settings.batch_size, shuffle=True, drop_last=True,
-        num_workers=loader_workers(settings), pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    torch.manual_seed(settings.seed)
-    model = train.Model(settings).to(device)
-    params = list(model.parameters())
-    momenta = [torch.zeros_like(p) for p in params]
-
-    def batches(turn: int) -> Iterator:
-        while True:
-            yield from loader
-
-    def step(x: list[Tensor]) -> None:
-        (z1,), (z2,) = model(x[0]), model(x[1])
-        for p in params:
-            p.grad = None
-        plain_barlow(z1, z2, None).backward()
-        plain_lars(params, momenta)
-
-    return batches, lambda batch: [view.to(device, non_blocking=True) for view in batch], step
-
-
-def loader_workers(settings: train.Settings) -> int:
-    return auto_workers() if settings.workers is None else settings.workers
-
-
 # Measuring ---------------------------------------------------------------------------
 
 
-def take_turn(batches: Iterator, prepare: Callable, step: Callable, steps: int, device: torch.device) -> dict:
+def take_turn(loop: Loop, turn: int, steps: int, device: torch.device) -> dict:
     """Seconds of `steps` steps by part, those of the warm-up left out."""
 
     def now() -> float:
@@ -141,14 +60,15 @@ def take_turn(batches: Iterator, prepare: Callable, step: Callable, steps: int, 
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    batches = loop.batches(turn * (WARM_UP + steps), (turn + 1) * (WARM_UP + steps))
     seconds = dict.fromkeys(PARTS, 0.0)
     for i in range(WARM_UP + steps):
         marks = [now()]
         batch = next(batches)
         marks.append(now())
-        x = prepare(batch)
+        x = loop.prepare(batch)
         marks.append(now())
-        step(x)
+        loop.step(x, 1.0)
         marks.append(now())
         if i >= WARM_UP:
             for part, begin, end in zip(PARTS, marks, marks[1:]):
@@ -171,10 +91,55 @@ def summary(turns: list[dict], samples: int) -> dict:
     return dict(samples_per_second=samples / total, data_wait=shares["wait"], shares=shares, bottleneck=PARTS[largest])
 
 
+# Training ----------------------------------------------------------------------------
+
+
+def train_in_turn(loops: dict[str, Loop], settings: train.Settings, steps_per_epoch: int) -> dict[str, float]:
+    """Train each loop for all epochs, an epoch of one after an epoch of the other; samples per second of each."""
+    seconds = dict.fromkeys(loops, 0.0)
+    for epoch in range(settings.epochs):
+        start, stop = epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch
+        for name, loop in loops.items():
+            began = time.perf_counter()
+            for step, batch in zip(range(start, stop), loop.batches(start, stop)):
+                loop.step(loop.prepare(batch), train.lr_factor(settings, step, steps_per_epoch))
+            seconds[name] += time.perf_counter() - began
+        print(f"epoch {epoch + 1}/{settings.epochs}", file=sys.stderr, flush=True)
+    samples = settings.epochs * steps_per_epoch * settings.batch_size
+    return {name: samples / own for name, own in seconds.items()}
+
+
+def judge(loop: Loop, splits: list[Images], settings: train.Settings, device: torch.device) -> float:
+    """k-NN accuracy on the test split of the encoder that a loop has trained."""
+    mean, std = datasets.normalisation(splits[0], settings.mean, settings.std)
+    options = evaluate.Settings(image_size=settings.image_size, mean=mean, std=std, workers=loader_workers(settings))
+    encoder = loop.model.encoder.eval()
+    read = [evaluate.extract(encoder, split, options, device, split.name) for split in splits]
+    pairs = [(features, split.labels.to(device)) for features, split in read]
+    return knn(*pairs, len(splits[0].classes))["acc1"]
+
+
+def compare_trained(settings: train.Settings, data: Images, splits: list[Images], device: torch.device) -> dict:
+    loops = {"ours": our_loop(settings, data, device), "published": published_loop(settings, data, device)}
+    before = judge(loops["ours"], splits, settings, device)
+    loops["ours"].model.train()
+    rates = train_in_turn(loops, settings, len(data) // settings.batch_size)
+    found = {name: dict(samples_per_second=rates[name], knn=judge(loop, splits, settings, device))
+             for name, loop in loops.items()}  # fmt: skip
+    rows = [["", "samples/s", "k-NN"], ["untrained", "", f"{before:.1%}"]]
+    rows += [[name, f"{own['samples_per_second']:.1f}", f"{own['knn']:.1%}"] for name, own in found.items()]
+    print(f"\n{settings.epochs} epochs of {len(data)} images, judged on {len(splits[1])}\n\n{table(rows)}")
+    ratio = rates["ours"] / rates["published"]
+    print(f"\nours / published: {ratio:.2f}× the speed at {found['ours']['knn'] - found['published']['knn']:+.1%} k-NN")
+    return dict(epochs=settings.epochs, trained_ratio=ratio, knn=found["ours"]["knn"],
+                published_knn=found["published"]["knn"], untrained_knn=before)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8, help="timed steps a turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="also train both, and compare their k-NN")
     parser.add_argument("--json", action="store_true", help="end with one line of numbers")
     options, settings = parser.parse_known_args()
     if min(options.steps, options.turns) < 1:
@@ -182,6 +147,10 @@ def main() -> None:
     for name, value in DEFAULTS.items():
         if f"--{name}" not in settings:
             settings += [f"--{name}", value]
+    if options.epochs is not None:
+        settings += ["--epochs", str(options.epochs)]
+        if "--warmup_epochs" not in settings:
+            settings += ["--warmup_epochs", str(options.epochs / 10)]
     settings, _ = config.parse(train.Settings, settings, recipe=train.find_recipe)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     train.check(settings)
@@ -190,21 +159,25 @@ def main() -> None:
     device = distributed.join(settings.device)
     torch.backends.cudnn.benchmark = True
 
-    data = datasets.load(settings.dataset, settings.data_dir, "unlabelled", image_size=settings.image_size,
-                         class_list=settings.class_list, seed=settings.seed)  # fmt: skip
-    batches, prepare, step = our_loop(settings, data, options.steps, device)
-    finished = prepare(next(batches(0)))
+    load = dict(image_size=settings.image_size, class_list=settings.class_list, seed=settings.seed)
+    names = ("unlabelled", "train", "test") if options.epochs is not None else ("unlabelled",)
+    data, *splits = (datasets.load(settings.dataset, settings.data_dir, name, **load) for name in names)
+    if splits and (data.paths is None or not data.classes):
+        raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
+    train.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
+    ours = our_loop(settings, data, device)
+    finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {
-        "ours": (batches, prepare, step),
-        "ours, same batch": (lambda turn: endless(finished), lambda x: x, step),
+        "ours": ours,
+        "ours, same batch": Loop(ours.model, lambda *steps: endless(finished), lambda x: x, ours.step),
     }
     if data.paths is not None:
-        contenders["published"] = published_loop(settings, data.paths, device)
+        contenders["published"] = published_loop(settings, data, device)
 
     turns = {name: [] for name in contenders}
     for turn in range(options.turns):
-        for name, (batches, *rest) in contenders.items():
-            turns[name].append(take_turn(batches(turn), *rest, options.steps, device))
+        for name, loop in contenders.items():
+            turns[name].append(take_turn(loop, turn, options.steps, device))
     results = {name: summary(own, options.steps * settings.batch_size) for name, own in turns.items()}
 
     where = "in memory" if data.resident is not None else f"{loader_workers(settings)} workers"
@@ -228,6 +201,8 @@ def main() -> None:
     if "published" in rate:
         numbers |= dict(published_samples_per_second=rate["published"], ratio=rate["ours"] / rate["published"])
         print(f"ours / published: {numbers['ratio']:.2f}×")
+    if options.epochs is not None:
+        numbers |= compare_trained(settings, data, splits, device)
     if options.json:
         print(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in numbers.items()}))
 

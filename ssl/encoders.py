@@ -1,4 +1,4 @@
-"""Encoders: images (N, 3, H, W) -> representations (N, width)."""
+"""Encoders: images (N, C, H, W) -> representations (N, width)."""
 
 import importlib
 import inspect
@@ -18,10 +18,10 @@ class SmallResNet(nn.Module):
     global average of the last one: width · 2^stages numbers.
     """
 
-    def __init__(self, width: int = 32, stages: int = 3):
+    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         blocks = []
         for _ in range(stages):
@@ -45,29 +45,32 @@ def is_known(name: str) -> bool:
     return "." not in name or name.startswith(("ssl.encoders.", "torchvision.models."))
 
 
-def build_encoder(name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None) -> tuple[nn.Module, int]:
-    """The encoder called `name`, freshly initialised, and the width of its representation.
+def build_encoder(
+    name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None, channels: int = 3
+) -> tuple[nn.Module, int]:
+    """The encoder called `name` for images of so many channels, freshly initialised, and its representation's width.
 
     `name` is a torchvision ResNet ('resnet50') or the dotted path of an `nn.Module` class
     ('timm.models.ConvNeXt'), built with `kwargs`. A ResNet loses its classifier and starts
     every residual branch at zero; `stem` is 'imagenet' (7×7, stride 2, max-pool), 'small'
-    (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels.
-    Raises `UserError` for a name that is not there or does not give (N, width).
+    (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class that has an
+    argument `in_channels` or `in_chans` is told of channels other than 3.
+    Raises `UserError` for a name that is not there, cannot read the images or does not give (N, width).
     """
     kwargs = kwargs or {}
     if "." in name:
-        encoder = _from_path(name, kwargs)
+        encoder = _from_path(name, kwargs, channels)
     elif name in resnet_names():
-        encoder = _resnet(name, image_size, stem, kwargs)
+        encoder = _resnet(name, image_size, stem, kwargs, channels)
     else:
         raise UserError(
             f"encoder: {name!r} is neither a torchvision ResNet ({', '.join(resnet_names())}) "
             "nor the dotted path of an nn.Module class"
         )
-    return encoder, representation_width(encoder, image_size)
+    return encoder, representation_width(encoder, image_size, channels)
 
 
-def _resnet(name: str, image_size: int, stem: str, kwargs: dict) -> ResNet:
+def _resnet(name: str, image_size: int, stem: str, kwargs: dict, channels: int) -> ResNet:
     try:
         encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
     except Exception as error:
@@ -75,14 +78,17 @@ def _resnet(name: str, image_size: int, stem: str, kwargs: dict) -> ResNet:
             f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
         ) from error
     encoder.fc = nn.Identity()
-    if stem == "small" or (stem == "auto" and image_size <= 64):
-        encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    small = stem == "small" or (stem == "auto" and image_size <= 64)
+    if small or channels != 3:
+        shape = dict(kernel_size=3, padding=1) if small else dict(kernel_size=7, stride=2, padding=3)
+        encoder.conv1 = nn.Conv2d(channels, 64, **shape, bias=False)
         nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if small:
         encoder.maxpool = nn.Identity()
     return encoder
 
 
-def _from_path(path: str, kwargs: dict) -> nn.Module:
+def _from_path(path: str, kwargs: dict, channels: int) -> nn.Module:
     module_name, _, class_name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -90,8 +96,9 @@ def _from_path(path: str, kwargs: dict) -> nn.Module:
         raise UserError(f"encoder: cannot import {path!r} ({error})") from None
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise UserError(f"encoder: {path!r} is not an nn.Module class")
+    takes = {"in_channels", "in_chans"} & set(inspect.signature(cls).parameters) if channels != 3 else ()
     try:
-        return cls(**kwargs)
+        return cls(**dict.fromkeys(takes, channels) | kwargs)
     except Exception as error:  # also sizes that are negative, or no memory has room for
         raise UserError(
             f"encoder: {path} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
@@ -99,14 +106,17 @@ def _from_path(path: str, kwargs: dict) -> nn.Module:
 
 
 @torch.no_grad()
-def representation_width(encoder: nn.Module, image_size: int) -> int:
+def representation_width(encoder: nn.Module, image_size: int, channels: int = 3) -> int:
     """Width of the representation, read off one forward pass; no state of the encoder changes."""
     was_training = encoder.training
     encoder.eval()
     try:
-        h = encoder(torch.zeros(1, 3, image_size, image_size))
+        h = encoder(torch.zeros(1, channels, image_size, image_size))
     except RuntimeError as error:
-        raise UserError(f"encoder: it cannot read a (1, 3, {image_size}, {image_size}) image: {error}") from None
+        hint = "" if channels == 3 else f"; if it can be made for {channels} channels, say so in encoder_kwargs"
+        raise UserError(
+            f"encoder: it cannot read a (1, {channels}, {image_size}, {image_size}) image{hint}: {error}"
+        ) from None
     finally:
         encoder.train(was_training)
     if not isinstance(h, Tensor) or h.ndim != 2:

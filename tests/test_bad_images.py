@@ -13,7 +13,8 @@ from test_scripts import metrics, run, tiny, weights
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
-from ssl.data.loader import Order, stand_in, training_batches
+from ssl.data.loader import training_batches
+from ssl.data.order import Order, stand_in
 from ssl.errors import UserError
 
 

@@ -9,17 +9,16 @@ from PIL import Image
 
 from ssl.augment import View, apply
 from ssl.data import datasets, loader
-from ssl.data.images import decode
+from ssl.data.images import Images, decode, split_validation
 from ssl.data.loader import (
-    Order,
     _even_slices,
     auto_workers,
     finish,
-    permutation,
     plain_batches,
     training_batches,
     usable_cores,
 )
+from ssl.data.order import Order, permutation
 from ssl.data.shapes import CLASSES, render, shapes
 from ssl.errors import UserError
 
@@ -212,14 +211,14 @@ def test_fake_has_nothing_to_be_read_from():
 
 def test_the_validation_split_is_stratified_disjoint_and_by_seed():
     labels = torch.arange(1000) % 7
-    train, held = datasets.split_validation(labels, 0.1, seed=0)
+    train, held = split_validation(labels, 0.1, seed=0)
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(1000))
     assert labels[held].bincount().tolist() == [14] * 7
-    assert not torch.equal(held, datasets.split_validation(labels, 0.1, seed=1)[1])
+    assert not torch.equal(held, split_validation(labels, 0.1, seed=1)[1])
 
 
 def test_a_class_of_one_image_stays_in_train():
-    train, _ = datasets.split_validation(torch.tensor([0, 0, 0, 1]), 0.1, seed=0)
+    train, _ = split_validation(torch.tensor([0, 0, 0, 1]), 0.1, seed=0)
     assert 3 in train.tolist()
 
 
@@ -271,7 +270,7 @@ def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, worke
 
 
 def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():
-    data = datasets.Images("x", torch.zeros(40).long(), ["a"], resident=torch.randint(0, 256, (40, 3, 32, 32)).byte())
+    data = Images("x", torch.zeros(40).long(), ["a"], resident=torch.randint(0, 256, (40, 3, 32, 32)).byte())
     order, views = Order(40, 8, 1, 1, seed=2), [View(size=32)]
     whole = list(training_batches(data, views, order, 0, 8, 0, CPU))
     tail = list(training_batches(data, views, order, 6, 8, 0, CPU))
@@ -280,7 +279,7 @@ def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():
 
 
 def test_finished_views_are_those_of_apply_on_the_whole_batch():
-    data = datasets.Images("x", torch.zeros(300).long(), ["a"], resident=torch.randint(0, 256, (300, 3, 32, 32)).byte())
+    data = Images("x", torch.zeros(300).long(), ["a"], resident=torch.randint(0, 256, (300, 3, 32, 32)).byte())
     views = [View(size=32), View(size=32, blur_prob=0.1, solarize_prob=0.2)]
     (batch,) = training_batches(data, views, Order(300, 300, 1, 1, seed=2), 0, 1, 0, CPU)
     mean, std = torch.rand(3), torch.rand(3) + 0.1
@@ -296,7 +295,7 @@ def test_resident_and_file_crops_agree(tmp_path):
     for i, pixels in enumerate(render(torch.arange(4), 60, seed=0)):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "train" / "a" / f"{i}.png")
     held = datasets.load("folder", str(tmp_path), "unlabelled")
-    files = datasets.Images("folder", held.labels, held.classes, paths=held.paths)
+    files = Images("folder", held.labels, held.classes, paths=held.paths)
     order = Order(4, 4, 1, 1, seed=0)
     (a,), (b,) = (list(training_batches(d, [View(size=32)], order, 0, 1, 0, CPU)) for d in (held, files))
     assert ((a.views[0][0] * 255).round() - b.views[0][0].float()).abs().max() <= 1
@@ -362,7 +361,7 @@ def test_a_large_jpeg_decoded_small_gives_nearly_the_same_crop(tmp_path):
     for seed in range(4):
         crops = []
         for path in files:  # the JPEG may be decoded small, the PNG never is
-            data = datasets.Images("x", torch.zeros(2).long(), ["a"], paths=[path, path])
+            data = Images("x", torch.zeros(2).long(), ["a"], paths=[path, path])
             (batch,) = training_batches(data, views, Order(2, 2, 1, 1, seed), 0, 1, 0, CPU)
             crops.append([pixels.float() for pixels, _ in batch.views])
         for of_jpeg, of_png in zip(*crops):

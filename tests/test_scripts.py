@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from ssl import config
-from ssl.data.datasets import Images
-from ssl.data.loader import Batch
+from ssl.data.files import Batch
+from ssl.data.images import Images
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError

@@ -1,28 +1,28 @@
 """Data sets by name. All look alike: `len`, `pixels(index)`, labels and class names.
 
-A data set small enough (images of at most 64 pixels, as CIFAR) is held as one uint8 tensor,
+A data set small enough (images of at most 64 pixels, as CIFAR) is held as one tensor,
 `resident`; batches of it are cut and resized on the training device without workers.
 """
 
-import os
-import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ssl.data.images import EXTENSIONS, BadImage, decode, list_images
+from ssl.augment import to_unit
+from ssl.data import arrays
+from ssl.data.folders import folder, imagenet
+from ssl.data.images import BadImage, Images, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
-from ssl.data.tables import labelled_images, read_lines
+from ssl.data.tables import labelled_images
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# name: (image size, mean, std). Statistics of the training pixels, in 0..1.
+# name: (image size, mean, std). Statistics of the training pixels, in 0..1; None: measured.
 KNOWN = {
     "shapes": (32, *IMAGENET),
     "CIFAR10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -34,63 +34,18 @@ KNOWN = {
     "ImageNet100": (224, *IMAGENET),
     "ImageNet200": (224, *IMAGENET),
     "folder": (224, *IMAGENET),
+    "array": (224, None, None),
     "fake": (224, *IMAGENET),
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
 
 
-@dataclass(frozen=True)
-class Images:
-    """N images: `resident` (N, C, H, W) uint8, or `paths`, or a `pool` (P, C, H, W) uint8 shown over and over.
-
-    labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
-    they cannot be read.
-    """
-
-    name: str
-    labels: Tensor
-    classes: list[str]
-    resident: Tensor | None = None
-    paths: list[str] | None = None
-    pool: Tensor | None = None
-    bad: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
-        """Image `index` as (C, H, W) uint8; `reduction` as in `images.decode`. Raises `BadImage`."""
-        if self.paths is not None:
-            return decode(self.paths[index], reduction)
-        pixels = self.resident[index] if self.pool is None else self.pool[index % len(self.pool)]
-        if reduction is not None:
-            reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
-        return pixels
-
-    def sample_name(self, index: int) -> str:
-        return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
-
-    def fingerprint(self, root: str | None) -> str:
-        """Which images these are: their number and a checksum, of names below `root` or else of labels."""
-        if self.paths is None:
-            return f"{len(self)} images, labels {zlib.crc32(self.labels.numpy().tobytes()):08x}"
-        names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
-        return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
-
-    def subset(self, indices: Tensor) -> "Images":
-        return replace(
-            self,
-            labels=self.labels[indices],
-            resident=None if self.resident is None else self.resident[indices],
-            paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
-        )
-
-
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
     """The data set that is meant where only one of the two settings, or none, was given."""
     if dataset is None:
-        return "folder" if data_dir else "shapes"
+        is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
+        return "array" if is_array else "folder" if data_dir else "shapes"
     if dataset not in KNOWN:
         lower = {name.lower(): name for name in KNOWN}
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
@@ -130,9 +85,12 @@ def load(
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
         root = _existing(data_dir, name)
-        data = _folder(root, split, seed) if csv is None else _table(root, csv, image_column, label_column, split, seed)
+        table = csv, image_column or "image", label_column
+        data = folder(root, split, seed) if csv is None else _table(root, *table, split, seed)
+    elif name == "array":
+        data = _array(data_dir, split, seed)
     elif name.startswith("ImageNet"):
-        data = _imagenet(_existing(data_dir, name), name, split, class_list)
+        data = imagenet(_existing(data_dir, name), name, split, class_list)
     else:
         if download and is_main():
             _torchvision(name, data_dir or "data", split, download)
@@ -141,16 +99,23 @@ def load(
     return _make_resident(data)
 
 
-def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        of_class = order[labels[order] == label]
-        count = round(len(of_class) * fraction) or int(len(of_class) > 1)
-        held[of_class[:count]] = True
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
+    """(mean, std) by channel of pixels in 0..1: as given, or as known of the data set, or else measured.
+
+    Measured on 1000 images, evenly spread; a channel that is the same everywhere has std 1. Raises
+    `UserError` unless what is given has one value a channel.
+    """
+    for name, given in (("mean", mean), ("std", std)):
+        if given is not None and len(given) != data.channels:
+            raise UserError(f"{name}: expected {data.channels} values, one a channel of {data.name}, got {given}")
+    _, known_mean, known_std = KNOWN[data.name]
+    if known_mean is None and (mean is None or std is None):
+        sample = [to_unit(data.pixels(index)).double().flatten(1) for index in spread(len(data), 1000)]
+        known_mean = torch.stack([x.mean(1) for x in sample]).mean(0)
+        variance = torch.stack([((x - known_mean[:, None]) ** 2).mean(1) for x in sample]).mean(0)
+        known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0).tolist()
+        known_mean = known_mean.tolist()
+    return list(mean or known_mean), list(std or known_std)
 
 
 def _existing(data_dir: str | None, name: str) -> Path:
@@ -162,115 +127,30 @@ def _existing(data_dir: str | None, name: str) -> Path:
     return folder
 
 
-# Folders ----------------------------------------------------------------------
+# Tables -----------------------------------------------------------------------
 
 
-def _folder(root: Path, split: str, seed: int) -> Images:
-    """ROOT/{train,val|test}/CLASS/*, or ROOT/CLASS/*, or images without classes."""
-    if (root / "train").is_dir():
-        train = _tree(root / "train")
-        if split != "test":
-            return train
-        other = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-        if other is None:
-            raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
-        test = _tree(other)
-        _same_classes(train, test, root / "train", other)
-        return test
-    return _cut(_tree(root), split, seed, f"data_dir: {root} holds images without class folders")
-
-
-def _table(root: Path, csv: str, image_column: str | None, label_column: str | None, split: str, seed: int) -> Images:
+def _table(root: Path, csv: str, image_column: str, label_column: str | None, split: str, seed: int) -> Images:
     """The images below ROOT that a table names, of the classes that one of its columns holds."""
-    paths, labels = zip(*labelled_images(root, csv, image_column or "image", label_column))
+    paths, labels = zip(*labelled_images(root, csv, image_column, label_column))
     classes = sorted(set(labels) - {None})
     number = {name: label for label, name in enumerate(classes)}
     numbers = torch.tensor([number.get(label, -1) for label in labels])
     everything = Images("folder", numbers, classes, paths=list(paths))
-    return _cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
-
-
-def _cut(everything: Images, split: str, seed: int, lack: str) -> Images:
-    """The split of a data set that has none: 90/10 of every class by `seed`; all is train if there are no classes."""
-    if not everything.classes:
-        if split == "test":
-            raise UserError(f"{lack}; without labels there is nothing to judge")
-        return everything
-    train, test = split_validation(everything.labels, 0.1, seed)
-    return everything.subset(test if split == "test" else train)
-
-
-def _tree(folder: Path) -> Images:
-    """All images below a folder; the first folder below it is the class, if every image is in one."""
-    files = list_images(folder)
-    if not files:
-        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
-    paths = [str(folder / path) for path in files]
-    if any(len(path.parts) == 1 for path in files):
-        return Images("folder", torch.full((len(files),), -1), [], paths=paths)
-    classes = sorted({path.parts[0] for path in files})
-    number = {name: label for label, name in enumerate(classes)}
-    empty = [entry.name for entry in folder.iterdir()
-             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in number]  # fmt: skip
-    if empty:
-        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
-    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
-
-
-def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
-    for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
-        missing = sorted(set(here.classes) - set(there.classes))
-        if missing:
-            raise UserError(
-                f"data_dir: class {missing[0]!r} is not in {where}"
-                + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + "; both splits need the same class folders"
-            )
-
-
-def _imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
-    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
-    folder = root / ("val" if split == "test" else "train")
-    if not folder.is_dir():
-        raise UserError(f"data_dir: {root} is not ImageNet: there is no {folder.name}/ of class folders in it")
-    if name == "ImageNet":
-        if class_list:
-            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
-        data = replace(_tree(folder), name=name)
-        if len(data.classes) != 1000:
-            raise UserError(
-                f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
-                "For images of your own leave --dataset away"
-            )
-        return data
-    if class_list is None:
-        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
-    wnids, names = read_class_list(class_list)
-    expected = int(name.removeprefix("ImageNet"))
-    if len(wnids) != expected:
-        raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
-    paths, labels = [], []
-    for label, wnid in enumerate(wnids):
-        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
-        if not files:
-            raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
-        paths += [str(folder / wnid / file) for file in files]
-        labels += [label] * len(files)
-    return Images(name, torch.tensor(labels), names, paths=paths)
-
-
-def read_class_list(path: str) -> tuple[list[str], list[str]]:
-    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
-    lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
-    wnids = [line[0] for line in lines]
-    first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
-    for number, wnid in enumerate(wnids):
-        if "/" in wnid or wnid in (".", "..") or number != first[wnid]:
-            raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
-    return wnids, [line[-1].strip() for line in lines]
+    return cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
 
 
 # Others -----------------------------------------------------------------------
+
+
+def _array(data_dir: str | None, split: str, seed: int) -> Images:
+    """A .npz or .npy file, with or without splits of its own."""
+    path = Path(data_dir or "").expanduser()
+    if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
+        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
+    stored, labels, classes, is_split = arrays.read(path, split)
+    data = Images("array", labels, classes, stored=stored)
+    return data if is_split else cut(data, split, seed, f"data_dir: {path} holds images without labels")
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:
@@ -323,7 +203,7 @@ def _make_resident(data: Images) -> Images:
     first = _first_readable(data)
     if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
         return data
-    resident = torch.empty(len(data), *first.shape, dtype=torch.uint8)
+    resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
     bad: dict[int, tuple[str, str]] = {}
 
     def read(index: int) -> bool:
@@ -341,7 +221,7 @@ def _make_resident(data: Images) -> Images:
         same = all(pool.map(read, range(len(data)), chunksize=256))
     if not same:
         return data
-    data = replace(data, resident=resident, bad=tuple(bad[index] for index in sorted(bad)))
+    data = replace(data, resident=resident, stored=None, bad=tuple(bad[index] for index in sorted(bad)))
     if not bad:
         return data
     good = torch.ones(len(data), dtype=torch.bool)

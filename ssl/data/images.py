@@ -1,9 +1,11 @@
-"""Files -> RGB pixels."""
+"""Images: a file -> RGB pixels, and many of them, wherever they are, under one face."""
 
 import io
 import os
 import stat
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ssl.data.arrays import Stack
 from ssl.errors import UserError, one_line
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
@@ -112,3 +115,93 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+# Many -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
+    shown over and over. Those from an array file may be uint16, all others are uint8.
+
+    labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
+    they cannot be read.
+    """
+
+    name: str
+    labels: Tensor
+    classes: list[str]
+    resident: Tensor | None = None
+    paths: list[str] | None = None
+    stored: Stack | None = None
+    pool: Tensor | None = None
+    bad: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Of every image. Files of images are decoded to RGB."""
+        held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
+        return 3 if held is None else held.shape[1]
+
+    def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
+        """Image `index` as (C, H, W); `reduction` as in `images.decode`. Raises `BadImage`."""
+        if self.paths is not None:
+            return decode(self.paths[index], reduction)
+        held = self.resident if self.stored is None else self.stored
+        pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
+        if reduction is not None:
+            reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
+        return pixels
+
+    def sample_name(self, index: int) -> str:
+        return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
+
+    def fingerprint(self, root: str | None) -> str:
+        """Which images these are: number and checksum, of names below `root` or else of labels and some pixels."""
+        if self.paths is None:
+            seen = zlib.crc32(self.labels.numpy().tobytes())
+            for index in spread(len(self), 50):
+                seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
+            return f"{len(self)} images, labels and pixels {seen:08x}"
+        names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
+        return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
+
+    def subset(self, indices: Tensor) -> "Images":
+        return replace(
+            self,
+            labels=self.labels[indices],
+            resident=None if self.resident is None else self.resident.index_select(0, indices),
+            paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
+            stored=None if self.stored is None else self.stored.subset(indices.numpy()),
+        )
+
+
+def spread(count: int, most: int) -> range:
+    """At most `most` of `count` indices, evenly spread."""
+    return range(0, count, max(1, -(-count // most)))
+
+
+def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        count = round(len(of_class) * fraction) or int(len(of_class) > 1)
+        held[of_class[:count]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images:
+    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
+    if not everything.classes:
+        if split == "test":
+            raise UserError(f"{unlabelled}; without labels there is nothing to judge")
+        return everything
+    train, test = split_validation(everything.labels, 0.1, seed)
+    return everything.subset(test if split == "test" else train)

@@ -1,4 +1,4 @@
-"""Batches: which image stands where, and its pixels on the training device.
+"""Batches of pixels on the training device: from files by workers, or from memory.
 
 Which index is at which place of which global batch depends on (seed, epoch) alone; how a
 view looks, on (seed, epoch, index, view) alone. So processes, workers, batch size and a
@@ -10,21 +10,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision.transforms.v2.functional as TF
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
 
-from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit, uniforms
-from ssl.data.datasets import Images
-from ssl.data.images import BadImage
+from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit
+from ssl.data.files import Batch, PlainFiles, TrainingFiles
+from ssl.data.images import Images
+from ssl.data.order import Order
 from ssl.distributed import rank, world_size
 from ssl.errors import UserError
 from ssl.stopping import begin_worker
@@ -49,81 +44,6 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(cores))
 
 
-@dataclass(frozen=True)
-class Order:
-    """The sequence of global batches: every epoch its own permutation of `count` images, the rest dropped.
-
-    A step takes world_size × accumulate micro-batches of `batch_size`; this rank reads those
-    numbered rank · accumulate .. + accumulate - 1, so W processes and `accumulate` = W read alike.
-    """
-
-    count: int
-    batch_size: int
-    accumulate: int
-    world_size: int
-    seed: int
-
-    @property
-    def global_batch(self) -> int:
-        return self.batch_size * self.accumulate * self.world_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.count // self.global_batch
-
-    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor]:
-        """(epoch, indices (batch_size,)) of micro-batch `micro` of optimizer step `step`."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
-        return epoch, permutation(self.count, self.seed, epoch)[start : start + self.batch_size]
-
-    def names(self, data: Images, step: int) -> list[str]:
-        """The names of all images of a step, on whatever rank."""
-        micro_batches = range(self.accumulate * self.world_size)
-        places = [self.indices(step, m % self.accumulate, m // self.accumulate)[1].tolist() for m in micro_batches]
-        return [data.sample_name(index) for rows in places for index in rows]
-
-    def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
-        return _counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
-
-
-def _counted(*counter: int) -> int:
-    """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
-    seed, epoch, index, stream = counter
-    return int(uniforms(seed, epoch, torch.tensor([index]), stream, 1).item() * 2**32)
-
-
-@lru_cache(maxsize=2)
-def permutation(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of `count` images in an epoch."""
-    key = _counted(seed, epoch, count, 0xFFFF)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(key))
-
-
-@dataclass
-class Batch:
-    """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set.
-
-    `seed` is for whatever the model draws. `bad` holds (path, reason) of files that others stand in for.
-    """
-
-    views: list[tuple[Tensor, Tensor]]
-    index: Tensor
-    labels: Tensor
-    seed: int
-    bad: list[tuple[str, str]] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> "Batch":
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-        views = [(move(pixels), move(params)) for pixels, params in self.views]
-        return replace(self, views=views, index=move(self.index), labels=move(self.labels))
-
-    def pin_memory(self) -> "Batch":
-        views = [(pixels.pin_memory(), params.pin_memory()) for pixels, params in self.views]
-        return replace(self, views=views, index=self.index.pin_memory(), labels=self.labels.pin_memory())
-
-
 def training_batches(
     data: Images, views: list[View], order: Order, start: int, stop: int, workers: int, device: torch.device
 ) -> Iterator[Batch]:
@@ -136,7 +56,7 @@ def training_batches(
         yield from _resident_batches(data, views, order, start, stop, device)
         return
     keys = [(step, micro) for step in range(start, stop) for micro in range(order.accumulate)]
-    batches = _worker_batches(_TrainingFiles(data, views, order, rank()), keys, workers, device)
+    batches = _worker_batches(TrainingFiles(data, views, order, rank()), keys, workers, device)
     yield from _copied_ahead(batches, device) if device.type == "cuda" else batches
 
 
@@ -164,13 +84,15 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
 
 
 def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch]:
-    pixels = data.resident.to(device)
+    pixels, kind = data.resident.to(device), data.resident.dtype
+    if kind == torch.uint16:
+        pixels = pixels.view(torch.int16)  # which index_select takes on every device
     side = torch.tensor(pixels.shape[2:])
     for step in range(start, stop):
         for micro in range(order.accumulate):
             epoch, index = order.indices(step, micro, rank())
             # index_select: on a CPU ten times as fast as pixels[index]
-            chosen = pixels.index_select(0, index.to(device, non_blocking=True))
+            chosen = pixels.index_select(0, index.to(device, non_blocking=True)).view(kind)
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view)
@@ -180,76 +102,6 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
                 parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
                 shown.append((torch.cat(parts), params))
             yield Batch(shown, index, data.labels[index], order.batch_seed(step, micro, rank())).to(device)
-
-
-class _TrainingFiles(Dataset):
-    """Whole micro-batches, by (step, micro): decoded, cropped and resized, still uint8."""
-
-    def __init__(self, data: Images, views: list[View], order: Order, rank: int):
-        self.data, self.views, self.order, self.rank = data, views, order, rank
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
-        epoch, index = self.order.indices(*key, self.rank)
-        index = index.clone()
-        draws = [draw(self.order.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
-        shown = [[] for _ in self.views]
-        bad: list[tuple[str, str]] = []
-        for row, i in enumerate(index.tolist()):
-            try:
-                index[row], crops = self._readable(i, [crop[row : row + 1] for crop, _ in draws], bad)
-            except UserError as error:
-                return error
-            for crop, of_view in zip(crops, shown):
-                of_view.append(crop)
-        pairs = [(torch.stack(of_view), params) for of_view, (_, params) in zip(shown, draws)]
-        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank), bad)
-
-    def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
-        """(index, crops) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
-        for attempt in range(13):
-            chosen = stand_in(index, attempt, len(self.data), self.order.seed)
-            try:
-                return chosen, self._crops(chosen, draws)
-            except BadImage as error:
-                bad.append((error.path, error.reason))
-        last = ": ".join(bad[-1])
-        raise UserError(f"a dozen images in a row cannot be read; is the data still there? The last was {last}")
-
-    def _crops(self, index: int, draws: list[Tensor]) -> list[Tensor]:
-        """The image's crop (C, size, size) for every view, from the uniforms (1, 22) of each."""
-        boxes: list[list[int]] = []
-        full = []
-
-        def reduction(height: int, width: int) -> int:
-            full.append(height)
-            sides = torch.tensor([[height], [width]])
-            boxes.extend(crop_boxes(crop, *sides, view)[0].tolist() for crop, view in zip(draws, self.views))
-            # As small as leaves every crop at least twice its final size: the rest is for a better filter.
-            spare = min(min(box[2:]) / (2 * view.size) for box, view in zip(boxes, self.views))
-            return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
-
-        pixels = self.data.pixels(index, reduction)
-        factor = round(full[0] / pixels.shape[1])
-        return [resized_crop(pixels, box, view.size, factor) for box, view in zip(boxes, self.views)]
-
-
-def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
-    """Which of `count` images to show for `index`: itself at first, then others, the same wherever and whenever."""
-    return index if attempt == 0 else (_counted(seed, attempt, index, 0xFFFD) * count) >> 32
-
-
-def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> Tensor:
-    """Crop pixels (C, H, W) uint8 to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
-
-    `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
-    """
-    if factor == 1:
-        return TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
-    top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
-    limit = left + width, top + height
-    corners = left, top, min(limit[0], pixels.shape[2]), min(limit[1], pixels.shape[1])
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC, corners)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.device) -> Iterator[Batch]:
@@ -321,7 +173,7 @@ def plain_batches(
             same = pixels.shape[2:] == (size, size)
             yield (to_unit(pixels) if same else crop_resize(pixels, box.expand(len(pixels), 4), size)), count, {}
         return
-    batches = _worker_batches(_PlainFiles(data, size), slices, workers, device)
+    batches = _worker_batches(PlainFiles(data, size), slices, workers, device)
     for (pixels, bad), count in zip(batches, counts):
         yield to_unit(pixels.to(device, non_blocking=True)), count, bad
 
@@ -334,27 +186,6 @@ def _even_slices(total: int, batch_size: int) -> tuple[list[slice], list[list[in
         slices.append(slice(edges[rank()], edges[rank() + 1]))
         counts.append([stop - begin for begin, stop in zip(edges, edges[1:])])
     return slices, counts
-
-
-class _PlainFiles(Dataset):
-    """Batches of un-augmented images by slice, uint8."""
-
-    def __init__(self, data: Images, size: int):
-        self.data, self.size = data, size
-
-    def __getitem__(self, where: slice) -> tuple[Tensor, dict[int, tuple[str, str]]]:
-        pixels = torch.zeros(where.stop - where.start, 3, self.size, self.size, dtype=torch.uint8)
-        bad = {}
-        for row, index in enumerate(range(where.start, where.stop)):
-            try:
-                pixels[row] = self._central(self.data.pixels(index))
-            except BadImage as error:
-                bad[row] = error.path, error.reason
-        return pixels, bad
-
-    def _central(self, pixels: Tensor) -> Tensor:
-        pixels = TF.resize(pixels, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR, antialias=True)
-        return TF.center_crop(pixels, [self.size, self.size])
 
 
 def _at_a_time(numbers: int, device: torch.device) -> int:

@@ -1,0 +1,137 @@
+"""What a loader worker does: files -> whole batches, decoded, cropped and resized, still uint8 (16 bit: floats)."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as TF
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+
+from ssl.augment import View, crop_boxes, draw, to_unit
+from ssl.data.images import BadImage, Images
+from ssl.data.order import Order, stand_in
+from ssl.errors import UserError
+
+
+@dataclass
+class Batch:
+    """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set.
+
+    `seed` is for whatever the model draws. `bad` holds (path, reason) of files that others stand in for.
+    """
+
+    views: list[tuple[Tensor, Tensor]]
+    index: Tensor
+    labels: Tensor
+    seed: int
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "Batch":
+        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
+        views = [(move(pixels), move(params)) for pixels, params in self.views]
+        return replace(self, views=views, index=move(self.index), labels=move(self.labels))
+
+    def pin_memory(self) -> "Batch":
+        views = [(pixels.pin_memory(), params.pin_memory()) for pixels, params in self.views]
+        return replace(self, views=views, index=self.index.pin_memory(), labels=self.labels.pin_memory())
+
+
+class TrainingFiles(Dataset):
+    """Whole micro-batches, by (step, micro): decoded, cropped and resized."""
+
+    def __init__(self, data: Images, views: list[View], order: Order, rank: int):
+        self.data, self.views, self.order, self.rank = data, views, order, rank
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
+        epoch, index = self.order.indices(*key, self.rank)
+        index = index.clone()
+        draws = [draw(self.order.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
+        shown = [[] for _ in self.views]
+        bad: list[tuple[str, str]] = []
+        for row, i in enumerate(index.tolist()):
+            try:
+                index[row], crops = self._readable(i, [crop[row : row + 1] for crop, _ in draws], bad)
+            except UserError as error:
+                return error
+            for crop, of_view in zip(crops, shown):
+                of_view.append(crop)
+        pairs = [(torch.stack(of_view), params) for of_view, (_, params) in zip(shown, draws)]
+        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank), bad)
+
+    def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
+        """(index, crops) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
+        for attempt in range(13):
+            chosen = stand_in(index, attempt, len(self.data), self.order.seed)
+            try:
+                return chosen, self._crops(chosen, draws)
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+        last = ": ".join(bad[-1])
+        raise UserError(f"a dozen images in a row cannot be read; is the data still there? The last was {last}")
+
+    def _crops(self, index: int, draws: list[Tensor]) -> list[Tensor]:
+        """The image's crop (C, size, size) for every view, from the uniforms (1, 22) of each."""
+        boxes: list[list[int]] = []
+        full = []
+
+        def reduction(height: int, width: int) -> int:
+            full.append(height)
+            sides = torch.tensor([[height], [width]])
+            boxes.extend(crop_boxes(crop, *sides, view)[0].tolist() for crop, view in zip(draws, self.views))
+            # As small as leaves every crop at least twice its final size: the rest is for a better filter.
+            spare = min(min(box[2:]) / (2 * view.size) for box, view in zip(boxes, self.views))
+            return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
+
+        pixels = self.data.pixels(index, reduction)
+        factor = round(full[0] / pixels.shape[1])
+        return [resized_crop(pixels, box, view.size, factor) for box, view in zip(boxes, self.views)]
+
+
+def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> Tensor:
+    """Crop pixels (C, H, W) to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
+
+    `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
+    """
+    if factor == 1:
+        pixels = _resizable(pixels)
+        crop = TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        return crop.clamp_(0, 1) if crop.is_floating_point() else crop
+    top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
+    limit = left + width, top + height
+    corners = left, top, min(limit[0], pixels.shape[2]), min(limit[1], pixels.shape[1])
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC, corners)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resizable(pixels: Tensor) -> Tensor:
+    """Pixels of a type that torch resizes: uint8 as they are, uint16 as floats in 0..1."""
+    return pixels if pixels.dtype == torch.uint8 else to_unit(pixels)
+
+
+# Judging ------------------------------------------------------------------------
+
+
+class PlainFiles(Dataset):
+    """Batches of un-augmented images by slice, uint8 or floats in 0..1."""
+
+    def __init__(self, data: Images, size: int):
+        self.data, self.size = data, size
+
+    def __getitem__(self, where: slice) -> tuple[Tensor, dict[int, tuple[str, str]]]:
+        black = torch.zeros(self.data.channels, self.size, self.size, dtype=torch.uint8)
+        shown, bad = [], {}
+        for row, index in enumerate(range(where.start, where.stop)):
+            try:
+                shown.append(self._central(self.data.pixels(index)))
+            except BadImage as error:
+                shown.append(black)
+                bad[row] = error.path, error.reason
+        return torch.stack(shown) if shown else black[None][:0], bad
+
+    def _central(self, pixels: Tensor) -> Tensor:
+        short = [round(self.size * 256 / 224)]
+        pixels = TF.resize(_resizable(pixels), short, InterpolationMode.BILINEAR, antialias=True)
+        return TF.center_crop(pixels, [self.size, self.size])

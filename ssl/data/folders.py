@@ -1,0 +1,95 @@
+"""Data sets in folders of image files: as people have them, and as ImageNet is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ssl.data.images import EXTENSIONS, Images, cut, list_images
+from ssl.data.tables import read_lines
+from ssl.errors import UserError
+
+
+def folder(root: Path, split: str, seed: int) -> Images:
+    """ROOT/{train,val|test}/CLASS/*, or ROOT/CLASS/*, or images without classes."""
+    if (root / "train").is_dir():
+        train = _tree(root / "train")
+        if split != "test":
+            return train
+        other = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+        if other is None:
+            raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
+        test = _tree(other)
+        _same_classes(train, test, root / "train", other)
+        return test
+    return cut(_tree(root), split, seed, f"data_dir: {root} holds images without class folders")
+
+
+def _tree(folder: Path) -> Images:
+    """All images below a folder; the first folder below it is the class, if every image is in one."""
+    files = list_images(folder)
+    if not files:
+        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+    paths = [str(folder / path) for path in files]
+    if any(len(path.parts) == 1 for path in files):
+        return Images("folder", torch.full((len(files),), -1), [], paths=paths)
+    classes = sorted({path.parts[0] for path in files})
+    number = {name: label for label, name in enumerate(classes)}
+    empty = [entry.name for entry in folder.iterdir()
+             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in number]  # fmt: skip
+    if empty:
+        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
+    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
+
+
+def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
+    for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
+        missing = sorted(set(here.classes) - set(there.classes))
+        if missing:
+            raise UserError(
+                f"data_dir: class {missing[0]!r} is not in {where}"
+                + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + "; both splits need the same class folders"
+            )
+
+
+def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
+    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
+    folder = root / ("val" if split == "test" else "train")
+    if not folder.is_dir():
+        raise UserError(f"data_dir: {root} is not ImageNet: there is no {folder.name}/ of class folders in it")
+    if name == "ImageNet":
+        if class_list:
+            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
+        data = replace(_tree(folder), name=name)
+        if len(data.classes) != 1000:
+            raise UserError(
+                f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
+                "For images of your own leave --dataset away"
+            )
+        return data
+    if class_list is None:
+        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
+    wnids, names = read_class_list(class_list)
+    expected = int(name.removeprefix("ImageNet"))
+    if len(wnids) != expected:
+        raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
+    paths, labels = [], []
+    for label, wnid in enumerate(wnids):
+        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
+        if not files:
+            raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
+        paths += [str(folder / wnid / file) for file in files]
+        labels += [label] * len(files)
+    return Images(name, torch.tensor(labels), names, paths=paths)
+
+
+def read_class_list(path: str) -> tuple[list[str], list[str]]:
+    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
+    lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
+    wnids = [line[0] for line in lines]
+    first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
+    for number, wnid in enumerate(wnids):
+        if "/" in wnid or wnid in (".", "..") or number != first[wnid]:
+            raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
+    return wnids, [line[-1].strip() for line in lines]

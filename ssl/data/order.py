@@ -1,0 +1,67 @@
+"""Which image stands at which place of which global batch: by (seed, epoch) alone."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssl.augment import uniforms
+from ssl.data.images import Images
+
+
+@dataclass(frozen=True)
+class Order:
+    """The sequence of global batches: every epoch its own permutation of `count` images, the rest dropped.
+
+    A step takes world_size × accumulate micro-batches of `batch_size`; this rank reads those
+    numbered rank · accumulate .. + accumulate - 1, so W processes and `accumulate` = W read alike.
+    """
+
+    count: int
+    batch_size: int
+    accumulate: int
+    world_size: int
+    seed: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.accumulate * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.count // self.global_batch
+
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor]:
+        """(epoch, indices (batch_size,)) of micro-batch `micro` of optimizer step `step`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
+        return epoch, permutation(self.count, self.seed, epoch)[start : start + self.batch_size]
+
+    def names(self, data: Images, step: int) -> list[str]:
+        """The names of all images of a step, on whatever rank."""
+        micro_batches = range(self.accumulate * self.world_size)
+        places = [self.indices(step, m % self.accumulate, m // self.accumulate)[1].tolist() for m in micro_batches]
+        return [data.sample_name(index) for rows in places for index in rows]
+
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
+        return counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
+
+
+def counted(*counter: int) -> int:
+    """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
+    seed, epoch, index, stream = counter
+    return int(uniforms(seed, epoch, torch.tensor([index]), stream, 1).item() * 2**32)
+
+
+@lru_cache(maxsize=2)
+def permutation(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of `count` images in an epoch."""
+    key = counted(seed, epoch, count, 0xFFFF)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key))
+
+
+def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
+    """Which of `count` images to show for `index`: itself at first, then others, the same wherever and whenever."""
+    return index if attempt == 0 else (counted(seed, attempt, index, 0xFFFD) * count) >> 32

@@ -1,0 +1,312 @@
+"""Data sets in array files: 1 to 16 channels, 8 and 16 bits, in memory and from the disk; and files that are not so."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from test_scripts import run, tiny
+from torchvision.transforms import InterpolationMode
+
+from ssl.augment import View
+from ssl.data import arrays, datasets, loader
+from ssl.data.files import resized_crop
+from ssl.data.images import Images, spread
+from ssl.data.order import Order
+from ssl.encoders import SmallResNet, build_encoder
+from ssl.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def pictures(count, side=20, channels=(), dtype=np.uint8, seed=0):
+    """Smooth (N, H, W[, C]) images, brighter from class to class of three."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((count, *channels, 4, 4)).reshape(count, -1, 4, 4))
+    x = TF.resize(coarse, [side, side], InterpolationMode.BILINEAR).permute(0, 2, 3, 1).numpy()
+    x = (0.5 * x + 0.25 * (np.arange(count) % 3)[:, None, None, None]) * np.iinfo(dtype).max
+    return (x if channels else x[..., 0]).astype(dtype)
+
+
+def medmnist(path, side=20, channels=(), dtype=np.uint8):
+    """A file in MedMNIST's layout: 48 images to train on, 9 to validate, 12 to test, three classes."""
+    parts = {}
+    for seed, (split, count) in enumerate({"train": 48, "val": 9, "test": 12}.items()):
+        parts[f"{split}_images"] = pictures(count, side, channels, dtype, seed)
+        parts[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
+    np.savez_compressed(path, **parts)
+    return parts
+
+
+def load(path, split="unlabelled", **options):
+    return datasets.load(datasets.resolve_name(None, str(path)), str(path), split, **options)
+
+
+# Reading ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,), (4,), (16,)])
+def test_every_channel_count_and_depth_reads_to_the_pixels_that_were_written(tmp_path, channels, dtype):
+    parts = medmnist(tmp_path / "a.npz", 20, channels, dtype)
+    for split, name in (("unlabelled", "train"), ("train", "train"), ("test", "test")):
+        data = load(tmp_path / "a.npz", split)
+        expected = parts[f"{name}_images"].reshape(len(data), 20, 20, -1).transpose(0, 3, 1, 2)
+        assert np.array_equal(data.resident.numpy(), expected) and data.resident.is_contiguous()
+        assert data.channels == expected.shape[1] and data.classes == ["0", "1", "2"]
+        assert data.labels.tolist() == parts[f"{name}_labels"][:, 0].tolist()
+
+
+def test_a_file_without_splits_is_cut_by_seed_without_overlap(tmp_path):
+    x = pictures(60)
+    np.savez(tmp_path / "a.npz", images=x, labels=np.arange(60) % 3 + 5)
+    train, test = (load(tmp_path / "a.npz", split, seed=3) for split in ("unlabelled", "test"))
+    assert len(train) == 54 and test.labels.bincount().tolist() == [2, 2, 2] and test.classes == ["5", "6", "7"]
+    seen = {image.tobytes() for data in (train, test) for image in data.resident.numpy()}
+    assert seen == {image.tobytes() for image in x}
+
+
+def test_val_stands_in_for_test_and_labels_may_be_missing_or_no_class_numbers(tmp_path):
+    x = pictures(12)
+    for labels in ({}, {"train_labels": np.ones((12, 2), int)}, {"train_labels": np.ones(12)}):
+        np.savez(tmp_path / "a.npz", train_images=x, val_images=x[:5], **labels)
+        data = load(tmp_path / "a.npz", "test")
+        assert len(data) == 5 and data.labels.tolist() == [-1] * 5 and data.classes == []
+        assert load(tmp_path / "a.npz").classes == []
+    np.savez(tmp_path / "a.npz", train_images=x, train_labels=np.arange(12) % 4 - 1)
+    assert load(tmp_path / "a.npz").labels.tolist() == [-1, 0, 1, 2] * 3
+
+
+def test_a_bare_npy_stays_on_the_disk_and_any_process_finds_it(tmp_path):
+    x = pictures(9, 70, (2,), np.uint16)
+    np.save(tmp_path / "a.npy", x)
+    data = load(tmp_path / "a.npy")
+    assert data.resident is None and isinstance(data.stored.array, np.memmap) and data.channels == 2
+    part = data.subset(torch.tensor([7, 2]))
+    sent = pickle.dumps(part)
+    assert len(sent) < 2000  # a path, not the pixels
+    for images in (part, pickle.loads(sent)):
+        assert isinstance(images.stored.array, np.memmap)
+        assert np.array_equal(images.pixels(0).numpy(), x[7].transpose(2, 0, 1))
+    with pytest.raises(UserError, match="holds images without labels"):
+        load(tmp_path / "a.npy", "test")
+
+
+def test_other_pixels_are_another_data_set(tmp_path):
+    x = pictures(9, 70)
+    prints = []
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", x + i)
+        prints.append(load(tmp_path / f"{i}.npy").fingerprint(str(tmp_path)))
+    assert prints[0] != prints[1] and load(tmp_path / "0.npy").fingerprint("") == prints[0]
+
+
+def broken(path):
+    np.savez(path, images=pictures(9))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def scrambled(path):
+    np.savez_compressed(path, images=pictures(9))
+    content = bytearray(path.read_bytes())
+    content[100:140] = bytes(40)
+    path.write_bytes(content)
+
+
+def short(path):
+    np.save(path, pictures(9))
+    path.write_bytes(path.read_bytes()[:500])
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+OBJECTS = np.array([[[Trap()]]], dtype=object)
+
+
+@pytest.mark.parametrize(
+    "name, make, expected",
+    [
+        ("a.npz", lambda p: np.savez(p, images=pictures(3).astype(np.float32)), "type float32; expected uint8 or"),
+        ("a.npz", lambda p: np.savez(p, images=pictures(3).astype(">u2")), "type >u2; expected uint8"),
+        ("a.npz", lambda p: np.savez(p, train_images=np.zeros((4, 28, 28, 28), np.uint8)), "Volumes are not read"),
+        (
+            "a.npz",
+            lambda p: np.savez(p, images=np.zeros((4, 9, 28, 28, 1), np.uint8)),
+            r"\(4, 9, 28, 28, 1\); expected",
+        ),
+        ("a.npy", lambda p: np.save(p, np.zeros((4, 3, 28, 28), np.uint8)), "channels C in last place"),
+        ("a.npy", lambda p: np.save(p, np.zeros((0, 28, 28), np.uint8)), r"shape \(0, 28, 28\)"),
+        ("a.npz", lambda p: np.savez(p, images=pictures(3), labels=np.arange(2)), "3 images but 2 labels"),
+        ("a.npz", lambda p: np.savez(p, x=pictures(3)), "has neither images nor train_images, but x"),
+        ("a.npz", lambda p: np.savez(p, test_images=pictures(3)), "neither images nor train_images"),
+        ("a.npz", lambda p: np.savez(p, images=OBJECTS), "allow_pickle=False"),
+        ("a.npy", lambda p: np.save(p, OBJECTS), "cannot be read as numpy arrays"),
+        ("a.npz", broken, "cannot be read as numpy arrays"),
+        ("a.npz", scrambled, "cannot be read as numpy arrays"),
+        ("a.npy", short, "cannot be read as numpy arrays"),
+        ("a.npy", lambda p: p.write_bytes(b"hello"), "cannot be read as numpy arrays"),
+        ("a.npz", lambda p: np.save(p.open("wb"), pictures(3)), "is one array, not a .npz"),
+        ("a.npz", lambda p: None, "is not a file"),
+        ("a.npz", lambda p: p.mkdir(), "is not a file"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path, capfd, name, make, expected):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=expected):
+        load(tmp_path / name)
+    assert "this ran" not in capfd.readouterr().out
+
+
+def test_what_cannot_fit_into_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    medmnist(tmp_path / "a.npz")
+    monkeypatch.setattr(arrays.os, "sysconf", lambda name: 100)
+    with pytest.raises(UserError, match="save the images alone as"):
+        load(tmp_path / "a.npz")
+
+
+# Pixels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_sixteen_bit_crops_are_torchvisions_of_floats_and_never_wrap_around(channels):
+    x = torch.from_numpy(pictures(1, 40, (channels,), np.uint16))[0].permute(2, 0, 1)
+    edge = torch.where(torch.arange(40) < 20, 0, 65535).to(torch.uint16).expand(channels, 40, 40)  # bicubic overshoots
+    for pixels in (x, edge):
+        ours = resized_crop(pixels, [3, 2, 30, 33], 17)
+        floats = pixels.numpy().astype(np.float32) / 65535
+        theirs = TF.resized_crop(
+            torch.from_numpy(floats), 3, 2, 30, 33, [17, 17], InterpolationMode.BICUBIC, antialias=True
+        )
+        torch.testing.assert_close(ours, theirs.clamp(0, 1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_from_the_disk_and_in_memory_give_the_same_views(tmp_path, channels, dtype, workers):
+    np.save(tmp_path / "a.npy", pictures(8, 40, (channels,), dtype))
+    held = load(tmp_path / "a.npy")
+    stored, *_ = arrays.read(tmp_path / "a.npy", "unlabelled")
+    files = Images("array", held.labels, [], stored=stored)
+    views, order = [View(size=24), View(size=16)], Order(8, 4, 1, 1, seed=0)
+    for a, b in zip(*(loader.training_batches(d, views, order, 0, 2, workers, CPU) for d in (held, files))):
+        for (in_memory, params), (of_worker, same) in zip(a.views, b.views):
+            of_worker = of_worker / 255 if dtype == np.uint8 else of_worker
+            assert torch.equal(params, same)
+            assert (in_memory - of_worker).abs().max() <= (1.6 / 255 if dtype == np.uint8 else 1e-5)
+    plain = [torch.cat([x for x, _, _ in loader.plain_batches(d, 40, 3, workers, CPU)]) for d in (held, files)]
+    assert plain[0].shape == plain[1].shape == (8, channels, 40, 40)
+    assert (TF.center_crop(plain[0], [35, 35]) - TF.resize(plain[1], [35, 35], antialias=True)).abs().mean() < 0.02
+
+
+def test_statistics_are_the_channels_own_unless_set(tmp_path):
+    x = pictures(30, 20, (4,), np.uint16)
+    x[..., 3] = 700  # a channel that is the same everywhere
+    np.save(tmp_path / "a.npy", x)
+    data = load(tmp_path / "a.npy")
+    mean, std = datasets.normalisation(data, None, None)
+    unit = x.reshape(-1, 4) / 65535
+    np.testing.assert_allclose(mean, unit.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(std[:3], unit.std(0)[:3], rtol=1e-4)
+    assert std[3] == 1
+    given = [0.1, 0.2, 0.3, 0.4]
+    assert datasets.normalisation(data, given, None) == (given, std)
+    with pytest.raises(UserError, match="std: expected 4 values, one a channel of array, got"):
+        datasets.normalisation(data, None, [0.5])
+    assert spread(2500, 1000) == range(0, 2500, 3)
+    assert spread(5, 1000) == range(5)
+
+
+# Encoders ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, channels", [(32, 1), (32, 4), (96, 2), (96, 16)])
+def test_a_resnet_reads_any_channels_under_torchvisions_names(size, channels):
+    usual, _ = build_encoder("resnet18", size)
+    encoder, width = build_encoder("resnet18", size, channels=channels)
+    assert encoder(torch.zeros(2, channels, size, size)).shape == (2, width)
+    changed = {key for key, value in encoder.state_dict().items() if value.shape != usual.state_dict()[key].shape}
+    assert changed == {"conv1.weight"} and set(encoder.state_dict()) == set(usual.state_dict())
+    assert encoder.conv1.stride == usual.conv1.stride and encoder.conv1.padding == usual.conv1.padding
+
+
+class OnlyRGB(SmallResNet):
+    def __init__(self):
+        super().__init__(4, 1)
+
+
+class LikeTimm(SmallResNet):
+    def __init__(self, in_chans: int = 3):
+        super().__init__(4, 1, in_chans)
+
+
+def test_a_class_is_told_of_the_channels_or_refused():
+    _, width = build_encoder("test_arrays.LikeTimm", 32, channels=5)
+    assert width == 8
+    encoder, _ = build_encoder("ssl.encoders.SmallResNet", 32, kwargs={"width": 4}, channels=2)
+    assert encoder(torch.zeros(2, 2, 32, 32)).shape == (2, 32)
+    with pytest.raises(UserError, match=r"cannot read a \(1, 5, 32, 32\) image; if it can be made for 5 channels"):
+        build_encoder("test_arrays.OnlyRGB", 32, channels=5)
+
+
+# End to end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "side, channels, dtype", [(20, (), np.uint8), (20, (2,), np.uint16), (70, (4,), np.uint8), (70, (1,), np.uint16)]
+)
+def test_arrays_are_trained_on_and_judged(tmp_path, side, channels, dtype):
+    medmnist(tmp_path / "a.npz", side, channels, dtype)
+    count = channels[0] if channels else 1
+    done = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
+    assert f"array: 48 images {'in memory' if side == 20 else 'from one file'}" in done.stdout
+    assert f"{count} channel{'s' if count > 1 else ''}: saturation, hue and grey are left out" in done.stdout
+    assert "(what is not set is measured)" in done.stdout
+    again = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
+    assert "nothing is left to do" in again.stdout or "continuing at step 6 of 6" in again.stdout
+    judge = ["evaluate.py", "--model_path", tmp_path / "run", "--raw_pixels", "--random_init", "--workers", "1"]
+    run(*judge, "--protocol", "all", "--linear_epochs", "2")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["knn"]["acc1"] > 0.5 and results["raw_pixels"]["probe"]["acc1"] > 0.5  # classes differ in brightness
+    assert 0 <= results["random_init"]["probe"]["acc1"] <= 1 and "acc1" in results["linear"]
+
+
+def test_two_processes_train_on_an_array_as_one(tmp_path):
+    np.save(tmp_path / "a.npy", pictures(48, 70, (2,), np.uint16))
+    encoders = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        run("train.py", *tiny("--data_dir", tmp_path / "a.npy", "--output_dir", folder,
+                              "--batch_size", 16 // processes), processes=processes)  # fmt: skip
+        encoders.append(torch.load(folder / "encoder.pt", weights_only=True))
+    for name, value in encoders[0].items():
+        torch.testing.assert_close(encoders[1][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--mean", "[0.5, 0.5, 0.5]"], "mean: expected 2 values, one a channel of array, got"),
+        (
+            ["--encoder", "torchvision.models.SqueezeNet", "--encoder_kwargs", "{}"],
+            "cannot read a (1, 2, 32, 32) image",
+        ),
+        (["--dataset", "folder"], "is not a folder (it is a file)"),
+    ],
+)
+def test_settings_that_do_not_fit_stop_with_one_line(tmp_path, arguments, expected):
+    medmnist(tmp_path / "a.npz", 20, (2,))
+    done = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run", *arguments),
+               check=False)  # fmt: skip
+    assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_real_volume_is_refused(real_data):
+    with pytest.raises(UserError, match=r"adrenalmnist3d.*expected images \(N, H, W\)"):
+        load(real_data / "adrenalmnist3d.npz")
