@@ -682,7 +682,7 @@ def is_checkpoint(state) -> bool:
     """Whether a file's content is a checkpoint of this script."""
     if not isinstance(state, dict) or not set(state) >= CONTENTS:
         return False
-    kinds = {part: dict for part in CONTENTS} | {"step": int, "retries": int}
+    kinds = dict.fromkeys(CONTENTS, dict) | {"step": int, "retries": int}
     return all(isinstance(state[part], kind) for part, kind in kinds.items())
 
 
