@@ -203,7 +203,7 @@ def copied(value):
 
 def _lock(path: Path):
     """Hold the file for as long as this process lives; the kernel lets go of it however the process ends."""
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the run
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, open as long as the run
     patience = time.monotonic() + LEAVING
     while True:
         try:
@@ -216,7 +216,7 @@ def _lock(path: Path):
                 return file
             if time.monotonic() > patience:
                 file.seek(0)
-                holder = file.read().strip() or "?"
+                holder = file.read(200).strip() or "?"
                 raise UserError(
                     f"output_dir: {path.parent} is in use by another run ({holder}); wait for it, stop it, or choose "
                     "another --output_dir"

@@ -422,6 +422,16 @@ def test_more_bytes_than_a_photograph_has_are_not_read(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
 
 
+def test_the_limit_of_pixels_is_the_one_that_is_said(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    monkeypatch.setattr(images, "LARGEST_IMAGE", 480)
+    assert decode(tmp_path / "a.png").shape == (3, 20, 24)
+    monkeypatch.setattr(images, "LARGEST_IMAGE", 479)
+    with pytest.raises(BadImage, match="24×20 pixels is more than any photograph has"):
+        decode(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 200_000_000  # so that Pillow does not refuse less
+
+
 def test_numbers_that_are_none_are_no_pixels(tmp_path):
     for level in (float("nan"), -1.0, 300.0, 0.5):
         Image.fromarray(np.full((4, 4), level, np.float32)).save(tmp_path / "a.tif")

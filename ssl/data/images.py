@@ -21,6 +21,7 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 LARGEST_FILE = 1 << 30  # bytes
 LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower, and from half of it on it warns
 
 EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 16-bit levels, rounded: 65535 -> 255
 
