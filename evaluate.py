@@ -147,7 +147,7 @@ def main() -> None:
 
     # Report
     if is_main() and set(protocols) != {"features"}:
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
         say("\n" + results_table(results, subjects, protocols) + "\n")
         say(f"results     {folder / 'results.json'}")
 

@@ -1,8 +1,10 @@
 """Images that cannot be shown: replaced by others in training, listed, counted alike on every rank, and limited."""
 
+import contextlib
 import json
 from pathlib import Path
 
+from ssl.checkpoint import write_text
 from ssl.distributed import broadcast_object, gather_objects, is_main
 from ssl.errors import UserError
 
@@ -21,6 +23,7 @@ class BadImages:
         self.total, self.max_fraction = total, max_fraction
         self.known: dict[str, str] = broadcast_object(_read(self.file) if is_main() else None)
         self.met: dict[str, str] = {}
+        self.written = len(self.known)
 
     def note(self, bad: list[tuple[str, str]]) -> None:
         """Remember (path, reason) pairs that this rank met."""
@@ -35,11 +38,17 @@ class BadImages:
         new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
         self.known |= new
         self.met = {}
-        if is_main() and new:
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+        if is_main() and len(self.known) > self.written:
+            self._write()
         check(self.known, self.total, self.max_fraction, f"all are listed in {self.file}")
         return len(self.known)
+
+    def _write(self) -> None:
+        """The whole list, or none of it: where the disk is full it is written another time."""
+        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.known.items()]
+        with contextlib.suppress(OSError):
+            write_text("".join(lines), self.file)
+            self.written = len(lines)
 
 
 def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> None:
@@ -54,7 +63,7 @@ def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> No
 
 
 def _read(file: Path) -> dict[str, str]:
-    """What an earlier part of the run listed; a line cut short by a crash is met again."""
+    """What an earlier part of the run listed; a line that cannot be read is met again."""
     found = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else []:
         try:
