@@ -115,13 +115,13 @@ class SmallRun:
         errors = [line for line in lines if "rror" in line]
         return (errors or lines or ["it said nothing"])[-1][:300]
 
-    def digest(self) -> str:
-        """A checksum of everything a run ends in: weights, optimizer, step, and each step's loss and rates."""
+    def digest(self, metrics: bool = True) -> str:
+        """A checksum of everything a run ends in: weights, optimizer, step, and each logged step's loss and rates."""
         state = checkpoint.load(self.folder / "checkpoint.pt")
         sha = hashlib.sha256()
         for part in ("model", "optimizer", "scaler", "step"):
             _feed(sha, state[part])
-        for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+        for line in (self.folder / "metrics.jsonl").read_text().splitlines() if metrics else []:
             values = json.loads(line)
             _feed(sha, {k: values[k] for k in sorted(values) if k not in ("samples_per_second", "data_wait")})
         return sha.hexdigest()

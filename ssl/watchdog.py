@@ -31,7 +31,7 @@ class Watchdog:
     def __init__(self, timeout: float, on_hang: Callable[[str], None]):
         self.timeout, self.on_hang = timeout, on_hang
         self.step, self.doing, self.since = 0, PHASES[0], None
-        self.period = min(5.0, timeout / 5)
+        self.period = min(5.0, timeout / 20)  # all is said before the collectives themselves give up
         self.store = dist.PrefixStore("watchdog", _shared_store()) if world_size() > 1 else None
         self.resting = threading.Event()
         if self.store is not None:
