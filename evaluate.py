@@ -153,9 +153,7 @@ def main() -> None:
 
     # Report
     if is_main() and set(protocols) != {"features"}:
-        unfinished = folder / f"results.json.partial-{os.getpid()}"
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
-        os.replace(unfinished, folder / "results.json")  # nor is a link of that name followed, in a stranger's folder
+        checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
         say("\n" + results_table(results, subjects, protocols) + "\n")
         say(f"results     {folder / 'results.json'}")
 

@@ -152,6 +152,11 @@ def main() -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
+    # Run folder, before what may take long: it is ours, and says how this ends
+    folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
+    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+
     # Data
     data = datasets.load(
         settings.dataset,
@@ -189,17 +194,14 @@ def main() -> None:
     autocast_dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16)
 
-    # Run folder: take up what it holds
-    folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
+    # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
-    run = runs.RunFolder(folder, settings.keep_checkpoints)
     state = find_state(run, settings, identity)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
     introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
-    run.begin(step, stop, saved=state is not None)
-    requests = stopping.StopRequests(folder)
+    run.begin(step, stop)
 
     model.train()
     guard = Guard(model, optimizer)
@@ -233,10 +235,13 @@ def main() -> None:
         }
 
     def take_up(state: dict) -> int:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        guard.load_state_dict(state["guard"])
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            guard.load_state_dict(state["guard"])
+        except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
+            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
         return state["step"]
 
     def save(wait: bool = False) -> None:
@@ -346,6 +351,8 @@ def main() -> None:
             save()
 
     # Save
+    if step == stop:
+        asked_to_stop = None  # it need not have asked
     watchdog.rest()
     batches.close()
     if is_main() and run.saved_step != step:
@@ -665,9 +672,9 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
             f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
             "settings of the run to continue it, or --resume_force to continue it all the same"
         )
-    versions = {name: f"{name} {before} -> {runs.versions()[name]}" for name, before in state["versions"].items()
-                if before != runs.versions()[name]}  # fmt: skip
-    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + list(versions.values())
+    versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in runs.versions().items()
+                if state["versions"].get(name) != version]  # fmt: skip
+    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
     if told:
         say(f"changed     {'; '.join(told)}")
     return state

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 from ssl import vetting
+from ssl.distributed import rank
 from ssl.errors import UserError
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
@@ -60,6 +72,8 @@ def rotate(value, folder: Path, keep: int) -> None:
             os.replace(names[i - 1], names[i])
 
     save(value, names[0], make_room)
+    for older in kept(folder)[keep:]:  # of a time when more were kept
+        older.unlink()
 
 
 def load(path: str | Path):
@@ -89,8 +103,11 @@ def load(path: str | Path):
 
 def _damaged(path: Path) -> str | None:
     """The first part of a file of `save` whose checksum does not match: torch.load does not look at them."""
-    with zipfile.ZipFile(path) as parts:
-        return parts.testzip()
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except zipfile.BadZipFile:
+        return "its list of contents"
 
 
 def find_encoder(path: str | Path) -> Path:

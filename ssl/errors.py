@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def one_line_errors(script: str):
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))
         if rank:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, which the run heard as a request to save
             time.sleep(10)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(error)}"
         _tell_heirs(line)
