@@ -394,7 +394,7 @@ def saved_run(tmp_path: Path, **settings) -> tuple[RunFolder, train.Settings]:
     run.begin(0, 10)
     content = {
         "model": {}, "optimizer": {}, "scaler": {}, "step": 3, "settings": dataclasses.asdict(made_by),
-        "identity": IDENTITY, "versions": runs.versions(),
+        "identity": IDENTITY, "versions": runs.versions(), "retries": 0, "guard": {}, "bad_images": {},
     }  # fmt: skip
     run.save(content, {}, wait=True)
     return run, made_by
