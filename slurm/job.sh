@@ -31,7 +31,7 @@ resumable() {
   before=$(cat "$folder/status.json" 2>/dev/null || true)
   read -r _ saved_before < <(status "$folder")
 
-  say "started on $SLURM_JOB_NODELIST"
+  say "runs on $SLURM_JOB_NODELIST"
   trap 'ask_to_stop "$folder"' USR1 TERM
   "${launch[@]}" "$@" &
   run=$!
@@ -61,7 +61,7 @@ resumable() {
 }
 
 repeatable() {
-  say "started on $SLURM_JOB_NODELIST"
+  say "runs on $SLURM_JOB_NODELIST"
   if "${launch[@]}" "$@"; then
     say "finished"
     exit 0
@@ -75,7 +75,7 @@ repeatable() {
 }
 
 say() {
-  echo "$(date '+%F %T') job $SLURM_JOB_ID, restarted $restarts times: $*"
+  echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((restarts + 1)): $*"
 }
 
 # The value of --output_dir among the arguments.
