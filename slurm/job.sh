@@ -8,7 +8,7 @@
 most_restarts=200  # after which a job is not requeued from here; Slurm counts its own requeues, too
 restarts=${SLURM_RESTART_COUNT:-0}
 
-# torchrun kills its processes so many seconds after it was told to stop (torch < 2.11 knows 30 alone).
+# torchrun kills its processes so many seconds after it was told to stop (older ones know 30 alone).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
 
 # One torchrun a node, one process a GPU that Slurm granted, or one where it granted none. They meet on the first node,
