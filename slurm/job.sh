@@ -8,7 +8,7 @@
 most_restarts=200  # after which a job is not requeued from here; Slurm counts its own requeues, too
 restarts=${SLURM_RESTART_COUNT:-0}
 
-# torchrun kills its processes so many seconds after it was told to stop (torch < 2.11 knows 30 alone).
+# torchrun kills its processes so many seconds after it was told to stop (older ones know 30 alone).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
 
 # One torchrun a node, one process a GPU that Slurm granted, or one where it granted none. They meet on the first node,
@@ -31,7 +31,7 @@ resumable() {
   before=$(cat "$folder/status.json" 2>/dev/null || true)
   read -r _ saved_before < <(status "$folder")
 
-  say "started on $SLURM_JOB_NODELIST"
+  say "runs on $SLURM_JOB_NODELIST"
   trap 'ask_to_stop "$folder"' USR1 TERM
   "${launch[@]}" "$@" &
   run=$!
@@ -61,7 +61,7 @@ resumable() {
 }
 
 repeatable() {
-  say "started on $SLURM_JOB_NODELIST"
+  say "runs on $SLURM_JOB_NODELIST"
   if "${launch[@]}" "$@"; then
     say "finished"
     exit 0
@@ -75,7 +75,7 @@ repeatable() {
 }
 
 say() {
-  echo "$(date '+%F %T') job $SLURM_JOB_ID, restarted $restarts times: $*"
+  echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((restarts + 1)): $*"
 }
 
 # The value of --output_dir among the arguments.

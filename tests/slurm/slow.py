@@ -1,4 +1,4 @@
-"""An encoder that leaves time to disturb a job: it sleeps in the job's first start, and computes the same always."""
+"""An encoder that leaves time to disturb a job: it sleeps in a job's first two starts, and computes the same always."""
 
 import os
 import time
@@ -10,6 +10,6 @@ from ssl.encoders import SmallResNet
 
 class SlowResNet(SmallResNet):
     def forward(self, x: Tensor) -> Tensor:
-        if "SLURM_JOB_ID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
-            time.sleep(0.2)
+        if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < 2:
+            time.sleep(1)
         return super().forward(x)

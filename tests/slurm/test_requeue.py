@@ -1,5 +1,6 @@
 """When slurm/*.sbatch put their job back into the queue, with stand-ins for Slurm's programs."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -54,8 +55,17 @@ class Fake:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         return subprocess.Popen(
             ["bash", ROOT / "slurm" / script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=kept | slurm | {"PATH": path, "FAKE": str(self.folder)} | environment,
+            text=True, start_new_session=True,
+            env=kept | slurm | {"PATH": path, "FAKE": str(self.folder)} | environment,
         )  # fmt: skip
+
+    def end(self, process: subprocess.Popen) -> str:
+        """What the batch script printed until it ended by itself."""
+        try:
+            return process.communicate(timeout=60)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def requeued(self) -> list[str]:
         path = self.folder / "requeued"
@@ -111,7 +121,7 @@ def test_a_run_is_requeued_only_if_it_was_asked_to_stop_and_gained_a_step(
     (tmp_path / "status.json").write_text(json.dumps({"state": "preempted", "saved_step": 40}))
     fake = Fake(tmp_path, leaves(tmp_path, *left) if left else "exit 1", **job)
     process = fake.start("train.sbatch", "--output_dir", str(tmp_path))
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert (fake.requeued(), process.returncode) == (["64321"] if requeued else [], exit_status), said
     assert words in said.splitlines()[-1]
 
@@ -122,20 +132,20 @@ def test_a_status_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path, state
     (tmp_path / "status.json").write_text(json.dumps({"state": state, "saved_step": 40}))
     fake = Fake(tmp_path, "exit 1")
     process = fake.start("train.sbatch", "--output_dir", str(tmp_path))
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert process.returncode == 1 and "(its state: none)" in said and fake.requeued() == []
 
 
 def test_the_first_start_needs_no_folder_and_one_step(tmp_path):
     run = tmp_path / "runs" / "new"
     fake = Fake(tmp_path, f"mkdir -p '{run}'; {leaves(run, 'preempted', 1, 0)}")
-    fake.start("train.sbatch", f"--output_dir={run}").communicate(timeout=60)
+    fake.end(fake.start("train.sbatch", f"--output_dir={run}"))
     assert fake.requeued() == ["64321"]
 
 
 def test_a_run_that_never_gained_a_step_is_not_requeued(tmp_path):
     fake = Fake(tmp_path, leaves(tmp_path, "preempted", 0, 0))
-    fake.start("train.sbatch", f"--output_dir={tmp_path}").communicate(timeout=60)
+    fake.end(fake.start("train.sbatch", f"--output_dir={tmp_path}"))
     assert fake.requeued() == []
 
 
@@ -147,7 +157,7 @@ def test_a_scontrol_that_fails_is_named_and_the_exit_status_says_so(tmp_path, br
     else:
         fake.run = f"rm '{tmp_path}/job'; {fake.run}"
     process = fake.start("train.sbatch", "--output_dir", str(tmp_path))
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert process.returncode == 1 and words in said.splitlines()[-1] and "submit it again" in said
 
 
@@ -162,7 +172,7 @@ def test_a_signal_to_the_batch_script_stops_the_run_by_its_stop_file(tmp_path, n
     time.sleep(0.2)
     assert process.poll() is None
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert fake.requeued() == ["64321"] and process.returncode == 0, said
     assert "asking the run to save and stop" in said and not (run / "stop").exists()
 
@@ -173,7 +183,7 @@ def test_arguments_reach_the_script_as_they_were_written(tmp_path):
     words = ["--output-dir", str(run), "--encoder_kwargs", "{width: 8}", "--data_dir", "$(touch PWNED); *", ""]
     fake = Fake(tmp_path, leaves(run, "finished", 90, 0), restarts=3)
     process = fake.start("train.sbatch", *words, SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="9")
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert fake.arguments() == [
         "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=9", "python", "-m", "torch.distributed.run",
         "--nnodes=2", "--nproc_per_node=4", "--rdzv_backend=c10d", "--rdzv_endpoint=n7:14321", "--rdzv_id=64321.3",
@@ -184,7 +194,7 @@ def test_arguments_reach_the_script_as_they_were_written(tmp_path):
 
 def test_without_gpus_there_is_one_process_a_node(tmp_path):
     fake = Fake(tmp_path, "exit 0")
-    fake.start("evaluate.sbatch", "--model_path", "runs/x").communicate()
+    fake.end(fake.start("evaluate.sbatch", "--model_path", "runs/x"))
     assert "--nproc_per_node=1" in fake.arguments() and fake.arguments()[-3:] == [
         "evaluate.py",
         "--model_path",
@@ -195,7 +205,7 @@ def test_without_gpus_there_is_one_process_a_node(tmp_path):
 def test_a_run_without_output_dir_is_refused_before_it_starts(tmp_path):
     fake = Fake(tmp_path, "exit 0")
     process = fake.start("train.sbatch", "--dataset", "shapes")
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert process.returncode == 2 and "error: no --output_dir" in said and not (tmp_path / "arguments").exists()
 
 
@@ -213,7 +223,7 @@ def test_a_run_without_output_dir_is_refused_before_it_starts(tmp_path):
 def test_an_evaluation_is_requeued_only_if_slurm_preempted_it(tmp_path, exit_status, job, requeued, words):
     fake = Fake(tmp_path, f"exit {exit_status}", **job)
     process = fake.start("evaluate.sbatch", "--model_path", "runs/x")
-    said, _ = process.communicate(timeout=60)
+    said = fake.end(process)
     assert fake.requeued() == (["64321"] if requeued else []) and words in said.splitlines()[-1]
     assert process.returncode == (0 if requeued else exit_status)
 
