@@ -108,7 +108,7 @@ def test_a_quoted_line_end_and_a_formula_are_text(tmp_path):
 
 
 def test_lists_keep_names_of_any_bytes(tmp_path):
-    (tmp_path / "list").write_bytes("a b.jpg\r\n\n  c\u2028d.jpg \n".encode() + b"\xff.jpg")
+    (tmp_path / "list").write_bytes("\ufeffa b.jpg\r\n\n  c\u2028d.jpg \n".encode() + b"\xff.jpg")
     assert tables.read_lines(tmp_path / "list", "train_files") == ["a b.jpg", "c\u2028d.jpg", "\udcff.jpg"]
 
 

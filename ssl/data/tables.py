@@ -18,9 +18,10 @@ def read_lines(path: str | Path, setting: str) -> list[str]:
     path = Path(path)
     _check_size(path, setting)
     try:
-        lines = os.fsdecode(path.read_bytes()).split("\n")  # not splitlines: a name may hold U+2028 or a form feed
+        text = os.fsdecode(path.read_bytes()).removeprefix("\ufeff")
     except OSError as error:
         raise UserError(f"{setting}: cannot read {path} ({error})") from None
+    lines = text.split("\n")  # not splitlines: a name may hold U+2028 or a form feed
     return [line.strip() for line in lines if line.strip()]
 
 
