@@ -116,14 +116,16 @@ def test_a_repeated_signal_is_immediate_after_a_while(tmp_path):
 
 
 PARENT = """
-import subprocess, sys, time
+import subprocess, sys, threading, time
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(60,)).start()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
 time.sleep(60)
 """
 
 
 def test_the_death_of_the_launcher_is_a_request_to_stop(tmp_path):
-    """And not for ever: who does not leave by itself is ended."""
+    """One request, although the kernel tells of each of its threads; and who does not leave by itself is ended."""
     source = "from ssl.distributed import die_with_parent\ndie_with_parent(signal.SIGTERM)\nstopping.ORPHANED = 1\n" + (
         LOOP + "(folder / 'asked').write_text(asked)\ntime.sleep(60)\n"
     )

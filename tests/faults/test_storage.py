@@ -14,8 +14,6 @@ from ssl.faultcheck import damage
 from ssl.smallrun import SmallRun, descendants, gone, kill
 
 pytestmark = pytest.mark.slow
-SLOW = "import time\nfrom ssl import report\nwrite = report.Metrics.write\n"
-SLOW += "report.Metrics.write = lambda self, **values: (time.sleep(0.2), write(self, **values))"
 
 
 def newest(run: SmallRun) -> int:
@@ -95,7 +93,7 @@ def without_roots_rights() -> None:
 
 
 def test_a_folder_that_becomes_read_only(new_run, undisturbed, altered):
-    run = new_run(1, script=altered(SLOW))
+    run = new_run(1, script=altered(slowly=True))
     process = run.launch(preexec_fn=without_roots_rights)
     assert run.wait_for_step(4, process), run.last_words()
     os.chmod(run.folder, 0o555)
@@ -113,7 +111,7 @@ def test_a_folder_that_becomes_read_only(new_run, undisturbed, altered):
 
 def test_a_data_folder_that_vanishes_is_one_error_and_comes_back(new_run, undisturbed, altered, tmp_path, chance):
     images = shutil.copytree(undisturbed().images, tmp_path / "images")
-    run = new_run(script=altered(SLOW))
+    run = new_run(script=altered(slowly=True))
     run.images = images
     process = run.launch()
     assert run.wait_for_step(chance.randint(4, 7), process), run.last_words()
