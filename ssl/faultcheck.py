@@ -8,10 +8,12 @@ each must end in the undisturbed run's weights and optimizer, bit for bit.
 """
 
 import argparse
+import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,28 +29,30 @@ from ssl.smallrun import STEPS, SmallRun, descendants, gone, kill, make_images, 
 
 def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
     """SIGKILL of a random rank, or of the launcher, at `kills` random moments."""
-    done = 0
     for i in range(kills):
         process = run.launch()
         target = (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1)
-        if not run.wait_for_step(target, process):
-            break
+        wait(run, target, process)
         time.sleep(chance.random() * 0.1)
         victims = ranks(process) if whom == "rank" else [process.pid]
         left = [process.pid, *descendants(process.pid)]
-        if victims:
-            kill(chance.choice(victims), signal.SIGKILL)
-            done += 1
+        kill(chance.choice(victims), signal.SIGKILL)
         run.finish(process)
         gone(left)
     run.finished()
-    return f"{done} times SIGKILL of a {whom}"
+    return f"{kills} times SIGKILL of a {whom}"
+
+
+def wait(run: SmallRun, step: int, process: subprocess.Popen) -> None:
+    if not run.wait_for_step(step, process):
+        run.finish(process)
+        raise UserError(f"the run ended before step {step}: {run.last_words()}")
 
 
 def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
     """A signal to the launcher; the run must leave by itself, saved."""
     process = run.launch()
-    run.wait_for_step(chance.randint(5, STEPS - 10), process)
+    wait(run, chance.randint(5, STEPS // 2), process)
     left = [process.pid, *descendants(process.pid)]
     began = time.monotonic()
     kill(process.pid, number)
@@ -64,7 +68,7 @@ def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
 def disk_full(run: SmallRun, chance: random.Random) -> str:
     """No file may grow beyond half a checkpoint: as on a full disk, but for this run alone."""
     process = run.launch()
-    run.wait_for_step(chance.randint(5, 15), process)
+    wait(run, chance.randint(5, 15), process)
     kill(process.pid, signal.SIGTERM)
     run.finish(process)
     limit = (run.folder / "checkpoint.pt").stat().st_size // 2
@@ -81,7 +85,7 @@ def disk_full(run: SmallRun, chance: random.Random) -> str:
 def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
     """The newest checkpoint is damaged; the one before it must be taken."""
     process = run.launch()
-    run.wait_for_step(chance.randint(12, STEPS - 10), process)
+    wait(run, chance.randint(12, STEPS // 2), process)
     kill(process.pid, signal.SIGTERM)
     run.finish(process)
     step = run.status()["saved_step"]
@@ -103,7 +107,36 @@ def damage(path: Path, how: str, chance: random.Random) -> None:
     path.write_bytes(content)
 
 
-def main() -> None:
+# All of them --------------------------------------------------------------------------
+
+
+def trials(kills: int, chance: random.Random) -> dict[str, Callable[[SmallRun], str]]:
+    return {
+        "ranks killed": lambda run: killed(run, chance, kills, "rank"),
+        "launcher killed": lambda run: killed(run, chance, 2, "launcher"),
+        "terminated": lambda run: stopped(run, chance, signal.SIGTERM),
+        "interrupted": lambda run: stopped(run, chance, signal.SIGINT),
+        "disk full": lambda run: disk_full(run, chance),
+        "flipped bit": lambda run: damaged(run, chance, "with a flipped bit"),
+        "cut short": lambda run: damaged(run, chance, "cut short"),
+    }
+
+
+def surroundings(folder: Path) -> str:
+    """How fast a file is safe on this disk, and what room loader workers have to hand over batches."""
+    began = time.monotonic()
+    with open(folder / "probe", "wb") as file:
+        file.write(os.urandom(64 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.monotonic() - began
+    (folder / "probe").unlink()
+    shared = Path("/dev/shm")
+    room = f"{shutil.disk_usage(shared).free >> 20} MiB free in {shared}" if shared.is_dir() else f"no {shared}"
+    return f"64 MiB written and flushed in {took:.2f} s; {room}"
+
+
+def parse() -> argparse.Namespace:
     about, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m ssl.faultcheck", description=about, epilog=details, allow_abbrev=False,
@@ -117,22 +150,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.processes not in (1, 2, 4, 8):
         raise UserError(f"processes: {options.processes} is none of 1, 2, 4, 8")
+    if not 1 <= options.kills <= STEPS:
+        raise UserError(f"kills: {options.kills} is not in 1..{STEPS}")
     if options.output_dir.exists():
         raise UserError(f"output_dir: {options.output_dir} is there already; faultcheck wants a folder of its own")
+    return options
+
+
+def main() -> None:
+    options = parse()
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    chance = random.Random(seed)
-    options.output_dir.mkdir(parents=True)
-    images = make_images(options.output_dir / "images")
-    trials: dict[str, Callable[[SmallRun], str]] = {
-        "ranks killed": lambda run: killed(run, chance, options.kills, "rank"),
-        "launcher killed": lambda run: killed(run, chance, 2, "launcher"),
-        "terminated": lambda run: stopped(run, chance, signal.SIGTERM),
-        "interrupted": lambda run: stopped(run, chance, signal.SIGINT),
-        "disk full": lambda run: disk_full(run, chance),
-        "flipped bit": lambda run: damaged(run, chance, "with a flipped bit"),
-        "cut short": lambda run: damaged(run, chance, "cut short"),
-    }
-    say(f"seed {seed}; {len(trials) + 1} runs of {STEPS} steps, some of them launched many times\n")
+    try:
+        options.output_dir.mkdir(parents=True)
+        images = make_images(options.output_dir / "images")
+        around = surroundings(options.output_dir)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {options.output_dir} ({error})") from None
+    chosen = trials(options.kills, random.Random(seed))
+    say(f"seed {seed}; {len(chosen) + 1} runs of {STEPS} steps, some of them launched many times\n{around}\n")
 
     def new_run(name: str) -> SmallRun:
         folder = options.output_dir / name.replace(" ", "_")
@@ -144,7 +179,7 @@ def main() -> None:
     expected = whole.digest()
     say(f"undisturbed: {time.monotonic() - began:.0f} s")
     rows, failed = [["trial", "weights", "seconds", "what happened"]], 0
-    for name, trial in trials.items():
+    for name, trial in chosen.items():
         began, run = time.monotonic(), new_run(name)
         try:
             words = trial(run)
@@ -156,9 +191,10 @@ def main() -> None:
         say(f"{name}: {rows[-1][1]}, {words}")
         if same:
             shutil.rmtree(run.folder)
+            run.log.unlink()
     say("\n" + table(rows))
     if failed:
-        raise UserError(f"{failed} of {len(trials)} trials failed; their runs are in {options.output_dir}")
+        raise UserError(f"{failed} of {len(chosen)} trials failed; their runs are in {options.output_dir}")
     say("\nwhatever befell it, the run ended in the same weights")
 
 

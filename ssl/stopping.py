@@ -21,7 +21,9 @@ from ssl.distributed import die_with_parent, is_main, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_FILE = 1000  # what stands for the file among the signals' numbers
-ECHO = 5.0  # seconds in which a repeated signal is the same one: Slurm and torchrun both deliver it
+# Seconds in which a repeated signal is the same one: Slurm and torchrun both deliver it, and the kernel tells of a
+# launcher's death once for each of its threads.
+ECHO = 5.0
 ORPHANED = 60.0  # seconds that a process whose launcher has died may take to save and leave
 EX_TEMPFAIL = 75  # exit status of sysexits.h: try again
 
@@ -63,7 +65,7 @@ class StopRequests:
                 if is_main():
                     print(f"{signal.Signals(number).name}: saving after this step, then leaving; again: at once",
                           file=sys.stderr, flush=True)  # fmt: skip
-            elif number == signal.SIGINT or orphaned or time.monotonic() - self.since > ECHO:
+            elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
                 print(f"{signal.Signals(number).name} again: leaving at once", file=sys.stderr, flush=True)
                 os._exit(128 + number)
 

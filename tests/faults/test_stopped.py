@@ -14,8 +14,6 @@ from ssl.smallrun import TRAIN, SmallRun, descendants, gone, kill, ranks
 pytestmark = pytest.mark.slow
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EX_TEMPFAIL = 75
-SLOW = "import time\nfrom ssl import report\nsay = report.Metrics.write\n"
-SLOW += "report.Metrics.write = lambda self, **values: (time.sleep(0.1), say(self, **values))"
 
 
 def wait_for_words(run: SmallRun, words: str, process: subprocess.Popen, times: int = 1) -> None:
@@ -69,8 +67,13 @@ def test_when_torchrun_dies_its_ranks_save_and_leave(new_run, undisturbed, chanc
 
 def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, chance):
     """torchrun signals the whole process group of a rank. The control: workers that heed it take the save with them."""
-    for name, first in (("run", ""), ("control", "loader.begin_worker = lambda number: None")):
-        run = new_run(2, name, script=altered(f"from ssl.data import loader\nloader.RESTARTS = 0\n{SLOW}\n{first}"))
+    for name, first in (
+        ("run", "loader.RESTARTS = 0"),
+        ("control", "loader.RESTARTS, loader.begin_worker = 0, lambda number: None"),
+    ):
+        run = new_run(
+            2, name, script=altered(f"from ssl.data import loader\nloader.RESTARTS = 0\n{first}\n", slowly=True)
+        )
         process = run.launch()
         assert run.wait_for_step(chance.randint(2, 6), process), run.last_words()
         if name == "run":
@@ -83,7 +86,7 @@ def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, cha
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_file_stop_is_a_signal_too(new_run, undisturbed, altered, processes):
-    run = new_run(processes, script=altered(SLOW), options={"max_steps": 48})
+    run = new_run(processes, script=altered(slowly=True), options={"max_steps": 48})
     process = run.launch()
     assert run.wait_for_step(2, process), run.last_words()
     (run.folder / "stop").touch()
