@@ -29,9 +29,10 @@ from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
 from ssl.data.order import Order
+from ssl.data.tables import read_lines
 from ssl.distributed import gather_objects, gather_rows, is_main, world_size
-from ssl.encoders import build_encoder
-from ssl.errors import UserError, one_line_errors
+from ssl.encoders import build_encoder, is_known
+from ssl.errors import UserError, one_line, one_line_errors
 from ssl.metrics import accuracy
 from ssl.probes import knn, probe
 from ssl.report import Progress, say, table
@@ -66,6 +67,9 @@ class Settings:
     dataset: str | None = None  # unset: the run's
     data_dir: str | None = None  # unset: the run's
     class_list: str | None = None  # unset: the run's
+    csv: str | None = None  # table that names the images below data_dir; unset: the run's
+    image_column: str | None = None  # of the table: paths below data_dir; unset: the run's, or image
+    label_column: str | None = None  # of the table: classes; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
@@ -149,7 +153,7 @@ def main() -> None:
 
     # Report
     if is_main() and set(protocols) != {"features"}:
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
         say("\n" + results_table(results, subjects, protocols) + "\n")
         say(f"results     {folder / 'results.json'}")
 
@@ -172,7 +176,7 @@ def inherit(settings: Settings, run: dict) -> None:
     def of_run(name: str):
         return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
 
-    about_data = ("dataset", "data_dir", "class_list", "mean", "std", "seed")
+    about_data = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
     about_encoder = ("encoder", "encoder_kwargs", "stem")
     own_data = settings.dataset is not None or settings.data_dir is not None
     own_encoder = settings.encoder is not None
@@ -180,6 +184,12 @@ def inherit(settings: Settings, run: dict) -> None:
         for name in names:
             if getattr(settings, name) is None and not own:
                 setattr(settings, name, of_run(name))
+    if not own_encoder and not is_known(settings.encoder or ""):
+        kwargs = json.dumps(settings.encoder_kwargs or {})
+        raise UserError(
+            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
+            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
+        )
     size = of_run("image_size")
     if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
         settings.stem = "small" if size <= datasets.SMALL else "imagenet"
@@ -239,12 +249,13 @@ def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
     """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
     check_bad(bad, total, settings.max_bad_fraction, "nothing was judged")
     for path, reason in bad.items():
-        say(f"left out    {path}: {reason}")
+        say(f"left out    {one_line(f'{path}: {reason}')}")
 
 
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
     """(train, test) of the data set, train cut to the labels that may be used."""
-    options = dict(image_size=settings.image_size, class_list=settings.class_list, seed=settings.seed)
+    names = ("image_size", "class_list", "csv", "image_column", "label_column", "seed")
+    options = {name: getattr(settings, name) for name in names}
     train, test = (
         datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
         for split in ("train", "test")
@@ -283,10 +294,7 @@ def listed(data: Images, path: str) -> Tensor:
     """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
     if data.paths is None:
         raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
-    try:
-        names = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"train_files: cannot read {path} ({error})") from None
+    names = read_lines(path, "train_files")
     places: dict[str, list[int]] = {}
     for index, image in enumerate(data.paths):
         places.setdefault(os.path.basename(image), []).append(index)

@@ -60,6 +60,9 @@ class Settings:
     dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder, array or fake
     data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
+    csv: str | None = None  # table that names the images to use below data_dir
+    image_column: str = "image"  # of the table: paths below data_dir, with or without extension
+    label_column: str | None = None  # of the table: classes; a tenth of every one is then kept for evaluate.py
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
@@ -137,6 +140,8 @@ def main() -> None:
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.data_dir is not None:
         settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))  # config.yaml is read from anywhere
+    if settings.csv is not None:
+        settings.csv = os.path.abspath(os.path.expanduser(settings.csv))
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         start_processes(settings.gpus)
@@ -147,6 +152,11 @@ def main() -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
+    # Run folder, before what may take long: it is ours, and says how this ends
+    folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
+    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+
     # Data
     data = datasets.load(
         settings.dataset,
@@ -155,6 +165,9 @@ def main() -> None:
         image_size=settings.image_size,
         download=settings.download,
         class_list=settings.class_list,
+        csv=settings.csv,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
         seed=settings.seed,
     )
     statistics = datasets.normalisation(data, settings.mean, settings.std)
@@ -181,17 +194,14 @@ def main() -> None:
     autocast_dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16)
 
-    # Run folder: take up what it holds
-    folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
+    # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
-    run = runs.RunFolder(folder, settings.keep_checkpoints)
     state = find_state(run, settings, identity)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
     introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
-    run.begin(step, stop, saved=state is not None)
-    requests = stopping.StopRequests(folder)
+    run.begin(step, stop)
 
     model.train()
     guard = Guard(model, optimizer)
@@ -225,10 +235,13 @@ def main() -> None:
         }
 
     def take_up(state: dict) -> int:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        guard.load_state_dict(state["guard"])
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            guard.load_state_dict(state["guard"])
+        except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
+            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
         return state["step"]
 
     def save(wait: bool = False) -> None:
@@ -338,6 +351,8 @@ def main() -> None:
             save()
 
     # Save
+    if step == stop:
+        asked_to_stop = None  # it need not have asked
     watchdog.rest()
     batches.close()
     if is_main() and run.saved_step != step:
@@ -619,10 +634,10 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "data_dir", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
-    "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
-    "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
-    "max_bad_steps",
+    "config", "data_dir", "csv", "image_column", "label_column", "download", "max_steps", "gpus", "device", "amp",
+    "compile", "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
+    "save_steps", "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate",
+    "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
@@ -657,9 +672,9 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
             f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
             "settings of the run to continue it, or --resume_force to continue it all the same"
         )
-    versions = {name: f"{name} {before} -> {runs.versions()[name]}" for name, before in state["versions"].items()
-                if before != runs.versions()[name]}  # fmt: skip
-    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + list(versions.values())
+    versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in runs.versions().items()
+                if state["versions"].get(name) != version]  # fmt: skip
+    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
     if told:
         say(f"changed     {'; '.join(told)}")
     return state
@@ -672,7 +687,10 @@ CONTENTS = {
 
 def is_checkpoint(state) -> bool:
     """Whether a file's content is a checkpoint of this script."""
-    return isinstance(state, dict) and set(state) >= CONTENTS and isinstance(state["settings"], dict)
+    if not isinstance(state, dict) or not set(state) >= CONTENTS:
+        return False
+    kinds = dict.fromkeys(CONTENTS, dict) | {"step": int, "retries": int}
+    return all(isinstance(state[part], kind) for part, kind in kinds.items())
 
 
 def _plain(value):

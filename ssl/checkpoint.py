@@ -9,7 +9,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssl import vetting
+from ssl.distributed import rank
 from ssl.errors import UserError
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
@@ -59,6 +72,8 @@ def rotate(value, folder: Path, keep: int) -> None:
             os.replace(names[i - 1], names[i])
 
     save(value, names[0], make_room)
+    for older in kept(folder)[keep:]:  # of a time when more were kept
+        older.unlink()
 
 
 def load(path: str | Path):
@@ -67,17 +82,17 @@ def load(path: str | Path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):
-            damaged = _damaged(path)
-            if damaged:
-                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        vetting.look_before(path)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        vetting.look_after(value, path.stat().st_size)
+        return value
     except MemoryError:
         raise
-    except pickle.UnpicklingError:
+    except (vetting.Unplain, pickle.UnpicklingError) as error:
+        what = f"it holds {error}," if isinstance(error, vetting.Unplain) else "it is no PyTorch file, or holds what is"
         raise UserError(
-            f"{path}: refused: it is damaged or no PyTorch file, or reading it would run code stored in it. "
-            "Expected a file of tensors and plain values (torch.save of a state_dict)"
+            f"{path}: refused: {what} neither a tensor nor a plain value, and reading it could run code. Expected a "
+            "file of tensors and plain values (torch.save of a state_dict)"
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -88,8 +103,11 @@ def load(path: str | Path):
 
 def _damaged(path: Path) -> str | None:
     """The first part of a file of `save` whose checksum does not match: torch.load does not look at them."""
-    with zipfile.ZipFile(path) as parts:
-        return parts.testzip()
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except zipfile.BadZipFile:
+        return "its list of contents"
 
 
 def find_encoder(path: str | Path) -> Path:
@@ -114,7 +132,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
     weights = load(path)
     if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # a checkpoint of ours
         prefix = "encoder."
-        weights = {k.removeprefix(prefix): v for k, v in weights["model"].items() if k.startswith(prefix)}
+        weights = {str(k).removeprefix(prefix): v for k, v in weights["model"].items() if str(k).startswith(prefix)}
     fill(encoder, weights, path)
     return path
 
@@ -126,7 +144,11 @@ def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
     classifier (fc) is the one thing that may be left over. Raises `UserError` that lists what
     does not fit.
     """
-    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()) or not weights:
+    if (
+        not weights
+        or not isinstance(weights, dict)
+        or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items())
+    ):
         raise UserError(f"{path}: holds no weights by name; expected an encoder.pt or checkpoint.pt of train.py")
     wanted = encoder.state_dict()
     missing = [k for k in wanted if k not in weights]
@@ -143,7 +165,7 @@ def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
                 f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} "
                 f"{', '.join(names[:3])}{more}. Check --encoder, --stem and --encoder_kwargs"
             )
-    ruined = [k for k in wanted if not weights[k].isfinite().all()]
+    ruined = [k for k in wanted if not weights[k].to(wanted[k].dtype).isfinite().all()]
     if ruined:
         raise UserError(f"{path}: holds NaN or Inf, in {', '.join(ruined[:3])}; that training had diverged")
     encoder.load_state_dict({k: weights[k] for k in wanted})

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import sys
 import types
@@ -19,33 +20,54 @@ import yaml
 
 from ssl.errors import UserError
 
-LARGEST_FILE = 1_000_000  # bytes; settings are written by people
+LARGEST_FILE = 100_000  # bytes; settings are written by people
+DEEPEST = 50  # how many brackets may stand in each other
 
 
 class _Loader(yaml.SafeLoader):
     """Plain YAML without its traps: 1e-3 is a number, no and 12:30 are words, a key stands once."""
 
+    depth = 0
+
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed in settings")
-        return super().compose_node(parent, index)
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.YAMLError(f"tags ({self.peek_event().tag}) are not allowed in settings")
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"{sorted(twice)[0]!r} is set twice")
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError("a setting's name must be a word")
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} is set twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {}
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was: the word 1e-3 is quoted, a repeated list stands there twice."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+_Loader.yaml_implicit_resolvers, _Dumper.yaml_implicit_resolvers = {}, {}
 for _tag, _pattern, _first in [
     ("tag:yaml.org,2002:bool", r"^(?:true|True|false|False)$", "tTfF"),
     ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", "-+0123456789"),
     ("tag:yaml.org,2002:float", r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
     ("tag:yaml.org,2002:null", r"^(?:~|null|)$", ["~", "n", ""]),
 ]:
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def _parse_yaml(text: str, where: str):
@@ -60,6 +82,8 @@ def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file. Raises `UserError` naming the file for anything else."""
     path = Path(path)
     try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            raise UserError(f"{path}: cannot read this settings file (it is not there, or no ordinary file)")
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
         text = path.read_text(encoding="utf-8")
@@ -74,7 +98,7 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def write_yaml(path: str | Path, values: dict) -> None:
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), encoding="utf-8")
+    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None), encoding="utf-8")
 
 
 # Types ------------------------------------------------------------------------
@@ -108,14 +132,26 @@ def coerce(value, kind, where: str):
         kinds = args if origin is tuple else args * len(value)
         return [coerce(item, item_kind, where) for item, item_kind in zip(value, kinds)]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if type(value) is not kind:
         raise UserError(f"{where}: {value!r} is not {_ARTICLE[kind]}")
+    if kind is int and abs(value) > 2**64:
+        raise UserError(f"{where}: an integer of {len(str(value))} digits is too large")
+    if kind is str and not _could_name_a_file(value):
+        raise UserError(f"{where}: {value!r} holds what no file name can")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{where}: {value!r} is not a finite number")
     return value
+
+
+def _could_name_a_file(word: str) -> bool:
+    """Most words are paths sooner or later, and the system calls stumble over NUL and lone surrogates."""
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
 
 
 _ARTICLE = {

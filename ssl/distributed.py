@@ -8,9 +8,12 @@ output feeds one global loss, `backward` gives the gradient of that loss with
 respect to this rank's input.
 """
 
+import ctypes
 import datetime
 import inspect
 import os
+import signal
+import sys
 
 import torch
 import torch.distributed as dist
@@ -37,8 +40,11 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     """Join the process group torchrun describes, if any, and return this process's device.
 
     `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. After `patience` minutes a
-    rank stops waiting for the others. Raises `UserError` for a GPU that is not there.
+    rank stops waiting for the others. When torchrun dies, this process hears it as SIGTERM. Raises
+    `UserError` for a GPU that is not there.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGTERM)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,6 +68,13 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
             device_id=place if place.type == "cuda" else None,
         )
     return place
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when the process that started it ends. Linux alone can."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 def leave() -> None:

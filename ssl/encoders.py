@@ -40,6 +40,11 @@ def resnet_names() -> list[str]:
             if "quant" not in name and "3d" not in name]  # fmt: skip
 
 
+def is_known(name: str) -> bool:
+    """Whether building the encoder `name` imports nothing but this room and torchvision's models."""
+    return "." not in name or name.startswith(("ssl.encoders.", "torchvision.models."))
+
+
 def build_encoder(
     name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None, channels: int = 3
 ) -> tuple[nn.Module, int]:
@@ -68,8 +73,10 @@ def build_encoder(
 def _resnet(name: str, image_size: int, stem: str, kwargs: dict, channels: int) -> ResNet:
     try:
         encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
-    except TypeError as error:
-        raise UserError(f"encoder: {name} does not take encoder_kwargs {kwargs} ({error})") from None
+    except Exception as error:
+        raise UserError(
+            f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
+        ) from error
     encoder.fc = nn.Identity()
     small = stem == "small" or (stem == "auto" and image_size <= 64)
     if small or channels != 3:
@@ -85,15 +92,17 @@ def _from_path(path: str, kwargs: dict, channels: int) -> nn.Module:
     module_name, _, class_name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"encoder: cannot import {path!r} ({error})") from None
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise UserError(f"encoder: {path!r} is not an nn.Module class")
     takes = {"in_channels", "in_chans"} & set(inspect.signature(cls).parameters) if channels != 3 else ()
     try:
         return cls(**dict.fromkeys(takes, channels) | kwargs)
-    except TypeError as error:
-        raise UserError(f"encoder: {path} does not take encoder_kwargs {kwargs} ({error})") from None
+    except Exception as error:  # also sizes that are negative, or no memory has room for
+        raise UserError(
+            f"encoder: {path} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
+        ) from error
 
 
 @torch.no_grad()

@@ -3,11 +3,17 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 _heirs: list[Callable[[str], None]] = []
+
+
+def one_line(text) -> str:
+    """`text` as one printable line: a name or a file's words must not forge lines or steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def on_failure(heir: Callable[[str], None]) -> None:
@@ -34,8 +40,9 @@ def one_line_errors(script: str):
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))
         if rank:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, which the run heard as a request to save
             time.sleep(10)
-        line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{error}"
+        line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(error)}"
         _tell_heirs(line)
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
@@ -45,7 +52,7 @@ def one_line_errors(script: str):
                 json.dump({"message": line, "timestamp": int(time.time())}, file)
         os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks
     except Exception as error:
-        _tell_heirs(f"{script}: rank {os.environ.get('RANK', 0)}: {type(error).__name__}: {error}")
+        _tell_heirs(one_line(f"{script}: rank {os.environ.get('RANK', 0)}: {type(error).__name__}: {error}"))
         raise
 
 

@@ -5,6 +5,7 @@ decisions at log steps only. Ranks need no message of their own to agree: what i
 is so in the gradient that DDP has summed, hence on all.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ssl.checkpoint import write_text
 from ssl.distributed import gather_objects, is_main, world_size
 from ssl.report import json_lines
 
@@ -164,16 +166,15 @@ class BadSteps:
 
     def __init__(self, folder: Path):
         self.file = folder / "bad_steps.jsonl"
-        known = json_lines(self.file) if is_main() else []
-        self.known = {(line.get("step"), line.get("retries")) for line in known}
+        self.lines = json_lines(self.file) if is_main() else []
+        self.known = {(line.get("step"), line.get("retries")) for line in self.lines}
 
     def write(self, step: int, retries: int, ranks: list[int], names: Callable[[], list[str]]) -> None:
-        """`ranks` whose loss was not finite; `names()` of the images of the step. Rank 0 writes."""
+        """`ranks` whose loss was not finite; `names()` of the images of the step. Rank 0 writes, if there is room."""
         if not is_main() or (step, retries) in self.known:
             return
         self.known.add((step, retries))
-        line = {"step": step, "retries": retries, "ranks": ranks}
-        if len(self.known) <= LISTED:
-            line["images"] = names()
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        images = {"images": names()} if len(self.known) <= LISTED else {}
+        self.lines.append({"step": step, "retries": retries, "ranks": ranks, **images})
+        with contextlib.suppress(OSError):
+            write_text("".join(json.dumps(line) + "\n" for line in self.lines), self.file)

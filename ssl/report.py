@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar or plain lines, and metrics.jsonl."""
 
+import contextlib
 import json
 import math
 import sys
@@ -8,14 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ssl.checkpoint import write_text
 from ssl.distributed import is_main
+from ssl.errors import UserError
 
 
 def say(text: str = "") -> None:
-    """Print on rank 0, past any progress bar."""
-    if is_main():
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+    """Print on rank 0, past any progress bar; where nobody can be told any more, the work goes on."""
+    with contextlib.suppress(OSError):
+        if is_main():
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
@@ -41,40 +45,55 @@ class Progress:
         if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
             self.spoke = now
             left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-            print(f"{self.unit} {step}/{self.total}  {note}  left {duration(left)}", flush=True)
+            say(f"{self.unit} {step}/{self.total}  {note}  left {duration(left)}")
 
     def close(self) -> None:
         self.bar.close()
 
 
 class Metrics:
-    """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached."""
+    """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached.
+
+    A full disk stops nobody: lines wait until there is room. Raises `UserError` where the file
+    cannot be written at the beginning, and at the end where lines still wait.
+    """
 
     def __init__(self, path: Path, step: int):
-        self.file = None
+        self.path, self.file, self.waiting = path, None, b""
         if not is_main():
             return
-        lines = path.read_text().splitlines() if step and path.exists() else []
-        kept = [line for line in lines if _step(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115, open as long as the run
+        try:
+            lines = path.read_text("utf-8", errors="replace").splitlines() if step and path.exists() else []
+            write_text("".join(line + "\n" for line in lines if _step(line) <= step), path)
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115, open as long as the run
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write {path} ({error})") from None
 
     def write(self, **values) -> None:
         if self.file:
-            self.file.write(json.dumps({k: _tidy(v) for k, v in values.items()}) + "\n")
+            self.waiting += (json.dumps({k: _tidy(v) for k, v in values.items()}) + "\n").encode()
+            self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting) :]  # a nearly full disk takes a part
 
     def close(self) -> None:
         if self.file:
+            self._flush()
             self.file.close()
+        if self.waiting:
+            raise UserError(f"{self.path}: the last {self.waiting.count(10)} lines could not be written")
 
 
 def json_lines(path: Path) -> list[dict]:
     """What a file of JSON objects holds, a line each; none where there is no file. A line cut short is left out."""
     found = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         found += [value] if isinstance(value, dict) else []
     return found
@@ -90,8 +109,8 @@ def _tidy(value):
 def _step(line: str) -> float:
     """The step of a metrics line; a line cut short by a crash counts as never reached."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return math.inf
 
 

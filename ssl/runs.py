@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,8 @@ import torch
 import torchvision
 
 from ssl import checkpoint
-from ssl.distributed import broadcast_object, is_main, rank
-from ssl.errors import UserError, on_failure
+from ssl.distributed import broadcast_object, is_main
+from ssl.errors import UserError, on_failure, one_line
 from ssl.report import say
 
 LEAVING = 5.0  # seconds to wait for an earlier run, killed a moment ago, to be gone
@@ -44,6 +45,8 @@ class RunFolder:
         self.trouble: str | None = None  # why the last save failed
         self.step = self.length = 0
         self.saved_step: int | None = None
+        self.state, self.reason = "running", ""
+        self.status_lock = threading.Lock()
         self.tried = time.monotonic()
         if is_main():
             try:
@@ -53,12 +56,16 @@ class RunFolder:
                 raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
             for leftover in folder.glob("*.partial-*"):
                 leftover.unlink(missing_ok=True)
+            before = self._written()
+            self.step, self.length = before.get("step", 0), before.get("of", 0)
+            self.saved_step = before.get("saved_step")
+            self.status("running")
         broadcast_object(None)  # whoever is refused has left here, and says nothing in another run's folder
         on_failure(self.failed)
 
-    def begin(self, step: int, length: int, saved: bool) -> None:
-        """The run goes on at `step` of `length`; `saved` says whether a checkpoint holds that step."""
-        self.step, self.length, self.saved_step = step, length, step if saved else None
+    def begin(self, step: int, length: int) -> None:
+        """The run goes on at `step` of `length`, which the newest checkpoint of the folder holds, if there is one."""
+        self.step, self.length, self.saved_step = step, length, step if checkpoint.kept(self.folder) else None
         if is_main():
             self.status("running")
 
@@ -77,23 +84,36 @@ class RunFolder:
 
     # Status ---------------------------------------------------------------------------
 
-    def status(self, state: str, reason: str = "") -> None:
-        """Write status.json: state is running, finished, preempted or failed. A full disk stops nobody."""
-        words = {
-            "state": state, "step": self.step, "of": self.length, "saved_step": self.saved_step, "reason": reason,
-            "host": socket.gethostname(), "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }  # fmt: skip
-        partial = self.folder / f"status.json.partial-{rank()}"
-        with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.folder / "status.json")
+    def status(self, state: str | None = None, reason: str = "") -> None:
+        """Write status.json; `state` is running, finished, preempted or failed, unset: as before.
+
+        A full disk stops nobody.
+        """
+        with self.status_lock, contextlib.suppress(OSError):
+            if state is not None:
+                self.state, self.reason = state, reason
+            words = {
+                "state": self.state, "step": self.step, "of": self.length, "saved_step": self.saved_step,
+                "reason": self.reason, "host": socket.gethostname(), "pid": os.getpid(),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }  # fmt: skip
+            checkpoint.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 
     def failed(self, reason: str) -> None:
         """The status of a run that ends with an error, on whichever rank; the first to say why is kept."""
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads((self.folder / "status.json").read_text("utf-8"))["state"] == "failed":
-                return
+        written = self._written()
+        if written.get("state") == "failed":
+            self.state, self.reason = "failed", written.get("reason", "")  # should a save end after this
+            return
+        if not is_main():
+            self.saved_step = written.get("saved_step")
         self.status("failed", reason)
+
+    def _written(self) -> dict:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            written = json.loads((self.folder / "status.json").read_text("utf-8"))
+            return written if isinstance(written, dict) else {}
+        return {}
 
     # Continuing -----------------------------------------------------------------------
 
@@ -126,7 +146,7 @@ class RunFolder:
                 continue
             for worse, reason in zip(found, damage):  # else the next save would move the whole one out
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
-                say(f"*** {reason}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
+                say(f"*** {one_line(reason)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
             return path.name, state
         if found or any(self.folder.glob("checkpoint*.pt.damaged")):
             raise UserError(
@@ -169,10 +189,10 @@ class RunFolder:
     def _save(self, step: int, state: dict, encoder: dict) -> None:
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
+        checkpoint.save(encoder, self.folder / "encoder.pt")  # first: a failure here must not move the checkpoints
         checkpoint.rotate(state, self.folder, self.keep)
-        checkpoint.save(encoder, self.folder / "encoder.pt")
         self.saved_step = step
-        self.status("running")
+        self.status()
 
     def _note_outcome(self, block: bool = False) -> None:
         if self.pending is None or not (block or self.pending.done()):
@@ -203,7 +223,7 @@ def copied(value):
 
 def _lock(path: Path):
     """Hold the file for as long as this process lives; the kernel lets go of it however the process ends."""
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the run
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, open as long as the run
     patience = time.monotonic() + LEAVING
     while True:
         try:
@@ -216,7 +236,7 @@ def _lock(path: Path):
                 return file
             if time.monotonic() > patience:
                 file.seek(0)
-                holder = file.read().strip() or "?"
+                holder = file.read(200).strip() or "?"
                 raise UserError(
                     f"output_dir: {path.parent} is in use by another run ({holder}); wait for it, stop it, or choose "
                     "another --output_dir"

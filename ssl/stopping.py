@@ -5,7 +5,8 @@ step, save, leave. Nothing is done in a signal handler; a thread takes note, sin
 thread may be waiting inside a collective, where Python hears no signals.
 """
 
-import ctypes
+import contextlib
+import datetime
 import os
 import signal
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ssl.distributed import is_main, world_size
+from ssl.distributed import die_with_parent, is_main, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_FILE = 1000  # what stands for the file among the signals' numbers
-ECHO = 5.0  # seconds in which a repeated signal is the same one: Slurm and torchrun both deliver it
+# Seconds in which a repeated signal is the same one: Slurm and torchrun both deliver it, and the kernel tells of a
+# launcher's death once for each of its threads.
+ECHO = 5.0
 ORPHANED = 60.0  # seconds that a process whose launcher has died may take to save and leave
 EX_TEMPFAIL = 75  # exit status of sysexits.h: try again
 
@@ -29,13 +32,16 @@ class StopRequests:
     """Listens from now on. `ask` at the beginning of a step, `answer` at its end, alike on all ranks.
 
     A second signal ends the process at once (status 128 + its number), unless it repeats the
-    first within ECHO seconds. A rank whose torchrun has died hears it as SIGTERM.
+    first within ECHO seconds. A rank whose torchrun has died hears it as SIGTERM. Ranks wait for
+    each other up to `patience` minutes.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, patience: float):
         self.file = folder / "stop"
         self.heard = self.since = self.looked = 0
-        self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self.file_seen = False
+        limit = datetime.timedelta(minutes=patience)
+        self.group = dist.new_group(backend="gloo", timeout=limit) if world_size() > 1 else None
         self.pending = None
         if is_main():
             self.file.unlink(missing_ok=True)  # meant for an earlier run
@@ -45,8 +51,6 @@ class StopRequests:
         signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # the number in the pipe is what is heard
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            die_with_parent(signal.SIGTERM)
 
     def _listen(self, ears: int) -> None:
         launcher = os.getppid()
@@ -58,7 +62,10 @@ class StopRequests:
                 threading.Timer(ORPHANED, os._exit, [128 + number]).start()
             if not self.heard:
                 self.heard, self.since = number, time.monotonic()
-            elif number == signal.SIGINT or orphaned or time.monotonic() - self.since > ECHO:
+                if is_main():
+                    print(f"{signal.Signals(number).name}: saving after this step, then leaving; again: at once",
+                          file=sys.stderr, flush=True)  # fmt: skip
+            elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
                 print(f"{signal.Signals(number).name} again: leaving at once", file=sys.stderr, flush=True)
                 os._exit(128 + number)
 
@@ -66,9 +73,8 @@ class StopRequests:
         """Begin to ask all ranks whether one was told to stop; the step's computation hides the exchange."""
         if is_main() and time.monotonic() - self.looked > 1:
             self.looked = time.monotonic()
-            if self.file.exists():
-                self.heard = self.heard or STOP_FILE
-        self.asked = torch.tensor([self.heard])
+            self.file_seen = self.file_seen or os.path.exists(self.file)
+        self.asked = torch.tensor([self.heard or self.file_seen * STOP_FILE])
         if self.group is not None:
             self.pending = dist.all_reduce(self.asked, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
@@ -78,7 +84,8 @@ class StopRequests:
             self.pending.wait()
         number = int(self.asked)
         if number == STOP_FILE:
-            self.file.unlink(missing_ok=True) if is_main() else None
+            with contextlib.suppress(OSError):
+                self.file.unlink(missing_ok=True)
             return "the file `stop`"
         return signal.Signals(number).name if number else None
 
@@ -86,13 +93,6 @@ class StopRequests:
 def leave_preempted() -> None:
     """End with the status that says so, where the launcher passes it on: torchrun calls all but 0 a failure."""
     sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else EX_TEMPFAIL)
-
-
-def die_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the process that started it ends. Linux alone can."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 def begin_worker(_: int) -> None:

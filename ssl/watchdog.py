@@ -21,7 +21,7 @@ PHASES = ("starting", "reading data", "computing")  # in the order a step goes t
 
 
 class Watchdog:
-    """Call `beat` at least every `timeout` seconds, and `rest` when that ends; the first step may take longer.
+    """Call `beat` at least every `timeout` seconds, from the first step on, and `rest` when that ends.
 
     With several ranks the process is ended (status 1) when it is not called, after one rank that
     lives has said which rank is missing and `on_hang` was called with these words; one process
@@ -30,30 +30,32 @@ class Watchdog:
 
     def __init__(self, timeout: float, on_hang: Callable[[str], None]):
         self.timeout, self.on_hang = timeout, on_hang
-        self.step, self.doing, self.since, self.begun = 0, PHASES[0], None, None
-        self.period = min(5.0, timeout / 5)
+        self.step, self.doing, self.since = 0, PHASES[0], None
+        self.period = min(5.0, timeout / 20)  # all is said before the collectives themselves give up
         self.store = dist.PrefixStore("watchdog", _shared_store()) if world_size() > 1 else None
         self.resting = threading.Event()
+        if self.store is not None:
+            threading.Thread(target=self._give_signs, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, step: int, doing: str) -> None:
         """This rank is at `step` and begins with `doing`, one of PHASES."""
-        self.begun = step if self.begun is None else self.begun
-        self.step, self.doing = step, doing
-        self.since = time.monotonic() if step > self.begun else None
+        self.step, self.doing, self.since = step, doing, time.monotonic()
 
     def rest(self) -> None:
         self.resting.set()
 
-    def _watch(self) -> None:
+    def _give_signs(self) -> None:
         signs = 0
-        while not self.resting.wait(self.period):
+        while not self.resting.wait(self.period / 2):
             signs += 1
-            if self.store is not None:
-                try:
-                    self.store.set(str(rank()), json.dumps([signs, self.step, self.doing]))
-                except RuntimeError:
-                    return  # the store's process has gone, and with it the run
+            try:
+                self.store.set(str(rank()), json.dumps([signs, self.step, self.doing]))
+            except RuntimeError:
+                return  # the store's process has gone, and with it the run
+
+    def _watch(self) -> None:
+        while not self.resting.wait(self.period):
             if self.since is not None and time.monotonic() - self.since > self.timeout:
                 self._speak()
 
@@ -73,6 +75,7 @@ class Watchdog:
             return  # it goes on after all
         if rank() == speaker:
             words = f"no progress for {self.timeout:.0f} s: {words}"
+            threading.Timer(10, os._exit, [1]).start()  # what hangs may be the disk that is written to now
             print(f"{words}\nrank {rank()} stands here:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback()
             self.on_hang(words)

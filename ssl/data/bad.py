@@ -1,8 +1,10 @@
 """Images that cannot be shown: replaced by others in training, listed, counted alike on every rank, and limited."""
 
+import contextlib
 import json
 from pathlib import Path
 
+from ssl.checkpoint import write_text
 from ssl.distributed import gather_objects, is_main
 from ssl.errors import UserError
 from ssl.report import json_lines
@@ -23,7 +25,10 @@ class BadImages:
         self.total, self.max_fraction = total, max_fraction
         self.known = dict(known)
         self.met: dict[str, str] = {}
-        self.written = {line.get("path") for line in json_lines(self.file)} if is_main() else set()
+        self.listed = {}
+        for line in json_lines(self.file) if is_main() else []:
+            self.listed[str(line.get("path"))] = str(line.get("reason"))
+        self.written = len(self.listed)
 
     def note(self, bad: list[tuple[str, str]]) -> None:
         """Remember (path, reason) pairs that this rank met."""
@@ -38,15 +43,18 @@ class BadImages:
         new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
         self.known |= new
         self.met = {}
-        unwritten = {path: reason for path, reason in new.items() if path not in self.written}
-        if is_main() and unwritten:
-            self.written |= set(unwritten)
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.writelines(
-                    json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in unwritten.items()
-                )
+        self.listed |= new
+        if is_main() and len(self.listed) > self.written:
+            self._write()
         check(self.known, self.total, self.max_fraction, f"all are listed in {self.file}")
         return len(self.known)
+
+    def _write(self) -> None:
+        """The whole list, or none of it: where the disk is full it is written another time."""
+        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.listed.items()]
+        with contextlib.suppress(OSError):
+            write_text("".join(lines), self.file)
+            self.written = len(lines)
 
 
 def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> None:

@@ -17,6 +17,7 @@ from ssl.data.folders import folder, imagenet
 from ssl.data.images import BadImage, Images, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
+from ssl.data.tables import labelled_images
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
@@ -62,21 +63,30 @@ def load(
     image_size: int | None = None,
     download: bool = False,
     class_list: str | None = None,
+    csv: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     seed: int = 0,
 ) -> Images:
     """Split 'train', 'test' or 'unlabelled' (what to pre-train on) of a data set.
 
     'unlabelled' is train except where a data set has more images without labels (STL10). A
-    class folder without splits is cut 90/10 by `seed`. Raises `UserError` where the data is not
+    class folder without splits, or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not
     there or not what it should be.
     """
+    if csv is not None and name != "folder":
+        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
+    if csv is None and label_column is not None:
+        raise UserError("label_column: is of a table; pass it as --csv FILE")
     if name == "shapes":
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
     if name == "fake":
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
-        data = folder(_existing(data_dir, name), split, seed)
+        root = _existing(data_dir, name)
+        table = csv, image_column or "image", label_column
+        data = folder(root, split, seed) if csv is None else _table(root, *table, split, seed)
     elif name == "array":
         data = _array(data_dir, split, seed)
     elif name.startswith("ImageNet"):
@@ -117,6 +127,19 @@ def _existing(data_dir: str | None, name: str) -> Path:
     return folder
 
 
+# Tables -----------------------------------------------------------------------
+
+
+def _table(root: Path, csv: str, image_column: str, label_column: str | None, split: str, seed: int) -> Images:
+    """The images below ROOT that a table names, of the classes that one of its columns holds."""
+    paths, labels = zip(*labelled_images(root, csv, image_column, label_column))
+    classes = sorted(set(labels) - {None})
+    number = {name: label for label, name in enumerate(classes)}
+    numbers = torch.tensor([number.get(label, -1) for label in labels])
+    everything = Images("folder", numbers, classes, paths=list(paths))
+    return cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
+
+
 # Others -----------------------------------------------------------------------
 
 
@@ -127,7 +150,7 @@ def _array(data_dir: str | None, split: str, seed: int) -> Images:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
     stored, labels, classes, is_split = arrays.read(path, split)
     data = Images("array", labels, classes, stored=stored)
-    return data if is_split else cut(data, split, seed, f"{path} holds images without labels")
+    return data if is_split else cut(data, split, seed, f"data_dir: {path} holds images without labels")
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ssl.data.images import EXTENSIONS, Images, cut, list_images
+from ssl.data.tables import read_lines
 from ssl.errors import UserError
 
 
@@ -21,7 +22,7 @@ def folder(root: Path, split: str, seed: int) -> Images:
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test
-    return cut(_tree(root), split, seed, f"{root} holds images without class folders")
+    return cut(_tree(root), split, seed, f"data_dir: {root} holds images without class folders")
 
 
 def _tree(folder: Path) -> Images:
@@ -85,12 +86,10 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
 
 def read_class_list(path: str) -> tuple[list[str], list[str]]:
     """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0."""
-    try:
-        lines = [line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_list: cannot read {path} ({error})") from None
+    lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
     wnids = [line[0] for line in lines]
-    for wnid in wnids:
-        if "/" in wnid or wnid in (".", "..") or wnids.count(wnid) > 1:
+    first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
+    for number, wnid in enumerate(wnids):
+        if "/" in wnid or wnid in (".", "..") or number != first[wnid]:
             raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
     return wnids, [line[-1].strip() for line in lines]

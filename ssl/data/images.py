@@ -1,6 +1,8 @@
 """Images: a file -> RGB pixels, and many of them, wherever they are, under one face."""
 
+import io
 import os
+import stat
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,14 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl.data.arrays import Stack
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+# What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+LARGEST_FILE = 1 << 30  # bytes
 LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower, and from half of it on it warns
+
+EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 16-bit levels, rounded: 65535 -> 255
 
 
 class BadImage(UserError):
@@ -55,10 +63,10 @@ def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None)
     `reduction(height, width)`, called with the size of the upright image, says by how much (1,
     2, 4 or 8) the caller could do with a smaller one; a JPEG is then decoded at ceil(size / that),
     which takes a fraction of the time. Raises `BadImage` for what cannot be read: truncated,
-    empty, no image, over LARGEST_IMAGE pixels.
+    empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(_content(path)), formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
@@ -72,19 +80,33 @@ def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None)
             return _to_tensor(_to_rgb(image))
     except (MemoryError, BadImage):
         raise
+    except UnidentifiedImageError:
+        raise BadImage(path, f"its content is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
-        reason = str(error).replace(str(path), "it").replace("\n", " ")
+        reason = one_line(str(error).replace(str(path), "it"))
         raise BadImage(path, f"cannot be read as an image ({type(error).__name__}: {reason})") from None
 
 
+def _content(path: str | Path) -> bytes:
+    """The bytes of the file. From these Pillow cannot take more memory than there are, whatever a header claims."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "is no ordinary file")
+    if status.st_size > LARGEST_FILE:
+        raise BadImage(path, f"{status.st_size:,} bytes is more than any photograph has")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        levels = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" and (levels.min() < 0 or levels.max() > 255 or levels.max() <= 1):
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        return Image.fromarray(EIGHT_BITS[levels]).convert("RGB")
+    if image.mode == "F":
+        levels = np.asarray(image)
+        if not (levels.min() >= 0 and 1 < levels.max() <= 255):  # NaN, too, is refused
             raise ValueError("floating-point pixels without a known range")
-        if image.mode != "F":
-            levels = levels / 257  # 65535 -> 255
-        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -180,7 +202,7 @@ def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images:
     """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
     if not everything.classes:
         if split == "test":
-            raise UserError(f"data_dir: {unlabelled}; without labels there is nothing to judge")
+            raise UserError(f"{unlabelled}; without labels there is nothing to judge")
         return everything
     train, test = split_validation(everything.labels, 0.1, seed)
     return everything.subset(test if split == "test" else train)

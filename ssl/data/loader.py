@@ -5,7 +5,9 @@ view looks, on (seed, epoch, index, view) alone. So processes, workers, batch si
 resume change nothing a model could notice.
 """
 
+import atexit
 import contextlib
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -118,6 +120,13 @@ def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.devi
             worker_init_fn=begin_worker,
         )
         batches = iter(loader)
+        processes = getattr(batches, "_workers", [])
+
+        def end_workers(processes=processes) -> None:
+            for process in processes:  # deaf to the SIGTERM that PyTorch and multiprocessing would send, then wait for
+                process.kill()
+
+        atexit.register(end_workers)
         if workers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise wherever the trainer is
         try:
@@ -127,7 +136,8 @@ def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.devi
                 done += 1
                 yield batch
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            dead = [worker for worker in getattr(batches, "_workers", []) if not worker.is_alive()]
+            # A worker's connections break a moment before it can be seen to be dead.
+            dead = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
             if not dead:
                 raise
             restarts += 1
@@ -142,8 +152,8 @@ def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.devi
                 flush=True,
             )
         finally:
-            for worker in getattr(batches, "_workers", []):  # deaf to PyTorch's own SIGTERM
-                worker.kill()
+            end_workers()
+            atexit.unregister(end_workers)
 
 
 RESTARTS = 3  # a worker killed once in a while is bad luck, more often it is too little memory

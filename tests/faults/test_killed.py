@@ -1,0 +1,157 @@
+"""A run that is killed ends in the weights of one that was not, whoever is killed, and whenever."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssl import checkpoint
+from ssl.smallrun import STEPS, SmallRun, descendants, gone, kill, ranks
+
+pytestmark = pytest.mark.slow
+KILLS = 20
+SOON = (2, 8)  # steps between which most moments lie, of LENGTH
+
+
+def kill_one(run: SmallRun, process: subprocess.Popen, victim: int) -> None:
+    """SIGKILL, and wait until everybody of this launch is gone."""
+    everybody = [process.pid, *descendants(process.pid)]
+    kill(victim, signal.SIGKILL)
+    assert run.finish(process) != 0
+    gone(everybody)
+
+
+def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
+    run = new_run(options={"max_steps": STEPS})
+    whom = ["launcher" if i % 4 == 3 else "rank" for i in range(KILLS)]
+    begins, lost = [], 0
+    for kind in whom:
+        process = run.launch()
+        newest = checkpoint.kept(run.folder)
+        begins.append(checkpoint.load(newest[0])["step"] if newest else 0)
+        # Two steps gained on average, and up to two lost: a checkpoint is due every third.
+        target = min(begins[-1] + chance.randint(1, 5), STEPS - 2)
+        assert run.wait_for_step(target, process), run.last_words()
+        time.sleep(chance.random() * 0.05)
+        kill_one(run, process, process.pid if kind == "launcher" else chance.choice(ranks(process)))
+        lost += run.step() - checkpoint.load(checkpoint.kept(run.folder)[0])["step"]
+    run.finished()
+    print(f"continued at steps {begins}, {lost} steps were lost and trained again")
+    assert len(set(begins)) > 5 and lost > 5  # or the kills would have tested nothing
+    assert run.digest() == undisturbed(2, STEPS).digest()
+
+
+def test_torchrun_restarts_ranks_itself_where_its_store_is_not_shared(new_run, undisturbed, chance):
+    run = new_run(launcher=["--max_restarts=3"], environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    process, before = run.launch(), set()
+    for step in (3, 7, 11):
+        assert run.wait_for_step(step, process), run.last_words()
+        victim = chance.choice([pid for pid in ranks(process) if pid not in before])
+        before |= set(ranks(process))
+        run.before = run._mark()
+        kill(victim, signal.SIGKILL)
+    assert run.finish(process) == 0 and run.status()["state"] == "finished"
+    assert run.digest() == undisturbed().digest()
+
+
+REHEARSE = "        rehearse(runner, embed, optimizer, order, settings, device)\n"
+
+
+def test_four_processes_continue_to_the_last_bit(new_run, undisturbed, altered):
+    """With three processes and more the order of DDP's sums matters: see train.rehearse."""
+    run, control = new_run(4), new_run(4, "control", script=altered(old=REHEARSE, new="        pass\n"))
+    run.options["max_steps"] = 7
+    run.finished()
+    shutil.copytree(run.folder, control.folder)
+    run.options["max_steps"] = control.options["max_steps"]
+    for one in (run, control):
+        one.finished()
+    assert run.digest() == undisturbed(4).digest()
+    assert control.digest() != undisturbed(4).digest()
+
+
+SAVER = """
+import json, os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+import ssl
+ssl.__path__ = [{root!r} + "/ssl"]
+from pathlib import Path
+import torch
+from ssl import checkpoint
+torch.set_num_threads(1)
+folder, save = Path(sys.argv[1]), {save}
+chance = random.Random(sys.argv[2])
+state = {{"weights": torch.randn(500_000), "step": 0}}
+for trial in range(25):
+    child = os.fork()
+    if not child:
+        for state["step"] in range(1_000_000):
+            save(state, folder)
+    time.sleep(0.05 + chance.random() * 0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = []
+    for path in checkpoint.kept(folder):
+        try:
+            found.append(checkpoint.load(path)["step"])
+        except ValueError:
+            found.append(None)
+    print(json.dumps(found))
+"""
+
+
+def saves_under_fire(folder: Path, save: str, chance) -> list[list]:
+    """25 times: what the checkpoints hold, newest first, after a process that did nothing but save was killed."""
+    folder.mkdir()
+    source = SAVER.format(root=str(Path(checkpoint.__file__).parents[1]), save=save)
+    done = subprocess.run(
+        [sys.executable, "-c", source, folder, str(chance.random())], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_kill_in_the_midst_of_a_save_leaves_whole_checkpoints(tmp_path, chance):
+    found = saves_under_fire(tmp_path / "ours", "lambda state, folder: checkpoint.rotate(state, folder, 2)", chance)
+    assert len(found) == 25
+    assert all(steps and None not in steps and steps == sorted(steps, reverse=True) for steps in found), found
+    direct = saves_under_fire(tmp_path / "direct", "lambda s, folder: torch.save(s, folder / 'checkpoint.pt')", chance)
+    assert [None] in direct  # the control: written straight to its name, a killed save is a lost checkpoint
+
+
+def test_a_killed_loader_worker_is_started_again(new_run, undisturbed, chance):
+    run = new_run(options={"workers": 2})
+    process = run.launch()
+    assert run.wait_for_step(chance.randint(*SOON), process)
+    workers = descendants(chance.choice(ranks(process)))
+    kill(chance.choice(workers), signal.SIGKILL)
+    assert run.finish(process) == 0, run.last_words()
+    assert "loader workers died, and are started again" in run.printed()
+    assert run.digest() == undisturbed().digest()
+
+
+def test_a_rank_that_hangs_is_named_and_the_job_ended(new_run, chance):
+    run = new_run(options={"timeout_minutes": 0.2})
+    process = run.launch()
+    assert run.wait_for_step(chance.randint(*SOON), process)
+    everybody = [process.pid, *descendants(process.pid)]
+    rank_1 = next(pid for pid in ranks(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    kill(rank_1, signal.SIGSTOP)
+    assert run.finish(process) != 0
+    gone(everybody)
+    status = run.status()
+    assert status["state"] == "failed"
+    told = re.fullmatch(
+        r"no progress for 12 s: rank 1 gives no sign of life since step (\d+), .*; "
+        r"the others wait at step (\d+), computing",
+        status["reason"],
+    )
+    assert told and int(told[1]) <= int(told[2]) == run.step(), status
+    assert status["reason"] in run.printed() and "rank 0 stands here" in run.printed()
+    assert checkpoint.load(checkpoint.kept(run.folder)[0])["step"] == status["saved_step"]

@@ -1,0 +1,166 @@
+"""A run that is told to stop leaves by itself, saved, and continues to the weights of one that was not told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ssl import checkpoint
+from ssl.smallrun import TRAIN, SmallRun, descendants, gone, kill, ranks
+
+pytestmark = pytest.mark.slow
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+EX_TEMPFAIL = 75
+
+
+def wait_for_words(run: SmallRun, words: str, process: subprocess.Popen, times: int = 1) -> None:
+    while run.printed().count(words) < times:
+        assert process.poll() is None, run.last_words()
+        time.sleep(0.02)
+
+
+def stop(run: SmallRun, process: subprocess.Popen, victim: int, number: int) -> tuple[int, dict]:
+    """Send the signal, wait until all of this launch are gone; (exit status, status.json)."""
+    everybody = [process.pid, *descendants(process.pid)]
+    kill(victim, number)
+    code = run.finish(process)
+    gone(everybody)
+    status = run.status()
+    assert status["state"] == "preempted", (status, run.last_words())
+    assert status["saved_step"] == status["step"] == checkpoint.load(run.folder / "checkpoint.pt")["step"]
+    return code, status
+
+
+@pytest.mark.parametrize("whom", ["plain python", "torchrun", "one rank"])
+def test_every_signal_saves_and_leaves(new_run, undisturbed, chance, whom):
+    processes = 1 if whom == "plain python" else 2
+    run = new_run(processes, launcher=["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"] if whom == "torchrun" else [])
+    step = 0
+    for number in SIGNALS:
+        process = run.launch()
+        assert run.wait_for_step(step + chance.randint(1, 3), process), run.last_words()
+        victim = chance.choice(ranks(process)) if whom == "one rank" else process.pid
+        code, status = stop(run, process, victim, number)
+        assert status["reason"] == number.name and step < status["step"] < 16
+        assert code == {"plain python": EX_TEMPFAIL, "torchrun": 1, "one rank": 0}[whom]
+        step = status["step"]
+    assert "DataLoader worker" not in run.printed() and "workers died" not in run.printed()
+    run.finished()
+    assert run.digest() == undisturbed(processes).digest()
+
+
+def test_when_torchrun_dies_its_ranks_save_and_leave(new_run, undisturbed, chance):
+    """SIGKILL, and SIGUSR1, of which torchrun dies where it was not told to pass it on."""
+    run, step = new_run(), 0
+    for number in (signal.SIGKILL, signal.SIGUSR1):
+        process = run.launch()
+        assert run.wait_for_step(step + chance.randint(1, 3), process), run.last_words()
+        code, status = stop(run, process, process.pid, number)
+        assert code == -number and status["reason"] == "SIGTERM"
+        step = status["step"]
+    run.finished()
+    assert run.digest() == undisturbed().digest()
+
+
+def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, chance):
+    """torchrun signals the whole process group of a rank. The control: workers that heed it take the save with them."""
+    for name, first in (
+        ("run", "loader.RESTARTS = 0"),
+        ("control", "loader.RESTARTS, loader.begin_worker = 0, lambda number: None"),
+    ):
+        run = new_run(
+            2, name, script=altered(f"from ssl.data import loader\nloader.RESTARTS = 0\n{first}\n", slowly=True)
+        )
+        process = run.launch()
+        assert run.wait_for_step(chance.randint(2, 6), process), run.last_words()
+        if name == "run":
+            stop(run, process, process.pid, signal.SIGTERM)
+        else:
+            kill(process.pid, signal.SIGTERM)
+            run.finish(process)
+            assert run.status()["state"] == "failed" and "loader processes were killed" in run.status()["reason"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_file_stop_is_a_signal_too(new_run, undisturbed, altered, processes):
+    run = new_run(processes, script=altered(slowly=True), options={"max_steps": 48})
+    process = run.launch()
+    assert run.wait_for_step(2, process), run.last_words()
+    (run.folder / "stop").touch()
+    assert run.finish(process) == (EX_TEMPFAIL if processes == 1 else 0)
+    status = run.status()
+    assert (status["state"], status["reason"]) == ("preempted", "the file `stop`")
+    assert status["saved_step"] == status["step"] < 48 and not (run.folder / "stop").exists()
+    run.script = TRAIN
+    run.finished()
+    assert run.digest() == undisturbed(processes, 48).digest()
+
+
+def test_a_signal_while_data_is_looked_for_is_not_lost(new_run, altered):
+    run = new_run(1, script=altered(
+        "import time\nfrom ssl.data import datasets\nload = datasets.load\n"
+        "datasets.load = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
+    ))  # fmt: skip
+    process = run.launch()
+    wait_for_words(run, "looking", process)
+    assert stop(run, process, process.pid, signal.SIGTERM) == (EX_TEMPFAIL, run.status())
+    assert run.status()["step"] == 1
+
+
+def test_a_second_interrupt_is_immediate_and_costs_no_checkpoint(new_run, altered):
+    slow = "import time\nfrom ssl import checkpoint\nsave = checkpoint.rotate\n"
+    slow += "checkpoint.rotate = lambda state, *rest: (time.sleep(99 if state['step'] else 0), save(state, *rest))"
+    run = new_run(1, script=altered(slow), options={"save_steps": 1000})
+    process = run.launch()
+    assert run.wait_for_step(2, process), run.last_words()
+    everybody = [process.pid, *descendants(process.pid)]
+    kill(process.pid, signal.SIGINT)
+    wait_for_words(run, "SIGINT: saving after this step, then leaving; again: at once", process)
+    kill(process.pid, signal.SIGINT)
+    assert run.finish(process) == 128 + signal.SIGINT
+    gone(everybody)
+    assert checkpoint.load(run.folder / "checkpoint.pt")["step"] == 0
+
+
+def test_to_run_a_finished_run_again_changes_nothing(new_run):
+    run = new_run(2)
+    run.finished()
+    content = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    run.finished()
+    again = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    assert content.keys() == again.keys()
+    assert {name for name in content if content[name] != again[name]} <= {"lock", "status.json"}  # when, and by whom
+    assert run.status() | {"state": "finished", "step": 16, "saved_step": 16} == run.status()
+
+
+@pytest.mark.parametrize("launcher, number", [([], signal.SIGINT), (["torchrun"], signal.SIGTERM)])
+def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, number):
+    """It has no state: nothing half written, nobody left."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher else []
+    (tmp_path / "results.json").write_text("{}")
+    images = undisturbed(1).images
+    for i, path in enumerate(sorted(images.iterdir())):
+        target = tmp_path / "data" / "ab"[i % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    command = [sys.executable, *torchrun, TRAIN.with_name("evaluate.py"), "--model_path", undisturbed(1).folder,
+               "--data_dir", tmp_path / "data", "--protocol", "linear", "--linear_epochs", "100000", "--workers", "1",
+               "--linear_batch", "8", "--output_dir", tmp_path]  # fmt: skip
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    while "linear  loss" not in (tmp_path / "log").read_text():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    time.sleep(chance.random())
+    everybody = [process.pid, *descendants(process.pid)]
+    assert len(everybody) >= 2
+    kill(process.pid, number)
+    assert process.wait(120) != 0
+    gone(everybody)
+    assert (tmp_path / "results.json").read_text() == "{}"
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]

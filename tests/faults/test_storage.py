@@ -1,0 +1,136 @@
+"""Disks that fill, break and vanish: training goes on where it can, and no checkpoint is lost."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+import torch
+
+from ssl import checkpoint
+from ssl.faultcheck import damage
+from ssl.smallrun import SmallRun, descendants, gone, kill
+
+pytestmark = pytest.mark.slow
+
+
+def newest(run: SmallRun) -> int:
+    return checkpoint.load(checkpoint.kept(run.folder)[0])["step"]
+
+
+@pytest.fixture
+def half(new_run) -> SmallRun:
+    """A run of one process that was stopped after step 8; steps 8 and 6 are kept."""
+    run = new_run(1, options={"max_steps": 8})
+    run.finished()
+    run.options["max_steps"] = 16
+    return run
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(half, undisturbed, chance):
+    kinds = ["with a flipped bit", "cut short", "emptied", "foreign"]
+    for kind in kinds:
+        run = SmallRun(half.folder.with_name(kind.replace(" ", "_")), half.images, 1, half.options)
+        shutil.copytree(half.folder, run.folder)
+        path = run.folder / "checkpoint.pt"
+        if kind == "foreign":
+            torch.save({"state_dict": {"w": torch.zeros(3)}}, path)
+        else:
+            damage(path, kind, chance)
+        run.finished()
+        assert f"{path}: " in run.printed() and "continuing from checkpoint.1.pt" in run.printed(), kind
+        assert "continuing at step 6 of 16" in run.printed(), kind
+        assert run.digest() == undisturbed(1).digest(), kind
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_touched(half):
+    for path in checkpoint.kept(half.folder):
+        path.write_bytes(path.read_bytes()[:1000])
+    before = {path.name: path.read_bytes() for path in half.folder.iterdir()}
+    assert half.finish() == 2
+    assert "is not begun anew" in half.last_words() and half.status()["state"] == "failed"
+    after = {path.name: path.read_bytes() for path in half.folder.iterdir()}
+    assert {name for name in before if before[name] != after[name]} <= {"lock", "status.json"}
+
+
+def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, tmp_path):
+    run = new_run(1)
+    run.folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", run.folder], capture_output=True).returncode:
+        pytest.skip("no tmpfs may be mounted here; tests/test_faultcheck.py fills the disk another way")
+    try:
+        run.options["max_steps"] = 8
+        run.finished()
+        run.options["max_steps"] = 16
+        process = run.launch()
+        ballast = run.folder / "ballast"
+        while newest(run) < 9:  # in the midst of training
+            assert process.poll() is None, run.last_words()
+        with pytest.raises(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert run.finish(process) == 2
+        kept = newest(run)
+        assert run.printed().count("*** could not save") == 1 and "training goes on" in run.printed()
+        assert f"could not be saved ([Errno 28] No space left on device); the last that was is step {kept}" in (
+            run.printed()
+        )
+        assert "16/16" in run.printed() and 9 <= kept < 16  # it trained to the end
+        ballast.unlink()
+        run.finished()
+        assert run.digest() == undisturbed(1).digest()
+    finally:
+        subprocess.run(["umount", "-l", run.folder], check=True)
+
+
+def without_roots_rights() -> None:
+    """In a child before exec: file permissions hold for root, too."""
+    drop, override, read_search = 24, 1, 2
+    for capability in (override, read_search):
+        ctypes.CDLL(None).prctl(drop, capability)
+
+
+def test_a_folder_that_becomes_read_only(new_run, undisturbed, altered):
+    run = new_run(1, script=altered(slowly=True))
+    process = run.launch(preexec_fn=without_roots_rights)
+    assert run.wait_for_step(4, process), run.last_words()
+    os.chmod(run.folder, 0o555)
+    try:
+        assert run.finish(process) == 2
+        assert run.printed().count("*** could not save") == 1 and "Permission denied" in run.printed()
+        assert run.step() == 16 and 3 <= newest(run) < 16
+        words = "output_dir: cannot write to"
+        assert run.finish(run.launch(preexec_fn=without_roots_rights)) == 2 and words in run.last_words()
+    finally:
+        os.chmod(run.folder, 0o755)
+    run.finished()
+    assert run.digest() == undisturbed(1).digest()
+
+
+def test_a_data_folder_that_vanishes_is_one_error_and_comes_back(new_run, undisturbed, altered, tmp_path, chance):
+    images = shutil.copytree(undisturbed().images, tmp_path / "images")
+    run = new_run(script=altered(slowly=True))
+    run.images = images
+    process = run.launch()
+    assert run.wait_for_step(chance.randint(4, 7), process), run.last_words()
+    everybody = [process.pid, *descendants(process.pid)]
+    images.rename(tmp_path / "away")
+    assert run.finish(process) != 0
+    gone(everybody)
+    told = [line for line in run.printed().splitlines() if line.startswith("train.py: error: ")]
+    assert len(told) == 1, told
+    assert "images in a row cannot be read; is the data still there?" in told[0] and "No such file" in told[0]
+    assert run.status()["state"] == "failed" and told[0] == run.status()["reason"]
+    assert newest(run) == run.status()["saved_step"]
+    assert run.finish() != 0 and "data_dir" in run.last_words()  # still away
+    (tmp_path / "away").rename(images)
+    run.finished()
+    assert run.digest(metrics=False) == undisturbed().digest(metrics=False)
+
+
+def test_a_foreign_file_under_a_checkpoints_name_is_no_checkpoint(half):
+    (half.folder / "checkpoint.old.pt").write_bytes(b"mine")
+    kill(half.launch().pid, signal.SIGKILL)
+    assert half.finish() in (0, 2) and (half.folder / "checkpoint.old.pt").read_bytes() == b"mine"

@@ -1,0 +1,442 @@
+"""The folder of a run: one writer, a status that is true, checkpoints of which the newest whole one is found."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl import checkpoint, runs
+from ssl.errors import UserError
+from ssl.report import Metrics
+from ssl.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train
+
+HOLD = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import ssl
+ssl.__path__ = [{str(ROOT / "ssl")!r}]
+from pathlib import Path
+from ssl.runs import RunFolder
+run = RunFolder(Path(sys.argv[1]), 2)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def state(step: int, weight: float = 1.0) -> dict:
+    return {"model": {"w": torch.full((100,), weight)}, "step": step}
+
+
+def save(run: RunFolder, step: int, wait: bool = True, **more) -> None:
+    run.save(state(step, **more), {"w": torch.zeros(3)}, wait)
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoint.load(path)["step"] for path in checkpoint.kept(folder)]
+
+
+def ours(value) -> bool:
+    return isinstance(value, dict) and "step" in value
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path / "run", 2)
+    run.begin(0, 10)
+    return run
+
+
+# One writer
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LEAVING", 0.5)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    status = (tmp_path / "status.json").read_text()
+    with pytest.raises(UserError, match=rf"in use by another run \(process {holder.pid} on .*another --output_dir"):
+        RunFolder(tmp_path, 2)
+    assert (tmp_path / "status.json").read_text() == status  # whoever is refused says nothing in another's folder
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "lock").read_text().startswith(f"process {holder.pid} ")
+    RunFolder(tmp_path, 2)
+    assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_a_run_that_is_leaving_is_waited_for(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    threading.Timer(0.5, holder.kill).start()
+    RunFolder(tmp_path, 2)
+    holder.wait()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="output_dir: cannot write to"):
+        RunFolder(tmp_path / "file" / "run", 2)
+
+
+def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path):
+    (tmp_path / "checkpoint.pt.partial-1").touch()
+    RunFolder(tmp_path, 2)
+    assert not list(tmp_path.glob("*partial*"))
+
+
+# Status
+
+
+def test_status_follows_the_run(run):
+    def said():
+        return json.loads((run.folder / "status.json").read_text())
+
+    assert (said()["state"], said()["step"], said()["of"], said()["saved_step"]) == ("running", 0, 10, None)
+    run.step = 4
+    save(run, 4)
+    assert (said()["state"], said()["step"], said()["saved_step"]) == ("running", 4, 4)
+    run.end("preempted", "SIGTERM")
+    assert (said()["state"], said()["reason"], said()["pid"]) == ("preempted", "SIGTERM", os.getpid())
+    again = RunFolder(run.folder, 2)
+    assert (said()["state"], said()["step"], said()["saved_step"]) == ("running", 4, 4)  # until it is known better
+    again.failed("first")
+    again.failed("second")
+    assert (said()["state"], said()["reason"], said()["saved_step"]) == ("failed", "first", 4)
+
+
+def test_a_save_that_ends_after_an_error_does_not_call_the_run_running(run, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    rotate = checkpoint.rotate
+    monkeypatch.setattr(checkpoint, "rotate", lambda *a: (begun.set(), go_on.wait(), rotate(*a)))
+    save(run, 3, wait=False)
+    begun.wait()
+    run.failed("an error of the training thread")
+    go_on.set()
+    run.settle()
+    said = json.loads((run.folder / "status.json").read_text())
+    assert (said["state"], said["reason"], said["saved_step"]) == ("failed", "an error of the training thread", 3)
+
+
+# Rotation and choice
+
+
+@pytest.mark.parametrize("keep", [2, 3, 5])
+def test_the_newest_stay(tmp_path, keep):
+    for step in range(9):
+        checkpoint.rotate(state(step), tmp_path, keep)
+        assert steps(tmp_path) == list(range(step, max(-1, step - keep), -1))
+
+
+def test_fewer_are_kept_from_the_next_save_on(tmp_path):
+    for step in range(5):
+        checkpoint.rotate(state(step), tmp_path, 5)
+    checkpoint.rotate(state(5), tmp_path, 2)
+    assert steps(tmp_path) == [5, 4]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("keep", [2, 3, 4])
+def test_killed_between_any_two_renames_the_newest_is_there(tmp_path, monkeypatch, keep):
+    """Every prefix of a rotation's renames leaves the last step saved loadable, and the next rotation heals it."""
+    replace = os.replace
+    for done in range(keep + 1):
+        folder = tmp_path / str(done)
+        folder.mkdir()
+        for step in range(5):
+            checkpoint.rotate(state(step), folder, keep)
+        left = iter(range(done))
+
+        def until_killed(a, b, left=left):
+            if next(left, None) is None:
+                raise Killed
+            replace(a, b)
+
+        monkeypatch.setattr(os, "replace", until_killed)
+        try:
+            checkpoint.rotate(state(5), folder, keep)
+            assert done == keep
+        except Killed:
+            assert done < keep
+        monkeypatch.setattr(os, "replace", replace)
+        found = steps(folder)
+        assert found[0] == (5 if done == keep else 4) and found == sorted(found, reverse=True)
+        checkpoint.rotate(state(6), folder, keep)
+        found = steps(folder)
+        assert found[0] == 6 and found == sorted(set(found), reverse=True) and len(found) <= keep
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_newest_is_named_and_set_aside(run, capsys, damage):
+    save(run, 3)
+    save(run, 6)
+    path = run.folder / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        torch.save({"weights": 1}, path)
+    assert run.newest(ours)["step"] == 3
+    assert f"*** {path}: " in (said := capsys.readouterr().out)
+    assert "set aside as checkpoint.pt.damaged, continuing from checkpoint.1.pt ***" in said
+    assert (run.folder / "checkpoint.pt.damaged").exists()
+    save(run, 4)
+    assert steps(run.folder) == [4, 3]  # the next save did not move the whole one out
+
+
+def test_where_all_are_damaged_the_run_is_not_begun_anew(run):
+    save(run, 3)
+    save(run, 6)
+    for path in checkpoint.kept(run.folder):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"none that is whole, and is not begun anew .*Put back a copy"):
+            run.newest(ours)
+    for path in checkpoint.kept(run.folder):
+        os.replace(path, f"{path}.damaged")
+    with pytest.raises(UserError, match="none that is whole"):
+        run.newest(ours)
+
+
+def test_an_empty_folder_has_none(run):
+    assert run.newest(ours) is None
+
+
+# Saving
+
+
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(run, monkeypatch):
+    """Training goes on while a thread writes."""
+    go_on = threading.Event()
+    rotate = checkpoint.rotate
+    monkeypatch.setattr(checkpoint, "rotate", lambda *a: (go_on.wait(), rotate(*a)))
+    weights = {"model": {"w": torch.ones(3)}, "optimizer": {"state": {0: {"m": torch.ones(3)}}}, "step": 5}
+    run.save(weights, weights["model"])
+    weights["model"]["w"].zero_()
+    weights["optimizer"]["state"][0]["m"].zero_()
+    go_on.set()
+    run.settle()
+    saved = checkpoint.load(run.folder / "checkpoint.pt")
+    assert saved["model"]["w"].tolist() == saved["optimizer"]["state"][0]["m"].tolist() == [1, 1, 1]
+
+
+def test_weights_that_are_not_finite_are_never_saved(run):
+    save(run, 3)
+    with pytest.raises(UserError, match="not finite at step 6, and were not saved"):
+        save(run, 6, weight=float("nan"))
+    assert steps(run.folder) == [3] and run.saved_step == 3
+
+
+def test_a_save_that_fails_is_told_once_tried_again_and_told_when_it_works(run, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "RETRY", 0.0)
+    save(run, 1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "rotate", fail)
+        for step in (2, 3, 4):
+            save(run, step, wait=False)
+            run.settle()
+            assert "No space left" in run.trouble and run.saved_step == 1
+        full = RuntimeError("unexpected pos 64 vs 0")  # what PyTorch's writer makes of it
+        save(run, 5, wait=False)
+        run.settle()
+        assert run.due(minutes=1000)  # soon, not when the next is due
+    said = capsys.readouterr().out
+    assert said.count("could not save") == 1 and "training goes on" in said
+    save(run, 6, wait=False)
+    run.settle()
+    assert run.trouble is None and steps(run.folder) == [6, 1]
+    assert "saved again, at step 6" in capsys.readouterr().out
+
+
+def test_a_last_save_that_fails_is_an_error_that_names_what_is_safe(run, monkeypatch):
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    save(run, 1)
+    tries = []
+
+    def no_room(*_):
+        tries.append(1)
+        raise OSError("no room")
+
+    monkeypatch.setattr(checkpoint, "rotate", no_room)
+    with pytest.raises(UserError, match=r"step 7 could not be saved \(.*no room.*the last that was is step 1"):
+        save(run, 7)
+    assert len(tries) == 3
+
+
+def test_an_encoder_that_cannot_be_written_moves_no_checkpoint(run, monkeypatch):
+    save(run, 1)
+    save(run, 2)
+    (run.folder / "encoder.pt").unlink()
+    (run.folder / "encoder.pt").mkdir()
+    for _ in range(3):
+        save(run, 3, wait=False)
+        run.settle()
+    assert run.trouble and steps(run.folder) == [2, 1]
+
+
+def test_saves_come_by_time(run, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    run.tried = 0.0
+    assert not run.due(1.0)
+    now[0] = 61
+    assert run.due(1.0)
+    save(run, 1)
+    assert not run.due(1.0)
+    now[0] = 123
+    assert run.due(1.0) and not run.due(2.0)
+
+
+# Metrics
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_have_neither_gaps_nor_duplicates(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path, 0)
+    for step in range(1, 8):
+        first.write(step=step, loss=0.5)
+    with open(path, "a") as file:
+        file.write('{"step": 8, "lo')  # killed in the midst of a line
+    second = Metrics(path, 4)
+    for step in range(5, 9):
+        second.write(step=step, loss=0.5)
+    second.close()
+    assert [line["step"] for line in lines(path)] == list(range(1, 9))
+    Metrics(path, 0).close()  # begun anew
+    assert lines(path) == []
+
+
+def test_a_kill_while_metrics_are_cut_back_loses_none(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, 0)
+    metrics.write(step=1)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        Metrics(path, 1)
+    assert lines(path) == [{"step": 1}]
+
+
+class NearlyFull:
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, file, room: int):
+        self.file, self.room = file, room
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_lines_of_metrics_wait_for_room(tmp_path):
+    metrics = Metrics(tmp_path / "m.jsonl", 0)
+    metrics.file = NearlyFull(metrics.file, 20)
+    for step in range(1, 4):
+        metrics.write(step=step)
+    metrics.file.room = 5
+    metrics.write(step=4)
+    metrics.file.room = 1000
+    metrics.write(step=5)
+    metrics.close()
+    assert [line["step"] for line in lines(tmp_path / "m.jsonl")] == [1, 2, 3, 4, 5]
+    metrics = Metrics(tmp_path / "m.jsonl", 5)
+    metrics.file = NearlyFull(metrics.file, 0)
+    metrics.write(step=6)
+    with pytest.raises(UserError, match="last 1 lines could not be written"):
+        metrics.close()
+
+
+# Continuing only what is the same run
+
+
+IDENTITY = {"global_batch": 8, "data": "96 images, names 1234"}
+
+
+def saved_run(tmp_path: Path, **settings) -> tuple[RunFolder, train.Settings]:
+    made_by = train.Settings(**settings)
+    run = RunFolder(tmp_path / "run", 2)
+    run.begin(0, 10)
+    content = {
+        "model": {}, "optimizer": {}, "scaler": {}, "step": 3, "settings": dataclasses.asdict(made_by),
+        "identity": IDENTITY, "versions": runs.versions(), "retries": 0, "guard": {}, "bad_images": {},
+    }  # fmt: skip
+    run.save(content, {}, wait=True)
+    return run, made_by
+
+
+def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, capsys):
+    run, _ = saved_run(tmp_path)
+    now = train.Settings(lambd=0.1, seed=3, log_every=7)
+    with pytest.raises(UserError) as refused:
+        train.find_state(run, now, IDENTITY | {"global_batch": 16})
+    for words in ("lambd: 0.005 -> 0.1", "seed: 0 -> 3", "global batch: 8 -> 16", "--resume_force"):
+        assert words in str(refused.value)
+    assert "log_every" not in str(refused.value)
+    now.resume_force = True
+    assert train.find_state(run, now, IDENTITY | {"global_batch": 16})["step"] == 3
+    assert "lambd: 0.005 -> 0.1" in capsys.readouterr().out
+
+
+def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
+    run, _ = saved_run(tmp_path)
+    now = train.Settings(workers=7, log_every=3, save_minutes=1, keep_checkpoints=3, timeout_minutes=1, max_steps=5)
+    assert train.find_state(run, now, IDENTITY)["step"] == 3
+    said = capsys.readouterr().out
+    assert "workers: None -> 7" in said and "log_every: 10 -> 3" in said and "max_steps" not in said
+
+
+def test_other_images_are_refused(tmp_path):
+    run, settings = saved_run(tmp_path)
+    with pytest.raises(UserError, match="data: '96 images, names 1234' -> '97 images, names 9'"):
+        train.find_state(run, settings, IDENTITY | {"data": "97 images, names 9"})
+
+
+def test_other_versions_are_told(tmp_path, capsys, monkeypatch):
+    run, settings = saved_run(tmp_path)
+    monkeypatch.setattr(runs, "versions", lambda: {"torch": "9.9"})
+    assert train.find_state(run, settings, IDENTITY)["step"] == 3
+    assert "-> 9.9" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_script_is_refused(tmp_path):
+    run = RunFolder(tmp_path / "run", 2)
+    for content in ({"model": {}}, [1], dict.fromkeys(train.CONTENTS, 1)):
+        checkpoint.save(content, tmp_path / "other.pt")
+        with pytest.raises(UserError, match=r"other.pt: not a checkpoint of train.py \(expected"):
+            train.find_state(run, train.Settings(resume=str(tmp_path / "other.pt")), IDENTITY)

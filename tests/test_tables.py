@@ -1,0 +1,263 @@
+"""Tables that name images: read as the writer meant them, or refused with what is wrong and where."""
+
+import csv
+import io
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_scripts import ROOT, run, tiny
+
+from ssl import config
+from ssl.data import datasets, tables
+from ssl.errors import UserError
+
+
+def written(path, rows, **options) -> str:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, **options).writerows(rows)
+    return str(path)
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as raised:
+        call(*arguments)
+    return str(raised.value)
+
+
+def pictures(root, names):
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (70, 70), (number, 0, 0)).save(path)
+
+
+# Reading -----------------------------------------------------------------------
+
+cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), max_size=6)),
+    # With other line ends than its own, Python's writer does not quote all that it must by itself.
+    st.sampled_from([("\r\n", csv.QUOTE_MINIMAL), ("\n", csv.QUOTE_ALL), ("\r", csv.QUOTE_ALL)]),
+    st.booleans(),
+)
+def test_any_cells_come_back_as_they_were_written(tmp_path_factory, rows, style, mark):
+    ending, quoting = style
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    columns = [f"column {i}" for i in range(len(rows[0]) if rows else 2)]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=ending, quoting=quoting).writerows([columns, *rows])
+    path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text.getvalue().encode())
+    assert tables.read_table(path, columns) == [tuple(row) for row in rows]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.text(st.sampled_from('a,b"\r\n\0é='), max_size=40).map(str.encode)))
+def test_any_bytes_are_rows_or_one_clear_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "bytes.csv"
+    path.write_bytes(b"a,b\n" + content)
+    try:
+        rows = tables.read_table(path, ["b", "a"])
+        assert all(len(row) == 2 and "\0" not in "".join(row) for row in rows)
+    except UserError as error:
+        assert str(error).startswith("csv: ") and str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", r"'b' is not among the columns of .*: none at all"),
+        (b"image,dx\nx,y\n", r"'b' is not among the columns of .*: 'image', 'dx'"),
+        (b"a;b\nx;y\n", r"'b' is not among the columns of .*: 'a;b'"),
+        (b"b,b\nx,y\n", r"'b' is twice among the columns"),
+        (b"a,b\nx,y\n1,2,3\n", r"line 3 has 3 cells, the header 2"),
+        (b"a,b\nx\n", r"line 2 has 1 cells, the header 2"),
+        (b"a,b\nx,y\0z\n", r"line 2.* NUL"),
+        (b'a,b\nx,"y\n', r"line 2: unexpected end of data"),
+        (b'a,b\nx,"y"z\n', r"line 2: "),
+        (b"a,b\nx,\xff\n", r"cannot read .* as comma-separated UTF-8"),
+        ("a,b\nx,y\n".encode("utf-16"), r"cannot read .* as comma-separated UTF-8"),
+        (b"a,b\nx," + b"y" * 200_000 + b"\n", r"line 2: field larger than field limit"),
+    ],
+    ids=["empty", "columns", "semicolons", "twice", "long", "short", "NUL", "open", "quote", "bytes", "utf-16", "huge"],
+)
+def test_what_is_wrong_in_a_table_is_said_with_its_line(tmp_path, content, expected):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        tables.read_table(tmp_path / "t.csv", ["b"])
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
+    for path in (tmp_path / "pipe.csv", tmp_path, tmp_path / "none.csv"):
+        assert "no ordinary file" in refusal(tables.read_table, path, ["a"])
+    written(tmp_path / "t.csv", [["a"], ["x"]])
+    monkeypatch.setattr(tables, "LARGEST_TABLE", 3)
+    assert "more than the 3 read" in refusal(tables.read_table, tmp_path / "t.csv", ["a"])
+
+
+def test_a_quoted_line_end_and_a_formula_are_text(tmp_path):
+    path = written(tmp_path / "t.csv", [["", "a"], ["0", "two\r\nlines"], ["1", "=1+1"]])
+    assert tables.read_table(path, ["a"]) == [("two\r\nlines",), ("=1+1",)]
+
+
+def test_lists_keep_names_of_any_bytes(tmp_path):
+    (tmp_path / "list").write_bytes("\ufeffa b.jpg\r\n\n  c\u2028d.jpg \n".encode() + b"\xff.jpg")
+    assert tables.read_lines(tmp_path / "list", "train_files") == ["a b.jpg", "c\u2028d.jpg", "\udcff.jpg"]
+
+
+# Finding the images ---------------------------------------------------------------
+
+
+def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
+    names = ["a.png", "b.JPG", "sub/c.v2.jpg", "d.jpg.png", "d.jpg", "new\nline.png"]
+    pictures(tmp_path, names)
+    (tmp_path / "a.txt").write_text("no image")
+    asked = ["b", "sub/c.v2", "./sub/../a", "d.jpg", "d.jpg.png", "new\nline"]
+    found = tables.find_images(tmp_path, asked)
+    assert [os.path.relpath(path, tmp_path) for path in found] == [
+        "b.JPG", "sub/c.v2.jpg", "a.png", "d.jpg", "d.jpg.png", "new\nline.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["/etc/passwd"], "'/etc/passwd' leads out of"),
+        (["../outside.png"], "'../outside.png' leads out of"),
+        (["sub/../../outside.png"], "leads out of"),
+        (["a", ""], "a row names no image"),
+        (["two"], "'two' could be two.jpg or two.png; write the extension"),
+        (["a", "a.png"], "'a.png' stands in rows 1 and 2"),
+        (["notes.txt"], "1 of 1 images are not in"),
+        (["sub"], "1 of 1 images are not in"),
+        (["pipe.png"], "1 of 1 images are not in"),
+        (["a", "v", "w", "x\x1b[2J", "y"], r"4 of 5 images are not in .*: 'v', 'w', 'x\\x1b\[2J', …"),
+    ],
+)
+def test_names_that_lead_nowhere_or_elsewhere_are_refused(tmp_path, names, expected):
+    root = tmp_path / "images"
+    pictures(root, ["a.png", "two.png", "two.jpg", "sub/x.png", "../outside.png"])
+    (root / "notes.txt").write_text("x")
+    os.mkfifo(root / "pipe.png")
+    with pytest.raises(UserError, match=expected):
+        tables.find_images(root, names)
+
+
+# As a data set ------------------------------------------------------------------------
+
+
+def table_of(tmp_path, count=40):
+    pictures(tmp_path / "images", [f"{i:02}.png" for i in range(count)])
+    rows = [[f"{i:02}", "ab"[i % 2], "x"] for i in range(count)]
+    return written(tmp_path / "t.csv", [["image", "dx", "other"], *rows[::-1]])
+
+
+def test_a_table_is_the_data_set_that_class_folders_would_be(tmp_path):
+    table, root = table_of(tmp_path), str(tmp_path / "images")
+    for i in range(40):
+        copy = tmp_path / "folders" / "ab"[i % 2] / f"{i:02}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((tmp_path / "images" / f"{i:02}.png").read_bytes())
+    for split, count in (("train", 36), ("unlabelled", 36), ("test", 4)):
+        ours = datasets.load("folder", root, split, csv=table, label_column="dx", seed=3)
+        assert len(ours) == count and ours.classes == ["a", "b"]
+        assert all(int(path[-6:-4]) % 2 == label for path, label in zip(ours.paths, ours.labels.tolist()))
+    train, test = (
+        set(datasets.load("folder", root, split, csv=table, label_column="dx").paths) for split in ("train", "test")
+    )
+    assert not train & test and len(train | test) == 40
+    folders = datasets.load("folder", str(tmp_path / "folders"), "test", seed=3)
+    assert torch.equal(folders.labels.bincount(), ours.labels.bincount())
+
+
+def test_without_labels_all_images_are_trained_on_and_none_judged(tmp_path):
+    table, root = table_of(tmp_path), str(tmp_path / "images")
+    data = datasets.load("folder", root, "unlabelled", csv=table)
+    assert len(data) == 40 and data.classes == [] and data.paths == sorted(data.paths)
+    assert "label_column: is not set" in refusal(lambda: datasets.load("folder", root, "test", csv=table))
+
+
+def test_rows_in_another_order_are_the_same_data_set(tmp_path):
+    table, root = table_of(tmp_path), str(tmp_path / "images")
+    one = datasets.load("folder", root, "train", csv=table, label_column="dx")
+    rows = list(csv.reader(open(table)))  # noqa: SIM115
+    other = written(tmp_path / "other.csv", [rows[0], *sorted(rows[1:], key=lambda row: row[0][::-1])])
+    two = datasets.load("folder", root, "train", csv=other, label_column="dx")
+    assert one.paths == two.paths and torch.equal(one.labels, two.labels)
+    assert one.fingerprint(root) == two.fingerprint(root)
+
+
+def test_settings_that_do_not_go_together_are_refused(tmp_path):
+    table, root = table_of(tmp_path), str(tmp_path / "images")
+    for name, options, expected in (
+        ("shapes", {"csv": table}, "csv: names images of your own"),
+        ("folder", {"label_column": "dx"}, "label_column: is of a table"),
+        ("folder", {"csv": table, "image_column": "name"}, "'name' is not among the columns"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            datasets.load(name, root if name == "folder" else None, "train", **options)
+    rows = list(csv.reader(open(table)))  # noqa: SIM115
+    rows[3][1] = rows[7][1] = " "
+    unlabelled = written(tmp_path / "u.csv", rows)
+    with pytest.raises(UserError, match="2 of 40 rows have no 'dx', such as row 3, 7 "):
+        datasets.load("folder", root, "train", csv=unlabelled, label_column="dx")
+    with pytest.raises(UserError, match="a header and no rows"):
+        datasets.load("folder", root, "train", csv=written(tmp_path / "e.csv", rows[:1]))
+
+
+@pytest.mark.slow
+def test_a_run_by_a_table_is_judged_by_it_and_missing_images_are_named_first(tmp_path):
+    table, folder = table_of(tmp_path), tmp_path / "run"
+    data = ["--data_dir", "images", "--csv", "t.csv", "--image_column", "image", "--label_column", "dx"]
+    common = [ROOT / "train.py", *data]
+    run(*common, "--output_dir", folder, *tiny("--batch_size", 8, "--epochs", 2), cwd=tmp_path)
+    assert config.read_yaml(folder / "config.yaml")["csv"] == table
+    done = run("evaluate.py", "--model_path", folder, "--protocol", "knn", "--batch_size", 8)
+    assert "36 train, 4 test images, 2 classes" in done.stdout
+    with open(table, "a") as file:
+        file.write("gone,a,x\n")
+    done = run(*common, "--output_dir", tmp_path / "other", *tiny(), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "csv: 1 of 41 images are not in" in done.stderr and "'gone'" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+# Tables as they are published -----------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "table, column, count",
+    [
+        ("isic_csv/ISIC_2019_Training_Metadata.csv", "image", 25331),
+        ("isic_csv/ISIC_2020_Training_GroundTruth.csv", "image_name", 33126),
+        ("isic_csv/datasplits/isic2020/isic2020-subset-test.csv", "image", 1743),
+        ("padufes20/pad-ufes-20-labels.csv", "image", 1261),
+    ],
+)
+def test_published_tables_are_read_whole(real_data, table, column, count):
+    rows = tables.read_table(real_data / table, [column])
+    with open(real_data / table, newline="") as file:
+        assert rows == [(row[column],) for row in csv.DictReader(file)] and len(rows) == count
+
+
+@pytest.mark.data
+def test_ham10000_by_its_table_has_the_labels_of_its_class_folders(real_data, tmp_path):
+    source = real_data / "ham10000_224_small"
+    files = {path.stem: path for path in source.rglob("*.jpg")}
+    with open(source / "labels.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"] in files]
+    for row in rows:  # as it is distributed: all in one folder
+        (tmp_path / files[row["image"]].name).symlink_to(files[row["image"]])
+    table = written(tmp_path / "t.csv", [["image", "dx"], *([row["image"], row["dx"]] for row in rows)])
+    parts = [datasets.load("folder", str(tmp_path), split, csv=table, label_column="dx") for split in ("train", "test")]
+    assert len(parts[0]) + len(parts[1]) == len(rows) > 400 and len(parts[0].classes) == 7
+    for data in parts:
+        for path, label in zip(data.paths, data.labels.tolist()):
+            assert os.path.realpath(path).split("/")[-2] == data.classes[label]
