@@ -210,8 +210,8 @@ def apply(
 def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View, int | None]]:
     """Groups of at most `most` images that need the same of `apply`: (rows, their view, their `hue_place`).
 
-    The view is without the operations that none of the group was drawn for. `params` should be on
-    the CPU: they are looked at.
+    The view is without the operations that none of the group was drawn for, and its blur's kernel is
+    without what weighs nothing. `params` should be on the CPU: they are looked at.
     """
     column = dict(zip(COLUMNS, params.unbind(1)))
     jittered = sum(column[name] != 1 for name in ("brightness", "contrast", "saturation")) + (column["hue"] != 0) > 0
@@ -219,7 +219,8 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
     blurred = column["sigma"] > 0
     key = 2 * place + blurred
     for value in key.unique().tolist():
-        for rows in (key == value).nonzero()[:, 0].split(most):
+        same = (key == value).nonzero()[:, 0]
+        for rows in same[column["sigma"][same].argsort()].split(most):
             drawn = {
                 "jitter_prob": value >= 0,
                 "grayscale": view.grayscale > 0 and column["gray"][rows].any(),
@@ -227,7 +228,8 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
                 "solarize_prob": view.solarize_prob > 0 and (column["threshold"][rows] < 2).any(),
             }
             absent = {name: 0.0 for name, some in drawn.items() if not some}
-            yield rows, replace(view, **absent), value // 2 if value >= 0 else None
+            kernel = min(view.blur_kernel, 2 * math.ceil(4.5 * column["sigma"][rows].max()) + 1)
+            yield rows, replace(view, **absent, blur_kernel=kernel), value // 2 if value >= 0 else None
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -278,7 +280,8 @@ def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bo
     if place is not None:
         return blend(shift_hue(blend(x, factors, range(place)), hue), factors, range(place, 3))
     before = hue_place[:, None] > torch.arange(3, device=x.device)
-    x = shift_hue(blend(x, torch.where(before, factors, 1.0), range(3)), hue)
+    x = blend(x, torch.where(before, factors, 1.0), range(3))
+    x = torch.lerp(x, shift_hue(x, hue), (hue != 0).to(x.dtype))
     return blend(x, torch.where(before, 1.0, factors), range(3))
 
 
@@ -294,9 +297,15 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     )  # red 0, green 2, blue 4
     hue.add_(6 * shift)
     hue.sub_((hue / 6).floor_(), alpha=6)
-    shares = ((hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_())
-    turned = torch.cat([(share.clamp_(0, 1) * chroma).add_(bottom) for share in shares], 1)
-    return torch.lerp(x, turned, (shift != 0).to(x.dtype))
+    opposite, sign, offset = _channels(x.device, x.dtype)
+    return (hue - opposite).abs_().mul_(sign).add_(offset).clamp_(0, 1).mul_(chroma).add_(bottom)
+
+
+@lru_cache(maxsize=8)
+def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(3, 3, 1, 1): a channel's share of the chroma is |hue - 3| - 1 (red), 2 - |hue - 2|, 2 - |hue - 4|, in 0..1."""
+    columns = [[3, 2, 4], [1, -1, -1], [-1, 2, 2]]
+    return torch.tensor(columns, device=device, dtype=dtype)[:, :, None, None]
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
@@ -328,14 +337,14 @@ def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
     return [(near, shifted[:, :count] @ fold.to(weights.dtype)) for near, count, fold in folds]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _folds(side: int, kernel: int, device: torch.device) -> tuple[int, list[tuple[slice, int, Tensor]]]:
-    """Blocks of at most 75 places that cover 0..side-1: (their size, [(run of neighbours, places, matrix)]).
+    """Blocks of at most 32 places that cover 0..side-1: (their size, [(run of neighbours, places, matrix)]).
 
     The matrix (window, run) brings a window, the block and `kernel` // 2 places on both sides, to
     the run of places inside the image, reflected at its borders.
     """
-    block, half, period = min(side, 75), kernel // 2, max(2 * (side - 1), 1)
+    block, half, period = min(side, 32), kernel // 2, max(2 * (side - 1), 1)
     folds = []
     for start in range(0, side, block):
         near = slice(max(start - half, 0), min(start + block + half, side))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
@@ -96,8 +97,10 @@ def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> 
     `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
     """
     if factor == 1:
-        pixels = _resizable(pixels)
-        crop = TF.resized_crop(pixels, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        top, left, height, width = box
+        crop = _resizable(pixels[:, top : top + height, left : left + width])[None]
+        # What torchvision's resized_crop calls in the end, which takes a third longer.
+        crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
         return crop.clamp_(0, 1) if crop.is_floating_point() else crop
     top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
     limit = left + width, top + height
