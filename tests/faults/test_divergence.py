@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl import checkpoint
-from ssl.data.loader import Order
+from ssl.data.order import Order
 from ssl.faultcheck import COUNT, SmallRun, make_images
 
 SCRIPT = Path(__file__).with_name("diverging_train.py")
