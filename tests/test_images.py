@@ -1,6 +1,9 @@
 """Files as people have them: every mode converted, every ruin named by its path."""
 
 import io
+import multiprocessing
+import os
+import pickle
 import struct
 import zlib
 
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl.data.images import BadImage, decode, list_images
+from ssl.data.images import BadImage, Paths, decode, list_images
 
 
 def saved(path, image, **options):
@@ -109,3 +112,37 @@ def test_only_images_are_listed_in_byte_order(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.png").mkdir()
     assert [str(p) for p in list_images(tmp_path)] == ["B.jpg", "a.png", "b.JPG"]
+
+
+def test_paths_are_those_that_were_put_in(tmp_path):
+    given = ["/a/b.jpg", "", "/ä/\udcff.png", "/c d/é.jpg"]  # the third was not UTF-8 on the disk
+    paths = Paths(given)
+    assert list(paths) == given and paths == given and len(paths) == 4 and paths[-1] == given[-1]
+    assert paths != given[:3] and list(pickle.loads(pickle.dumps(paths))) == given and not Paths([])
+    for index in (4, -5):
+        with pytest.raises(IndexError):
+            paths[index]
+
+
+def _grown_by_reading(paths, answer):
+    def own():
+        return sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if "Private_Dirty" in line) / 1024
+
+    before = own()
+    for index in range(len(paths)):
+        paths[index]
+    answer.put(own() - before)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="a process's own memory is not told here")
+def test_forked_workers_share_the_paths_that_they_read():
+    given = [f"/data/imagenet/train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(300_000)]
+    fork = multiprocessing.get_context("fork")
+    grown = []
+    for paths in (given, Paths(given)):  # a list is the control
+        answer = fork.Queue()
+        worker = fork.Process(target=_grown_by_reading, args=(paths, answer))
+        worker.start()
+        grown.append(answer.get(timeout=60))
+        worker.join()
+    assert grown[0] > 20 and grown[1] < 5, grown

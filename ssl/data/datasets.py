@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl.augment import to_unit
 from ssl.data import arrays
 from ssl.data.folders import folder, imagenet
-from ssl.data.images import BadImage, Images, cut, spread
+from ssl.data.images import BadImage, Images, Paths, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.data.tables import labelled_images
@@ -136,7 +136,7 @@ def _table(root: Path, csv: str, image_column: str, label_column: str | None, sp
     classes = sorted(set(labels) - {None})
     number = {name: label for label, name in enumerate(classes)}
     numbers = torch.tensor([number.get(label, -1) for label in labels])
-    everything = Images("folder", numbers, classes, paths=list(paths))
+    everything = Images("folder", numbers, classes, paths=Paths(paths))
     return cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ssl.data.images import EXTENSIONS, Images, cut, list_images
+from ssl.data.images import EXTENSIONS, Images, Paths, cut, list_images
 from ssl.data.tables import read_lines
 from ssl.errors import UserError
 
@@ -32,14 +32,14 @@ def _tree(folder: Path) -> Images:
         raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
     paths = [str(folder / path) for path in files]
     if any(len(path.parts) == 1 for path in files):
-        return Images("folder", torch.full((len(files),), -1), [], paths=paths)
+        return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
     empty = [entry.name for entry in folder.iterdir()
              if entry.is_dir() and not entry.name.startswith(".") and entry.name not in number]  # fmt: skip
     if empty:
         raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
-    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=paths)
+    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
 
 
 def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
@@ -81,7 +81,7 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
             raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
         paths += [str(folder / wnid / file) for file in files]
         labels += [label] * len(files)
-    return Images(name, torch.tensor(labels), names, paths=paths)
+    return Images(name, torch.tensor(labels), names, paths=Paths(paths))
 
 
 def read_class_list(path: str) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,6 +121,26 @@ def _to_tensor(image: Image.Image) -> Tensor:
 # Many -------------------------------------------------------------------------
 
 
+class Paths(Sequence):
+    """Paths in one array of bytes. A worker that is forked shares it, where reading a list of a million strings
+    would copy them into each worker, 155 MB: Python writes a reference count beside every string it looks at."""
+
+    def __init__(self, paths: Iterable[str]):
+        encoded = [os.fsencode(path) for path in paths]
+        self.ends = np.cumsum([0, *map(len, encoded)])
+        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self.ends[:-1][index], self.ends[1:][index]  # raises IndexError where a list would
+        return os.fsdecode(self.bytes[start:end].tobytes())
+
+    def __eq__(self, other) -> bool:
+        return list(self) == list(other)
+
+
 @dataclass(frozen=True)
 class Images:
     """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
@@ -134,7 +154,7 @@ class Images:
     labels: Tensor
     classes: list[str]
     resident: Tensor | None = None
-    paths: list[str] | None = None
+    paths: Sequence[str] | None = None
     stored: Stack | None = None
     pool: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
@@ -176,7 +196,7 @@ class Images:
             self,
             labels=self.labels[indices],
             resident=None if self.resident is None else self.resident.index_select(0, indices),
-            paths=None if self.paths is None else [self.paths[i] for i in indices.tolist()],
+            paths=None if self.paths is None else Paths(self.paths[i] for i in indices.tolist()),
             stored=None if self.stored is None else self.stored.subset(indices.numpy()),
         )
 
