@@ -217,6 +217,8 @@ def check(settings: Settings, protocols: list[str]) -> None:
     for name in ("knn_temperature", "linear_lr"):
         if getattr(settings, name) <= 0:
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
+    if settings.std is not None and min(settings.std, default=0) <= 0:
+        raise UserError(f"std: {settings.std} must be positive")
     for name in ("linear_weight_decay", "workers", "seed"):
         if getattr(settings, name) < 0:
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")

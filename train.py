@@ -138,10 +138,9 @@ class Settings:
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    if settings.data_dir is not None:
-        settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))  # config.yaml is read from anywhere
-    if settings.csv is not None:
-        settings.csv = os.path.abspath(os.path.expanduser(settings.csv))
+    for name in ("data_dir", "csv", "class_list"):
+        if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
+            setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         start_processes(settings.gpus)

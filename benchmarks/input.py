@@ -145,7 +145,7 @@ class TimedFiles:
 def our_batch(data: Images, views: list[View], order: Order, step: int, mean: Tensor, std: Tensor) -> Clock:
     """What a worker does, by its own code, then what the training process does."""
     clock = Clock()
-    batch = TrainingFiles(TimedFiles(data, clock), views, order, 0)[step, 0]
+    batch = TrainingFiles(TimedFiles(data, clock), views, order, 0)[step]
     clock.lap("crop")
     draw_apart(clock, views, order, *order.indices(step, 0, 0))
     finish(batch, views, mean, std)

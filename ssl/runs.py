@@ -23,7 +23,7 @@ import torch
 import torchvision
 
 from ssl import checkpoint
-from ssl.distributed import broadcast_object, is_main
+from ssl.distributed import barrier, broadcast_object, is_main
 from ssl.errors import UserError, on_failure, one_line
 from ssl.report import say
 
@@ -132,6 +132,7 @@ class RunFolder:
             if not path.is_file():
                 raise UserError(f"output_dir: {self.folder} is not the same folder on all nodes; use a disk they share")
             state = checkpoint.load(path)
+        barrier()  # the next save moves what another rank may still be reading
         return state
 
     def _choose(self, is_ours) -> tuple[str | None, dict | None]:

@@ -41,15 +41,16 @@ class Batch:
 
 
 class TrainingFiles(Dataset):
-    """Whole micro-batches, by (step, micro): decoded, cropped and resized."""
+    """Whole micro-batches, by step · accumulate + micro: decoded, cropped and resized."""
 
     def __init__(self, data: Images, views: list[View], order: Order, rank: int):
         self.data, self.views, self.order, self.rank = data, views, order, rank
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
-        epoch, index = self.order.indices(*key, self.rank)
+    def __getitem__(self, number: int) -> Batch | UserError:
+        place = (*divmod(number, self.order.accumulate), self.rank)
+        epoch, index = self.order.indices(*place)
         index = index.clone()
-        draws = [draw(self.order.seed, epoch, index, number, view) for number, view in enumerate(self.views)]
+        draws = [draw(self.order.seed, epoch, index, i, view) for i, view in enumerate(self.views)]
         shown = [[] for _ in self.views]
         bad: list[tuple[str, str]] = []
         for row, i in enumerate(index.tolist()):
@@ -60,7 +61,7 @@ class TrainingFiles(Dataset):
             for crop, of_view in zip(crops, shown):
                 of_view.append(crop)
         pairs = [(torch.stack(of_view), params) for of_view, (_, params) in zip(shown, draws)]
-        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*key, self.rank), bad)
+        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*place), bad)
 
     def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
         """(index, crops) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""

@@ -11,7 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -57,8 +57,8 @@ def training_batches(
     if data.resident is not None:
         yield from _resident_batches(data, views, order, start, stop, device)
         return
-    keys = [(step, micro) for step in range(start, stop) for micro in range(order.accumulate)]
-    batches = _worker_batches(TrainingFiles(data, views, order, rank()), keys, workers, device)
+    numbers = range(start * order.accumulate, stop * order.accumulate)
+    batches = _worker_batches(TrainingFiles(data, views, order, rank()), numbers, workers, device)
     yield from _copied_ahead(batches, device) if device.type == "cuda" else batches
 
 
@@ -106,7 +106,7 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
             yield Batch(shown, index, data.labels[index], order.batch_seed(step, micro, rank())).to(device)
 
 
-def _worker_batches(files: Dataset, keys: list, workers: int, device: torch.device) -> Iterator[Batch]:
+def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.device) -> Iterator[Batch]:
     """The items of `files` at `keys`, in order. Workers that were killed are started again where they stood."""
     done, restarts = 0, 0
     while done < len(keys):

@@ -30,8 +30,8 @@ def spoil(module, inputs, output):
     return output * float("nan") if spoilt else output
 
 
-def init(self, settings):
-    real_init(self, settings)
+def init(self, settings, channels):
+    real_init(self, settings, channels)
     layers = [module for module in self.encoder.modules() if not any(module.children())]
     layers[3].register_forward_hook(spoil)
 

@@ -1,6 +1,7 @@
 """Numbers that are not finite, on one rank of two: the step is left out on both; in a row the run goes back once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,20 +9,20 @@ import torch
 
 from ssl import checkpoint
 from ssl.data.order import Order
-from ssl.faultcheck import COUNT, SmallRun, make_images
+from ssl.smallrun import IMAGES, SmallRun
 
 SCRIPT = Path(__file__).with_name("diverging_train.py")
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
+@pytest.fixture
+def launched(new_run) -> Callable[..., tuple[SmallRun, int]]:
+    """launched(SPOIL, name) is a run of 16 steps with such an encoder, and its exit status."""
 
+    def launched(spoil: str, name: str = "run", **environment: str) -> tuple[SmallRun, int]:
+        run = new_run(2, name, options={"max_bad_steps": 2}, script=SCRIPT, environment={"SPOIL": spoil, **environment})
+        return run, run.finish()
 
-def launched(folder: Path, images: Path, spoil: str, *options: str, **environment: str) -> tuple[SmallRun, int]:
-    options = ["--max_bad_steps", "4", *options]
-    run = SmallRun(folder, images, 2, options, SCRIPT, {"SPOIL": spoil, **environment})
-    return run, run.finish()
+    return launched
 
 
 def lines(run: SmallRun, name: str) -> list[dict]:
@@ -33,51 +34,51 @@ def finite(run: SmallRun) -> bool:
     return all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_one_ranks_nan_costs_one_step_on_all(images, tmp_path):
-    run, status = launched(tmp_path / "one", images, "6,6,1,0")
+def test_one_ranks_nan_costs_one_step_on_all(launched):
+    run, status = launched("6,6,1,0", "one")
     assert status == 0 and run.status()["state"] == "finished" and finite(run)
     (bad,) = lines(run, "bad_steps.jsonl")
-    order = Order(COUNT, 4, 1, 2, seed=0)
+    order = Order(IMAGES, 4, 1, 2, seed=0)
     _, first = order.indices(6, 0, 0)
     _, second = order.indices(6, 0, 1)
     # Global statistics bring it to the other rank's loss within the step.
     assert (bad["step"], bad["retries"], bad["ranks"]) == (7, 0, [0, 1])
     assert [Path(name).stem for name in bad["images"]] == [f"{i:03}" for i in torch.cat([first, second]).tolist()]
     counts = [line["bad_steps"] for line in lines(run, "metrics.jsonl")]
-    assert counts == [0] * 6 + [1] * 54
+    assert counts == [0] * 6 + [1] * 10
 
-    other, status = launched(tmp_path / "other", images, "6,6,0,0")
+    other, status = launched("6,6,0,0", "other")
     assert status == 0 and other.digest() == run.digest()  # whoever's fault it was
 
 
-def test_control_without_the_guard_the_weights_are_lost(images, tmp_path):
-    run, status = launched(tmp_path, images, "6,6,1,0", UNGUARDED="1")
+def test_control_without_the_guard_the_weights_are_lost(launched):
+    run, status = launched("6,6,1,0", UNGUARDED="1")
     assert status != 0 and run.status()["state"] == "failed" and "not finite" in run.status()["reason"]
     assert finite(run)  # ruined ones are never saved
 
 
-def test_bad_steps_in_a_row_send_the_run_back_once_at_half_the_rate(images, tmp_path):
-    run, status = launched(tmp_path, images, "20,999,1,0")
+def test_bad_steps_in_a_row_send_the_run_back_once_at_half_the_rate(launched):
+    run, status = launched("10,999,1,0")
     assert status == 0 and run.status()["state"] == "finished" and finite(run)
-    log = (run.folder / "log.txt").read_text()
-    assert "4 steps in a row, up to step 24, had no finite gradient" in log
-    assert "on rank 1; going back to step 18, with lr × 0.5" in log
-    assert [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")] == [(i, 0) for i in range(21, 25)]
+    log = run.log.read_text()
+    assert "2 steps in a row, up to step 12, had no finite gradient" in log
+    assert "on rank 1; going back to step 9, with lr × 0.5" in log
+    assert [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")] == [(i, 0) for i in range(11, 13)]
 
-    undisturbed, _ = launched(tmp_path / "undisturbed", images, "1,0,0,0")
+    undisturbed, _ = launched("1,0,0,0", "undisturbed")
     for line, plain in zip(lines(run, "metrics.jsonl"), lines(undisturbed, "metrics.jsonl"), strict=True):
         assert line["step"] == plain["step"]
-        assert line["lr_weights"] == pytest.approx(plain["lr_weights"] * (1.0 if line["step"] <= 18 else 0.5), rel=1e-4)
+        assert line["lr_weights"] == pytest.approx(plain["lr_weights"] * (1.0 if line["step"] <= 9 else 0.5), rel=1e-4)
 
 
-def test_a_run_that_diverges_again_ends_and_says_what_was_first(images, tmp_path):
-    run, status = launched(tmp_path, images, "20,999,1,1")
+def test_a_run_that_diverges_again_ends_and_says_what_was_first(launched):
+    run, status = launched("10,999,1,1")
     assert status != 0 and run.status()["state"] == "failed" and finite(run)
     reason = run.status()["reason"]
-    assert "4 steps in a row, up to step 24" in reason and "again after going back with lr × 0.5" in reason
+    assert "2 steps in a row, up to step 12" in reason and "again after going back with lr × 0.5" in reason
     assert "makes of it on rank 1" in reason and "encoder." in reason
     retries = [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")]
-    assert retries == [(i, retry) for retry in (0, 1) for i in range(21, 25)]
+    assert retries == [(i, retry) for retry in (0, 1) for i in range(11, 13)]
 
     # Continued, it is still the run that went back once.
     status = run.finish()

@@ -67,13 +67,9 @@ def test_when_torchrun_dies_its_ranks_save_and_leave(new_run, undisturbed, chanc
 
 def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, chance):
     """torchrun signals the whole process group of a rank. The control: workers that heed it take the save with them."""
-    for name, first in (
-        ("run", "loader.RESTARTS = 0"),
-        ("control", "loader.RESTARTS, loader.begin_worker = 0, lambda number: None"),
-    ):
-        run = new_run(
-            2, name, script=altered(f"from ssl.data import loader\nloader.RESTARTS = 0\n{first}\n", slowly=True)
-        )
+    alone = "from ssl.data import loader\nloader.RESTARTS = 0\n"
+    for name, first in (("run", alone), ("control", alone + "loader.begin_worker = lambda number: None\n")):
+        run = new_run(2, name, script=altered(first, slowly=True))
         process = run.launch()
         assert run.wait_for_step(chance.randint(2, 6), process), run.last_words()
         if name == "run":

@@ -13,7 +13,7 @@ from cluster import output, wait_for
 from ssl.faultcheck import SmallRun, make_images
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 30
+STEPS = 40
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 PATIENCE = 180  # seconds for whatever a job has to do next
 pytestmark = pytest.mark.slurm
