@@ -135,7 +135,7 @@ class Twins(nn.Module):
 
 def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
     """Five steps; returns the parameters and buffers, and how far the parameters came."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # with some, as 1, a ReLU so near zero that rounding decides moves the end by 5e-4 in float32
     model = synchronise(Twins(encoder_name).to(dtype), torch.device("cpu"))
     start = copy.deepcopy(model.state_dict())
     # At large rates float32's rounding alone, here that of 1 against 2 processes, sends a ResNet-18 apart.
