@@ -236,8 +236,12 @@ def main() -> None:
     def take_up(state: dict) -> int:
         try:
             model.load_state_dict(state["model"])
+            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state["scaler"])
+            for group, settings_of_group in zip(optimizer.param_groups, own):
+                group.update(settings_of_group)  # this run's, should --resume_force have changed them
+            if state["scaler"]:  # empty where the run was not in float16 so far
+                scaler.load_state_dict(state["scaler"])
             guard.load_state_dict(state["guard"])
         except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
             raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
@@ -254,6 +258,14 @@ def main() -> None:
         with torch.autocast(device.type, autocast_dtype or torch.float32, enabled=autocast_dtype is not None):
             return (net or runner)(*x)
 
+    def what_was_bad() -> int:
+        """Write down the bad steps and images since the last time; how many images there were. All ranks call it."""
+        # A float16 scaler tries out how large a gradient may be; at a scale below 1 that is no excuse.
+        tries_out = scaler.is_enabled() and scaler.get_scale() >= 1
+        for ago, ranks in guard.read(overflow_is_bad=not tries_out):
+            bad_steps.write(step - ago, retries, ranks, lambda at=step - ago - 1: order.names(data, at))
+        return bad_images.agree()
+
     def backward(loss: Tensor) -> None:
         """The loss is the global batch's already; DDP averages gradients, so undo its division."""
         scaler.scale(loss * world_size() * guard.scale(loss)).backward()
@@ -263,6 +275,7 @@ def main() -> None:
     if world_size() > 1:
         rehearse(runner, embed, optimizer, order.batch_size, data.channels, settings.image_size, device)
     step = take_up(state)
+    del state  # a copy of everything
     if is_main() and run.saved_step is None:
         save()
 
@@ -315,9 +328,7 @@ def main() -> None:
             lrs = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
             parts = {name: part.item() for name, part in criterion.parts.items()}
             epoch = step / order.steps_per_epoch
-            ruined = bad_images.agree()
-            for ago, ranks in guard.read(overflow_is_bad=not scaler.is_enabled()):
-                bad_steps.write(step - ago, retries, ranks, lambda at=step - ago - 1: order.names(data, at))
+            ruined = what_was_bad()
             metrics.write(
                 epoch=round(epoch, 4), step=step, loss=value, **parts, **lrs,
                 samples_per_second=rate, data_wait=waited / (now - logged), bad_images=ruined, bad_steps=guard.total,
@@ -336,8 +347,11 @@ def main() -> None:
                 batches.close()
                 metrics.close()
                 run.settle()
-                step = run.step = take_up(run.newest(is_checkpoint))
-                retries = 1
+                newest = run.newest(is_checkpoint)
+                if newest is None:
+                    raise UserError(f"{words}, and no checkpoint could be saved. {runs.DIVERGED}")
+                step, retries = take_up(newest), 1
+                run.step = step
                 say(f"*** {words}; going back to step {step}, with lr × {settings.retry_lr:g} from there ***")
                 if is_main():
                     save()
@@ -354,6 +368,7 @@ def main() -> None:
         asked_to_stop = None  # it need not have asked
     watchdog.rest()
     batches.close()
+    what_was_bad()
     if is_main() and run.saved_step != step:
         save(wait=True)
     progress.close()
@@ -649,7 +664,9 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
     if settings.resume == "none" and checkpoint.kept(run.folder):
         raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
     state, path = run.newest(is_checkpoint), run.folder / "checkpoint.pt"
-    if state is None and settings.resume not in ("auto", "none"):  # else the run's own is newer
+    if state is not None and settings.resume not in ("auto", "none"):
+        say(f"resume      {path}, not {settings.resume}: this folder's own is newer")
+    elif settings.resume not in ("auto", "none"):
         path = Path(settings.resume)
         if not path.exists():
             raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
@@ -666,6 +683,11 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
         if _plain(before.get(name)) != _plain(value)
     }
     refused = [words for name, words in changed.items() if name not in FREE_TO_CHANGE]
+    if "optimizer" in changed:
+        raise UserError(
+            f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
+            "choose another --output_dir, and --init to begin with its encoder"
+        )
     if refused and not settings.resume_force:
         raise UserError(
             f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "

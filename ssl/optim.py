@@ -123,10 +123,21 @@ class LARS(_Layerwise):
             updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
             ratios = _trust_ratio(_norms(params), _norms(updates), group["trust_coefficient"])
             torch._foreach_mul_(updates, list(ratios.unbind()))
+        buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
+        if params[0].device.type == "cpu" and params[0].dtype in (torch.float16, torch.bfloat16):
+            # torch 2.6 leaves such parameters as they are; a copy in float32 it moves.
+            wide = [[x.float() for x in tensors] for tensors in (params, updates, buffers)]
+            self._fused(*wide, group, found_inf)
+            for narrow, moved in zip(params + buffers, wide[0] + wide[2]):
+                narrow.copy_(moved)
+        else:
+            self._fused(params, updates, buffers, group, found_inf)
+
+    def _fused(self, params, updates, buffers, group: dict, found_inf: Tensor | None) -> None:
         torch._fused_sgd_(
             params,
             updates,
-            [state["momentum_buffer"] for state in states] if group["momentum"] else [],
+            buffers,
             **dict(lr=group["lr"], momentum=group["momentum"], weight_decay=0.0, dampening=0.0, nesterov=False),
             **dict(maximize=False, is_first_step=False, found_inf=found_inf),
         )

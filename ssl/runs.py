@@ -26,8 +26,9 @@ from ssl import checkpoint
 from ssl.distributed import barrier, broadcast_object, is_main
 from ssl.errors import UserError, on_failure, one_line
 from ssl.report import say
+from ssl.stopping import ORPHANED
 
-LEAVING = 5.0  # seconds to wait for an earlier run, killed a moment ago, to be gone
+LEAVING = ORPHANED + 5  # seconds to wait for an earlier run, whose launcher was killed, to have saved and gone
 RETRY = 60.0  # seconds after which a save that failed is tried again, if the next one is not due sooner
 DIVERGED = "training has diverged: lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
 
@@ -225,7 +226,7 @@ def copied(value):
 def _lock(path: Path):
     """Hold the file for as long as this process lives; the kernel lets go of it however the process ends."""
     file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, open as long as the run
-    patience = time.monotonic() + LEAVING
+    patience, told = time.monotonic() + LEAVING, time.monotonic() + 5
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by loader workers
@@ -235,9 +236,13 @@ def _lock(path: Path):
                 print(f"{path}: cannot be locked here ({error}): mind that no second run uses this folder",
                       file=sys.stderr)  # fmt: skip
                 return file
+            file.seek(0)
+            holder = file.read(200).strip() or "?"
+            if time.monotonic() > told:
+                told = patience
+                print(f"output_dir: {path.parent} is in use ({holder}); waiting a minute, should it be about to leave",
+                      file=sys.stderr, flush=True)  # fmt: skip
             if time.monotonic() > patience:
-                file.seek(0)
-                holder = file.read(200).strip() or "?"
                 raise UserError(
                     f"output_dir: {path.parent} is in use by another run ({holder}); wait for it, stop it, or choose "
                     "another --output_dir"

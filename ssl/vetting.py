@@ -38,6 +38,8 @@ def look_before(path: Path) -> None:
         larger = sum(entry.file_size for entry in entries) > os.path.getsize(path)
         if larger or min((entry.header_offset for entry in entries), default=1):
             raise ValueError("its records are larger than the file, or begin elsewhere")
+        if any(entry.external_attr for entry in entries):  # bit 4 says "a folder", and of that torch reads nothing
+            raise ValueError("its list of contents is damaged")
         damaged = records.testzip()  # torch.load does not look at the checksums
         if damaged:
             raise ValueError(f"the checksum of {damaged} does not match")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -135,3 +136,26 @@ def test_a_supervised_torchvision_file_loads_without_its_classifier(tmp_path):
     checkpoint.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pt")
     encoder, _ = build_encoder("resnet18", 224)
     checkpoint.load_encoder(encoder, tmp_path / "r.pt")
+
+
+def test_no_flipped_bit_in_the_list_of_contents_passes(tmp_path):
+    """No checksum covers it, and one of its bits makes PyTorch read nothing where a tensor was."""
+    weights = {"a": torch.arange(7.0), "b": torch.ones(3, 2)}
+    checkpoint.save(weights, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "whole.pt") as records:
+        start = records.start_dir
+    unnoticed_by_torch = 0
+    for position in range(8 * start, 8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        (tmp_path / "x.pt").write_bytes(damaged)
+        try:
+            found = checkpoint.load(tmp_path / "x.pt")
+        except UserError:
+            with contextlib.suppress(Exception):
+                loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+                unnoticed_by_torch += not all(torch.equal(loaded[name], weights[name]) for name in weights)
+        else:
+            assert all(torch.equal(found[name], weights[name]) for name in weights), divmod(position, 8)
+    assert unnoticed_by_torch  # the control

@@ -413,6 +413,12 @@ def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, ca
     assert "lambd: 0.005 -> 0.1" in capsys.readouterr().out
 
 
+def test_another_optimizer_is_refused_even_by_force(tmp_path):
+    run, _ = saved_run(tmp_path)
+    with pytest.raises(UserError, match=r"optimizer: 'lars' -> 'adam'.*--init"):
+        train.find_state(run, train.Settings(optimizer="adam", resume_force=True), IDENTITY)
+
+
 def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
     run, _ = saved_run(tmp_path)
     now = train.Settings(workers=7, log_every=3, save_minutes=1, keep_checkpoints=3, timeout_minutes=1, max_steps=5)

@@ -144,6 +144,18 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, i
     ]
 
 
+def test_what_was_forced_to_change_has_changed_and_another_precision_continues(images, tmp_path):
+    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", "off")]
+    run(*again, "--max_steps", "3")
+    force = ["--lr", "0.5", "--weight_decay", "0.25", "--resume_force"]
+    done = run(*again[:-1], "fp16", *force, "--max_steps", "5")
+    assert "lr: 0.3 -> 0.5" in done.stdout and "amp: 'off' -> 'fp16'" in done.stdout
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    weights_group = state["optimizer"]["param_groups"][0]
+    assert weights_group["base_lr"] == pytest.approx(0.5 * 16 / 256) and weights_group["weight_decay"] == 0.25
+    assert state["step"] == 5 and state["scaler"]["scale"] > 0
+
+
 @pytest.mark.parametrize("method", ["barlow_twins", "simclr"])
 def test_two_processes_train_as_one(images, tmp_path, method):
     common = ["train.py", "--data_dir", images, "--method", method]

@@ -10,7 +10,7 @@ import cluster
 import pytest
 from cluster import output, wait_for
 
-from ssl.faultcheck import SmallRun, make_images
+from ssl.smallrun import SmallRun, make_images
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -157,6 +157,7 @@ def test_a_failed_job_is_not_requeued(undisturbed, tmp_path):
 
 def test_an_encoder_is_judged_on_two_nodes(undisturbed, tmp_path):
     job = submit(tmp_path / "log.txt", "--nodes=2", "slurm/evaluate.sbatch", "--model_path", undisturbed.folder,
-                 "--output_dir", tmp_path, "--probe_epochs", 1, "--device", "cpu")  # fmt: skip
+                 "--output_dir", tmp_path, "--probe_epochs", 1, "--device", "cpu",
+                 "--encoder", "slow.SlowResNet", "--encoder_kwargs", "{width: 8, stages: 2}")  # fmt: skip
     assert job.ends() == "COMPLETED"
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"probe", "knn"}
