@@ -683,15 +683,15 @@ def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict 
         if _plain(before.get(name)) != _plain(value)
     }
     refused = [words for name, words in changed.items() if name not in FREE_TO_CHANGE]
-    if "optimizer" in changed:
-        raise UserError(
-            f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
-            "choose another --output_dir, and --init to begin with its encoder"
-        )
     if refused and not settings.resume_force:
         raise UserError(
             f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
             "settings of the run to continue it, or --resume_force to continue it all the same"
+        )
+    if "optimizer" in changed:
+        raise UserError(
+            f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
+            "choose another --output_dir, and --init to begin with its encoder"
         )
     versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in runs.versions().items()
                 if state["versions"].get(name) != version]  # fmt: skip
