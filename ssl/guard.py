@@ -167,14 +167,18 @@ class BadSteps:
     def __init__(self, folder: Path):
         self.file = folder / "bad_steps.jsonl"
         self.lines = json_lines(self.file) if is_main() else []
-        self.known = {(line.get("step"), line.get("retries")) for line in self.lines}
+        self.known = {self._key(line) for line in self.lines}
 
     def write(self, step: int, retries: int, ranks: list[int], names: Callable[[], list[str]]) -> None:
         """`ranks` whose loss was not finite; `names()` of the images of the step. Rank 0 writes, if there is room."""
-        if not is_main() or (step, retries) in self.known:
+        line = {"step": step, "retries": retries, "ranks": ranks}
+        if not is_main() or self._key(line) in self.known:
             return
-        self.known.add((step, retries))
-        images = {"images": names()} if len(self.known) <= LISTED else {}
-        self.lines.append({"step": step, "retries": retries, "ranks": ranks, **images})
+        self.known.add(self._key(line))
+        self.lines.append(line | ({"images": names()} if len(self.known) <= LISTED else {}))
         with contextlib.suppress(OSError):
             write_text("".join(json.dumps(line) + "\n" for line in self.lines), self.file)
+
+    @staticmethod
+    def _key(line: dict) -> str:
+        return f"{line.get('step')} {line.get('retries')}"  # a damaged line may hold anything

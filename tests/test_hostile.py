@@ -33,6 +33,7 @@ from ssl.data.bad import BadImages
 from ssl.data.images import BadImage, decode
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line
+from ssl.guard import BadSteps
 from ssl.report import Metrics
 from ssl.runs import RunFolder
 
@@ -509,16 +510,15 @@ junk = st.one_of(
 @example([b'{"step": "x"}', b'{"step": 1e999}', b"\xff\xfe"])
 def test_any_lines_in_a_run_folder_are_taken_or_left(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("run")
-    for name in ("metrics.jsonl", "bad_images.jsonl", "status.json"):
+    for name in ("metrics.jsonl", "bad_images.jsonl", "bad_steps.jsonl", "status.json"):
         (folder / name).write_bytes(b"\n".join(lines))
     metrics = Metrics(folder / "metrics.jsonl", 3)
     metrics.write(step=4)
     metrics.close()
     assert json.loads((folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]) == {"step": 4}
-    BadImages(folder, 100, 1.0)
-    run_folder = object.__new__(RunFolder)
-    run_folder.folder, run_folder.step, run_folder.length, run_folder.saved_step = folder, 1, 2, None
-    run_folder.failed("a reason")
+    BadImages(folder, 100, 1.0, {})
+    BadSteps(folder).write(3, 0, [], lambda: [])
+    RunFolder(folder, 2).failed("a reason")
     assert json.loads((folder / "status.json").read_bytes())["state"]
 
 
