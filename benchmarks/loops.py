@@ -17,6 +17,7 @@ from ssl.data import datasets
 from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
+from ssl.guard import Guard, gradient_norm
 from ssl.schedules import set_lr
 
 
@@ -45,16 +46,21 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     optimizer = train.make_optimizer(settings, model, train.lr_scale(settings, order.global_batch))
     dtype = train.choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    guard = Guard(model, optimizer)
 
     def batches(start: int, stop: int) -> Iterator:
         return training_batches(data, views, order, start, stop, workers, device)
 
     def step(x: list[Tensor], factor: float) -> None:
         set_lr(optimizer, factor)
+        guard.begin()
         with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
             z = runner(*x)
-        scaler.scale(criterion(*z)).backward()
-        scaler.step(optimizer)
+        loss = criterion(*z)
+        scaler.scale(loss * guard.scale(loss)).backward()
+        scaler.unscale_(optimizer)
+        guard.judge(loss, gradient_norm(optimizer))
+        optimizer.step()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
