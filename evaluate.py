@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, inference
+from ssl import checkpoint, config, distributed, inference, inherit
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import check as check_bad
@@ -31,7 +31,7 @@ from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.data.tables import read_lines
 from ssl.distributed import is_main, world_size
-from ssl.encoders import build_encoder, is_known
+from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.metrics import accuracy
 from ssl.probes import knn, probe
@@ -96,8 +96,8 @@ class Settings:
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    run = run_settings(settings.model_path)
-    inherit(settings, run)
+    run = inherit.run_settings(settings.model_path)
+    inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
@@ -160,41 +160,8 @@ def main() -> None:
 
 # Settings -----------------------------------------------------------------------------
 
-
-def run_settings(model_path: str | None) -> dict:
-    """Settings of the run that `model_path` belongs to; none for a file that stands alone."""
-    if model_path is None:
-        return {}
-    saved = checkpoint.find_encoder(model_path).with_name("config.yaml")
-    return config.read_yaml(saved) if saved.is_file() else {}
-
-
-def inherit(settings: Settings, run: dict) -> None:
-    """Fill what is unset with the settings of the run; who names a data set or an encoder wants no other part of it."""
-    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
-
-    def of_run(name: str):
-        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
-
-    about_data = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
-    about_encoder = ("encoder", "encoder_kwargs", "stem")
-    own_data = settings.dataset is not None or settings.data_dir is not None
-    own_encoder = settings.encoder is not None
-    for names, own in ((about_data, own_data), (about_encoder, own_encoder)):
-        for name in names:
-            if getattr(settings, name) is None and not own:
-                setattr(settings, name, of_run(name))
-    if not own_encoder and not is_known(settings.encoder or ""):
-        kwargs = json.dumps(settings.encoder_kwargs or {})
-        raise UserError(
-            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
-            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
-        )
-    size = of_run("image_size")
-    if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
-        settings.stem = "small" if size <= datasets.SMALL else "imagenet"
-    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
-        settings.image_size = size  # drawn at the size the run drew them
+# Who names no data set takes the run's.
+ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
