@@ -2,7 +2,8 @@
 
 `draw` turns (seed, epoch, index, view) into numbers, on the CPU, with a counter-based
 generator: the same image in the same epoch gets the same view, whatever the number of
-processes or workers and wherever a run was resumed. `crop_resize` and `apply` turn
+processes or workers and wherever a run was resumed. Where an epoch shows an image twice, it
+counts the times. `crop_resize` and `apply` turn
 pixels and those numbers into a view: pure functions, vectorised over the batch with one
 strength and one order of operations per image, on any device.
 """
@@ -60,14 +61,19 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Tensor:
-    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`."""
+def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int, repeats: Tensor | None = None) -> Tensor:
+    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`.
+
+    repeats: (N,) below 2^24, how often the epoch has shown the image before; unset: not once.
+    """
     blocks = -(-count // 4)
     counter = torch.empty(len(index), blocks, 4, dtype=torch.int64)
     counter[..., 0] = index[:, None] & _MASK
     counter[..., 1] = epoch
     counter[..., 2] = view
-    counter[..., 3] = torch.arange(blocks)
+    counter[..., 3] = torch.arange(blocks)  # never 256
+    if repeats is not None:
+        counter[..., 3] += repeats[:, None] << 8
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
     return ((words.double() + 0.5) / 2**32).flatten(1)[:, :count]
 
@@ -86,14 +92,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def draw(seed: int, epoch: int, index: Tensor, number: int, view: View) -> tuple[Tensor, Tensor]:
-    """Random parameters of view `number` for images `index` (N,).
+def draw(
+    seed: int, epoch: int, index: Tensor, number: int, view: View, repeats: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Random parameters of view `number` for images `index` (N,), shown `repeats` (N,) times before in this epoch.
 
     Returns the uniforms (N, 22) that `crop_boxes` turns into a crop once an image's size is
     known, and parameters (N, 11) float32 for `apply`, named in COLUMNS. An operation that is
     not drawn has its neutral value (factor 1, hue 0, sigma 0, threshold 2, angle 0).
     """
-    u = uniforms(seed, epoch, index, number, _COUNT)
+    u = uniforms(seed, epoch, index, number, _COUNT, repeats)
     jittered = u[:, _JITTER_PROB] < view.jitter_prob
 
     def factor(column: int, strength: float) -> Tensor:
