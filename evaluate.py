@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed
+from ssl import checkpoint, config, distributed, inference, inherit
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
-from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
+from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.data.tables import read_lines
-from ssl.distributed import gather_objects, gather_rows, is_main, world_size
-from ssl.encoders import build_encoder, is_known
+from ssl.distributed import is_main, world_size
+from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.metrics import accuracy
 from ssl.probes import knn, probe
@@ -96,8 +96,8 @@ class Settings:
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    run = run_settings(settings.model_path)
-    inherit(settings, run)
+    run = inherit.run_settings(settings.model_path)
+    inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
@@ -160,41 +160,8 @@ def main() -> None:
 
 # Settings -----------------------------------------------------------------------------
 
-
-def run_settings(model_path: str | None) -> dict:
-    """Settings of the run that `model_path` belongs to; none for a file that stands alone."""
-    if model_path is None:
-        return {}
-    saved = checkpoint.find_encoder(model_path).with_name("config.yaml")
-    return config.read_yaml(saved) if saved.is_file() else {}
-
-
-def inherit(settings: Settings, run: dict) -> None:
-    """Fill what is unset with the settings of the run; who names a data set or an encoder wants no other part of it."""
-    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
-
-    def of_run(name: str):
-        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
-
-    about_data = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
-    about_encoder = ("encoder", "encoder_kwargs", "stem")
-    own_data = settings.dataset is not None or settings.data_dir is not None
-    own_encoder = settings.encoder is not None
-    for names, own in ((about_data, own_data), (about_encoder, own_encoder)):
-        for name in names:
-            if getattr(settings, name) is None and not own:
-                setattr(settings, name, of_run(name))
-    if not own_encoder and not is_known(settings.encoder or ""):
-        kwargs = json.dumps(settings.encoder_kwargs or {})
-        raise UserError(
-            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
-            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
-        )
-    size = of_run("image_size")
-    if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
-        settings.stem = "small" if size <= datasets.SMALL else "imagenet"
-    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
-        settings.image_size = size  # drawn at the size the run drew them
+# Who names no data set takes the run's.
+ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
@@ -344,12 +311,6 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 # Protocols ------------------------------------------------------------------------------
 
 
-def statistics(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (C, 1, 1), of the normalisation."""
-    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (settings.mean, settings.std))
-
-
-@torch.no_grad()
 def extract(
     encoder: nn.Module | None, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
@@ -357,32 +318,14 @@ def extract(
 
     Returned with the images they are of: `data` without those that cannot be read.
     """
-    mean, std = statistics(settings, device)
-    parts, unread, done = [], {}, 0
-    progress = Progress(len(data), 0, "image")
-    batches = plain_batches(data, settings.image_size, settings.batch_size, settings.workers, device)
-    for pixels, counts, bad in batches:
-        x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        if encoder is None:
-            h = x.flatten(1)
-        elif len(x):
-            h = encoder(x).float()
-        else:  # the last batch left nothing for this rank
-            h = encoder(x.new_zeros(1, *x.shape[1:]))[:0].float()
-        read = h.new_ones(len(h), 1)
-        read[list(bad)] = 0
-        unread |= dict(bad.values())
-        parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
-        done += sum(counts)
-        progress.update(done, f"features, {name}")
-    progress.close()
-    features = torch.cat(parts)
-    read = features[:, -1] > 0
-    if bool(read.all()):
-        return features[:, :-1], data
-    unread = {path: reason for found in gather_objects(unread) for path, reason in found.items()}
+    features, read, unread = inference.outputs(
+        encoder or nn.Flatten(), data, size=settings.image_size, batch_size=settings.batch_size,
+        workers=settings.workers, device=device, mean=settings.mean, std=settings.std, title=f"features, {name}",
+    )  # fmt: skip
+    if not unread:
+        return features, data
     tell_left_out(unread, len(data), settings)
-    return features[read, :-1], data.subset(read.nonzero()[:, 0].cpu())
+    return features[read], data.subset(read.nonzero()[:, 0].cpu())
 
 
 def linear_evaluation(
@@ -393,7 +336,7 @@ def linear_evaluation(
     Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The
     result is the last epoch's: choosing the best one would be choosing on the test split.
     """
-    mean, std = (statistic.flatten() for statistic in statistics(settings, device))
+    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
     view = View(
         settings.image_size, jitter_prob=0.0, grayscale=0.0, blur_prob=0.0, solarize_prob=0.0
     )  # crop and flip alone

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, runs, stopping
+from ssl import checkpoint, config, distributed, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -38,6 +37,7 @@ from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 from ssl.optim import LAMB, LARS, parameter_groups
+from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
 from ssl.watchdog import Watchdog
@@ -146,7 +146,7 @@ def main() -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
-        start_processes(settings.gpus)
+        distributed.start_processes(settings.gpus)
     # The watchdog names who hangs; only where it could not does a collective's own time-out come.
     device = distributed.join(settings.device, patience=360 if settings.download else 1.5 * settings.timeout_minutes)
     torch.backends.cudnn.benchmark = not settings.deterministic
@@ -198,7 +198,7 @@ def main() -> None:
 
     # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
-    state = find_state(run, settings, identity)
+    state = resume.find_state(run, settings, identity, CHECKPOINT)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -350,7 +350,7 @@ def main() -> None:
                 batches.close()
                 metrics.close()
                 run.settle()
-                newest = run.newest(is_checkpoint)
+                newest = run.newest(CHECKPOINT.fits)
                 if newest is None:
                     raise UserError(f"{words}, and no checkpoint could be saved. {runs.DIVERGED}")
                 step, retries = take_up(newest), 1
@@ -483,14 +483,6 @@ def find_recipe(asked: dict) -> Path | None:
         name = "imagenet"
     path = ROOT / "configs" / f"{method}_{name}.yaml"
     return path if path.exists() else None
-
-
-def start_processes(count: int) -> None:
-    """Replace this process by torchrun with `count` processes and the same settings."""
-    if count < 1:
-        raise UserError(f"gpus: {count} is not a number of processes")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(__file__), *sys.argv[1:]])
 
 
 def check(settings: Settings) -> None:
@@ -642,17 +634,6 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     )
 
 
-def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision, or None for float32 throughout."""
-    if amp == "auto" and device.type == "cuda":
-        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif amp == "auto":
-        cpuinfo = Path("/proc/cpuinfo")
-        fast = cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-        amp = "bf16" if fast else "off"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
-
-
 # The run folder ---------------------------------------------------------------------
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
@@ -662,69 +643,12 @@ FREE_TO_CHANGE = {
     "save_steps", "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate",
     "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
-NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
-
-
-def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict | None:
-    """The checkpoint to continue from, if there is one, and it is one of this very run.
-
-    `identity` says what besides the settings makes two runs one: the global batch, the images.
-    """
-    if settings.resume == "none" and checkpoint.kept(run.folder):
-        raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
-    state, path = run.newest(is_checkpoint), run.folder / "checkpoint.pt"
-    if state is not None and settings.resume not in ("auto", "none"):
-        say(f"resume      {path}, not {settings.resume}: this folder's own is newer")
-    elif settings.resume not in ("auto", "none"):
-        path = Path(settings.resume)
-        if not path.exists():
-            raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
-        state = checkpoint.load(path)
-        if not is_checkpoint(state):
-            raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(CONTENTS))})")
-    if state is None:
-        return None
-    before = state["settings"] | state["identity"]
-    now = dataclasses.asdict(settings) | identity
-    changed = {
-        name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
-        for name, value in now.items()
-        if _plain(before.get(name)) != _plain(value)
-    }
-    refused = [words for name, words in changed.items() if name not in FREE_TO_CHANGE]
-    if refused and not settings.resume_force:
-        raise UserError(
-            f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
-            "settings of the run to continue it, or --resume_force to continue it all the same"
-        )
-    if "optimizer" in changed:
-        raise UserError(
-            f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
-            "choose another --output_dir, and --init to begin with its encoder"
-        )
-    versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in runs.versions().items()
-                if state["versions"].get(name) != version]  # fmt: skip
-    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
-    if told:
-        say(f"changed     {'; '.join(told)}")
-    return state
-
-
-CONTENTS = {
-    "model", "optimizer", "scaler", "step", "retries", "guard", "bad_images", "settings", "identity", "versions",
-}  # fmt: skip
-
-
-def is_checkpoint(state) -> bool:
-    """Whether a file's content is a checkpoint of this script."""
-    if not isinstance(state, dict) or not set(state) >= CONTENTS:
-        return False
-    kinds = dict.fromkeys(CONTENTS, dict) | {"step": int, "retries": int}
-    return all(isinstance(state[part], kind) for part, kind in kinds.items())
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+CHECKPOINT = resume.Kind(
+    "train.py",
+    dict.fromkeys(("model", "optimizer", "scaler", "guard", "bad_images", "settings", "identity", "versions"), dict)
+    | {"step": int, "retries": int},
+    FREE_TO_CHANGE,
+)
 
 
 def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order) -> bool:

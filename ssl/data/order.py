@@ -68,6 +68,33 @@ class Order:
         return counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """All `count` images in order, once an epoch; the last batch goes on at the first image again.
+
+    Global batch b holds places b · G to (b + 1) · G, rank by rank.
+    """
+
+    count: int
+    batch_size: int
+    world_size: int
+    seed: int
+    accumulate: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.count // (self.batch_size * self.world_size))
+
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor]:
+        """(epoch, indices (batch_size,)) of `step`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = (batch * self.world_size + rank) * self.batch_size
+        return epoch, torch.arange(start, start + self.batch_size) % self.count
+
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        return counted(self.seed, step, rank, 0xFFFE)
+
+
 def counted(*counter: int) -> int:
     """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
     seed, epoch, index, stream = counter
