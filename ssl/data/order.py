@@ -85,11 +85,12 @@ class InTurn:
     def steps_per_epoch(self) -> int:
         return -(-self.count // (self.batch_size * self.world_size))
 
-    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor]:
-        """(epoch, indices (batch_size,)) of `step`."""
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
+        """(epoch, indices, repeats) of `step`, as of `Order`; what is shown again at the end looks as it did."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = (batch * self.world_size + rank) * self.batch_size
-        return epoch, torch.arange(start, start + self.batch_size) % self.count
+        index = torch.arange(start, start + self.batch_size) % self.count
+        return epoch, index, torch.zeros_like(index)
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
         return counted(self.seed, step, rank, 0xFFFE)
