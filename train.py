@@ -100,6 +100,9 @@ class Settings:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
     flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    rotation: float = 0.0  # largest angle, degrees, either way; corners turn black
+    rotation_prob: float = 1.0  # probability
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     color_distortion_strength: float = 1.0  # multiplies jitter
     jitter_prob: float = 0.8  # probability
@@ -516,7 +519,8 @@ def check(settings: Settings) -> None:
     ):
         if any(value <= 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start", "max_bad_fraction"):
+    for name in ("flip", "vertical_flip", "rotation_prob", "jitter_prob", "grayscale", "blur_prob", "solarize_prob",
+                 "warmup_start", "max_bad_fraction"):  # fmt: skip
         if not all(0 <= value <= 1 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
     for name in ("blur_prob", "solarize_prob"):
@@ -530,6 +534,8 @@ def check(settings: Settings) -> None:
         if not 0 < low <= high or (name == "crop_scale" and high > 1):
             limit = " <= 1" if name == "crop_scale" else ""
             raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
+    if not 0 <= settings.rotation <= 180:
+        raise UserError(f"rotation: {settings.rotation:g} degrees is not in 0..180")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
     if settings.momentum >= 1:
@@ -581,6 +587,9 @@ def make_views(settings: Settings) -> list[View]:
         crop_scale=tuple(settings.crop_scale),
         crop_ratio=tuple(settings.crop_ratio),
         flip=settings.flip,
+        vertical_flip=settings.vertical_flip,
+        rotation=settings.rotation,
+        rotation_prob=settings.rotation_prob,
         jitter=(*jitter[:3], min(jitter[3], 0.5)),
         jitter_prob=settings.jitter_prob,
         grayscale=settings.grayscale,
