@@ -85,7 +85,8 @@ def _require_fitting(scores: Tensor, labels: Tensor, classes: list[str]) -> None
     if len(set(classes)) < len(classes):
         raise ValueError(f"two classes have the same name: {', '.join(classes)}")
     if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < len(classes):
-        raise ValueError(f"labels: expected class numbers in 0..{len(classes) - 1}, got {labels.unique().tolist()[:10]}")
+        found = labels.unique().tolist()[:10]
+        raise ValueError(f"labels: expected class numbers in 0..{len(classes) - 1}, got {found}")
     bad = (~scores.isfinite()).any(1).sum().item()
     if bad:
         raise UserError(
