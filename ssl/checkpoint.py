@@ -16,10 +16,15 @@ from ssl.errors import UserError
 
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """As `write_text`."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
