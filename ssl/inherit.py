@@ -37,14 +37,20 @@ def fill(settings, run: dict, about_data: Sequence[str]) -> None:
         for name in names:
             if getattr(settings, name) is None and not own:
                 setattr(settings, name, of_run(name))
-    if not own_encoder and not is_known(settings.encoder or ""):
-        kwargs = json.dumps(settings.encoder_kwargs or {})
-        raise UserError(
-            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
-            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
-        )
+    if not own_encoder:
+        require_known(settings)
     size = of_run("image_size")
     if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
         settings.stem = "small" if size <= datasets.SMALL else "imagenet"
     if settings.dataset == "shapes" and settings.image_size is None and not own_data:
         settings.image_size = size  # drawn at the size the run drew them
+
+
+def require_known(settings) -> None:
+    """Raise `UserError` unless `settings.encoder`, which a file has named, is one of ours or of torchvision's."""
+    if not is_known(settings.encoder or ""):
+        kwargs = json.dumps(settings.encoder_kwargs or {})
+        raise UserError(
+            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
+            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
+        )
