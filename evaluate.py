@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, inference, inherit
+from ssl import checkpoint, config, distributed, foreign, inference, inherit
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
@@ -38,9 +38,6 @@ from ssl.report import Progress, say, table
 from ssl.schedules import warmup_cosine
 
 ROOT = Path(__file__).resolve().parent
-
-# The encoder its authors published (ResNet-50, 1000 epochs), for when no --model_path is given.
-PUBLISHED = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
 
 # Settings that say how a table is read.
 OF_TABLE = ("csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder")
@@ -58,7 +55,10 @@ class Settings:
 
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
-    model_path: str | None = None  # run folder, encoder.pt or checkpoint.pt; unset: the published ResNet-50
+    model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
+    init: str | None = None  # the same, under the name that it has in train.py
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     encoder: str | None = None  # unset: the run's, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
@@ -77,8 +77,8 @@ class Settings:
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
-    mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
-    std: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
     train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
@@ -101,7 +101,10 @@ class Settings:
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    run = inherit.run_settings(settings.model_path)
+    if settings.init and settings.model_path:
+        raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
+    settings.model_path = settings.model_path or settings.init
+    run = foreign.run_settings(settings.model_path) if settings.model_path else {}
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
@@ -109,6 +112,7 @@ def main() -> None:
     folder = open_folder(settings)
 
     # Data
+    given = settings.mean, settings.std
     train, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
@@ -124,7 +128,8 @@ def main() -> None:
     if settings.random_init:
         subjects["random_init"] = encoder
     trained, _ = build_encoder(*built)
-    source = load_weights(trained, settings.model_path)
+    source = load_weights(trained, settings)
+    normalise_as_used_to(settings, given, source)
     subjects["trained"] = trained
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
@@ -175,6 +180,8 @@ def check(settings: Settings, protocols: list[str]) -> None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.model_path is None:
+        if settings.init_format or settings.trust_checkpoint:
+            raise UserError("init_format and trust_checkpoint say how to read a file; name it with --model_path")
         if settings.encoder not in (None, "resnet50"):
             raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
         settings.stem = "imagenet"
@@ -255,19 +262,19 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
 
 
-def load_weights(encoder: nn.Module, model_path: str | None) -> str:
+def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
     """Put the weights to be judged into `encoder`; return where they came from."""
-    if model_path is not None:
-        return str(checkpoint.load_encoder(encoder, model_path))
-    try:
-        weights = torch.hub.load_state_dict_from_url(PUBLISHED, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"no --model_path, so the published weights were wanted, but they cannot be downloaded ({error}). "
-            "Pass --model_path RUN_OR_FILE"
-        ) from None
-    checkpoint.fill(encoder, weights, PUBLISHED)
-    return PUBLISHED
+    if settings.model_path is None:
+        return foreign.load_published(encoder, "barlow_twins")
+    return foreign.load_encoder(encoder, settings.model_path, settings.init_format, settings.trust_checkpoint)
+
+
+def normalise_as_used_to(settings: Settings, given: tuple, source: foreign.Source) -> None:
+    """Where mean and std were not `given`, take those that the weights are used to."""
+    for name, value in zip(("mean", "std"), given):
+        if value is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as these weights are used to")
 
 
 def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, resume, runs, stopping
+from ssl import config, distributed, foreign, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -76,7 +76,9 @@ class Settings:
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
-    init: str | None = None  # start from the encoder in this run folder or file
+    init: str | None = None  # start from the encoder in this run folder or file, ours or of others
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
@@ -182,8 +184,6 @@ def main() -> None:
         splits_folder=settings.splits_folder,
         seed=settings.seed,
     )
-    statistics = datasets.normalisation(data, settings.mean, settings.std)
-    mean, std = (torch.tensor(values, device=device) for values in statistics)
     views = make_views(settings)
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
     require_whole_batches(settings, order)
@@ -194,7 +194,9 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = Model(settings, data.channels)
     if settings.init:
-        say(f"init        encoder weights of {checkpoint.load_encoder(model.encoder, settings.init)}")
+        take_init(settings, model.encoder)
+    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in statistics)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
@@ -550,6 +552,8 @@ def check(settings: Settings) -> None:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
     if settings.momentum >= 1:
         raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
+    if settings.init is None and (settings.init_format or settings.trust_checkpoint):
+        raise UserError("init_format and trust_checkpoint say how to read a file; name it with --init")
     if settings.seed >= 2**63:
         raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -588,6 +592,16 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
         return warmup_cosine(step, total, warmup, settings.final_lr, start)
     milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
     return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
+
+
+def take_init(settings: Settings, encoder: nn.Module) -> None:
+    """Start from the weights of --init, and where the settings say nothing with the normalisation they are used to."""
+    source = foreign.load_encoder(encoder, settings.init, settings.init_format, settings.trust_checkpoint)
+    say(f"init        encoder weights of {source}")
+    for name in ("mean", "std"):
+        if getattr(settings, name) is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as those weights are used to")
 
 
 def make_views(settings: Settings) -> list[View]:
@@ -651,7 +665,8 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
     "splits_folder", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
     "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
-    "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps",
+    "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size", "accumulate",
+    "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

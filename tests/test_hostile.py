@@ -27,7 +27,7 @@ from PIL import Image
 from test_scripts import ROOT, evaluate, run, tiny, train
 from torchvision.datasets import cifar
 
-from ssl import checkpoint, config, inherit
+from ssl import checkpoint, config, foreign, inherit
 from ssl.data import datasets, images
 from ssl.data.bad import BadImages
 from ssl.data.images import BadImage, decode
@@ -256,7 +256,7 @@ def test_weights_under_names_that_are_no_words_are_refused(tmp_path):
     for number, value in enumerate(({1: w}, {"model": {1: w}}, {"a\x1b[2J\nb": w})):
         checkpoint.save(value, tmp_path / f"{number}.pt")
         with pytest.raises(UserError) as raised:
-            checkpoint.load_encoder(build_encoder("ssl.encoders.SmallResNet", 32)[0], tmp_path / f"{number}.pt")
+            foreign.load_encoder(build_encoder("ssl.encoders.SmallResNet", 32)[0], tmp_path / f"{number}.pt")
         assert one_line(raised.value).isprintable()
 
 

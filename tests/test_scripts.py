@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl import config, inherit
+from ssl import config, foreign, inherit
 from ssl.data.files import Batch
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
@@ -516,11 +516,11 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
         "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.3")  # fmt: skip
     settings = evaluate.Settings(model_path=str(tmp_path))
-    inherit.fill(settings, inherit.run_settings(settings.model_path), evaluate.ABOUT_DATA)
+    inherit.fill(settings, foreign.run_settings(settings.model_path), evaluate.ABOUT_DATA)
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
     assert (settings.mean, settings.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
     elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
-    inherit.fill(elsewhere, inherit.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
+    inherit.fill(elsewhere, foreign.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
     assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, None, None)
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 
