@@ -23,15 +23,20 @@ def architecture(
         encoder = _of_run(run, "encoder", str | None)
         encoder_kwargs = encoder_kwargs or _of_run(run, "encoder_kwargs", dict | None)
         stem = stem or _of_run(run, "stem", str | None)
-        if not is_known(encoder or ""):
-            raise UserError(
-                f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
-                f"trust it, say so: --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
-            )
+        require_known(encoder, encoder_kwargs)
     size = _of_run(run, "image_size", int | None)
     if stem == "auto" and size is not None:  # as the run resolved it, whatever size is wanted now
         stem = "small" if size <= SMALL else "imagenet"
     return encoder, encoder_kwargs, stem
+
+
+def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
+    """Raise `UserError` unless `encoder`, which a file names, is a ResNet or a class of ours or of torchvision's."""
+    if not is_known(encoder or ""):
+        raise UserError(
+            f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
+            f"trust it, say so: --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
+        )
 
 
 def restore(
