@@ -24,12 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl import checkpoint, config, distributed
 from ssl.augment import View
-from ssl.data import datasets
+from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
 from ssl.data.order import Order
-from ssl.data.tables import read_lines
 from ssl.distributed import gather_objects, gather_rows, is_main, world_size
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line, one_line_errors
@@ -43,6 +42,8 @@ ROOT = Path(__file__).resolve().parent
 # The encoder its authors published (ResNet-50, 1000 epochs), for when no --model_path is given.
 PUBLISHED = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
 
+# Settings that say how a table is read.
+OF_TABLE = ("csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder")
 
 Protocol = Literal["linear", "probe", "knn", "features", "all"]
 
@@ -70,12 +71,16 @@ class Settings:
     csv: str | None = None  # table that names the images below data_dir; unset: the run's
     image_column: str | None = None  # of the table: paths below data_dir; unset: the run's, or image
     label_column: str | None = None  # of the table: classes; unset: the run's
+    positive: list[str] | None = None  # labels that are class 'positive', all others 'negative'; unset: the run's
+    group_column: str | None = None  # of the table: patient, lesion or slide, never in two splits; unset: the run's
+    split_column: str | None = None  # of the table: train, val or test; unset: the run's, or cut by seed
+    splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
     std: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
-    train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
+    train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
     protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more
@@ -176,7 +181,7 @@ def inherit(settings: Settings, run: dict) -> None:
     def of_run(name: str):
         return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
 
-    about_data = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
+    about_data = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std", "seed")
     about_encoder = ("encoder", "encoder_kwargs", "stem")
     own_data = settings.dataset is not None or settings.data_dir is not None
     own_encoder = settings.encoder is not None
@@ -222,8 +227,7 @@ def check(settings: Settings, protocols: list[str]) -> None:
     for name in ("linear_weight_decay", "workers", "seed"):
         if getattr(settings, name) < 0:
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    if settings.train_files and settings.train_percent != 100:
-        raise UserError("train_files and train_percent both choose the labels; set one of them")
+    labels.check_choice(settings.train_percent, settings.train_files)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if "linear" in protocols and settings.linear_batch % processes:
         raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {processes} processes")
@@ -256,7 +260,7 @@ def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
 
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
     """(train, test) of the data set, train cut to the labels that may be used."""
-    names = ("image_size", "class_list", "csv", "image_column", "label_column", "seed")
+    names = ("image_size", "class_list", *OF_TABLE, "seed")
     options = {name: getattr(settings, name) for name in names}
     train, test = (
         datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
@@ -267,21 +271,13 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
     settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
-    if not train.classes or bool((train.labels < 0).any()):
-        raise UserError(
-            f"data_dir: {settings.data_dir} has images without labels; judging needs class folders, "
-            "or a class number for every image of an array file"
-        )
-    if settings.train_files:
-        train = train.subset(listed(train, settings.train_files))
-    elif settings.train_percent != 100:
-        train = train.subset(split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
-    counts = torch.bincount(train.labels, minlength=len(train.classes))
-    if int(counts.min()) < (2 if "probe" in protocols else 1):
-        raise UserError(
-            f"class {train.classes[int(counts.argmin())]!r} has {int(counts.min())} training images to use; "
-            "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
-        )
+    labels.require_classes(train, settings.data_dir)
+    train = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
+    least = 2 if "probe" in protocols else 1
+    labels.require_each(
+        train, least, "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
+    )
+    leaks.check({"train": train, "test": test})
     return train, test
 
 
@@ -290,33 +286,6 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     if data.resident is not None:
         return min(data.resident.shape[2:])
     return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
-
-
-def listed(data: Images, path: str) -> Tensor:
-    """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
-    if data.paths is None:
-        raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
-    names = read_lines(path, "train_files")
-    places: dict[str, list[int]] = {}
-    for index, image in enumerate(data.paths):
-        places.setdefault(os.path.basename(image), []).append(index)
-    found, missing = set(), []
-    for name in names:
-        ending = f"/{name.removeprefix('./')}"
-        matches = [i for i in places.get(os.path.basename(name), []) if data.paths[i].endswith(ending)]
-        if len(matches) > 1:
-            raise UserError(
-                f"train_files: {name!r} in {path} is the name of {len(matches)} images; "
-                "write it with its class folder, CLASS/NAME"
-            )
-        found.update(matches)
-        missing += [] if matches else [name]
-    if missing or not names:
-        raise UserError(
-            f"train_files: {len(missing)} of the {len(names)} names in {path} are not in the training split"
-            + (f" (the first: {missing[0]!r})" if missing else "")
-        )
-    return torch.tensor(sorted(found))
 
 
 def load_weights(encoder: nn.Module, model_path: str | None) -> str:

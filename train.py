@@ -29,6 +29,7 @@ from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
 from ssl.data.files import Batch
+from ssl.data.lesions import TABLES
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
@@ -55,14 +56,19 @@ class Settings:
 
     # Where settings come from
     config: str | None = None  # YAML file of settings; the command line wins over it
+    row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn, from what
     method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
-    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder, array or fake
+    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, folder, array, fake
     data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     csv: str | None = None  # table that names the images to use below data_dir
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth of every one is then kept for evaluate.py
+    positive: list[str] | None = None  # labels that are class 'positive', all others are 'negative'
+    group_column: str | None = None  # of the table: patient, lesion or slide, never cut apart
+    split_column: str | None = None  # of the table: train, val or test; unset: cut by seed
+    splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
@@ -138,7 +144,7 @@ class Settings:
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    for name in ("data_dir", "csv", "class_list"):
+    for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     check(settings)
@@ -167,6 +173,10 @@ def main() -> None:
         csv=settings.csv,
         image_column=settings.image_column,
         label_column=settings.label_column,
+        positive=settings.positive,
+        group_column=settings.group_column,
+        split_column=settings.split_column,
+        splits_folder=settings.splits_folder,
         seed=settings.seed,
     )
     statistics = datasets.normalisation(data, settings.mean, settings.std)
@@ -473,7 +483,7 @@ def find_recipe(asked: dict) -> Path | None:
     """The recipe in configs/ under the settings that were asked for."""
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
-    if name in ("folder", "array", "fake"):
+    if name in ("folder", "array", "fake", *TABLES):
         name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
     name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
     if name.startswith("imagenet"):
@@ -648,12 +658,12 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "data_dir", "csv", "image_column", "label_column", "download", "max_steps", "gpus", "device", "amp",
-    "compile", "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
-    "save_steps", "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate",
-    "max_bad_fraction", "max_bad_steps",
+    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "splits_folder", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
+    "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
+    "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
-NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
+NOT_WORTH_A_WORD = {"config", "row", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
 
 def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict | None:

@@ -6,7 +6,6 @@ The comment behind a field is its help text, so the top of a script is its manua
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ssl.errors import UserError
+from ssl.errors import UserError, nearest
 
 LARGEST_FILE = 100_000  # bytes; settings are written by people
 DEEPEST = 50  # how many brackets may stand in each other
@@ -122,7 +121,7 @@ def coerce(value, kind, where: str):
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{_nearest(value, args)}")
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{nearest(value, args)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
@@ -163,17 +162,12 @@ _ARTICLE = {
 }
 
 
-def _nearest(name, names) -> str:
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _check(values: dict, cls, where: str) -> dict:
     """Every key known, every value of its field's type."""
     kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in kinds:
-            raise UserError(f"{where}: unknown setting {key!r}{_nearest(key, kinds)}")
+            raise UserError(f"{where}: unknown setting {key!r}{nearest(key, kinds)}")
     return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
 
 
@@ -193,7 +187,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         key, equals, text = argument[2:].partition("=")
         key = key.replace("-", "_")
         if key not in kinds:
-            raise UserError(f"command line: unknown setting --{key}{_nearest(key, kinds)}")
+            raise UserError(f"command line: unknown setting --{key}{nearest(key, kinds)}")
         if not equals:
             following = []
             takes_many = typing.get_origin(_without_none(kinds[key])) in (list, tuple)

@@ -17,7 +17,6 @@ from PIL import Image
 
 from ssl import config
 from ssl.data.files import Batch
-from ssl.data.images import Images
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
@@ -431,8 +430,11 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
     assert "(linear|probe|knn|features|all) [probe knn]" in config.manual(evaluate.Settings)
 
 
+METHODS = ("barlow_twins", "simclr")  # the other files are of finetune.py
+
+
 def test_every_recipe_is_valid():
-    recipes = sorted((ROOT / "configs").glob("*.yaml"))
+    recipes = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem.startswith(METHODS)]
     assert len(recipes) >= 7
     for path in recipes:
         settings, _ = config.parse(train.Settings, ["--config", str(path)])
@@ -505,16 +507,6 @@ def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
     assert "30 train, 21 test" in run(*listed).stdout
     (tmp_path / "list.txt").write_text("nowhere.png\n")
     assert "1 of the 1 names" in run(*listed, check=False).stderr
-
-
-def test_a_listed_name_is_one_image(tmp_path):
-    paths = [str(tmp_path / folder / name) for folder in ("a", "b") for name in ("1.png", f"{folder}2.png")]
-    data = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], paths=paths)
-    (tmp_path / "list").write_text("b/1.png\na2.png\n./a/1.png\n")
-    assert evaluate.listed(data, str(tmp_path / "list")).tolist() == [0, 1, 2]
-    (tmp_path / "list").write_text("1.png\n")
-    with pytest.raises(UserError, match=r"'1.png' in .* is the name of 2 images; write it with its class folder"):
-        evaluate.listed(data, str(tmp_path / "list"))
 
 
 def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
