@@ -40,7 +40,9 @@ from ssl.schedules import warmup_cosine
 ROOT = Path(__file__).resolve().parent
 
 # Settings that say how a table is read.
-OF_TABLE = ("csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder")
+OF_TABLE = (
+    "csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder", "test_slides",
+)  # fmt: skip
 
 Protocol = Literal["linear", "probe", "knn", "features", "all"]
 
@@ -75,6 +77,7 @@ class Settings:
     group_column: str | None = None  # of the table: patient, lesion or slide, never in two splits; unset: the run's
     split_column: str | None = None  # of the table: train, val or test; unset: the run's, or cut by seed
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv; unset: the run's
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     mean: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's

@@ -31,6 +31,7 @@ from ssl.data.files import Batch
 from ssl.data.lesions import TABLES
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
+from ssl.data.slides import FOLDERS
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
@@ -59,7 +60,7 @@ class Settings:
     row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn, from what
     method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
-    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, folder, array, fake
+    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, slides, folder, …
     data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     csv: str | None = None  # table that names the images to use below data_dir
@@ -69,6 +70,7 @@ class Settings:
     group_column: str | None = None  # of the table: patient, lesion or slide, never cut apart
     split_column: str | None = None  # of the table: train, val or test; unset: cut by seed
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
@@ -182,6 +184,7 @@ def main() -> None:
         group_column=settings.group_column,
         split_column=settings.split_column,
         splits_folder=settings.splits_folder,
+        test_slides=settings.test_slides,
         seed=settings.seed,
     )
     views = make_views(settings)
@@ -488,7 +491,7 @@ def find_recipe(asked: dict) -> Path | None:
     """The recipe in configs/ under the settings that were asked for."""
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
-    if name in ("folder", "array", "fake", *TABLES):
+    if name in ("folder", "array", "fake", *TABLES, *FOLDERS):
         name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
     name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
     if name.startswith("imagenet"):
@@ -663,10 +666,10 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
-    "splits_folder", "download", "max_steps", "gpus", "device", "amp", "compile", "workers", "deterministic",
-    "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps", "save_epochs",
-    "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size", "accumulate",
-    "max_bad_fraction", "max_bad_steps",
+    "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
+    "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
+    "save_epochs", "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size",
+    "accumulate", "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -17,6 +17,8 @@ from ssl.data.folders import folder, imagenet
 from ssl.data.images import BadImage, Images, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
+from ssl.data.slides import FOLDERS as SLIDES
+from ssl.data.slides import slides
 from ssl.data.tables import Columns, table
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
@@ -36,7 +38,7 @@ KNOWN = {
     "folder": (224, *IMAGENET),
     "array": (224, None, None),
     "fake": (224, *IMAGENET),
-    **dict.fromkeys(lesions.TABLES, (224, *IMAGENET)),
+    **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
@@ -71,6 +73,7 @@ def load(
     group_column: str | None = None,
     split_column: str | None = None,
     splits_folder: str | None = None,
+    test_slides: list[str] | None = None,
     seed: int = 0,
 ) -> Images | None:
     """Split 'train', 'val', 'test' or 'unlabelled' (what to pre-train on) of a data set.
@@ -80,9 +83,12 @@ def load(
     or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not there or not what it should be.
     """
     columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
-    _require_fitting(name, csv, columns, splits_folder)
+    _require_fitting(name, csv, columns, splits_folder, test_slides)
     if name in lesions.TABLES:
         return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder))
+    if name in SLIDES:
+        data = slides(name, _existing(data_dir, name), split, csv, test_slides)
+        return data and _make_resident(data)
     if split == "val" and name not in ("folder", "array"):
         return None
     if name == "shapes":
@@ -124,19 +130,23 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     return list(mean or known_mean), list(std or known_std)
 
 
-def _require_fitting(name: str, csv: str | None, columns: Columns, splits_folder: str | None) -> None:
+def _require_fitting(
+    name: str, csv: str | None, columns: Columns, splits_folder: str | None, test_slides: list[str] | None
+) -> None:
     """Raise `UserError` for settings of a table where there is none, and for tables that a data set does not have."""
-    if csv is not None and name != "folder" and name not in lesions.TABLES:
+    if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
         raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
     for part in ("label", "positive", "group", "split"):
         setting = part if part == "positive" else f"{part}_column"
         if getattr(columns, part) is not None and (csv is None or name != "folder"):
-            known = f"; those of {name} are known" if name in lesions.TABLES else "; pass it as --csv FILE"
+            known = f"; those of {name} are known" if name in (*lesions.TABLES, *SLIDES) else "; pass it as --csv FILE"
             raise UserError(f"{setting}: is of a table{known}")
     if columns.positive is not None and columns.label is None:
         raise UserError("positive: says which labels count as positive; pass their column as --label_column")
     if splits_folder is not None and name != "isic2019":
         raise UserError("splits_folder: is of isic2019; the splits of your own table are its --split_column")
+    if test_slides is not None and name not in SLIDES:
+        raise UserError(f"test_slides: is of data sets whose images are named after slides: {', '.join(SLIDES)}")
 
 
 def _existing(data_dir: str | None, name: str) -> Path:
