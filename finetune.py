@@ -79,7 +79,7 @@ class Settings:
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
     # On what
-    dataset: str | None = None  # unset: the run's
+    dataset: str | None = None  # as of train.py; unset: the run's
     data_dir: str | None = None  # unset: the run's
     class_list: str | None = None  # unset: the run's
     csv: str | None = None  # table that names the images below data_dir; unset: the run's
@@ -89,6 +89,7 @@ class Settings:
     group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
     split_column: str | None = None  # of the table: train, val or test
     splits_folder: str | None = None  # of ISIC 2019: folder of {train,val,test}_split_1.csv
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the run's, or the data set's
     mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
@@ -445,7 +446,7 @@ def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Calla
 
 def load_split(settings: Settings, split: str) -> Images | None:
     names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-             "split_column", "splits_folder", "seed")  # fmt: skip
+             "split_column", "splits_folder", "test_slides", "seed")  # fmt: skip
     options = {name: getattr(settings, name) for name in names}
     data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
     if data is not None:
@@ -608,6 +609,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     for path, content in zip(models, contents):
         if not isinstance(content, dict) or not {"model", "classes", "settings", "best"} <= set(content):
             raise UserError(f"{path}: not a best.pt of finetune.py")
+    own_data = settings.dataset is not None or settings.data_dir is not None
     as_fine_tuned(settings, origin, contents[0]["settings"], models[0])
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
@@ -617,7 +619,8 @@ def test_only(settings: Settings, origin: dict) -> None:
     folder = Path(settings.output_dir or home / f"test_{settings.dataset}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
 
-    data = load_split(settings, "test")
+    # Of data that it was not tuned on, all that is not set apart for training.
+    data = load_split(settings, "all" if own_data else "test")
     results = []
     for number, (path, content) in enumerate(zip(models, contents)):
         classes = [str(name) for name in content["classes"]]
@@ -660,7 +663,8 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
     where = set(ABOUT_DATA) - {"mean", "std", "seed"}
-    keep = FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where
+    keep = FREE_TO_CHANGE - {"copies", "major"}
+    keep = keep | where if own_data else keep - where
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
             setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
@@ -703,10 +707,11 @@ def read_results(place: Path) -> dict:
 
 # Who names no data set takes the run's.
 ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "mean", "std", "seed")  # fmt: skip
+              "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "label_column", "download", "gpus", "device", "amp", "compile",
+    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
     "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "copies", "major",
     "test_only", "model_path",
