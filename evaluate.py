@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed
+from ssl import checkpoint, config, distributed, foreign, inference, inherit
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
-from ssl.data.loader import auto_workers, finish, plain_batches, training_batches
+from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
-from ssl.distributed import gather_objects, gather_rows, is_main, world_size
-from ssl.encoders import build_encoder, is_known
+from ssl.distributed import is_main, world_size
+from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.metrics import accuracy
 from ssl.probes import knn, probe
@@ -38,9 +38,6 @@ from ssl.report import Progress, say, table
 from ssl.schedules import warmup_cosine
 
 ROOT = Path(__file__).resolve().parent
-
-# The encoder its authors published (ResNet-50, 1000 epochs), for when no --model_path is given.
-PUBLISHED = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
 
 # Settings that say how a table is read.
 OF_TABLE = (
@@ -60,7 +57,10 @@ class Settings:
 
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
-    model_path: str | None = None  # run folder, encoder.pt or checkpoint.pt; unset: the published ResNet-50
+    model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
+    init: str | None = None  # the same, under the name that it has in train.py
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     encoder: str | None = None  # unset: the run's, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
@@ -80,8 +80,8 @@ class Settings:
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
-    mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
-    std: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
     train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
@@ -104,14 +104,18 @@ class Settings:
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    run = run_settings(settings.model_path)
-    inherit(settings, run)
+    if settings.init and settings.model_path:
+        raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
+    settings.model_path = settings.model_path or settings.init
+    run = foreign.run_settings(settings.model_path) if settings.model_path else {}
+    inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     folder = open_folder(settings)
 
     # Data
+    given = settings.mean, settings.std
     train, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
@@ -127,7 +131,8 @@ def main() -> None:
     if settings.random_init:
         subjects["random_init"] = encoder
     trained, _ = build_encoder(*built)
-    source = load_weights(trained, settings.model_path)
+    source = load_weights(trained, settings)
+    normalise_as_used_to(settings, given, source)
     subjects["trained"] = trained
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
@@ -168,41 +173,8 @@ def main() -> None:
 
 # Settings -----------------------------------------------------------------------------
 
-
-def run_settings(model_path: str | None) -> dict:
-    """Settings of the run that `model_path` belongs to; none for a file that stands alone."""
-    if model_path is None:
-        return {}
-    saved = checkpoint.find_encoder(model_path).with_name("config.yaml")
-    return config.read_yaml(saved) if saved.is_file() else {}
-
-
-def inherit(settings: Settings, run: dict) -> None:
-    """Fill what is unset with the settings of the run; who names a data set or an encoder wants no other part of it."""
-    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
-
-    def of_run(name: str):
-        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
-
-    about_data = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std", "seed")
-    about_encoder = ("encoder", "encoder_kwargs", "stem")
-    own_data = settings.dataset is not None or settings.data_dir is not None
-    own_encoder = settings.encoder is not None
-    for names, own in ((about_data, own_data), (about_encoder, own_encoder)):
-        for name in names:
-            if getattr(settings, name) is None and not own:
-                setattr(settings, name, of_run(name))
-    if not own_encoder and not is_known(settings.encoder or ""):
-        kwargs = json.dumps(settings.encoder_kwargs or {})
-        raise UserError(
-            f"encoder: the run's config.yaml names {settings.encoder!r}, and importing that runs its code. If you "
-            f"trust it, say so: --encoder {settings.encoder} --encoder_kwargs '{kwargs}'"
-        )
-    size = of_run("image_size")
-    if settings.stem == "auto" and size is not None:  # as the run resolved it, whatever size is judged
-        settings.stem = "small" if size <= datasets.SMALL else "imagenet"
-    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
-        settings.image_size = size  # drawn at the size the run drew them
+# Who names no data set takes the run's.
+ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std", "seed")
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
@@ -211,6 +183,8 @@ def check(settings: Settings, protocols: list[str]) -> None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.model_path is None:
+        if settings.init_format or settings.trust_checkpoint:
+            raise UserError("init_format and trust_checkpoint say how to read a file; name it with --model_path")
         if settings.encoder not in (None, "resnet50"):
             raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
         settings.stem = "imagenet"
@@ -291,19 +265,19 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
 
 
-def load_weights(encoder: nn.Module, model_path: str | None) -> str:
+def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
     """Put the weights to be judged into `encoder`; return where they came from."""
-    if model_path is not None:
-        return str(checkpoint.load_encoder(encoder, model_path))
-    try:
-        weights = torch.hub.load_state_dict_from_url(PUBLISHED, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"no --model_path, so the published weights were wanted, but they cannot be downloaded ({error}). "
-            "Pass --model_path RUN_OR_FILE"
-        ) from None
-    checkpoint.fill(encoder, weights, PUBLISHED)
-    return PUBLISHED
+    if settings.model_path is None:
+        return foreign.load_published(encoder, "barlow_twins")
+    return foreign.load_encoder(encoder, settings.model_path, settings.init_format, settings.trust_checkpoint)
+
+
+def normalise_as_used_to(settings: Settings, given: tuple, source: foreign.Source) -> None:
+    """Where mean and std were not `given`, take those that the weights are used to."""
+    for name, value in zip(("mean", "std"), given):
+        if value is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as these weights are used to")
 
 
 def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
@@ -316,12 +290,6 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 # Protocols ------------------------------------------------------------------------------
 
 
-def statistics(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (C, 1, 1), of the normalisation."""
-    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (settings.mean, settings.std))
-
-
-@torch.no_grad()
 def extract(
     encoder: nn.Module | None, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
@@ -329,32 +297,14 @@ def extract(
 
     Returned with the images they are of: `data` without those that cannot be read.
     """
-    mean, std = statistics(settings, device)
-    parts, unread, done = [], {}, 0
-    progress = Progress(len(data), 0, "image")
-    batches = plain_batches(data, settings.image_size, settings.batch_size, settings.workers, device)
-    for pixels, counts, bad in batches:
-        x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        if encoder is None:
-            h = x.flatten(1)
-        elif len(x):
-            h = encoder(x).float()
-        else:  # the last batch left nothing for this rank
-            h = encoder(x.new_zeros(1, *x.shape[1:]))[:0].float()
-        read = h.new_ones(len(h), 1)
-        read[list(bad)] = 0
-        unread |= dict(bad.values())
-        parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
-        done += sum(counts)
-        progress.update(done, f"features, {name}")
-    progress.close()
-    features = torch.cat(parts)
-    read = features[:, -1] > 0
-    if bool(read.all()):
-        return features[:, :-1], data
-    unread = {path: reason for found in gather_objects(unread) for path, reason in found.items()}
+    features, read, unread = inference.outputs(
+        encoder or nn.Flatten(), data, size=settings.image_size, batch_size=settings.batch_size,
+        workers=settings.workers, device=device, mean=settings.mean, std=settings.std, title=f"features, {name}",
+    )  # fmt: skip
+    if not unread:
+        return features, data
     tell_left_out(unread, len(data), settings)
-    return features[read, :-1], data.subset(read.nonzero()[:, 0].cpu())
+    return features[read], data.subset(read.nonzero()[:, 0].cpu())
 
 
 def linear_evaluation(
@@ -365,7 +315,7 @@ def linear_evaluation(
     Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The
     result is the last epoch's: choosing the best one would be choosing on the test split.
     """
-    mean, std = (statistic.flatten() for statistic in statistics(settings, device))
+    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
     view = View(
         settings.image_size, jitter_prob=0.0, grayscale=0.0, blur_prob=0.0, solarize_prob=0.0
     )  # crop and flip alone

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, runs, stopping
+from ssl import config, distributed, foreign, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -40,6 +39,7 @@ from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 from ssl.optim import LAMB, LARS, parameter_groups
+from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
 from ssl.watchdog import Watchdog
@@ -78,7 +78,9 @@ class Settings:
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
-    init: str | None = None  # start from the encoder in this run folder or file
+    init: str | None = None  # start from the encoder in this run folder or file, ours or of others
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
@@ -108,6 +110,9 @@ class Settings:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
     flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    rotation: float = 0.0  # largest angle, degrees, either way; corners turn black
+    rotation_prob: float = 1.0  # probability
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     color_distortion_strength: float = 1.0  # multiplies jitter
     jitter_prob: float = 0.8  # probability
@@ -151,7 +156,7 @@ def main() -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
-        start_processes(settings.gpus)
+        distributed.start_processes(settings.gpus)
     # The watchdog names who hangs; only where it could not does a collective's own time-out come.
     device = distributed.join(settings.device, patience=360 if settings.download else 1.5 * settings.timeout_minutes)
     torch.backends.cudnn.benchmark = not settings.deterministic
@@ -182,8 +187,6 @@ def main() -> None:
         test_slides=settings.test_slides,
         seed=settings.seed,
     )
-    statistics = datasets.normalisation(data, settings.mean, settings.std)
-    mean, std = (torch.tensor(values, device=device) for values in statistics)
     views = make_views(settings)
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
     require_whole_batches(settings, order)
@@ -194,7 +197,9 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = Model(settings, data.channels)
     if settings.init:
-        say(f"init        encoder weights of {checkpoint.load_encoder(model.encoder, settings.init)}")
+        take_init(settings, model.encoder)
+    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in statistics)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
@@ -208,7 +213,7 @@ def main() -> None:
 
     # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
-    state = find_state(run, settings, identity)
+    state = resume.find_state(run, settings, identity, CHECKPOINT)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -360,7 +365,7 @@ def main() -> None:
                 batches.close()
                 metrics.close()
                 run.settle()
-                newest = run.newest(is_checkpoint)
+                newest = run.newest(CHECKPOINT.fits)
                 if newest is None:
                     raise UserError(f"{words}, and no checkpoint could be saved. {runs.DIVERGED}")
                 step, retries = take_up(newest), 1
@@ -495,14 +500,6 @@ def find_recipe(asked: dict) -> Path | None:
     return path if path.exists() else None
 
 
-def start_processes(count: int) -> None:
-    """Replace this process by torchrun with `count` processes and the same settings."""
-    if count < 1:
-        raise UserError(f"gpus: {count} is not a number of processes")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(__file__), *sys.argv[1:]])
-
-
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before any process waits for another."""
     for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs",
@@ -537,7 +534,8 @@ def check(settings: Settings) -> None:
     ):
         if any(value <= 0 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("flip", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start", "max_bad_fraction"):
+    for name in ("flip", "vertical_flip", "rotation_prob", "jitter_prob", "grayscale", "blur_prob", "solarize_prob",
+                 "warmup_start", "max_bad_fraction"):  # fmt: skip
         if not all(0 <= value <= 1 for value in values_of(settings, name)):
             raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
     for name in ("blur_prob", "solarize_prob"):
@@ -551,10 +549,14 @@ def check(settings: Settings) -> None:
         if not 0 < low <= high or (name == "crop_scale" and high > 1):
             limit = " <= 1" if name == "crop_scale" else ""
             raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
+    if not 0 <= settings.rotation <= 180:
+        raise UserError(f"rotation: {settings.rotation:g} degrees is not in 0..180")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
     if settings.momentum >= 1:
         raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
+    if settings.init is None and (settings.init_format or settings.trust_checkpoint):
+        raise UserError("init_format and trust_checkpoint say how to read a file; name it with --init")
     if settings.seed >= 2**63:
         raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -595,6 +597,16 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
     return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
 
 
+def take_init(settings: Settings, encoder: nn.Module) -> None:
+    """Start from the weights of --init, and where the settings say nothing with the normalisation they are used to."""
+    source = foreign.load_encoder(encoder, settings.init, settings.init_format, settings.trust_checkpoint)
+    say(f"init        encoder weights of {source}")
+    for name in ("mean", "std"):
+        if getattr(settings, name) is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as those weights are used to")
+
+
 def make_views(settings: Settings) -> list[View]:
     jitter = [strength * settings.color_distortion_strength for strength in settings.jitter]
     shared = View(
@@ -602,6 +614,9 @@ def make_views(settings: Settings) -> list[View]:
         crop_scale=tuple(settings.crop_scale),
         crop_ratio=tuple(settings.crop_ratio),
         flip=settings.flip,
+        vertical_flip=settings.vertical_flip,
+        rotation=settings.rotation,
+        rotation_prob=settings.rotation_prob,
         jitter=(*jitter[:3], min(jitter[3], 0.5)),
         jitter_prob=settings.jitter_prob,
         grayscale=settings.grayscale,
@@ -646,17 +661,6 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     )
 
 
-def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision, or None for float32 throughout."""
-    if amp == "auto" and device.type == "cuda":
-        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif amp == "auto":
-        cpuinfo = Path("/proc/cpuinfo")
-        fast = cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-        amp = "bf16" if fast else "off"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
-
-
 # The run folder ---------------------------------------------------------------------
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
@@ -664,72 +668,15 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
-    "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate", "max_bad_fraction",
-    "max_bad_steps",
+    "save_epochs", "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size",
+    "accumulate", "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
-NOT_WORTH_A_WORD = {"config", "row", "resume", "resume_force", "output_dir", "max_steps", "download"}
-
-
-def find_state(run: runs.RunFolder, settings: Settings, identity: dict) -> dict | None:
-    """The checkpoint to continue from, if there is one, and it is one of this very run.
-
-    `identity` says what besides the settings makes two runs one: the global batch, the images.
-    """
-    if settings.resume == "none" and checkpoint.kept(run.folder):
-        raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
-    state, path = run.newest(is_checkpoint), run.folder / "checkpoint.pt"
-    if state is not None and settings.resume not in ("auto", "none"):
-        say(f"resume      {path}, not {settings.resume}: this folder's own is newer")
-    elif settings.resume not in ("auto", "none"):
-        path = Path(settings.resume)
-        if not path.exists():
-            raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
-        state = checkpoint.load(path)
-        if not is_checkpoint(state):
-            raise UserError(f"{path}: not a checkpoint of train.py (expected {', '.join(sorted(CONTENTS))})")
-    if state is None:
-        return None
-    before = state["settings"] | state["identity"]
-    now = dataclasses.asdict(settings) | identity
-    changed = {
-        name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
-        for name, value in now.items()
-        if _plain(before.get(name)) != _plain(value)
-    }
-    refused = [words for name, words in changed.items() if name not in FREE_TO_CHANGE]
-    if refused and not settings.resume_force:
-        raise UserError(
-            f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
-            "settings of the run to continue it, or --resume_force to continue it all the same"
-        )
-    if "optimizer" in changed:
-        raise UserError(
-            f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
-            "choose another --output_dir, and --init to begin with its encoder"
-        )
-    versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in runs.versions().items()
-                if state["versions"].get(name) != version]  # fmt: skip
-    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
-    if told:
-        say(f"changed     {'; '.join(told)}")
-    return state
-
-
-CONTENTS = {
-    "model", "optimizer", "scaler", "step", "retries", "guard", "bad_images", "settings", "identity", "versions",
-}  # fmt: skip
-
-
-def is_checkpoint(state) -> bool:
-    """Whether a file's content is a checkpoint of this script."""
-    if not isinstance(state, dict) or not set(state) >= CONTENTS:
-        return False
-    kinds = dict.fromkeys(CONTENTS, dict) | {"step": int, "retries": int}
-    return all(isinstance(state[part], kind) for part, kind in kinds.items())
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+CHECKPOINT = resume.Kind(
+    "train.py",
+    dict.fromkeys(("model", "optimizer", "scaler", "guard", "bad_images", "settings", "identity", "versions"), dict)
+    | {"step": int, "retries": int},
+    FREE_TO_CHANGE,
+)
 
 
 def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order) -> bool:

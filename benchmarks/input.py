@@ -163,10 +163,10 @@ def our_resident_batch(data: Images, views: list[View], order: Order, step: int,
     return clock
 
 
-def draw_apart(clock: Clock, views: list[View], order: Order, epoch: int, index: Tensor) -> None:
+def draw_apart(clock: Clock, views: list[View], order: Order, epoch: int, index: Tensor, repeats: Tensor) -> None:
     """Drawing was timed with the crops: do it once more and move its time to a line of its own."""
     for number, view in enumerate(views):
-        draw(order.seed, epoch, index, number, view)
+        draw(order.seed, epoch, index, number, view, repeats)
     clock.lap("draw")
     clock["crop"] -= clock["draw"]
 

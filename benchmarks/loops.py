@@ -18,6 +18,7 @@ from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.guard import Guard, gradient_norm
+from ssl.precision import choose_precision
 from ssl.schedules import set_lr
 
 
@@ -44,7 +45,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     runner = torch.compile(model) if settings.compile else model
     criterion = train.make_criterion(settings)
     optimizer = train.make_optimizer(settings, model, train.lr_scale(settings, order.global_batch))
-    dtype = train.choose_precision(settings.amp, device)
+    dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     guard = Guard(model, optimizer)
 

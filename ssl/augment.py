@@ -2,7 +2,8 @@
 
 `draw` turns (seed, epoch, index, view) into numbers, on the CPU, with a counter-based
 generator: the same image in the same epoch gets the same view, whatever the number of
-processes or workers and wherever a run was resumed. `crop_resize` and `apply` turn
+processes or workers and wherever a run was resumed. Where an epoch shows an image twice, it
+counts the times. `crop_resize` and `apply` turn
 pixels and those numbers into a view: pure functions, vectorised over the batch with one
 strength and one order of operations per image, on any device.
 """
@@ -15,6 +16,7 @@ from itertools import permutations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,6 +28,9 @@ class View:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    rotation: float = 0.0  # largest angle, degrees, either way
+    rotation_prob: float = 1.0
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter_prob: float = 0.8
     grayscale: float = 0.2  # probability
@@ -56,14 +61,19 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Tensor:
-    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`."""
+def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int, repeats: Tensor | None = None) -> Tensor:
+    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`.
+
+    repeats: (N,) below 2^24, how often the epoch has shown the image before; unset: not once.
+    """
     blocks = -(-count // 4)
     counter = torch.empty(len(index), blocks, 4, dtype=torch.int64)
     counter[..., 0] = index[:, None] & _MASK
     counter[..., 1] = epoch
     counter[..., 2] = view
-    counter[..., 3] = torch.arange(blocks)
+    counter[..., 3] = torch.arange(blocks)  # never 256
+    if repeats is not None:
+        counter[..., 3] += repeats[:, None] << 8
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
     return ((words.double() + 0.5) / 2**32).flatten(1)[:, :count]
 
@@ -73,20 +83,25 @@ _ATTEMPTS = 10
 _CROP = slice(0, 2 * _ATTEMPTS + 2)
 _FLIP, _JITTER_PROB, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER = range(22, 29)
 _GRAY, _BLUR_PROB, _SIGMA, _SOLARIZE = range(29, 33)
-_COUNT = 33
+_VERTICAL, _ROTATION_PROB, _ANGLE = range(33, 36)
+_COUNT = 36
 
 # The columns of what `draw` returns and `apply` reads.
-COLUMNS = ("flip", "brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "threshold")
+COLUMNS = (
+    "flip", "brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "threshold", "vertical", "angle",
+)  # fmt: skip
 
 
-def draw(seed: int, epoch: int, index: Tensor, number: int, view: View) -> tuple[Tensor, Tensor]:
-    """Random parameters of view `number` for images `index` (N,).
+def draw(
+    seed: int, epoch: int, index: Tensor, number: int, view: View, repeats: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Random parameters of view `number` for images `index` (N,), shown `repeats` (N,) times before in this epoch.
 
     Returns the uniforms (N, 22) that `crop_boxes` turns into a crop once an image's size is
-    known, and parameters (N, 9) float32 for `apply`, named in COLUMNS. An operation that is
-    not drawn has its neutral value (factor 1, hue 0, sigma 0, threshold 2).
+    known, and parameters (N, 11) float32 for `apply`, named in COLUMNS. An operation that is
+    not drawn has its neutral value (factor 1, hue 0, sigma 0, threshold 2, angle 0).
     """
-    u = uniforms(seed, epoch, index, number, _COUNT)
+    u = uniforms(seed, epoch, index, number, _COUNT, repeats)
     jittered = u[:, _JITTER_PROB] < view.jitter_prob
 
     def factor(column: int, strength: float) -> Tensor:
@@ -105,6 +120,8 @@ def draw(seed: int, epoch: int, index: Tensor, number: int, view: View) -> tuple
         (u[:, _GRAY] < view.grayscale).double(),
         torch.where(u[:, _BLUR_PROB] < view.blur_prob, low + u[:, _SIGMA] * (high - low), 0.0),
         torch.where(u[:, _SOLARIZE] < view.solarize_prob, view.solarize_threshold, 2.0),
+        (u[:, _VERTICAL] < view.vertical_flip).double(),
+        torch.where(u[:, _ROTATION_PROB] < view.rotation_prob, (2 * u[:, _ANGLE] - 1) * view.rotation, 0.0),
     ]
     return u[:, _CROP], torch.stack(params, 1).float()
 
@@ -182,9 +199,9 @@ def to_unit(pixels: Tensor) -> Tensor:
 def apply(
     pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor, hue_place: int | None = None
 ) -> Tensor:
-    """The view's operations on cropped images: flip, jitter, grey, blur, solarise, normalise.
+    """The view's operations on cropped images: flips, rotation, jitter, grey, blur, solarise, normalise.
 
-    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 9) from `draw`.
+    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 11) from `draw`.
     mean, std: (C,). Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue
     and grey are left out. `hue_place`: where hue stands in the order of these images, 0 to 3, if it
     stands alike in all; it spares neutral blends. Choices are made by `lerp` with a weight of exactly
@@ -192,8 +209,12 @@ def apply(
     """
     x = to_unit(pixels)
     params = params.to(x.device, x.dtype, non_blocking=True)[:, :, None, None, None]
-    flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold = params.unbind(1)
+    flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold, vertical, angle = params.unbind(1)
     x = torch.lerp(x, x.flip(-1), flip)  # a new tensor, which the rest may change in place
+    if view.vertical_flip > 0:
+        x.lerp_(x.flip(-2), vertical)
+    if view.rotation > 0 and view.rotation_prob > 0:
+        x.lerp_(rotate(x, angle.flatten()), (angle != 0).to(x.dtype))
     if view.jitter_prob > 0:
         x = _jitter(x, brightness, contrast, saturation, hue, order.long().flatten(), view.jitter[3] > 0, hue_place)
     if x.shape[1] == 3 and view.grayscale > 0:
@@ -222,6 +243,8 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
         same = (key == value).nonzero()[:, 0]
         for rows in same[column["sigma"][same].argsort()].split(most):
             drawn = {
+                "vertical_flip": view.vertical_flip > 0 and column["vertical"][rows].any(),
+                "rotation": column["angle"][rows].any(),
                 "jitter_prob": value >= 0,
                 "grayscale": view.grayscale > 0 and column["gray"][rows].any(),
                 "blur_prob": value % 2 == 1,
@@ -230,6 +253,21 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
             absent = {name: 0.0 for name, some in drawn.items() if not some}
             kernel = min(view.blur_kernel, 2 * math.ceil(4.5 * column["sigma"][rows].max()) + 1)
             yield rows, replace(view, **absent, blur_kernel=kernel), value // 2 if value >= 0 else None
+
+
+def rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Each image (N, C, H, W) turned about its centre by its own angle (N,) in degrees, counter-clockwise.
+
+    Bilinear (torchvision's RandomRotation takes the nearest pixel unless told otherwise); what comes
+    from outside is 0, black, as there.
+    """
+    height, width = x.shape[2:]
+    radians = torch.deg2rad(angle.float())
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # Where a pixel comes from, in units of half the width and half the height.
+    source = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(source, list(x.shape), align_corners=False)
+    return F.grid_sample(x.float(), grid, align_corners=False).to(x.dtype)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -332,7 +370,7 @@ def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
     block, folds = _folds(side, kernel, weights.device)
     # Rows one longer than they should be, read in the right length: each is shifted by one against the last.
     window = block + kernel - 1
-    shifted = torch.nn.functional.pad(weights, (0, block)).repeat(1, block)[:, : block * window]
+    shifted = F.pad(weights, (0, block)).repeat(1, block)[:, : block * window]
     shifted = shifted.view(n, block, window)
     return [(near, shifted[:, :count] @ fold.to(weights.dtype)) for near, count, fold in folds]
 

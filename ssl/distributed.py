@@ -70,6 +70,14 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     return place
 
 
+def start_processes(count: int) -> None:
+    """Replace this process by torchrun with `count` processes of this same command."""
+    if count < 1:
+        raise UserError(f"gpus: {count} is not a number of processes")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+
+
 def die_with_parent(number: int) -> None:
     """Have the kernel send this process a signal when the process that started it ends. Linux alone can."""
     if sys.platform == "linux":

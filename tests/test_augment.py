@@ -1,13 +1,15 @@
 """Views: the generator against known answers, the boxes and pixels against torchvision."""
 
 import warnings
+import zlib
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, RandomRotation
 from torchvision.transforms.v2 import functional as tv
 
 from ssl.augment import COLUMNS, View, alike, apply, blur, crop_boxes, crop_resize, draw, philox, uniforms
@@ -72,9 +74,23 @@ def test_neighbouring_draws_are_uncorrelated():
         assert np.abs(r).max() < 4.5 / n**0.5, name
 
 
+def test_what_was_drawn_before_rotation_came_is_drawn_still():
+    """Checksums of the crops and of the first nine parameters as they were then: a seed keeps its meaning."""
+    view = View(solarize_prob=0.2, blur_prob=0.5)
+    for seed, epoch, number, expected in (
+        (0, 0, 0, (0x59CA64BA, 0xB1D303E5)),
+        (2**40 + 7, 3, 1, (0xEC6B740, 0x901F397A)),
+    ):
+        for asked in (view, replace(view, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)):
+            crop, params = draw(seed, epoch, torch.arange(500), number, asked)
+            parts = crop.contiguous(), params[:, :9].contiguous()
+            assert tuple(zlib.crc32(part.numpy().tobytes()) for part in parts) == expected
+
+
 def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
     n = 20_000
-    view = View(jitter=(0.4, 0.3, 1.5, 0.1), blur_prob=0.5, solarize_prob=0.2, solarize_threshold=0.5)
+    view = View(jitter=(0.4, 0.3, 1.5, 0.1), blur_prob=0.5, solarize_prob=0.2, solarize_threshold=0.5,
+                vertical_flip=0.3, rotation=30, rotation_prob=0.33)  # fmt: skip
     columns = dict(zip(COLUMNS, draw(0, 0, torch.arange(n), 0, view)[1].double().T))
     jittered = columns["brightness"] != 1
     often = {
@@ -83,6 +99,8 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
         "gray": (columns["gray"] == 1, 0.2),
         "blur": (columns["sigma"] > 0, 0.5),
         "solarise": (columns["threshold"] == 0.5, 0.2),
+        "vertical": (columns["vertical"] == 1, 0.3),
+        "rotation": (columns["angle"] != 0, 0.33),
     }
     for name, (happened, p) in often.items():
         assert abs(happened.double().mean().item() - p) < 4.5 * (p * (1 - p) / n) ** 0.5, name
@@ -93,6 +111,7 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
         "saturation": (columns["saturation"][jittered], 0.0, 2.5),
         "hue": (columns["hue"][jittered], -0.1, 0.1),
         "sigma": (columns["sigma"][columns["sigma"] > 0], 0.1, 2.0),
+        "angle": (columns["angle"][columns["angle"] != 0], -30, 30),
     }
     for name, (values, low, high) in strength.items():
         assert stats.kstest(values.numpy(), "uniform", (low, high - low)).pvalue > 1e-3, name
@@ -160,8 +179,9 @@ def images(n=4, channels=3, height=33, width=29, seed=0):
     return (x.clamp(0, 1) * 255).round().byte()
 
 
-NEUTRAL = dict(flip=0, brightness=1, contrast=1, saturation=1, hue=0, order=0, gray=0, sigma=0, threshold=2)
-EVERYTHING = View(solarize_prob=0.2)
+NEUTRAL = dict(flip=0, brightness=1, contrast=1, saturation=1, hue=0, order=0, gray=0, sigma=0, threshold=2,
+               vertical=0, angle=0)  # fmt: skip
+EVERYTHING = View(solarize_prob=0.2, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)
 
 
 def parameters(n, **columns):
@@ -219,6 +239,8 @@ OPERATIONS = {
     "hue": (tv.adjust_hue, SHIFTS),
     "gray": (lambda x, on: tv.rgb_to_grayscale(x, 3) if on else x, [0.0, 1.0]),
     "flip": (lambda x, on: tv.horizontal_flip(x) if on else x, [0.0, 1.0]),
+    "vertical": (lambda x, on: tv.vertical_flip(x) if on else x, [0.0, 1.0]),
+    "angle": (lambda x, a: tv.rotate(x, a, InterpolationMode.BILINEAR), [-180.0, -45.0, -7.0, 0.0, 0.5, 30.0, 90.0]),
     "threshold": (tv.solarize, [0.0, 0.3, 128 / 255, 1.0]),
     "sigma": (lambda x, s: tv.gaussian_blur(x, [23, 23], [s, s]), [0.1, 0.5, 1.0, 2.0]),
 }
@@ -233,7 +255,18 @@ def test_each_operation_is_torchvisions(name):
     assert_within(ours, theirs, 2)
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "flip", "threshold", "sigma"])
+def test_rotation_is_random_rotations_of_that_angle_but_for_its_edges_and_its_rounding():
+    x = tv.gaussian_blur(images(1), [9, 9], [2.0, 2.0]).float() / 255  # smooth: rounding to a pixel costs little
+    for angle in (-30.0, 12.0, 45.0):
+        theirs = RandomRotation((angle, angle))(x)
+        ours = applied(x, parameters(1, angle=angle))
+        inside = tv.rotate(torch.ones_like(x), angle) > 0
+        inside = -torch.nn.functional.max_pool2d(-inside.float(), 3, 1, 1) > 0
+        assert (ours - theirs).abs()[inside].mean() < 0.02 < (x - theirs).abs()[inside].mean()
+        assert inside.float().mean() > 0.4
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "flip", "vertical", "angle", "threshold", "sigma"])
 def test_each_operation_on_one_channel_is_torchvisions(name):
     operation, strengths = OPERATIONS[name]
     x = images(len(strengths), channels=1)
@@ -270,13 +303,14 @@ def test_jitter_follows_every_images_own_order():
     assert (distance > 4 / 255).sum() > 24 * 12  # or the order would not matter here
 
 
-def test_the_chain_is_flip_jitter_grey_blur_solarise_normalise():
+def test_the_chain_is_flips_rotation_jitter_grey_blur_solarise_normalise():
     x = images(2)
-    both = dict(flip=1, brightness=1.2, sigma=1.0, threshold=0.5)
+    both = dict(flip=1, vertical=1, angle=20, brightness=1.2, sigma=1.0, threshold=0.5)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
     ours = apply(x, parameters(2, gray=[0.0, 1.0], **both), EVERYTHING, mean, std)
     for image, got, gray in zip(x, ours, (False, True)):
-        y = tv.adjust_brightness(tv.horizontal_flip(image.float() / 255), 1.2)
+        y = tv.vertical_flip(tv.horizontal_flip(image.float() / 255))
+        y = tv.adjust_brightness(tv.rotate(y, 20, InterpolationMode.BILINEAR), 1.2)
         y = tv.rgb_to_grayscale(y, 3) if gray else y
         y = tv.gaussian_blur(y, [23, 23], [1.0, 1.0])
         sure = (y - 0.5).abs() > 1e-3  # beside the threshold a rounding error decides
@@ -288,7 +322,7 @@ def test_the_chain_is_flip_jitter_grey_blur_solarise_normalise():
 @pytest.mark.parametrize("height, width", [(33, 29), (8, 8), (1, 5)])
 def test_a_batch_is_its_images_one_by_one(channels, height, width):
     x = images(12, channels, height, width) if height > 8 else images(12, channels)[..., 9 : 9 + height, :width]
-    view = View(solarize_prob=0.5, blur_prob=0.5, grayscale=0.5)
+    view = View(solarize_prob=0.5, blur_prob=0.5, grayscale=0.5, vertical_flip=0.5, rotation=90, rotation_prob=0.5)
     _, params = draw(1, 2, torch.arange(12), 0, view)
     before = x.clone()
     mean, std = torch.full((channels,), 0.4), torch.full((channels,), 0.2)
@@ -303,7 +337,7 @@ def test_a_batch_is_its_images_one_by_one(channels, height, width):
 def test_groups_of_images_that_need_the_same_give_the_batch(most):
     n = 60
     x = images(n)
-    view = View(solarize_prob=0.5, blur_prob=0.5)
+    view = View(solarize_prob=0.5, blur_prob=0.5, vertical_flip=0.3, rotation=30, rotation_prob=0.3)
     _, params = draw(4, 0, torch.arange(n), 1, view)
     zero, one = torch.zeros(3), torch.ones(3)
     seen, whole = [], apply(x, params, view, zero, one)
@@ -321,6 +355,7 @@ def test_a_neutral_group_needs_nothing():
     ((rows, needed, hue_place),) = alike(parameters(4), EVERYTHING, 100)
     assert rows.tolist() == [0, 1, 2, 3] and hue_place is None
     assert needed.jitter_prob == needed.grayscale == needed.blur_prob == needed.solarize_prob == 0
+    assert needed.vertical_flip == needed.rotation == 0
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

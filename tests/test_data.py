@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chisquare
 
-from ssl.augment import View, apply
+from ssl.augment import View, apply, draw
 from ssl.data import datasets, loader
 from ssl.data.images import Images, decode, split_validation
 from ssl.data.loader import (
@@ -18,7 +19,7 @@ from ssl.data.loader import (
     training_batches,
     usable_cores,
 )
-from ssl.data.order import Order, permutation
+from ssl.data.order import Order, balanced, permutation
 from ssl.data.shapes import CLASSES, render, shapes
 from ssl.errors import UserError
 
@@ -70,6 +71,19 @@ def test_a_folder_with_splits_reads_to_sorted_classes_and_files(tmp_path):
 def test_val_stands_in_for_test(tmp_path):
     tree(tmp_path, splits=("train", "val"))
     assert len(datasets.load("folder", str(tmp_path), "test")) == 8
+    assert datasets.load("folder", str(tmp_path), "val") is None
+
+
+def test_where_there_are_val_and_test_each_is_itself(tmp_path):
+    tree(tmp_path, splits=("train", "val", "test"))
+    for split, part in (("train", "train"), ("unlabelled", "train"), ("val", "val"), ("test", "test")):
+        data = datasets.load("folder", str(tmp_path), split)
+        assert len(data) == 8 and all(path.startswith(str(tmp_path / part)) for path in data.paths)
+    picture(tmp_path / "val" / "bird" / "1.png")
+    with pytest.raises(UserError, match=r"class 'bird' is not in .*train"):
+        datasets.load("folder", str(tmp_path), "val")
+    tree(tmp_path / "cut", splits=("",))
+    assert datasets.load("folder", str(tmp_path / "cut"), "val") is None
 
 
 def test_large_images_stay_files(tmp_path):
@@ -240,6 +254,90 @@ def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ():
     assert order.indices(10, 0, 0)[0] == 1
     assert permutation(100, 0, 0).tolist() != permutation(100, 0, 1).tolist() != permutation(100, 1, 1).tolist()
     assert permutation(100, 0, 0).tolist() != permutation(100, 2**32, 0).tolist()
+
+
+def uneven(count=400, seed=0):
+    """Labels of four classes, one of them absent, in the shares 80, 15 and 5 %."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([0] * (count * 16 // 20) + [1] * (count * 3 // 20) + [3] * (count // 20))[order]
+
+
+def test_a_balanced_epoch_shows_classes_alike_and_the_images_of_a_class_alike():
+    labels = uneven(count=100)
+    draws = torch.cat([balanced(labels, 0, epoch)[0] for epoch in range(400)])
+    assert len(draws) == 400 * len(labels)
+    assert chisquare(labels[draws].bincount()[[0, 1, 3]]).pvalue > 1e-3
+    times = draws.bincount(minlength=100)
+    for label in (0, 1, 3):
+        assert chisquare(times[labels == label]).pvalue > 1e-3
+    plain = torch.cat([permutation(100, 0, epoch) for epoch in range(400)])  # the control
+    assert chisquare(labels[plain].bincount()[[0, 1, 3]]).pvalue < 1e-9
+
+
+def test_balanced_batches_are_the_same_for_any_processes_and_accumulation():
+    labels = uneven()
+
+    def step_of(batch_size, accumulate, world, step):
+        order = Order(400, batch_size, accumulate, world, 5, labels.clone())
+        parts = [order.indices(step, m, r) for r in range(world) for m in range(accumulate)]
+        return [(epoch, *pair) for epoch, *rows in parts for pair in zip(*(x.tolist() for x in rows))]
+
+    for step in (0, 7, 25, 26):  # the last is in the second epoch
+        whole = step_of(16, 1, 1, step)
+        assert whole == step_of(4, 1, 4, step) == step_of(8, 1, 2, step) == step_of(4, 2, 2, step)
+    assert step_of(16, 1, 1, 0) != step_of(16, 1, 1, 25)
+
+
+def test_repeats_count_how_often_the_epoch_has_shown_an_image():
+    index, repeats = balanced(uneven(), 3, 1)
+    before: dict[int, int] = {}
+    for i, times in zip(index.tolist(), repeats.tolist()):
+        assert times == before.get(i, 0)
+        before[i] = times + 1
+    assert max(before.values()) > 5
+    assert Order(400, 16, 1, 1, 5).indices(3, 0, 0)[2].tolist() == [0] * 16
+
+
+@pytest.mark.parametrize("kind", ["resident", "files"])
+def test_an_image_that_stands_twice_in_a_batch_is_shown_otherwise(tmp_path, kind):
+    labels = uneven(40)
+    pixels = torch.randint(0, 256, (40, 3, 40, 40), generator=torch.Generator().manual_seed(0)).byte()
+    data = Images("x", labels, list("abcd"), **{"resident" if kind == "resident" else "pool": pixels})
+    views = [View(size=32, blur_prob=0.5, solarize_prob=0.5)] * 2
+
+    def show(order):
+        (batch,) = training_batches(data, views, order, 1, 2, 0, CPU)
+        return batch
+
+    batch = show(Order(40, 20, 1, 1, 2, labels))
+    rows, counts = batch.index.unique(return_counts=True)
+    assert (counts > 1).sum() >= 2
+    for pixels, params in batch.views:
+        for i in rows[counts > 1]:
+            same = (batch.index == i).nonzero()[:, 0]
+            for a, b in zip(same, same[1:]):
+                assert not torch.equal(pixels[a], pixels[b]) and not torch.equal(params[a], params[b])
+    crop, params = draw(2, 0, batch.index, 0, views[0])  # the control: what the counter gives without `repeats`
+    twice = (batch.index == rows[counts > 1][0]).nonzero()[:2, 0]
+    assert torch.equal(crop[twice[0]], crop[twice[1]]) and torch.equal(params[twice[0]], params[twice[1]])
+    # Images that the epoch has not shown before look as they do in any order of this seed.
+    _, _, repeats = Order(40, 20, 1, 1, 2, labels).indices(1, 0, 0)
+    assert torch.equal(batch.views[0][1][repeats == 0], params[repeats == 0]) and (repeats == 0).any()
+
+
+def test_balanced_batches_that_start_in_the_middle_are_those_of_the_whole_run():
+    data = Images("x", uneven(40), list("abcd"), resident=torch.randint(0, 256, (40, 3, 32, 32)).byte())
+    views = [View(size=32)]
+    whole = list(training_batches(data, views, Order(40, 8, 1, 1, 2, data.labels), 0, 8, 0, CPU))
+    tail = list(training_batches(data, views, Order(40, 8, 1, 1, 2, data.labels.clone()), 6, 8, 0, CPU))
+    for a, b in zip(whole[6:], tail, strict=True):
+        assert torch.equal(a.index, b.index) and torch.equal(a.views[0][0], b.views[0][0])
+        assert torch.equal(a.views[0][1], b.views[0][1]) and torch.equal(a.labels, data.labels[a.index])
+
+
+def test_a_balanced_order_refuses_images_without_labels():
+    with pytest.raises(UserError, match=r"balanced: 2 of 5 images have no label"):
+        Order(5, 2, 1, 1, 0, torch.tensor([0, -1, 1, -1, 1]))
 
 
 def test_even_slices_cover_every_row_once():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl.data import patches as room
+from ssl.data.images import decode, list_images
 from ssl.data.patches import patches
 from ssl.errors import UserError
 
@@ -118,6 +119,15 @@ def test_white_is_white_in_all_channels():
     for channels, white in (((255, 255, 255), True), ((220, 220, 220), True), ((219, 255, 255), False),
                             ((255, 219, 255), False), ((255, 255, 219), False)):  # fmt: skip
         assert room.is_white(np.full((4, 4, 3), channels, np.uint8), 0.9) is white
+
+
+@pytest.mark.data
+def test_the_default_tells_glass_from_tissue(real_data):
+    """Of 30 tiles of colon, three are glass, or glass with a thread in a corner; of lung tissue, none."""
+    folders = (real_data / "histo_samples" / "kather2016_unlabelled", real_data / "lc25000_lung_224_small" / "train")
+    white = {path.stem for folder in folders for path in list_images(folder)
+             if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)}  # fmt: skip
+    assert white == {"test_img_16", "test_img_20", "test_img_23"}
 
 
 def test_codes_are_told_by_the_column_that_is_asked_for(tmp_path):

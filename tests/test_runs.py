@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl import checkpoint, runs
+from ssl import checkpoint, resume, runs
 from ssl.errors import UserError
 from ssl.report import Metrics
 from ssl.runs import RunFolder
@@ -404,25 +404,25 @@ def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, ca
     run, _ = saved_run(tmp_path)
     now = train.Settings(lambd=0.1, seed=3, log_every=7)
     with pytest.raises(UserError) as refused:
-        train.find_state(run, now, IDENTITY | {"global_batch": 16})
+        resume.find_state(run, now, IDENTITY | {"global_batch": 16}, train.CHECKPOINT)
     for words in ("lambd: 0.005 -> 0.1", "seed: 0 -> 3", "global batch: 8 -> 16", "--resume_force"):
         assert words in str(refused.value)
     assert "log_every" not in str(refused.value)
     now.resume_force = True
-    assert train.find_state(run, now, IDENTITY | {"global_batch": 16})["step"] == 3
+    assert resume.find_state(run, now, IDENTITY | {"global_batch": 16}, train.CHECKPOINT)["step"] == 3
     assert "lambd: 0.005 -> 0.1" in capsys.readouterr().out
 
 
 def test_another_optimizer_is_refused_even_by_force(tmp_path):
     run, _ = saved_run(tmp_path)
     with pytest.raises(UserError, match=r"optimizer: 'lars' -> 'adam'.*--init"):
-        train.find_state(run, train.Settings(optimizer="adam", resume_force=True), IDENTITY)
+        resume.find_state(run, train.Settings(optimizer="adam", resume_force=True), IDENTITY, train.CHECKPOINT)
 
 
 def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
     run, _ = saved_run(tmp_path)
     now = train.Settings(workers=7, log_every=3, save_minutes=1, keep_checkpoints=3, timeout_minutes=1, max_steps=5)
-    assert train.find_state(run, now, IDENTITY)["step"] == 3
+    assert resume.find_state(run, now, IDENTITY, train.CHECKPOINT)["step"] == 3
     said = capsys.readouterr().out
     assert "workers: None -> 7" in said and "log_every: 10 -> 3" in said and "max_steps" not in said
 
@@ -430,19 +430,19 @@ def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
 def test_other_images_are_refused(tmp_path):
     run, settings = saved_run(tmp_path)
     with pytest.raises(UserError, match="data: '96 images, names 1234' -> '97 images, names 9'"):
-        train.find_state(run, settings, IDENTITY | {"data": "97 images, names 9"})
+        resume.find_state(run, settings, IDENTITY | {"data": "97 images, names 9"}, train.CHECKPOINT)
 
 
 def test_other_versions_are_told(tmp_path, capsys, monkeypatch):
     run, settings = saved_run(tmp_path)
     monkeypatch.setattr(runs, "versions", lambda: {"torch": "9.9"})
-    assert train.find_state(run, settings, IDENTITY)["step"] == 3
+    assert resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)["step"] == 3
     assert "-> 9.9" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_script_is_refused(tmp_path):
     run = RunFolder(tmp_path / "run", 2)
-    for content in ({"model": {}}, [1], dict.fromkeys(train.CONTENTS, 1)):
+    for content in ({"model": {}}, [1], dict.fromkeys(train.CHECKPOINT.contents, 1)):
         checkpoint.save(content, tmp_path / "other.pt")
         with pytest.raises(UserError, match=r"other.pt: not a checkpoint of train.py \(expected"):
-            train.find_state(run, train.Settings(resume=str(tmp_path / "other.pt")), IDENTITY)
+            resume.find_state(run, train.Settings(resume=str(tmp_path / "other.pt")), IDENTITY, train.CHECKPOINT)

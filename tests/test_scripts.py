@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl import config
+from ssl import config, foreign, inherit
 from ssl.data.files import Batch
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
@@ -297,6 +297,9 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected
         ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
         ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
         ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
+        ("--rotation 200", "rotation: 200 degrees is not in 0..180"),
+        ("--rotation_prob 2", "rotation_prob: 2.0 is not in 0..1"),
+        ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
         ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),
         ("--blur_kernel 4", "blur_kernel: 4 must be odd"),
         ("--warmup_start 2", "warmup_start: 2.0 is not in 0..1"),
@@ -513,11 +516,11 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
         "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.3")  # fmt: skip
     settings = evaluate.Settings(model_path=str(tmp_path))
-    evaluate.inherit(settings, evaluate.run_settings(settings.model_path))
+    inherit.fill(settings, foreign.run_settings(settings.model_path), evaluate.ABOUT_DATA)
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
     assert (settings.mean, settings.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
     elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
-    evaluate.inherit(elsewhere, evaluate.run_settings(elsewhere.model_path))
+    inherit.fill(elsewhere, foreign.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
     assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, None, None)
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 

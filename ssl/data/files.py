@@ -48,9 +48,9 @@ class TrainingFiles(Dataset):
 
     def __getitem__(self, number: int) -> Batch | UserError:
         place = (*divmod(number, self.order.accumulate), self.rank)
-        epoch, index = self.order.indices(*place)
+        epoch, index, repeats = self.order.indices(*place)
         index = index.clone()
-        draws = [draw(self.order.seed, epoch, index, i, view) for i, view in enumerate(self.views)]
+        draws = [draw(self.order.seed, epoch, index, i, view, repeats) for i, view in enumerate(self.views)]
         shown = [[] for _ in self.views]
         bad: list[tuple[str, str]] = []
         for row, i in enumerate(index.tolist()):

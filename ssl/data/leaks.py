@@ -80,7 +80,8 @@ def _names(data: Images) -> dict[str, str]:
 def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, dict[tuple, str]]:
     """For every split {(size, checksum): path} of its files of which another split may hold an equal.
 
-    Only files whose size two splits know are read, and of these no more than MOST_READ, the rarest sizes first.
+    Only files whose size two splits know are read, and of these no more than MOST_READ, the
+    rarest sizes first; it is said where that was not all.
     """
     of_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for split, files in found.items():
@@ -92,6 +93,7 @@ def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, di
     for size in sorted(sizes, key=lambda size: (size * len(of_size[size]), size)):
         read += size * len(of_size[size])
         if read > MOST_READ:
+            say(f"leak        files of equal size were compared up to {MOST_READ >> 20} MiB, the others not")
             break
         for split, path in of_size[size]:
             try:

@@ -92,12 +92,12 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
     side = torch.tensor(pixels.shape[2:])
     for step in range(start, stop):
         for micro in range(order.accumulate):
-            epoch, index = order.indices(step, micro, rank())
+            epoch, index, repeats = order.indices(step, micro, rank())
             # index_select: on a CPU ten times as fast as pixels[index]
             chosen = pixels.index_select(0, index.to(device, non_blocking=True)).view(kind)
             shown = []
             for number, view in enumerate(views):
-                crop, params = draw(order.seed, epoch, index, number, view)
+                crop, params = draw(order.seed, epoch, index, number, view, repeats)
                 height, width = side.expand(len(index), 2).unbind(1)
                 boxes = crop_boxes(crop, height, width, view)
                 most = _at_a_time(chosen[0].numel(), device)

@@ -1,4 +1,4 @@
-"""Which image stands at which place of which global batch: by (seed, epoch) alone."""
+"""Which image stands at which place of which global batch: by (seed, epoch) alone, and by the labels if balanced."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,11 +8,15 @@ from torch import Tensor
 
 from ssl.augment import uniforms
 from ssl.data.images import Images
+from ssl.errors import UserError
 
 
 @dataclass(frozen=True)
 class Order:
     """The sequence of global batches: every epoch its own permutation of `count` images, the rest dropped.
+
+    With `labels` (count,) an epoch is balanced: `count` draws with replacement, in which every class is
+    equally likely, and every image of a class. Raises `UserError` where an image has no label (-1).
 
     A step takes world_size × accumulate micro-batches of `batch_size`; this rank reads those
     numbered rank · accumulate .. + accumulate - 1, so W processes and `accumulate` = W read alike.
@@ -23,6 +27,12 @@ class Order:
     accumulate: int
     world_size: int
     seed: int
+    labels: Tensor | None = None
+
+    def __post_init__(self):
+        missing = 0 if self.labels is None else int((self.labels < 0).sum())
+        if missing:
+            raise UserError(f"balanced: {missing} of {self.count} images have no label; leave them out, or --balanced")
 
     @property
     def global_batch(self) -> int:
@@ -32,11 +42,20 @@ class Order:
     def steps_per_epoch(self) -> int:
         return self.count // self.global_batch
 
-    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor]:
-        """(epoch, indices (batch_size,)) of micro-batch `micro` of optimizer step `step`."""
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
+        """(epoch, indices, repeats) of micro-batch `micro` of optimizer step `step`; the last two (batch_size,).
+
+        `repeats` says how often the epoch has shown that image before, so that it is shown otherwise
+        this time: `augment.draw` takes it. In a permutation it is 0.
+        """
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
-        return epoch, permutation(self.count, self.seed, epoch)[start : start + self.batch_size]
+        mine = slice(start, start + self.batch_size)
+        if self.labels is None:
+            index = permutation(self.count, self.seed, epoch)[mine]
+            return epoch, index, torch.zeros_like(index)
+        index, repeats = balanced(self.labels, self.seed, epoch)
+        return epoch, index[mine], repeats[mine]
 
     def names(self, data: Images, step: int) -> list[str]:
         """The names of all images of a step, on whatever rank."""
@@ -47,6 +66,34 @@ class Order:
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
         """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
         return counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """All `count` images in order, once an epoch; the last batch goes on at the first image again.
+
+    Global batch b holds places b · G to (b + 1) · G, rank by rank.
+    """
+
+    count: int
+    batch_size: int
+    world_size: int
+    seed: int
+    accumulate: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.count // (self.batch_size * self.world_size))
+
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
+        """(epoch, indices, repeats) of `step`, as of `Order`; what is shown again at the end looks as it did."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = (batch * self.world_size + rank) * self.batch_size
+        index = torch.arange(start, start + self.batch_size) % self.count
+        return epoch, index, torch.zeros_like(index)
+
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        return counted(self.seed, step, rank, 0xFFFE)
 
 
 def counted(*counter: int) -> int:
@@ -60,6 +107,21 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of `count` images in an epoch."""
     key = counted(seed, epoch, count, 0xFFFF)
     return torch.randperm(count, generator=torch.Generator().manual_seed(key))
+
+
+@lru_cache(maxsize=2)
+def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """As many draws as there are labels: (indices, how often each has been drawn before)."""
+    generator = torch.Generator().manual_seed(counted(seed, epoch, len(labels), 0xFFFC))
+    _, sizes = labels.unique(return_counts=True)
+    drawn = torch.randint(len(sizes), (len(labels),), generator=generator)
+    place = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * sizes[drawn]).long()
+    index = labels.argsort(stable=True)[sizes.cumsum(0)[drawn] - sizes[drawn] + place]
+    _, times = index.unique(return_counts=True)
+    repeats = torch.empty_like(index)
+    runs = torch.arange(len(index)) - (times.cumsum(0) - times).repeat_interleave(times)
+    repeats[index.argsort(stable=True)] = runs
+    return index, repeats
 
 
 def stand_in(index: int, attempt: int, count: int, seed: int) -> int:

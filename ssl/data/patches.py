@@ -84,7 +84,7 @@ def patches(
     except OSError as error:
         raise UserError(f"OUT: cannot write in {target} ({error}); the same command then goes on") from None
     say(f"{sum(total.values())} patches of {len(pairs)} slides, {len(pairs) - len(missing)} of which were cut already")
-    for name in kept:
+    for name in filter(None, kept):
         say(f"{total[name]:>9} {name}")
     return dict(total)
 

@@ -39,8 +39,8 @@ def test_one_ranks_nan_costs_one_step_on_all(launched):
     assert status == 0 and run.status()["state"] == "finished" and finite(run)
     (bad,) = lines(run, "bad_steps.jsonl")
     order = Order(IMAGES, 4, 1, 2, seed=0)
-    _, first = order.indices(6, 0, 0)
-    _, second = order.indices(6, 0, 1)
+    _, first, _ = order.indices(6, 0, 0)
+    _, second, _ = order.indices(6, 0, 1)
     # Global statistics bring it to the other rank's loss within the step.
     assert (bad["step"], bad["retries"], bad["ranks"]) == (7, 0, [0, 1])
     assert [Path(name).stem for name in bad["images"]] == [f"{i:03}" for i in torch.cat([first, second]).tolist()]

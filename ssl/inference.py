@@ -1,0 +1,96 @@
+"""What a network says of all images of a data set, each counted once, on any number of processes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ssl.augment import View
+from ssl.data.images import Images
+from ssl.data.loader import finish, plain_batches, training_batches
+from ssl.data.order import InTurn
+from ssl.distributed import gather_objects, gather_rows, world_size
+from ssl.report import Progress
+
+
+@torch.no_grad()
+def outputs(
+    net: nn.Module | Callable[[Tensor], Tensor],
+    data: Images,
+    *,
+    size: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    mean: list[float],
+    std: list[float],
+    title: str | None,
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Outputs (N, F), float32, of all un-augmented images, in order, on every rank.
+
+    `net` maps normalised pixels (n, C, size, size) to (n, F). Returns (outputs, read, bad): `read` (N,) is
+    false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
+    """
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    parts, unread, done = [], {}, 0
+    progress = Progress(len(data), 0, "image") if title else None
+    for pixels, counts, bad in plain_batches(data, size, batch_size, workers, device):
+        x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        # The last batch may leave nothing for this rank.
+        h = net(x).float() if len(x) else net(x.new_zeros(1, *x.shape[1:]))[:0].float()
+        read = h.new_ones(len(h), 1)
+        read[list(bad)] = 0
+        unread |= dict(bad.values())
+        parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
+        done += sum(counts)
+        if progress:
+            progress.update(done, title)
+    if progress:
+        progress.close()
+    found = torch.cat(parts)
+    return found[:, :-1], found[:, -1] > 0, _of_all_ranks(unread)
+
+
+@torch.no_grad()
+def mean_over_views(
+    net: nn.Module | Callable[[Tensor], Tensor],
+    data: Images,
+    view: View,
+    copies: int,
+    *,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    mean: list[float],
+    std: list[float],
+    title: str | None,
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """As `outputs`, but the mean of `net` over `copies` random views of every image (test-time augmentation).
+
+    View c of image i is drawn from (seed, c, i), so the result does not depend on batches or processes.
+    """
+    order = InTurn(len(data), min(batch_size, -(-len(data) // world_size())), world_size(), seed)
+    statistics = [torch.tensor(values, device=device) for values in (mean, std)]
+    steps = copies * order.steps_per_epoch
+    parts, shown, unread = [], [], {}
+    progress = Progress(steps, 0, "batch") if title else None
+    for step, batch in enumerate(training_batches(data, [view], order, 0, steps, workers, device)):
+        (x,) = finish(batch, [view], *statistics)
+        counts = [len(x)] * world_size()
+        parts.append(gather_rows(net(x).float(), counts))
+        shown.append(gather_rows(batch.index.to(device), counts))
+        unread |= dict(batch.bad)
+        if progress:
+            progress.update(step + 1, title)
+    if progress:
+        progress.close()
+    found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(data)]
+    index = torch.cat(shown).view(copies, -1)[:, : len(data)]
+    # Another image stood in for a file that cannot be read.
+    read = (index == torch.arange(len(data), device=device)).all(0)
+    return found.mean(0), read, _of_all_ranks(unread)
+
+
+def _of_all_ranks(bad: dict[str, str]) -> dict[str, str]:
+    return {path: reason for found in gather_objects(bad) for path, reason in found.items()}

@@ -1,0 +1,28 @@
+"""Settings that a script takes from the run whose encoder it is given."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ssl import config, restore
+
+
+def fill(settings, run: dict, about_data: Sequence[str]) -> None:
+    """Fill what is unset of `settings` from those of `run`; who names a data set or an encoder wants no other part
+    of it.
+
+    Raises `UserError` as `restore.architecture`.
+    """
+    kinds = {f.name: f.type for f in dataclasses.fields(settings)}
+
+    def of_run(name: str):
+        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
+
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    for name in about_data:
+        if getattr(settings, name) is None and not own_data:
+            setattr(settings, name, of_run(name))
+    settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
+        run, settings.encoder, settings.encoder_kwargs, settings.stem
+    )
+    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
+        settings.image_size = of_run("image_size")  # drawn at the size the run drew them
