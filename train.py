@@ -1,4 +1,4 @@
-"""Pre-train an encoder on images without labels.
+"""Pre-train an encoder on images, without labels or (supcon) with them.
 
 python train.py                                          the embedded data set, on this machine
 torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
@@ -16,6 +16,7 @@ import dataclasses
 import math
 import os
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,16 +29,15 @@ from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
 from ssl.data.files import Batch
-from ssl.data.lesions import TABLES
+from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
-from ssl.data.slides import FOLDERS
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
-from ssl.losses import BarlowTwinsLoss, InfoNCELoss
+from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class Settings:
-    """Pre-train an encoder on images without labels.
+    """Pre-train an encoder on images, without labels or (supcon) with them.
 
     The defaults are Barlow Twins on ImageNet as published. What you do not set comes from the
     recipe of the method and data set in configs/, and the run says so.
@@ -59,7 +59,9 @@ class Settings:
     config: str | None = None  # YAML file of settings; the command line wins over it
     row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn, from what
-    method: Literal["barlow_twins", "simclr"] = "barlow_twins"  # the loss, and its recipe
+    method: Literal["barlow_twins", "simclr", "supcon"] = (
+        "barlow_twins"  # the loss, and its recipe; supcon: with labels
+    )
     dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, slides, folder, …
     data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
@@ -71,6 +73,7 @@ class Settings:
     split_column: str | None = None  # of the table: train, val or test; unset: cut by seed
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
+    balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
@@ -84,7 +87,8 @@ class Settings:
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
-    temperature: float = 0.1  # SimCLR
+    temperature: float = 0.1  # SimCLR and SupCon
+    base_temperature: float | None = None  # SimCLR and SupCon: multiply the loss by temperature / this
     # Optimizer
     batch_size: int = 256  # images per process and micro-batch
     accumulate: int = 1  # micro-batches a step
@@ -173,7 +177,7 @@ def main() -> None:
     data = datasets.load(
         settings.dataset,
         settings.data_dir,
-        "unlabelled",
+        "train" if learns_from_labels(settings) else "unlabelled",
         image_size=settings.image_size,
         download=settings.download,
         class_list=settings.class_list,
@@ -188,7 +192,9 @@ def main() -> None:
         seed=settings.seed,
     )
     views = make_views(settings)
-    order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed)
+    labels = require_labels(settings, data) if learns_from_labels(settings) else None
+    order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
+                  labels if settings.balanced else None)  # fmt: skip
     require_whole_batches(settings, order)
     total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
@@ -213,6 +219,8 @@ def main() -> None:
 
     # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
+    if labels is not None:
+        identity["labels"] = f"{zlib.crc32(labels.numpy().tobytes()):08x}"
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
@@ -321,7 +329,7 @@ def main() -> None:
 
         watchdog.beat(step, "computing")
         if settings.accumulate == 1:
-            loss = criterion(*embed(micro_batches[0]))
+            loss = criterion(*embed(micro_batches[0]), *targets(criterion, micro_batches))
             backward(loss)
         elif settings.accumulate_mode == "exact":
             loss = accumulate_exact(micro_batches, embed, criterion, backward, runner)
@@ -416,6 +424,11 @@ class Model(nn.Module):
         return tuple(self.projector(self.encoder(x)) for x in views)
 
 
+def targets(criterion: nn.Module, batches: list[Batch]) -> list[Tensor]:
+    """What the loss reads besides the embeddings: the labels of the batches, if it learns from them."""
+    return [torch.cat([batch.labels for batch in batches])] if isinstance(criterion, SupConLoss) else []
+
+
 def accumulate_exact(micro_batches: list[Batch], embed, criterion, backward, runner: nn.Module) -> Tensor:
     """Gradient of the loss of all micro-batches together, in the memory of one (Gao et al. 2021, GradCache).
 
@@ -431,7 +444,7 @@ def accumulate_exact(micro_batches: list[Batch], embed, criterion, backward, run
     for norm in norms:
         norm.track_running_stats = True
     z = [torch.cat(view).requires_grad_() for view in zip(*parts)]
-    loss = criterion(*z)
+    loss = criterion(*z, *targets(criterion, micro_batches))
     backward(loss)
     shares = zip(*(view.grad.split(len(micro_batches[0].index)) for view in z))
     for batch, share, sync in zip(micro_batches, shares, sync_last(runner, len(micro_batches))):
@@ -445,7 +458,7 @@ def accumulate_split(micro_batches: list[Batch], embed, criterion, backward, run
     losses, parts = [], []
     for batch, sync in zip(micro_batches, sync_last(runner, len(micro_batches))):
         with sync:
-            loss = criterion(*embed(batch)) / len(micro_batches)
+            loss = criterion(*embed(batch), *targets(criterion, [batch])) / len(micro_batches)
             backward(loss)
         losses.append(loss.detach())
         parts.append(criterion.parts)
@@ -471,7 +484,11 @@ def rehearse(runner, embed, optimizer, batch_size: int, channels: int, size: int
 def what_went_wrong(model: nn.Module, criterion, embed, micro_batches: list[Batch], row: int, step: int) -> str:
     """Words for bad steps in a row, the last of them of these micro-batches."""
     for batch in micro_batches:
-        first = first_fault(model, lambda: criterion.parts, lambda batch=batch: criterion(*embed(batch, model)))
+
+        def compute(batch: Batch = batch) -> Tensor:
+            return criterion(*embed(batch, model), *targets(criterion, [batch]))
+
+        first = first_fault(model, lambda: criterion.parts, compute)
         if first:
             break
     first = first or "nothing, when computed once more: suspect the machine"
@@ -491,13 +508,10 @@ def find_recipe(asked: dict) -> Path | None:
     """The recipe in configs/ under the settings that were asked for."""
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
-    if name in ("folder", "array", "fake", *TABLES, *FOLDERS):
-        name = "cifar10" if asked.get("image_size", 224) <= datasets.SMALL else "imagenet"
-    name = {"cifar100": "cifar10", "svhn": "cifar10"}.get(name.lower(), name.lower())
-    if name.startswith("imagenet"):
-        name = "imagenet"
-    path = ROOT / "configs" / f"{method}_{name}.yaml"
-    return path if path.exists() else None
+    size = asked.get("image_size", datasets.KNOWN[name][0])
+    similar = "cifar10" if size <= datasets.SMALL and not name.startswith("ImageNet") else "imagenet"
+    paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (name.lower(), similar)]
+    return next((path for path in paths if path.exists()), None)
 
 
 def check(settings: Settings) -> None:
@@ -524,6 +538,7 @@ def check(settings: Settings) -> None:
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
     for name in (
         "temperature",
+        "base_temperature",
         "loss_scale",
         "clip_grad",
         "save_minutes",
@@ -574,6 +589,21 @@ def values_of(settings: Settings, name: str) -> list:
     """The numbers of a setting: none where it is unset."""
     value = getattr(settings, name)
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def learns_from_labels(settings: Settings) -> bool:
+    return settings.method == "supcon" or settings.balanced
+
+
+def require_labels(settings: Settings, data: Images) -> Tensor:
+    """The images' labels (N,). For supcon some may be -1: such an image is of a kind of its own (`losses.sup_con`)."""
+    if not (data.labels >= 0).any():
+        what = "balanced" if settings.balanced else "method supcon"
+        raise UserError(
+            f"{what}: needs labels, and {data.name} has none here; pass class folders, an array file with labels, or "
+            "--csv FILE --label_column NAME"
+        )
+    return data.labels
 
 
 def require_whole_batches(settings: Settings, order: Order) -> None:
@@ -634,7 +664,8 @@ def make_criterion(settings: Settings) -> nn.Module:
     # No check: the ranks' batches are alike by construction, and the loop looks at the loss.
     if settings.method == "barlow_twins":
         return BarlowTwinsLoss(settings.lambd, settings.loss_scale, check=False)
-    return InfoNCELoss(settings.temperature, check=False)
+    contrast = {"simclr": InfoNCELoss, "supcon": SupConLoss}[settings.method]
+    return contrast(settings.temperature, settings.base_temperature, check=False)
 
 
 def lr_scale(settings: Settings, global_batch: int) -> float:
@@ -706,6 +737,9 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
     say(f"recipe      {recipe}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
+    if learns_from_labels(settings):
+        say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes"
+            + (", every class shown as often" if settings.balanced else ""))  # fmt: skip
     if data.channels != 3:
         say(f"views       {data.channels} channel{'s' if data.channels > 1 else ''}: "
             "saturation, hue and grey are left out")  # fmt: skip

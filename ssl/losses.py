@@ -314,7 +314,8 @@ def _temperature_problem(temperature: float, base_temperature: float | None = No
     return None
 
 
-def _contrast(z1, z2, labels, temperature: float, block: int | None, check: bool, problem: str | None):
+def _contrast(z1, z2, labels, temperature, base_temperature, block: int | None, check: bool, problem=None):
+    problem = problem or _temperature_problem(temperature, base_temperature)
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     counts = agree(z1, z2, labels, check, problem)
@@ -327,25 +328,32 @@ def _contrast(z1, z2, labels, temperature: float, block: int | None, check: bool
         kinds = torch.where(labels < 0, alone, labels).repeat(2)
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.cat([z if z.dtype == torch.float64 else z.float() for z in (z1, z2)])
-        return _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, [2 * n for n in counts])
+        loss, *parts = _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, [2 * n for n in counts])
+    return loss if base_temperature is None else loss * (temperature / base_temperature), *parts
 
 
 def info_nce(
-    z1: Tensor, z2: Tensor, temperature: float = 0.1, block: int | None = None, check: bool = True
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float = 0.1,
+    block: int | None = None,
+    check: bool = True,
+    base_temperature: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32 or wider.
 
     z1, z2: (n, D), this rank's rows of the two views; rows are L2-normalised here. Every
     one of the 2N views is an anchor, its other view the positive, all 2N - 2 others negatives.
     `block` anchor rows are compared at a time, so memory grows with block × N; unset, as many as
-    suit the device.
+    suit the device. With `base_temperature` the loss is multiplied by temperature / base_temperature, as
+    the code of Khosla et al. (2020) does.
 
     Returns (loss, acc1, acc5): the last two, in 0..1 and without gradient, say how often the
     positive is the nearest, or among the five nearest, of the 2N - 1 others; a tie counts as lost. Raises ValueError,
     on all ranks, for shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1,
     NaN or Inf. `check` as in `barlow_twins`.
     """
-    return _contrast(z1, z2, None, temperature, block, check, _temperature_problem(temperature))
+    return _contrast(z1, z2, None, temperature, base_temperature, block, check)
 
 
 def sup_con(
@@ -361,35 +369,31 @@ def sup_con(
 
     As `info_nce`, but the positives of an anchor are all other views whose image has its label.
     labels: (n,) integers; below 0 an image is unlabelled, and its only positive is its other view:
-    with nothing labelled this is `info_nce`. With `base_temperature` the loss is multiplied by
-    temperature / base_temperature, as the authors' code does.
+    with nothing labelled this is `info_nce`. `base_temperature` as there.
 
     Returns (loss, acc1, acc5): how often a positive is the nearest, or among the five nearest.
     Raises as `info_nce`, and for labels of the wrong length.
     """
-    problem = _temperature_problem(temperature, base_temperature)
-    if labels is None:
-        problem = problem or "labels must be integers, one a row of z1, got None; -1 says unlabelled"
-    loss, acc1, acc5 = _contrast(z1, z2, labels, temperature, block, check, problem)
-    return loss if base_temperature is None else loss * (temperature / base_temperature), acc1, acc5
+    missing = "labels must be integers, one a row of z1, got None; -1 says unlabelled" if labels is None else None
+    return _contrast(z1, z2, labels, temperature, base_temperature, block, check, missing)
 
 
 class InfoNCELoss(nn.Module):
     """`info_nce` as a module. After a call, `parts` holds the contrastive accuracies."""
 
-    def __init__(self, temperature: float = 0.1, check: bool = True):
+    def __init__(self, temperature: float = 0.1, base_temperature: float | None = None, check: bool = True):
         super().__init__()
-        raise_problem(_temperature_problem(temperature))
-        self.temperature, self.check = temperature, check
+        raise_problem(_temperature_problem(temperature, base_temperature))
+        self.temperature, self.base_temperature, self.check = temperature, base_temperature, check
         self.parts: dict[str, Tensor] = {}
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        loss, acc1, acc5 = info_nce(z1, z2, self.temperature, check=self.check)
+        loss, acc1, acc5 = info_nce(z1, z2, self.temperature, check=self.check, base_temperature=self.base_temperature)
         self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}, base_temperature={self.base_temperature}"
 
 
 class SupConLoss(nn.Module):

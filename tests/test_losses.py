@@ -304,6 +304,8 @@ def test_base_temperature_multiplies_as_in_the_authors_code():
     whole, scaled = SupConLoss(0.5), SupConLoss(0.5, base_temperature=0.07)
     assert scaled(z1, z2, labels).item() == pytest.approx(whole(z1, z2, labels).item() * 0.5 / 0.07, rel=1e-6)
     assert scaled.parts == whole.parts and set(whole.parts) == {"contrastive_acc1", "contrastive_acc5"}
+    whole, scaled = InfoNCELoss(0.5), InfoNCELoss(0.5, base_temperature=0.07)
+    assert scaled(z1, z2).item() == pytest.approx(whole(z1, z2).item() * 0.5 / 0.07, rel=1e-6)
 
 
 def test_sup_con_counts_any_view_of_the_class_as_found():

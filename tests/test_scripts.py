@@ -10,16 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from ssl import config, foreign, inherit
+from ssl.augment import View
 from ssl.data.files import Batch
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
+from ssl.heads import projector
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -155,9 +158,9 @@ def test_what_was_forced_to_change_has_changed_and_another_precision_continues(i
     assert state["step"] == 5 and state["scaler"]["scale"] > 0
 
 
-@pytest.mark.parametrize("method", ["barlow_twins", "simclr"])
+@pytest.mark.parametrize("method", ["barlow_twins", "simclr", "supcon --balanced"])
 def test_two_processes_train_as_one(images, tmp_path, method):
-    common = ["train.py", "--data_dir", images, "--method", method]
+    common = ["train.py", "--data_dir", images, "--method", *method.split()]
     run(*common, "--output_dir", tmp_path / "one", *tiny())
     run(*common, "--output_dir", tmp_path / "two", *tiny("--batch_size", 8), processes=2)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
@@ -204,16 +207,17 @@ class Dropping(SmallResNet):
         return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
-def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(micro_batches):
-    settings = train.Settings(image_size=16, projector="12-8", encoder="test_scripts.Dropping", sync_bn=False,
-                              encoder_kwargs={"width": 8, "stages": 1})  # fmt: skip
+@pytest.mark.parametrize("method, micro_batches", [("barlow_twins", 2), ("barlow_twins", 4), ("supcon", 4)])
+def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches):
+    settings = train.Settings(method=method, image_size=16, projector="12-8", sync_bn=False,
+                              encoder="test_scripts.Dropping", encoder_kwargs={"width": 8, "stages": 1})  # fmt: skip
     torch.manual_seed(0)
     model = train.Model(settings).train()
     criterion = train.make_criterion(settings)
     views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    labels = torch.tensor([0, 1, 1, 2, -1, 0, 2, 2, 0, 1, -1, 2, 0, 0, 1, 1])
     batches = [Batch(list(zip(*(view.chunk(micro_batches) for view in views)))[i], torch.arange(16 // micro_batches),
-                     torch.zeros(16 // micro_batches), seed=i) for i in range(micro_batches)]  # fmt: skip
+                     labels.chunk(micro_batches)[i], seed=i) for i in range(micro_batches)]  # fmt: skip
 
     def embed(batch):
         torch.manual_seed(batch.seed)
@@ -222,18 +226,66 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
     with torch.no_grad():  # with the graph of all of it in memory, as one would wish to do it
         before = {k: v.clone() for k, v in model.state_dict().items()}
     z1, z2 = (torch.cat(view) for view in zip(*(embed(batch) for batch in batches)))
-    criterion(z1, z2).backward()
+    whole = criterion(z1, z2, labels) if method == "supcon" else criterion(z1, z2)
+    whole.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     statistics = {k: v.clone() for k, v in model.state_dict().items()}
 
     model.zero_grad()
     model.load_state_dict(before)
     loss = train.accumulate_exact(batches, embed, criterion, lambda loss: loss.backward(), model)
-    assert loss.item() == pytest.approx(criterion(z1, z2).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
     for p, grad in zip(model.parameters(), expected):
         assert torch.allclose(p.grad, grad, rtol=1e-4, atol=1e-6)
     for name, value in model.state_dict().items():  # running statistics count each micro-batch once
         assert torch.allclose(value, statistics[name], rtol=1e-5), name
+
+
+def test_split_accumulation_takes_the_labels_of_each_micro_batch():
+    criterion = train.make_criterion(train.Settings(method="supcon"))
+    z, labels = torch.randn(2, 3, 8, 6).unbind(), torch.randint(3, (3, 8))
+    batches = [Batch([], torch.arange(8), of_batch, seed=i) for i, of_batch in enumerate(labels)]
+    embed = lambda batch: tuple(view[batch.seed] for view in z)  # noqa: E731
+    loss = train.accumulate_split(batches, embed, criterion, lambda loss: None, torch.nn.Identity())
+    each = [criterion(a, b, of_batch) for a, b, of_batch in zip(*z, labels)]
+    assert loss.item() == pytest.approx(sum(each).item() / 3, rel=1e-6)
+
+
+def test_supcon_learns_from_labels_and_says_so(images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny("--max_steps", 1), "--base_temperature", "null"]
+    done = run(*common, "--method", "supcon", "--temperature", "0.2", "--output_dir", tmp_path / "supcon")
+    assert "labels      of 64 images, 3 classes" in done.stdout and "supcon_cifar10.yaml" in done.stdout
+    run(*common, "--method", "simclr", "--temperature", "0.2", "--output_dir", tmp_path / "simclr")
+    with_labels, without = (metrics(tmp_path / name)[0]["loss"] for name in ("supcon", "simclr"))
+    assert with_labels != pytest.approx(without, rel=1e-3)  # where they start from the same weights
+    done = run(*common, "--method", "supcon", "--output_dir", tmp_path / "balanced", "--balanced")
+    assert "3 classes, every class shown as often" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--method", "supcon"], "method supcon: needs labels, and folder has none here"),
+    (["--method", "simclr", "--balanced"], "balanced: needs labels, and folder has none here"),
+])  # fmt: skip
+def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments, expected):
+    for i, pixels in enumerate(render(torch.zeros(20, dtype=torch.long), 32, 0)):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "flat" / f"{i}.png")
+    done = run("train.py", "--data_dir", tmp_path / "flat", "--output_dir", tmp_path / "run", *tiny(), *arguments,
+               check=False)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith(f"train.py: error: {expected}")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_that_learns_from_labels_is_not_continued_with_others(tmp_path):
+    pixels = render(torch.arange(32) % 3, 32, 0).permute(0, 2, 3, 1).numpy()
+    labels = (torch.arange(32) % 3).numpy()
+    common = ["train.py", "--data_dir", tmp_path / "data.npz", "--output_dir", tmp_path / "run",
+              *tiny("--max_steps", 1), "--method", "supcon"]  # fmt: skip
+    np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
+    run(*common)
+    np.savez(tmp_path / "data.npz", images=pixels, labels=labels[::-1].copy())
+    done = run(*common, check=False)
+    assert done.returncode == 2 and "labels: '" in done.stderr
 
 
 @pytest.mark.parametrize("optimizer", ["lamb", "sgd", "adam", "adamw"])
@@ -392,8 +444,9 @@ def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
     assert done.returncode == 2 and "data: '64 images, names " in done.stderr
 
 
-def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp_path):
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), "--lr", "1e30",
+@pytest.mark.parametrize("method", ["barlow_twins", "supcon"])
+def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp_path, method):
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), "--lr", "1e30", "--method", method,
                "--warmup_start", "1", "--save_steps", "1", "--max_bad_steps", "2", check=False)  # fmt: skip
     assert done.returncode == 2 and "training has diverged" in done.stderr and "no finite gradient" in done.stderr
     assert weights(tmp_path).isfinite().all()  # of the step before
@@ -433,16 +486,77 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
     assert "(linear|probe|knn|features|all) [probe knn]" in config.manual(evaluate.Settings)
 
 
-METHODS = ("barlow_twins", "simclr")  # the other files are of finetune.py
+def rows(path: Path) -> list[train.Settings]:
+    """The settings of a recipe of train.py: of each of its rows, or the only ones."""
+    values = config.read_yaml(path)
+    found = []
+    for row in values.pop("rows", [{}]):
+        lines = [word for name, value in (values | row).items()
+                 for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
+        found.append(config.parse(train.Settings, lines)[0])
+    return found
 
 
-def test_every_recipe_is_valid():
-    recipes = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem.startswith(METHODS)]
-    assert len(recipes) >= 7
-    for path in recipes:
-        settings, _ = config.parse(train.Settings, ["--config", str(path)])
-        assert path.stem.startswith(settings.method)
+RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path):
+    for settings in rows(path):
+        assert path.stem.startswith((settings.method, "lesions", "tissue"))
         train.check(settings)
+
+
+def test_there_are_recipes():
+    assert {"barlow_twins_imagenet", "simclr_svhn", "supcon_imagenet", "lesions_ucl"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("asked, expected", [
+    ({}, "barlow_twins_shapes"),
+    ({"method": "simclr", "dataset": "SVHN"}, "simclr_svhn"),
+    ({"dataset": "SVHN"}, "barlow_twins_cifar10"),
+    ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
+    ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
+    ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
+    ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet"),
+    ({"dataset": "STL10"}, "barlow_twins_stl10"),
+])  # fmt: skip
+def test_the_recipe_under_a_run_is_that_of_the_method_and_the_data(asked, expected):
+    assert train.find_recipe(asked).stem == expected
+
+
+EPOCH = 14_805 // 80  # steps of ISIC 2019's training images
+
+
+def test_the_lesion_recipes_are_the_tables_best_five_and_the_originals_views():
+    def table(name):
+        return [(s.temperature, s.batch_size, (s.max_steps or s.epochs * EPOCH) / EPOCH, s.balanced)
+                for s in rows(ROOT / "configs" / name)[:5]]  # fmt: skip
+
+    assert table("lesions_ucl.yaml") == [
+        (0.1, 80, 50, False), (0.1, 512, 200, True), (0.5, 512, 200, False), (0.1, 80, 50, True),
+        (1.0, 512, 200, False),
+    ]  # fmt: skip
+    assert table("lesions_scl.yaml") == [
+        (1.0, 80, 50, True), (1.0, 80, 200, True), (0.5, 80, 200, True), (0.5, 80, 200, False), (0.5, 80, 50, False),
+    ]  # fmt: skip
+    for name in ("lesions_ucl.yaml", "lesions_scl.yaml"):
+        for settings in rows(ROOT / "configs" / name):
+            first, second = train.make_views(settings)
+            assert first == second == View(
+                size=224, crop_scale=(0.75, 1.0), flip=0.5, vertical_flip=0.5, jitter=(0.8, 0.8, 0.8, 0.2),
+                jitter_prob=0.8, grayscale=0.2, blur_prob=0.0, solarize_prob=0.0,
+            )  # fmt: skip
+            factors = [train.lr_factor(settings, step, 1) for step in range(settings.epochs)]
+            assert (
+                max(factors) <= 1 and settings.lr == 0.001 and settings.mean == [0, 0, 0] and settings.std == [1, 1, 1]
+            )
+            if not settings.warmup_epochs:  # m + (lr - m)(1 + cos(πe/E))/2 with m = lr · 0.1³
+                m, e = 1e-3, torch.arange(settings.epochs).double() / settings.epochs
+                assert factors == pytest.approx((m + (1 - m) * (1 + torch.cos(torch.pi * e)) / 2).tolist())
+            assert settings.encoder == "resnet50"
+            head = projector(2048, settings.projector, batch_norm=settings.method == "barlow_twins")
+            assert [tuple(p.shape) for p in head.parameters()] == [(2048, 2048), (2048,), (128, 2048), (128,)]
 
 
 def test_the_imagenet_recipe_is_the_published_one():
