@@ -89,7 +89,6 @@ class Settings:
     group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
     split_column: str | None = None  # of the table: train, val or test
     splits_folder: str | None = None  # of ISIC 2019: folder of {train,val,test}_split_1.csv
-    test_slides: list[str] | None = None  # of slides: hospitals, patients or slides that are the test
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the run's, or the data set's
     mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
@@ -446,7 +445,7 @@ def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Calla
 
 def load_split(settings: Settings, split: str) -> Images | None:
     names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-             "split_column", "splits_folder", "test_slides", "seed")  # fmt: skip
+             "split_column", "splits_folder", "seed")  # fmt: skip
     options = {name: getattr(settings, name) for name in names}
     data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
     if data is not None:
@@ -704,7 +703,7 @@ def read_results(place: Path) -> dict:
 
 # Who names no data set takes the run's.
 ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
+              "split_column", "splits_folder", "mean", "std", "seed")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "download", "gpus", "device", "amp", "compile",
