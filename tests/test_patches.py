@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ssl.data.patches import patches
 from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "ssl.data.patches"]
 NAME = "TCGA-A1-A0SK-DX1"
 # Two codes are one class; a class is dropped by its name; the published tables have more columns.
 CODES = """group,overlay_order,GT_code,color,main_classes,main_codes,super_classes
@@ -45,6 +48,10 @@ def slide(path: Path, height: int, width: int, seed: int = 0, cell: int = 7) -> 
         Image.fromarray(image).save(path / folder / f"{NAME}.png")
     (path / "codes.csv").write_text(CODES)
     return pixels, mask
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def cut(path: Path, **options) -> dict[str, int]:
@@ -222,6 +229,25 @@ def test_a_slide_that_was_left_half_cut_is_cut_again(tmp_path, monkeypatch):
     assert found(tmp_path).keys() == wanted.keys()
 
 
+@pytest.mark.slow
+def test_a_killed_run_is_continued(tmp_path):
+    pixels, mask = slide(tmp_path, 300, 300, 1)
+    arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "2"]
+    process = subprocess.Popen([*COMMAND, *arguments, "--workers", "1"], cwd=tmp_path, env=environment(),
+                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    while len(list((tmp_path / "out").rglob("*.png"))) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all(image.shape == (16, 16, 3) for image in found(tmp_path).values())  # whole, every one
+    wanted = expected(pixels, mask, 16, 2, 0.3, 0.9)
+    assert 20 <= len(found(tmp_path)) < len(wanted)
+    cut(tmp_path, step=2)
+    made = found(tmp_path)
+    assert made.keys() == wanted.keys() and all((made[name] == wanted[name]).all() for name in made)
+
+
 # refusals
 
 
@@ -324,9 +350,8 @@ def test_the_command(tmp_path):
     arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "8"]
 
     def launch(*more):
-        command = [sys.executable, "-m", "ssl.data.patches", *arguments, *more]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        command = [*COMMAND, *arguments, *more]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
 
     done = launch()
     assert done.returncode == 0, done.stderr
