@@ -22,14 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, inference, inherit
+from ssl import checkpoint, config, distributed, foreign, inference, inherit
 from ssl.augment import View
-from ssl.data import datasets
+from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
-from ssl.data.tables import read_lines
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
@@ -40,9 +39,10 @@ from ssl.schedules import warmup_cosine
 
 ROOT = Path(__file__).resolve().parent
 
-# The encoder its authors published (ResNet-50, 1000 epochs), for when no --model_path is given.
-PUBLISHED = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
-
+# Settings that say how a table is read.
+OF_TABLE = (
+    "csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder", "test_slides",
+)  # fmt: skip
 
 Protocol = Literal["linear", "probe", "knn", "features", "all"]
 
@@ -57,7 +57,10 @@ class Settings:
 
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
-    model_path: str | None = None  # run folder, encoder.pt or checkpoint.pt; unset: the published ResNet-50
+    model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
+    init: str | None = None  # the same, under the name that it has in train.py
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     encoder: str | None = None  # unset: the run's, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
@@ -70,12 +73,17 @@ class Settings:
     csv: str | None = None  # table that names the images below data_dir; unset: the run's
     image_column: str | None = None  # of the table: paths below data_dir; unset: the run's, or image
     label_column: str | None = None  # of the table: classes; unset: the run's
+    positive: list[str] | None = None  # labels that are class 'positive', all others 'negative'; unset: the run's
+    group_column: str | None = None  # of the table: patient, lesion or slide, never in two splits; unset: the run's
+    split_column: str | None = None  # of the table: train, val or test; unset: the run's, or cut by seed
+    splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv; unset: the run's
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
-    mean: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
-    std: list[float] | None = None  # of normalisation; unset: the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
-    train_percent: Literal[1, 10, 100] = 100  # share of the labels, of every class, by seed
+    train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
     protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more
@@ -96,7 +104,10 @@ class Settings:
 
 def main() -> None:
     settings, _ = config.parse(Settings)
-    run = inherit.run_settings(settings.model_path)
+    if settings.init and settings.model_path:
+        raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
+    settings.model_path = settings.model_path or settings.init
+    run = foreign.run_settings(settings.model_path) if settings.model_path else {}
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
@@ -104,6 +115,7 @@ def main() -> None:
     folder = open_folder(settings)
 
     # Data
+    given = settings.mean, settings.std
     train, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
@@ -119,7 +131,8 @@ def main() -> None:
     if settings.random_init:
         subjects["random_init"] = encoder
     trained, _ = build_encoder(*built)
-    source = load_weights(trained, settings.model_path)
+    source = load_weights(trained, settings)
+    normalise_as_used_to(settings, given, source)
     subjects["trained"] = trained
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
@@ -161,7 +174,7 @@ def main() -> None:
 # Settings -----------------------------------------------------------------------------
 
 # Who names no data set takes the run's.
-ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "mean", "std", "seed")
+ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std", "seed")
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
@@ -170,6 +183,8 @@ def check(settings: Settings, protocols: list[str]) -> None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.model_path is None:
+        if settings.init_format or settings.trust_checkpoint:
+            raise UserError("init_format and trust_checkpoint say how to read a file; name it with --model_path")
         if settings.encoder not in (None, "resnet50"):
             raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
         settings.stem = "imagenet"
@@ -189,8 +204,7 @@ def check(settings: Settings, protocols: list[str]) -> None:
     for name in ("linear_weight_decay", "workers", "seed"):
         if getattr(settings, name) < 0:
             raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    if settings.train_files and settings.train_percent != 100:
-        raise UserError("train_files and train_percent both choose the labels; set one of them")
+    labels.check_choice(settings.train_percent, settings.train_files)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if "linear" in protocols and settings.linear_batch % processes:
         raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {processes} processes")
@@ -223,7 +237,7 @@ def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
 
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
     """(train, test) of the data set, train cut to the labels that may be used."""
-    names = ("image_size", "class_list", "csv", "image_column", "label_column", "seed")
+    names = ("image_size", "class_list", *OF_TABLE, "seed")
     options = {name: getattr(settings, name) for name in names}
     train, test = (
         datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
@@ -234,21 +248,13 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
     settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
-    if not train.classes or bool((train.labels < 0).any()):
-        raise UserError(
-            f"data_dir: {settings.data_dir} has images without labels; judging needs class folders, "
-            "or a class number for every image of an array file"
-        )
-    if settings.train_files:
-        train = train.subset(listed(train, settings.train_files))
-    elif settings.train_percent != 100:
-        train = train.subset(split_validation(train.labels, settings.train_percent / 100, settings.seed)[1])
-    counts = torch.bincount(train.labels, minlength=len(train.classes))
-    if int(counts.min()) < (2 if "probe" in protocols else 1):
-        raise UserError(
-            f"class {train.classes[int(counts.argmin())]!r} has {int(counts.min())} training images to use; "
-            "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
-        )
+    labels.require_classes(train, settings.data_dir)
+    train = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
+    least = 2 if "probe" in protocols else 1
+    labels.require_each(
+        train, least, "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
+    )
+    leaks.check({"train": train, "test": test})
     return train, test
 
 
@@ -259,46 +265,19 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
 
 
-def listed(data: Images, path: str) -> Tensor:
-    """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
-    if data.paths is None:
-        raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
-    names = read_lines(path, "train_files")
-    places: dict[str, list[int]] = {}
-    for index, image in enumerate(data.paths):
-        places.setdefault(os.path.basename(image), []).append(index)
-    found, missing = set(), []
-    for name in names:
-        ending = f"/{name.removeprefix('./')}"
-        matches = [i for i in places.get(os.path.basename(name), []) if data.paths[i].endswith(ending)]
-        if len(matches) > 1:
-            raise UserError(
-                f"train_files: {name!r} in {path} is the name of {len(matches)} images; "
-                "write it with its class folder, CLASS/NAME"
-            )
-        found.update(matches)
-        missing += [] if matches else [name]
-    if missing or not names:
-        raise UserError(
-            f"train_files: {len(missing)} of the {len(names)} names in {path} are not in the training split"
-            + (f" (the first: {missing[0]!r})" if missing else "")
-        )
-    return torch.tensor(sorted(found))
-
-
-def load_weights(encoder: nn.Module, model_path: str | None) -> str:
+def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
     """Put the weights to be judged into `encoder`; return where they came from."""
-    if model_path is not None:
-        return str(checkpoint.load_encoder(encoder, model_path))
-    try:
-        weights = torch.hub.load_state_dict_from_url(PUBLISHED, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"no --model_path, so the published weights were wanted, but they cannot be downloaded ({error}). "
-            "Pass --model_path RUN_OR_FILE"
-        ) from None
-    checkpoint.fill(encoder, weights, PUBLISHED)
-    return PUBLISHED
+    if settings.model_path is None:
+        return foreign.load_published(encoder, "barlow_twins")
+    return foreign.load_encoder(encoder, settings.model_path, settings.init_format, settings.trust_checkpoint)
+
+
+def normalise_as_used_to(settings: Settings, given: tuple, source: foreign.Source) -> None:
+    """Where mean and std were not `given`, take those that the weights are used to."""
+    for name, value in zip(("mean", "std"), given):
+        if value is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as these weights are used to")
 
 
 def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, resume, runs, stopping
+from ssl import config, distributed, foreign, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -57,16 +57,22 @@ class Settings:
 
     # Where settings come from
     config: str | None = None  # YAML file of settings; the command line wins over it
+    row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn, from what
     method: Literal["barlow_twins", "simclr", "supcon"] = (
         "barlow_twins"  # the loss, and its recipe; supcon: with labels
     )
-    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet, ImageNet50/100/200, folder, array or fake
+    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, slides, folder, …
     data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     csv: str | None = None  # table that names the images to use below data_dir
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth of every one is then kept for evaluate.py
+    positive: list[str] | None = None  # labels that are class 'positive', all others are 'negative'
+    group_column: str | None = None  # of the table: patient, lesion or slide, never cut apart
+    split_column: str | None = None  # of the table: train, val or test; unset: cut by seed
+    splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
@@ -76,7 +82,9 @@ class Settings:
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
-    init: str | None = None  # start from the encoder in this run folder or file
+    init: str | None = None  # start from the encoder in this run folder or file, ours or of others
+    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
@@ -148,7 +156,7 @@ class Settings:
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    for name in ("data_dir", "csv", "class_list"):
+    for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     check(settings)
@@ -177,10 +185,13 @@ def main() -> None:
         csv=settings.csv,
         image_column=settings.image_column,
         label_column=settings.label_column,
+        positive=settings.positive,
+        group_column=settings.group_column,
+        split_column=settings.split_column,
+        splits_folder=settings.splits_folder,
+        test_slides=settings.test_slides,
         seed=settings.seed,
     )
-    statistics = datasets.normalisation(data, settings.mean, settings.std)
-    mean, std = (torch.tensor(values, device=device) for values in statistics)
     views = make_views(settings)
     labels = require_labels(settings, data) if learns_from_labels(settings) else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
@@ -193,7 +204,9 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = Model(settings, data.channels)
     if settings.init:
-        say(f"init        encoder weights of {checkpoint.load_encoder(model.encoder, settings.init)}")
+        take_init(settings, model.encoder)
+    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in statistics)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
@@ -560,6 +573,8 @@ def check(settings: Settings) -> None:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
     if settings.momentum >= 1:
         raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
+    if settings.init is None and (settings.init_format or settings.trust_checkpoint):
+        raise UserError("init_format and trust_checkpoint say how to read a file; name it with --init")
     if settings.seed >= 2**63:
         raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -613,6 +628,16 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
         return warmup_cosine(step, total, warmup, settings.final_lr, start)
     milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
     return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
+
+
+def take_init(settings: Settings, encoder: nn.Module) -> None:
+    """Start from the weights of --init, and where the settings say nothing with the normalisation they are used to."""
+    source = foreign.load_encoder(encoder, settings.init, settings.init_format, settings.trust_checkpoint)
+    say(f"init        encoder weights of {source}")
+    for name in ("mean", "std"):
+        if getattr(settings, name) is None and getattr(source, name) is not None:
+            setattr(settings, name, getattr(source, name))
+            say(f"normalise   {name} {getattr(source, name)}, as those weights are used to")
 
 
 def make_views(settings: Settings) -> list[View]:
@@ -674,10 +699,11 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
 
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "data_dir", "csv", "image_column", "label_column", "download", "max_steps", "gpus", "device", "amp",
-    "compile", "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
-    "save_steps", "save_epochs", "keep_checkpoints", "log_every", "init", "batch_size", "accumulate",
-    "max_bad_fraction", "max_bad_steps",
+    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
+    "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
+    "save_epochs", "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size",
+    "accumulate", "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

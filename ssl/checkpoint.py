@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ssl import vetting
 from ssl.distributed import rank
@@ -16,10 +15,15 @@ from ssl.errors import UserError
 
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """As `write_text`."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -76,12 +80,21 @@ def rotate(value, folder: Path, keep: int) -> None:
         older.unlink()
 
 
-def load(path: str | Path):
-    """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code."""
+class Refused(UserError):
+    """A file that cannot be read without running its code."""
+
+
+def load(path: str | Path, trust: bool = False):
+    """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code.
+
+    With `trust` the code is run.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
         vetting.look_before(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
         vetting.look_after(value, path.stat().st_size)
@@ -90,7 +103,7 @@ def load(path: str | Path):
         raise
     except (vetting.Unplain, pickle.UnpicklingError) as error:
         what = f"it holds {error}," if isinstance(error, vetting.Unplain) else "it is no PyTorch file, or holds what is"
-        raise UserError(
+        raise Refused(
             f"{path}: refused: {what} neither a tensor nor a plain value, and reading it could run code. Expected a "
             "file of tensors and plain values (torch.save of a state_dict)"
         ) from None
@@ -114,58 +127,10 @@ def find_encoder(path: str | Path) -> Path:
     """The encoder file that `path`, a run folder or a file, stands for."""
     path = Path(path)
     if path.is_dir():
-        for name in ("encoder.pt", "checkpoint.pt"):
+        for name in ("encoder.pt", "best.pt", "checkpoint.pt"):
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{path}: holds neither encoder.pt nor checkpoint.pt; is it the output_dir of a run?")
+        raise UserError(f"{path}: holds neither encoder.pt, best.pt nor checkpoint.pt; is it the output_dir of a run?")
     if not path.is_file():
         raise UserError(f"{path}: no such file or run folder")
     return path
-
-
-def load_encoder(encoder: nn.Module, path: str | Path) -> Path:
-    """Put the weights of a run folder, encoder.pt or checkpoint.pt into `encoder`; return the file read.
-
-    Raises `UserError` as `load` and `fill` do.
-    """
-    path = find_encoder(path)
-    weights = load(path)
-    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # a checkpoint of ours
-        prefix = "encoder."
-        weights = {str(k).removeprefix(prefix): v for k, v in weights["model"].items() if str(k).startswith(prefix)}
-    fill(encoder, weights, path)
-    return path
-
-
-def fill(encoder: nn.Module, weights: dict, path: str | Path) -> None:
-    """Put `weights`, read from `path`, into `encoder`.
-
-    Strict: every weight must be there, finite and with the right shape. A torchvision
-    classifier (fc) is the one thing that may be left over. Raises `UserError` that lists what
-    does not fit.
-    """
-    if (
-        not weights
-        or not isinstance(weights, dict)
-        or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items())
-    ):
-        raise UserError(f"{path}: holds no weights by name; expected an encoder.pt or checkpoint.pt of train.py")
-    wanted = encoder.state_dict()
-    missing = [k for k in wanted if k not in weights]
-    unknown = [k for k in weights if k not in wanted and not k.startswith("fc.")]
-    misfits = [
-        f"{k} is {tuple(weights[k].shape)}, not {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in weights and weights[k].shape != wanted[k].shape
-    ]
-    for what, names in (("lacks", missing), ("has unknown", unknown), ("does not fit:", misfits)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(
-                f"{path}: not weights of this encoder ({type(encoder).__name__}): it {what} "
-                f"{', '.join(names[:3])}{more}. Check --encoder, --stem and --encoder_kwargs"
-            )
-    ruined = [k for k in wanted if not weights[k].to(wanted[k].dtype).isfinite().all()]
-    if ruined:
-        raise UserError(f"{path}: holds NaN or Inf, in {', '.join(ruined[:3])}; that training had diverged")
-    encoder.load_state_dict({k: weights[k] for k in wanted})

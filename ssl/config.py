@@ -1,12 +1,12 @@
 """Settings: a dataclass in the script <-> YAML <-> the command line.
 
 Layers, later ones win: the dataclass's defaults, the recipe of the method and data set,
-`--config FILE`, `--key value`. One function, `coerce`, checks values from every source.
-The comment behind a field is its help text, so the top of a script is its manual.
+`--config FILE`, of a file with `rows` the one that `--row N` chooses, `--key value`. One
+function, `coerce`, checks values from every source. The comment behind a field is its help
+text, so the top of a script is its manual.
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from ssl.errors import UserError
+from ssl.errors import UserError, nearest
+from ssl.report import say, table
 
 LARGEST_FILE = 100_000  # bytes; settings are written by people
 DEEPEST = 50  # how many brackets may stand in each other
@@ -122,7 +123,7 @@ def coerce(value, kind, where: str):
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{_nearest(value, args)}")
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{nearest(value, args)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
@@ -163,18 +164,52 @@ _ARTICLE = {
 }
 
 
-def _nearest(name, names) -> str:
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _check(values: dict, cls, where: str) -> dict:
     """Every key known, every value of its field's type."""
     kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in kinds:
-            raise UserError(f"{where}: unknown setting {key!r}{_nearest(key, kinds)}")
+            raise UserError(f"{where}: unknown setting {key!r}{nearest(key, kinds)}")
     return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
+
+
+# Rows -------------------------------------------------------------------------
+
+
+def _of_file(path: str, cls, row: int | None) -> list[tuple[str, dict]]:
+    """The layers in a settings file: what its rows share and, if it has `rows`, the one that is asked for.
+
+    Raises `UserError` for a mistake in any row, and unless one is chosen of a file that has rows.
+    """
+    shared = read_yaml(path)
+    has_rows, rows = "rows" in shared, shared.pop("rows", None)
+    layers = [(path, _check(shared, cls, path))]
+    if not has_rows:
+        if row is not None:
+            raise UserError(f"command line: row: {path} has no rows to choose from")
+        return layers
+    if "row" not in typing.get_type_hints(cls):
+        raise UserError(f"{path}: holds rows of settings to choose from, which this script does not do")
+    if not isinstance(rows, list) or not rows or not all(isinstance(values, dict) and values for values in rows):
+        raise UserError(f"{path}: rows: expected a list of mappings like - {{lr: 0.1}}")
+    rows = [(f"{path} row {number}", values) for number, values in enumerate(rows, 1)]
+    rows = [(where, _check(values, cls, where)) for where, values in rows]
+    for where, values in layers + rows:
+        if values.keys() & {"row", "config"}:
+            raise UserError(f"{where}: row and config are chosen on the command line")
+    if row is None or not 1 <= row <= len(rows):
+        say(_rows_table([values for _, values in rows]))
+        wrong = "" if row is None else f"row {row} is not there; "
+        raise UserError(f"{path}: {wrong}choose one of its rows with --row 1 to --row {len(rows)}")
+    return [*layers, rows[row - 1]]
+
+
+def _rows_table(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(name for values in rows for name in values))
+    return table(
+        [["row", *names]]
+        + [[str(number), *(str(values.get(name, "")) for name in names)] for number, values in enumerate(rows, 1)]
+    )
 
 
 # Command line -----------------------------------------------------------------
@@ -193,7 +228,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         key, equals, text = argument[2:].partition("=")
         key = key.replace("-", "_")
         if key not in kinds:
-            raise UserError(f"command line: unknown setting --{key}{_nearest(key, kinds)}")
+            raise UserError(f"command line: unknown setting --{key}{nearest(key, kinds)}")
         if not equals:
             following = []
             takes_many = typing.get_origin(_without_none(kinds[key])) in (list, tuple)
@@ -219,17 +254,19 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
     """The settings of a script, and where each came from.
 
     `recipe` is a function from the values set so far to the path of the recipe under them, or
-    None. Returns (settings, origin): origin maps each field to 'default', a file or
-    'command line'. `--help` prints the manual and exits.
+    None. Returns (settings, origin): origin maps each field to 'default', a file, 'FILE row N'
+    or 'command line'. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
         print(manual(cls))
         raise SystemExit(0)
     layers = [("command line", _from_arguments(cls, arguments))]
-    config = layers[0][1].get("config")
+    config, row = layers[0][1].get("config"), layers[0][1].get("row")
     if config is not None:
-        layers.insert(0, (config, _check(read_yaml(config), cls, config)))
+        layers = [*_of_file(config, cls, row), *layers]
+    elif row is not None:
+        raise UserError("command line: row: is one of the rows of a settings file; pass it as --config FILE")
     if recipe is not None:
         asked = {key: value for _, values in layers for key, value in values.items()}
         path = recipe(asked)

@@ -1,6 +1,7 @@
 """Errors a person can act on: one line, said once, no traceback."""
 
 import contextlib
+import difflib
 import json
 import os
 import signal
@@ -14,6 +15,12 @@ _heirs: list[Callable[[str], None]] = []
 def one_line(text) -> str:
     """`text` as one printable line: a name or a file's words must not forge lines or steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def nearest(name, names) -> str:
+    """'; did you mean …?' for the end of an error about a name that is none of `names`, if one is like it."""
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def on_failure(heir: Callable[[str], None]) -> None:

@@ -24,7 +24,7 @@ def outputs(
     device: torch.device,
     mean: list[float],
     std: list[float],
-    title: str,
+    title: str | None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Outputs (N, F), float32, of all un-augmented images, in order, on every rank.
 
@@ -33,7 +33,7 @@ def outputs(
     """
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     parts, unread, done = [], {}, 0
-    progress = Progress(len(data), 0, "image")
+    progress = Progress(len(data), 0, "image") if title else None
     for pixels, counts, bad in plain_batches(data, size, batch_size, workers, device):
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         # The last batch may leave nothing for this rank.
@@ -43,8 +43,10 @@ def outputs(
         unread |= dict(bad.values())
         parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
         done += sum(counts)
-        progress.update(done, title)
-    progress.close()
+        if progress:
+            progress.update(done, title)
+    if progress:
+        progress.close()
     found = torch.cat(parts)
     return found[:, :-1], found[:, -1] > 0, _of_all_ranks(unread)
 
@@ -62,7 +64,7 @@ def mean_over_views(
     device: torch.device,
     mean: list[float],
     std: list[float],
-    title: str,
+    title: str | None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """As `outputs`, but the mean of `net` over `copies` random views of every image (test-time augmentation).
 
@@ -72,15 +74,17 @@ def mean_over_views(
     statistics = [torch.tensor(values, device=device) for values in (mean, std)]
     steps = copies * order.steps_per_epoch
     parts, shown, unread = [], [], {}
-    progress = Progress(steps, 0, "batch")
+    progress = Progress(steps, 0, "batch") if title else None
     for step, batch in enumerate(training_batches(data, [view], order, 0, steps, workers, device)):
         (x,) = finish(batch, [view], *statistics)
         counts = [len(x)] * world_size()
         parts.append(gather_rows(net(x).float(), counts))
         shown.append(gather_rows(batch.index.to(device), counts))
         unread |= dict(batch.bad)
-        progress.update(step + 1, title)
-    progress.close()
+        if progress:
+            progress.update(step + 1, title)
+    if progress:
+        progress.close()
     found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(data)]
     index = torch.cat(shown).view(copies, -1)[:, : len(data)]
     # Another image stood in for a file that cannot be read.

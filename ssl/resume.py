@@ -8,7 +8,7 @@ from ssl import checkpoint, runs
 from ssl.errors import UserError
 from ssl.report import say
 
-NOT_WORTH_A_WORD = {"config", "resume", "resume_force", "output_dir", "max_steps", "download"}
+NOT_WORTH_A_WORD = {"config", "row", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Watchdog:
         """This rank is at `step` and begins with `doing`, one of PHASES."""
         self.step, self.doing, self.since = step, doing, time.monotonic()
 
+    def pause(self) -> None:
+        """Nothing is expected until the next `beat`."""
+        self.since = None
+
     def rest(self) -> None:
         self.resting.set()
 

@@ -44,6 +44,16 @@ def load(path, split="unlabelled", **options):
     return datasets.load(datasets.resolve_name(None, str(path)), str(path), split, **options)
 
 
+def test_val_is_its_own_split_where_test_is_there_and_judges_where_it_is_not(tmp_path):
+    parts = medmnist(tmp_path / "a.npz")
+    assert load(tmp_path / "a.npz", "val").labels.tolist() == parts["val_labels"][:, 0].tolist()
+    np.savez(tmp_path / "b.npz", **{name: array for name, array in parts.items() if not name.startswith("test")})
+    assert load(tmp_path / "b.npz", "val") is None and len(load(tmp_path / "b.npz", "test")) == 9
+    np.savez(tmp_path / "c.npz", images=parts["train_images"], labels=parts["train_labels"])
+    np.save(tmp_path / "d.npy", parts["train_images"])
+    assert load(tmp_path / "c.npz", "val") is None and load(tmp_path / "d.npy", "val") is None
+
+
 # Reading ----------------------------------------------------------------------
 
 

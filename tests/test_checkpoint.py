@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl import checkpoint
+from ssl import checkpoint, foreign
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 
@@ -81,7 +81,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     ruined["stem.0.weight"][0, 0, 0, 0] = float("nan")
     checkpoint.save(ruined, tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=r"holds NaN or Inf, in stem\.0\.weight"):
-        checkpoint.load_encoder(SmallResNet(4), tmp_path)
+        foreign.load_encoder(SmallResNet(4), tmp_path)
 
 
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):
@@ -97,20 +97,20 @@ def test_foreign_files_and_folders_are_named(tmp_path):
     (tmp_path / "a.pt").write_text("hello")
     for path, expected in (
         (tmp_path / "a.pt", "xpected a file"),
-        (tmp_path, "neither encoder.pt nor checkpoint.pt"),
+        (tmp_path, "neither encoder.pt, best.pt nor checkpoint.pt"),
         (tmp_path / "b.pt", "no such file"),
     ):
         with pytest.raises(UserError, match=expected):
-            checkpoint.load_encoder(SmallResNet(4), path)
+            foreign.load_encoder(SmallResNet(4), path)
     checkpoint.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds no weights by name"):
-        checkpoint.load_encoder(SmallResNet(4), tmp_path / "list.pt")
+        foreign.load_encoder(SmallResNet(4), tmp_path / "list.pt")
 
 
 def test_an_encoder_is_loaded_strictly(tmp_path):
     checkpoint.save(SmallResNet(4).state_dict(), tmp_path / "encoder.pt")
     fresh = SmallResNet(4)
-    assert checkpoint.load_encoder(fresh, tmp_path) == tmp_path / "encoder.pt"
+    assert foreign.load_encoder(fresh, tmp_path).path == tmp_path / "encoder.pt"
     saved = checkpoint.load(tmp_path / "encoder.pt")
     assert all(torch.equal(v, saved[k]) for k, v in fresh.state_dict().items())
     for other, expected in (
@@ -119,9 +119,9 @@ def test_an_encoder_is_loaded_strictly(tmp_path):
         (nn.Linear(2, 2), "lacks"),
     ):
         with pytest.raises(UserError, match=expected):
-            checkpoint.load_encoder(other, tmp_path)
+            foreign.load_encoder(other, tmp_path)
     with pytest.raises(UserError, match="has unknown"):
-        checkpoint.load_encoder(SmallResNet(4, stages=2), tmp_path)
+        foreign.load_encoder(SmallResNet(4, stages=2), tmp_path)
 
 
 def test_encoder_file_has_torchvision_names_with_only_fc_missing(tmp_path):
@@ -135,7 +135,7 @@ def test_encoder_file_has_torchvision_names_with_only_fc_missing(tmp_path):
 def test_a_supervised_torchvision_file_loads_without_its_classifier(tmp_path):
     checkpoint.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pt")
     encoder, _ = build_encoder("resnet18", 224)
-    checkpoint.load_encoder(encoder, tmp_path / "r.pt")
+    foreign.load_encoder(encoder, tmp_path / "r.pt")
 
 
 def test_no_flipped_bit_in_the_list_of_contents_passes(tmp_path):

@@ -160,6 +160,88 @@ def test_written_settings_read_back_as_themselves(tmp_path):
     )
 
 
+# Rows ---------------------------------------------------------------------------
+
+
+@dataclass
+class WithRows(Example):
+    row: int | None = None  # which row
+
+
+ROWS = """
+epochs: 7
+lr: 0.5
+rows:
+  - {lr: 0.1, compile: true}
+  - {lr: 1e-3, bias_lr: null}
+  - {name: third}
+"""
+
+
+def of_rows(tmp_path, *arguments, text=ROWS, cls=WithRows):
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    return config.parse(cls, ["--config", str(path), *arguments])
+
+
+def refused_rows(tmp_path, *arguments, **options) -> str:
+    with pytest.raises(UserError) as raised:
+        of_rows(tmp_path, *arguments, **options)
+    return str(raised.value)
+
+
+def test_a_row_lies_over_what_the_file_shares_and_under_the_command_line(tmp_path):
+    read, origin = of_rows(tmp_path, "--row", "2", "--epochs", "9")
+    assert (read.lr, read.bias_lr, read.epochs, read.compile, read.row) == (0.001, None, 9, False, 2)
+    path = str(tmp_path / "rows.yaml")
+    assert (origin["lr"], origin["epochs"], origin["name"]) == (f"{path} row 2", "command line", "default")
+    read, origin = of_rows(tmp_path, "--row", "3")
+    assert (read.lr, read.name, read.epochs, origin["lr"]) == (0.5, "third", 7, path)
+    first, _ = of_rows(tmp_path, "--row", "1")
+    assert (first.lr, first.compile, first.name) == (0.1, True, "x")  # control: rows differ
+
+
+def test_without_a_row_the_rows_are_shown_to_choose_from(tmp_path, capsys):
+    assert "choose one of its rows with --row 1 to --row 3" in refused_rows(tmp_path)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert shown[0] == ["row", "lr", "compile", "bias_lr", "name"]
+    assert shown[2:] == [["1", "0.1", "True"], ["2", "0.001", "None"], ["3", "third"]]
+    for row in ("0", "4", "-1"):
+        assert f"row {row} is not there; choose one of its rows" in refused_rows(tmp_path, "--row", row)
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ("- {lr: 1}\n  - {lrr: 2}", "rows.yaml row 2: unknown setting 'lrr'; did you mean 'lr'?"),
+        ("- {lr: 1}\n  - {epochs: many}", "rows.yaml row 2: epochs: 'many' is not an integer"),
+        ("- {lr: 1}\n  - {row: 1}", "row 2: row and config are chosen on the command line"),
+        ("- {lr: 1}\n  - {rows: 1}", "row 2: unknown setting 'rows'"),
+        ("- {lr: 1}\n  - 3", "rows: expected a list of mappings"),
+        ("- {lr: 1}\n  - {}", "rows: expected a list of mappings"),
+        ("{lr: 1}", "rows: expected a list of mappings"),
+        ("[]", "rows: expected a list of mappings"),
+        ("", "rows: expected a list of mappings"),
+    ],
+)
+def test_mistakes_in_any_row_are_found_whichever_is_chosen(tmp_path, rows, expected):
+    assert expected in refused_rows(tmp_path, "--row", "1", text=f"rows:\n  {rows}\n")
+
+
+def test_rows_where_there_are_none_to_choose_are_refused(tmp_path):
+    assert "has no rows to choose from" in refused_rows(tmp_path, "--row", "1", text="lr: 1\n")
+    assert "which this script does not do" in refused_rows(tmp_path, cls=Example)
+    with pytest.raises(UserError, match="pass it as --config FILE"):
+        config.parse(WithRows, ["--row", "1"])
+
+
+def test_the_settings_of_a_row_are_written_and_read_back_without_the_rows(tmp_path):
+    before, _ = of_rows(tmp_path, "--row", "2", "--scale", "0.2", "0.9")
+    config.write_yaml(tmp_path / "config.yaml", dataclasses.asdict(before))
+    again, _ = config.parse(WithRows, ["--config", str(tmp_path / "config.yaml")])
+    assert dataclasses.replace(again, config=before.config) == before
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=8))))
 def test_any_mapping_is_read_or_refused_with_a_message(tmp_path_factory, values):

@@ -71,6 +71,19 @@ def test_a_folder_with_splits_reads_to_sorted_classes_and_files(tmp_path):
 def test_val_stands_in_for_test(tmp_path):
     tree(tmp_path, splits=("train", "val"))
     assert len(datasets.load("folder", str(tmp_path), "test")) == 8
+    assert datasets.load("folder", str(tmp_path), "val") is None
+
+
+def test_where_there_are_val_and_test_each_is_itself(tmp_path):
+    tree(tmp_path, splits=("train", "val", "test"))
+    for split, part in (("train", "train"), ("unlabelled", "train"), ("val", "val"), ("test", "test")):
+        data = datasets.load("folder", str(tmp_path), split)
+        assert len(data) == 8 and all(path.startswith(str(tmp_path / part)) for path in data.paths)
+    picture(tmp_path / "val" / "bird" / "1.png")
+    with pytest.raises(UserError, match=r"class 'bird' is not in .*train"):
+        datasets.load("folder", str(tmp_path), "val")
+    tree(tmp_path / "cut", splits=("",))
+    assert datasets.load("folder", str(tmp_path / "cut"), "val") is None
 
 
 def test_large_images_stay_files(tmp_path):

@@ -27,7 +27,7 @@ from PIL import Image
 from test_scripts import ROOT, evaluate, run, tiny, train
 from torchvision.datasets import cifar
 
-from ssl import checkpoint, config
+from ssl import checkpoint, config, foreign, inherit
 from ssl.data import datasets, images
 from ssl.data.bad import BadImages
 from ssl.data.images import BadImage, decode
@@ -256,7 +256,7 @@ def test_weights_under_names_that_are_no_words_are_refused(tmp_path):
     for number, value in enumerate(({1: w}, {"model": {1: w}}, {"a\x1b[2J\nb": w})):
         checkpoint.save(value, tmp_path / f"{number}.pt")
         with pytest.raises(UserError) as raised:
-            checkpoint.load_encoder(build_encoder("ssl.encoders.SmallResNet", 32)[0], tmp_path / f"{number}.pt")
+            foreign.load_encoder(build_encoder("ssl.encoders.SmallResNet", 32)[0], tmp_path / f"{number}.pt")
         assert one_line(raised.value).isprintable()
 
 
@@ -470,14 +470,14 @@ def test_an_encoder_named_by_a_strangers_run_is_not_imported(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     theirs = {"encoder": "evil_room.Net", "encoder_kwargs": {"start_dim": 1}, "image_size": 32}
     with pytest.raises(UserError, match=r"--encoder evil_room\.Net --encoder_kwargs '\{\"start_dim\": 1\}'"):
-        evaluate.inherit(evaluate.Settings(), theirs)
+        inherit.fill(evaluate.Settings(), theirs, evaluate.ABOUT_DATA)
     assert not (tmp_path / "ran").exists()
     settings = evaluate.Settings(encoder="evil_room.Net")
-    evaluate.inherit(settings, theirs)
+    inherit.fill(settings, theirs, evaluate.ABOUT_DATA)
     build_encoder(settings.encoder, 32)  # the control: who says so gets it
     assert (tmp_path / "ran").exists()
     for harmless in ("resnet18", "ssl.encoders.SmallResNet", "torchvision.models.resnet.ResNet"):
-        evaluate.inherit(evaluate.Settings(), theirs | {"encoder": harmless})
+        inherit.fill(evaluate.Settings(), theirs | {"encoder": harmless}, evaluate.ABOUT_DATA)
 
 
 @pytest.mark.parametrize("name", [".x", "x.", "..", "os.system", "ssl.encoders.nn", "ssl.encoders.", "a b.c", "ssl..x"])

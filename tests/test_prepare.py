@@ -334,7 +334,7 @@ def _die(name):
 
 def test_a_worker_that_was_killed_ends_the_run_with_a_word():
     with pytest.raises(UserError, match=r"workers: .*fewer --workers"):
-        room._make(["a", "b"], _die, 1, 2)
+        room.in_workers(["a", "b"], _die, 1, 2)
 
 
 # refusals

@@ -16,10 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl import config
+from ssl import config, foreign, inherit
 from ssl.augment import View
 from ssl.data.files import Batch
-from ssl.data.images import Images
 from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
@@ -489,13 +488,9 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
 
 def rows(path: Path) -> list[train.Settings]:
     """The settings of a recipe of train.py: of each of its rows, or the only ones."""
-    values = config.read_yaml(path)
-    found = []
-    for row in values.pop("rows", [{}]):
-        lines = [word for name, value in (values | row).items()
-                 for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
-        found.append(config.parse(train.Settings, lines)[0])
-    return found
+    numbers = range(1, 1 + len(config.read_yaml(path).get("rows", [])))
+    chosen = [["--row", str(number)] for number in numbers] or [[]]
+    return [config.parse(train.Settings, ["--config", str(path), *row])[0] for row in chosen]
 
 
 RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
@@ -651,25 +646,15 @@ def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
     assert "1 of the 1 names" in run(*listed, check=False).stderr
 
 
-def test_a_listed_name_is_one_image(tmp_path):
-    paths = [str(tmp_path / folder / name) for folder in ("a", "b") for name in ("1.png", f"{folder}2.png")]
-    data = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], paths=paths)
-    (tmp_path / "list").write_text("b/1.png\na2.png\n./a/1.png\n")
-    assert evaluate.listed(data, str(tmp_path / "list")).tolist() == [0, 1, 2]
-    (tmp_path / "list").write_text("1.png\n")
-    with pytest.raises(UserError, match=r"'1.png' in .* is the name of 2 images; write it with its class folder"):
-        evaluate.listed(data, str(tmp_path / "list"))
-
-
 def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
         "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.3")  # fmt: skip
     settings = evaluate.Settings(model_path=str(tmp_path))
-    evaluate.inherit(settings, evaluate.run_settings(settings.model_path))
+    inherit.fill(settings, foreign.run_settings(settings.model_path), evaluate.ABOUT_DATA)
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
     assert (settings.mean, settings.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
     elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
-    evaluate.inherit(elsewhere, evaluate.run_settings(elsewhere.model_path))
+    inherit.fill(elsewhere, foreign.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
     assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, None, None)
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from test_scripts import ROOT, run, tiny
 
 from ssl import config
-from ssl.data import datasets, tables
+from ssl.data import datasets, leaks, tables
 from ssl.errors import UserError
 
 
@@ -229,6 +229,108 @@ def test_a_run_by_a_table_is_judged_by_it_and_missing_images_are_named_first(tmp
     status = json.loads((tmp_path / "other" / "status.json").read_text())
     assert status["state"] == "failed" and "'gone'" in status["reason"]
     assert not list((tmp_path / "other").glob("*.pt"))
+
+
+# Splits, groups and positives ---------------------------------------------------------------
+
+
+def rich_table(tmp_path, splits=("train", "train", "val", "test")):
+    """40 images of 10 patients; classes mel, nv, bkl; a split column that keeps patients together."""
+    pictures(tmp_path / "images", [f"{i:02}.png" for i in range(40)])
+    rows = [[f"{i:02}", ("mel", "nv", "bkl")[i % 3], f"p{i // 4}", splits[i // 4 % len(splits)]] for i in range(40)]
+    return written(tmp_path / "t.csv", [["image", "dx", "patient", "part"], *rows]), str(tmp_path / "images")
+
+
+def numbers(data) -> set[int]:
+    return {int(path[-6:-4]) for path in data.paths}
+
+
+def test_the_splits_of_a_table_are_its_own(tmp_path):
+    table, root = rich_table(tmp_path)
+    options = dict(csv=table, label_column="dx", split_column="part", group_column="patient")
+    parts = {split: datasets.load("folder", root, split, **options) for split in ("train", "val", "test")}
+    for part, data in parts.items():
+        wanted = {i for i in range(40) if ("train", "train", "val", "test")[i // 4 % 4] == part}
+        assert numbers(data) == wanted and data.classes == ["bkl", "mel", "nv"]
+        assert data.groups == [f"p{i // 4}" for i in sorted(wanted)]
+    leaks.check(parts)
+    alone = datasets.load("folder", root, "unlabelled", csv=table, split_column="part")
+    assert alone.paths == parts["train"].paths and alone.classes == []
+    assert "label_column: is not set" in refusal(
+        lambda: datasets.load("folder", root, "test", csv=table, split_column="part")
+    )
+
+
+def test_where_a_table_has_no_test_rows_its_val_rows_judge(tmp_path):
+    table, root = rich_table(tmp_path, ("train", "val"))
+    options = dict(csv=table, label_column="dx", split_column="part")
+    test = datasets.load("folder", root, "test", **options)
+    assert numbers(test) == {i for i in range(40) if i // 4 % 2}
+    assert datasets.load("folder", root, "val", **options) is None
+
+
+def test_splits_that_are_none_are_refused(tmp_path):
+    options = dict(label_column="dx", split_column="part")
+    table, root = rich_table(tmp_path, ("train", "test", "tset"))
+    said = refusal(lambda: datasets.load("folder", root, "train", csv=table, **options))
+    assert "split_column: 12 of 40 rows have none of train, val, test in 'part'" in said
+    assert "the first is row 9 (after the header): 'tset'; did you mean 'test'?" in said
+    table, root = rich_table(tmp_path, ("train",))
+    said = refusal(lambda: datasets.load("folder", root, "test", csv=table, **options))
+    assert said == f"split_column: no row of {table} has 'test' in 'part'"
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_whole_groups_are_cut_and_without_the_column_they_are_not(tmp_path_factory, seed):
+    base = tmp_path_factory.getbasetemp() / "groups"
+    table, root = rich_table(base) if not base.is_dir() else (str(base / "t.csv"), str(base / "images"))
+    options = dict(csv=table, label_column="dx", seed=seed)
+    parts = [datasets.load("folder", root, s, group_column="patient", **options) for s in ("train", "test")]
+    assert not {i // 4 for i in numbers(parts[0])} & {i // 4 for i in numbers(parts[1])}
+    assert numbers(parts[0]) | numbers(parts[1]) == set(range(40))
+    assert all(part.labels.unique().tolist() == [0, 1, 2] for part in parts)
+    assert datasets.load("folder", root, "val", group_column="patient", **options) is None
+    parts = [datasets.load("folder", root, split, **options) for split in ("train", "test")]  # control
+    assert {i // 4 for i in numbers(parts[0])} & {i // 4 for i in numbers(parts[1])}
+
+
+def test_positive_labels_against_all_others(tmp_path):
+    table, root = rich_table(tmp_path)
+    options = dict(csv=table, label_column="dx")
+    data = datasets.load("folder", root, "train", positive=["mel", "bkl"], split_column="part", **options)
+    assert data.classes == ["negative", "positive"]
+    assert data.labels.tolist() == [int(i % 3 != 1) for i in sorted(numbers(data))]
+    said = refusal(lambda: datasets.load("folder", root, "train", positive=["mell"], **options))
+    assert said.startswith("positive: 'mell' is none of the labels in column 'dx'")
+    assert said.endswith("'bkl', 'mel', 'nv'; did you mean 'mel'?")
+    assert "none is negative" in refusal(
+        lambda: datasets.load("folder", root, "train", positive=["mel", "nv", "bkl"], **options)
+    )
+    assert "pass their column as --label_column" in refusal(
+        lambda: datasets.load("folder", root, "train", csv=table, positive=["mel"])
+    )
+    for column in ("group_column", "split_column"):
+        assert f"{column}: is of a table; pass it as --csv" in refusal(
+            lambda column=column: datasets.load("folder", root, "train", **{column: "part"})
+        )
+        assert "'pert' is not among the columns" in refusal(
+            lambda column=column: datasets.load("folder", root, "train", **options, **{column: "pert"})
+        )
+
+
+@pytest.mark.slow
+def test_a_run_by_positives_and_splits_is_judged_by_them_and_a_leak_is_found_first(tmp_path):
+    rich_table(tmp_path, ("train", "test"))
+    columns = ["--label_column", "dx", "--positive", "mel", "--group_column", "patient", "--split_column", "part"]
+    data = ["--data_dir", "images", "--csv", "t.csv", *columns, "--output_dir", tmp_path / "run"]
+    run(ROOT / "train.py", *data, *tiny("--batch_size", 8, "--epochs", 2), cwd=tmp_path)
+    judge = ["evaluate.py", "--model_path", tmp_path / "run", "--protocol", "knn", "--batch_size", 8]
+    assert "20 train, 20 test images, 2 classes" in run(*judge).stdout
+    assert "10 train, 20 test images" in run(*judge, "--train_percent", "50.0").stdout
+    (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace("p1,", "p0,"))
+    done = run(*judge, check=False)
+    assert done.returncode == 2 and "leak: 1 patients, lesions or slides of test are in train too: 'p0'" in done.stderr
 
 
 # Tables as they are published -----------------------------------------------------------

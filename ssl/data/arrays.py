@@ -52,13 +52,16 @@ def _mapped_rows(path: str, rows: np.ndarray) -> Stack:
     return Stack(_mapped(Path(path)), rows)
 
 
-def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool]:
-    """(images, labels (N,), class names, whether they are a split of their own) for 'train', 'test' or 'unlabelled'.
+def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None:
+    """(images, labels (N,), class names, whether they are a split of their own) for a split of `datasets.load`.
 
-    Labels are -1, and there are no classes, where the file does not have one class number an
-    image. Raises `UserError` for a file that is not as described above.
+    None for 'val' where there are not both val and test. Labels are -1, and there are no
+    classes, where the file does not have one class number an image. Raises `UserError` for a
+    file that is not as described above.
     """
     if path.suffix.lower() == ".npy":
+        if split == "val":
+            return None
         images = _mapped(path)
         return _stack(images), torch.full((len(images),), -1), [], False
     with _readable(path):
@@ -66,6 +69,8 @@ def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool]:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UserError(f"data_dir: {path} is one array, not a .npz of several; name it .npy")
     with file:
+        if split == "val" and ("images" in file.files or not {"val_images", "test_images"} <= set(file.files)):
+            return None
         prefix = _prefix(path, file.files, split)
         images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}")
         labels, classes = _labels(path, file, prefix, len(images))
@@ -96,7 +101,7 @@ def _prefix(path: Path, names: list[str], split: str) -> str:
     """How the names of this split's arrays begin: nothing where the file is not split."""
     if "images" in names:
         return ""
-    wanted = ("test_", "val_") if split == "test" else ("train_",)
+    wanted = {"test": ("test_", "val_"), "val": ("val_",)}.get(split, ("train_",))
     for prefix in wanted:
         if f"{prefix}images" in names:
             return prefix

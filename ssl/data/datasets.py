@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ssl.augment import to_unit
-from ssl.data import arrays
+from ssl.data import arrays, lesions
 from ssl.data.folders import folder, imagenet
-from ssl.data.images import BadImage, Images, Paths, cut, spread
+from ssl.data.images import BadImage, Images, cut, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
-from ssl.data.tables import labelled_images
+from ssl.data.slides import FOLDERS as SLIDES
+from ssl.data.slides import slides
+from ssl.data.tables import Columns, table
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
@@ -36,6 +38,7 @@ KNOWN = {
     "folder": (224, *IMAGENET),
     "array": (224, None, None),
     "fake": (224, *IMAGENET),
+    **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
@@ -47,7 +50,7 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
         is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
         return "array" if is_array else "folder" if data_dir else "shapes"
     if dataset not in KNOWN:
-        lower = {name.lower(): name for name in KNOWN}
+        lower = {name.lower(): name for name in KNOWN} | lesions.OTHER_NAMES
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
         raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
     if dataset in ("shapes", "fake") and data_dir:
@@ -66,18 +69,28 @@ def load(
     csv: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    positive: list[str] | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    splits_folder: str | None = None,
+    test_slides: list[str] | None = None,
     seed: int = 0,
-) -> Images:
-    """Split 'train', 'test' or 'unlabelled' (what to pre-train on) of a data set.
+) -> Images | None:
+    """Split 'train', 'val', 'test' or 'unlabelled' (what to pre-train on) of a data set.
 
-    'unlabelled' is train except where a data set has more images without labels (STL10). A
-    class folder without splits, or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not
-    there or not what it should be.
+    'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
+    is None where a data set has no validation split of its own. A class folder without splits,
+    or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not there or not what it should be.
     """
-    if csv is not None and name != "folder":
-        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
-    if csv is None and label_column is not None:
-        raise UserError("label_column: is of a table; pass it as --csv FILE")
+    columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
+    _require_fitting(name, csv, columns, splits_folder, test_slides)
+    if name in lesions.TABLES:
+        return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder))
+    if name in SLIDES:
+        data = slides(name, _existing(data_dir, name), split, csv, test_slides)
+        return data and _make_resident(data)
+    if split == "val" and name not in ("folder", "array"):
+        return None
     if name == "shapes":
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
@@ -85,8 +98,7 @@ def load(
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
         root = _existing(data_dir, name)
-        table = csv, image_column or "image", label_column
-        data = folder(root, split, seed) if csv is None else _table(root, *table, split, seed)
+        data = folder(root, split, seed) if csv is None else table(root, csv, columns, split, seed)
     elif name == "array":
         data = _array(data_dir, split, seed)
     elif name.startswith("ImageNet"):
@@ -96,7 +108,7 @@ def load(
             _torchvision(name, data_dir or "data", split, download)
         barrier()  # the others read what rank 0 fetched
         data = _torchvision(name, data_dir or "data", split, False)
-    return _make_resident(data)
+    return data and _make_resident(data)
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
@@ -118,6 +130,25 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     return list(mean or known_mean), list(std or known_std)
 
 
+def _require_fitting(
+    name: str, csv: str | None, columns: Columns, splits_folder: str | None, test_slides: list[str] | None
+) -> None:
+    """Raise `UserError` for settings of a table where there is none, and for tables that a data set does not have."""
+    if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
+        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
+    for part in ("label", "positive", "group", "split"):
+        setting = part if part == "positive" else f"{part}_column"
+        if getattr(columns, part) is not None and (csv is None or name != "folder"):
+            known = f"; those of {name} are known" if name in (*lesions.TABLES, *SLIDES) else "; pass it as --csv FILE"
+            raise UserError(f"{setting}: is of a table{known}")
+    if columns.positive is not None and columns.label is None:
+        raise UserError("positive: says which labels count as positive; pass their column as --label_column")
+    if splits_folder is not None and name != "isic2019":
+        raise UserError("splits_folder: is of isic2019; the splits of your own table are its --split_column")
+    if test_slides is not None and name not in SLIDES:
+        raise UserError(f"test_slides: is of data sets whose images are named after slides: {', '.join(SLIDES)}")
+
+
 def _existing(data_dir: str | None, name: str) -> Path:
     if data_dir is None:
         raise UserError(f"data_dir: {name} has to be read from somewhere; pass --data_dir FOLDER")
@@ -127,28 +158,18 @@ def _existing(data_dir: str | None, name: str) -> Path:
     return folder
 
 
-# Tables -----------------------------------------------------------------------
-
-
-def _table(root: Path, csv: str, image_column: str, label_column: str | None, split: str, seed: int) -> Images:
-    """The images below ROOT that a table names, of the classes that one of its columns holds."""
-    paths, labels = zip(*labelled_images(root, csv, image_column, label_column))
-    classes = sorted(set(labels) - {None})
-    number = {name: label for label, name in enumerate(classes)}
-    numbers = torch.tensor([number.get(label, -1) for label in labels])
-    everything = Images("folder", numbers, classes, paths=Paths(paths))
-    return cut(everything, split, seed, f"label_column: is not set, so the images of {csv} have no classes")
-
-
 # Others -----------------------------------------------------------------------
 
 
-def _array(data_dir: str | None, split: str, seed: int) -> Images:
+def _array(data_dir: str | None, split: str, seed: int) -> Images | None:
     """A .npz or .npy file, with or without splits of its own."""
     path = Path(data_dir or "").expanduser()
     if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
-    stored, labels, classes, is_split = arrays.read(path, split)
+    found = arrays.read(path, split)
+    if found is None:
+        return None
+    stored, labels, classes, is_split = found
     data = Images("array", labels, classes, stored=stored)
     return data if is_split else cut(data, split, seed, f"data_dir: {path} holds images without labels")
 

@@ -10,15 +10,21 @@ from ssl.data.tables import read_lines
 from ssl.errors import UserError
 
 
-def folder(root: Path, split: str, seed: int) -> Images:
-    """ROOT/{train,val|test}/CLASS/*, or ROOT/CLASS/*, or images without classes."""
+def folder(root: Path, split: str, seed: int) -> Images | None:
+    """ROOT/{train,val,test}/CLASS/*, or ROOT/CLASS/*, or images without classes.
+
+    Where there is no test/, val/ judges, and there is no split 'val'.
+    """
     if (root / "train").is_dir():
+        others = [root / part for part in ("test", "val") if (root / part).is_dir()]
+        if split == "val" and len(others) < 2:
+            return None
         train = _tree(root / "train")
-        if split != "test":
+        if split not in ("test", "val"):
             return train
-        other = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-        if other is None:
+        if not others:
             raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
+        other = others[split == "val"]
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test

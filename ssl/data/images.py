@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl.data.arrays import Stack
+from ssl.data.groups import hold_out_groups
 from ssl.errors import UserError, one_line
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
@@ -146,8 +147,9 @@ class Images:
     """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
     shown over and over. Those from an array file may be uint16, all others are uint8.
 
-    labels (N,) int64, -1 unlabelled. `bad` holds (path, reason) of files that were left out since
-    they cannot be read.
+    labels (N,) int64, -1 unlabelled. `groups` (N,) says which images belong together (of one patient, lesion, slide),
+    None where that is not known. `named`: a table gave the files' names, so one name is one image wherever it lies.
+    `bad` holds (path, reason) of files that were left out since they cannot be read.
     """
 
     name: str
@@ -157,6 +159,8 @@ class Images:
     paths: Sequence[str] | None = None
     stored: Stack | None = None
     pool: Tensor | None = None
+    groups: Sequence[str | None] | None = None
+    named: bool = False
     bad: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -198,6 +202,7 @@ class Images:
             resident=None if self.resident is None else self.resident.index_select(0, indices),
             paths=None if self.paths is None else Paths(self.paths[i] for i in indices.tolist()),
             stored=None if self.stored is None else self.stored.subset(indices.numpy()),
+            groups=None if self.groups is None else [self.groups[i] for i in indices.tolist()],
         )
 
 
@@ -206,23 +211,43 @@ def spread(count: int, most: int) -> range:
     return range(0, count, max(1, -(-count // most)))
 
 
-def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    held = torch.zeros(len(labels), dtype=torch.bool)
+def first_of_classes(labels: Tensor, seed: int, count: Callable[[int], int]) -> Tensor:
+    """Mask (N,) of `count(n)` of the n images of every class, the first ones of an order that `seed` gives."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         of_class = order[labels[order] == label]
-        count = round(len(of_class) * fraction) or int(len(of_class) > 1)
-        held[of_class[:count]] = True
+        chosen[of_class[: count(len(of_class))]] = True
+    return chosen
+
+
+def split_validation(
+    labels: Tensor, fraction: float, seed: int, groups: Sequence[str | None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two.
+
+    With `groups` whole groups, as near to that as they allow.
+    """
+    if groups is None:
+        held = first_of_classes(labels, seed, lambda count: round(count * fraction) or int(count > 1))
+    else:
+        held = hold_out_groups(labels, groups, fraction, seed)
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images:
+def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """(what is left, what is held out): `fraction` of every class by `seed`, whole groups where they are known."""
+    train, held = split_validation(data.labels, fraction, seed, data.groups)
+    return data.subset(train), data.subset(held)
+
+
+def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images | None:
     """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
+    if split == "val":
+        return None
     if not everything.classes:
         if split == "test":
             raise UserError(f"{unlabelled}; without labels there is nothing to judge")
         return everything
-    train, test = split_validation(everything.labels, 0.1, seed)
-    return everything.subset(test if split == "test" else train)
+    train, test = hold_out(everything, 0.1, seed)
+    return test if split == "test" else train

@@ -64,12 +64,12 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 
     missing = [name for name in names if not _is_done(source / name, target / name)]
     attempt = partial(_attempt, source, target, short_side, quality)
-    bad = _make(missing, attempt, auto_workers() if workers is None else workers, len(names))
+    bad = in_workers(missing, attempt, auto_workers() if workers is None else workers, len(names))
     bad_file = target / "bad_images.jsonl"
     bad_file.unlink(missing_ok=True)
     if bad:
         lines = [json.dumps({"path": str(source / name), "reason": reason}) + "\n" for name, reason in bad.items()]
-        _write(bad_file, "".join(lines).encode())
+        write(bad_file, "".join(lines).encode())
 
     good = [name for name in names if name not in bad]
     if list_images(target) != good:
@@ -98,7 +98,7 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
     elif any(not entry.name.startswith(".") for entry in target.iterdir()):
         raise UserError(f"DST: {target} is not empty, and prepare did not make it; give a new or an empty folder")
     else:
-        _write(made_with, json.dumps(settings).encode() + b"\n")
+        write(made_with, json.dumps(settings).encode() + b"\n")
     surplus = sorted(set(list_images(target)) - set(names))
     if surplus:
         raise UserError(
@@ -111,6 +111,11 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
         if (target / folder).resolve() != target / folder:  # asked before mkdir, which would follow the link
             raise UserError(f"DST: {target / folder} is a link, or below one, and leads elsewhere; remove it")
         (target / folder).mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove the partial files that a killed run left below `target`."""
     for leftover in target.rglob(PARTIAL + "*"):
         with contextlib.suppress(FileNotFoundError):  # another run may work here too; neither harms the other
             if time.time() - leftover.lstat().st_ctime > ABANDONED:
@@ -127,7 +132,7 @@ def _is_done(source: Path, target: Path) -> bool:
     return stat.S_ISREG(made.st_mode) and made.st_size > 0 and same_time
 
 
-def _make(names: list[Path], attempt, workers: int, total: int) -> dict[Path, str]:
+def in_workers(names: list[Path], attempt, workers: int, total: int) -> dict[Path, str]:
     """`attempt` every name in `workers` processes; the reasons of those that are bad."""
     bad, start = {}, total - len(names)
     progress = Progress(total, start, "image")
@@ -160,7 +165,7 @@ def _attempt(source: Path, target: Path, short_side: int, quality: int, name: Pa
         (target / name).unlink(missing_ok=True)  # made of an earlier state of the source
         return str(error).removeprefix(f"{path}: ")
     try:
-        _write(target / name, content, (3, height, width), taken)
+        write(target / name, content, (3, height, width), taken)
     except (OSError, ValueError) as error:
         return UserError(f"DST: cannot write {target / name} ({error}); the same command then makes what is missing")
 
@@ -197,7 +202,7 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
     return file.getvalue(), height, width
 
 
-def _write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
+def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
     """Write `path` whole or not at all; with `shape`, only if it reads back as an image of that shape."""
     unfinished = path.with_name(PARTIAL + secrets.token_hex(8))
     try:

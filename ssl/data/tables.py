@@ -2,10 +2,13 @@
 
 import csv
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ssl.data.images import EXTENSIONS
-from ssl.errors import UserError
+import torch
+
+from ssl.data.images import EXTENSIONS, Images, Paths, cut
+from ssl.errors import UserError, nearest
 
 LARGEST_TABLE = 1 << 30  # bytes
 
@@ -32,10 +35,10 @@ def _check_size(path: Path, setting: str) -> None:
         raise UserError(f"{setting}: {path} has {path.stat().st_size:,} bytes, more than the {LARGEST_TABLE:,} read")
 
 
-def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
+def read_table(path: str | Path, columns: list[str], delimiter: str = ",") -> list[tuple[str, ...]]:
     """The cells of `columns`, a tuple a row, as text.
 
-    UTF-8 (with or without a byte-order mark), comma-separated, with a header; lines may end as
+    UTF-8 (with or without a byte-order mark), separated by `delimiter`, with a header; lines may end as
     on any system; empty lines are left out. Raises `UserError` for what the standard csv module
     refuses when strict (and for a cell of more than its 131,072 characters), for a row that is
     longer or shorter than the header, for NUL, and for a column that is not there or there twice.
@@ -44,9 +47,10 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
     _check_size(path, "csv")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return _cells(path, csv.reader(file, strict=True), columns)
+            return _cells(path, csv.reader(file, strict=True, delimiter=delimiter), columns)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"csv: cannot read {path} as comma-separated UTF-8 ({error})") from None
+        separated = {",": "comma", ";": "semicolon"}[delimiter]
+        raise UserError(f"csv: cannot read {path} as {separated}-separated UTF-8 ({error})") from None
 
 
 def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
@@ -54,7 +58,8 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
     for column in columns:
         if header.count(column) != 1:
             wrong = "twice" if column in header else "not"
-            raise UserError(f"csv: {column!r} is {wrong} among the columns of {path}: {_shown(header)}")
+            hint = nearest(column, header) if wrong == "not" else ""
+            raise UserError(f"csv: {column!r} is {wrong} among the columns of {path}: {_shown(header)}{hint}")
     places, rows = [header.index(column) for column in columns], []
     try:
         for row in reader:
@@ -74,24 +79,101 @@ def _shown(names: list[str]) -> str:
     return (", ".join(repr(name[:50]) for name in names[:30]) or "none at all") + more
 
 
-def labelled_images(root: Path, csv: str, image_column: str, label_column: str | None) -> list[tuple[str, str | None]]:
-    """(path, label) of every image that the table `csv` names below `root`, in byte order of the paths.
+# As a data set ------------------------------------------------------------------------
 
-    The label is None where there is no `label_column`. Raises `UserError` as `read_table` and
-    `find_images` do, and for rows without a label.
+SPLITS = ("train", "val", "test")
+BINARY = ["negative", "positive"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table's columns are called. `positive` are the labels of class 1, where all others are class 0."""
+
+    image: str = "image"
+    label: str | None = None
+    positive: list[str] | None = None
+    group: str | None = None
+    split: str | None = None
+
+
+def table(root: Path, csv: str, columns: Columns, split: str, seed: int) -> Images | None:
+    """The images below `root` that a table names, in byte order of their paths.
+
+    Splits are the table's own, or else cut by `seed`, whole groups together; where it has no
+    test rows, its val rows judge. Raises `UserError` as `read_table` and `find_images` do, and
+    for rows without a label or with an unknown split.
     """
-    rows = read_table(csv, [image_column] if label_column is None else [image_column, label_column])
+    names = [columns.image, columns.label, columns.group, columns.split]
+    rows = read_table(csv, [name for name in names if name is not None])
     if not rows:
         raise UserError(f"csv: {csv} has a header and no rows")
-    unlabelled = [number for number, row in enumerate(rows, 1) if not row[-1].strip()]
-    if label_column is not None and unlabelled:
-        raise UserError(
-            f"csv: {len(unlabelled)} of {len(rows)} rows have no {label_column!r}, such as row {_first(unlabelled)} "
-            "(after the header); fill it in, or remove them"
-        )
+    cells = iter([[cell.strip() for cell in column] for column in zip(*rows)])
+    next(cells)  # a file's name may begin or end with a blank
+    labels, groups, splits = (None if name is None else next(cells) for name in names[1:])
     paths = find_images(root, [row[0] for row in rows])
-    labels = [None if label_column is None else row[1].strip() for row in rows]
-    return sorted(zip(paths, labels), key=lambda pair: os.fsencode(pair[0]))
+    order = sorted(range(len(rows)), key=lambda row: os.fsencode(paths[row]))
+    numbers, classes = _classes(csv, labels, columns, len(rows))
+    everything = Images(
+        "folder",
+        torch.tensor(numbers)[order],
+        classes,
+        paths=Paths(paths[row] for row in order),
+        groups=None if groups is None else [groups[row] or None for row in order],
+        named=True,
+    )
+    unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
+    if splits is None:
+        return cut(everything, split, seed, unlabelled)
+    part = _part(csv, splits, columns.split, split)
+    if part == "test" and not classes:
+        raise UserError(f"{unlabelled}; without labels there is nothing to judge")
+    return part and everything.subset(torch.tensor([at for at, row in enumerate(order) if splits[row] == part]))
+
+
+def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -> tuple[list[int], list[str]]:
+    """(class number of every row, names of the classes)."""
+    if labels is None:
+        return [-1] * count, []
+    unlabelled = [number for number, label in enumerate(labels, 1) if not label]
+    if unlabelled:
+        raise UserError(
+            f"csv: {len(unlabelled)} of {len(labels)} rows have no {columns.label!r}, such as row "
+            f"{first_few(unlabelled)} (after the header); fill it in, or remove them"
+        )
+    found = sorted(set(labels))
+    if columns.positive is None:
+        number = {name: label for label, name in enumerate(found)}
+        return [number[label] for label in labels], found
+    for value in columns.positive:
+        if value not in found:
+            raise UserError(
+                f"positive: {value!r} is none of the labels in column {columns.label!r} of {csv}: "
+                f"{_shown(found)}{nearest(value, found)}"
+            )
+    if len(set(columns.positive)) == len(found):
+        raise UserError(f"positive: all labels in column {columns.label!r} of {csv} are named, so none is negative")
+    return [int(label in columns.positive) for label in labels], BINARY
+
+
+def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:
+    """The value of the split column whose rows are asked for; None for 'val' where there is none, or it judges."""
+    unknown = [(row, value) for row, value in enumerate(splits, 1) if value not in SPLITS]
+    if unknown:
+        row, value = unknown[0]
+        raise UserError(
+            f"split_column: {len(unknown)} of {len(splits)} rows have none of {', '.join(SPLITS)} in {column!r}; "
+            f"the first is row {row} (after the header): {value!r}{nearest(value, SPLITS)}"
+        )
+    judging = [part for part in ("test", "val") if part in splits]
+    if split == "val":
+        return "val" if len(judging) == 2 else None
+    part = (judging or ["test"])[0] if split == "test" else "train"
+    if part not in splits:
+        raise UserError(f"split_column: no row of {csv} has {part!r} in {column!r}")
+    return part
+
+
+# Finding the images -------------------------------------------------------------------
 
 
 def find_images(root: Path, names: list[str]) -> list[str]:
@@ -102,7 +184,7 @@ def find_images(root: Path, names: list[str]) -> list[str]:
     for two files, and for two names of one image.
     """
     places = [_inside(root, name) for name in names]
-    folders = {folder: _images_in(root / folder) for folder in {place.parent for place in places}}
+    folders = {folder: images_in(root / folder) for folder in {place.parent for place in places}}
     found, missing, first_row = [], [], {}
     for row, (name, place) in enumerate(zip(names, places), 1):
         files = folders[place.parent].get(place.name, [])
@@ -118,13 +200,14 @@ def find_images(root: Path, names: list[str]) -> list[str]:
         found.append(path)
     if missing:
         raise UserError(
-            f"csv: {len(missing)} of {len(names)} images are not in {root}: {_first(missing)}; is --data_dir "
+            f"csv: {len(missing)} of {len(names)} images are not in {root}: {first_few(missing)}; is --data_dir "
             "the folder that the names are relative to?"
         )
     return found
 
 
-def _first(names: list) -> str:
+def first_few(names: list) -> str:
+    """The first three, for an error."""
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
@@ -137,7 +220,7 @@ def _inside(root: Path, name: str) -> PurePosixPath:
     return place
 
 
-def _images_in(folder: Path) -> dict[str, list[str]]:
+def images_in(folder: Path) -> dict[str, list[str]]:
     """Name, with and without its extension -> the image files of that name in a folder."""
     entries = os.scandir(folder) if folder.is_dir() else ()
     files = [entry.name for entry in entries if _extension(entry.name) in EXTENSIONS and entry.is_file()]

@@ -1,0 +1,843 @@
+"""Fine-tune an encoder on labels, or train a head on it, and test what comes of it.
+
+python finetune.py --init runs/barlow_twins_shapes                   the run's own data set
+python finetune.py --init moco_v2.pth --method moco --data_dir DIR   class folders with train/, val/, test/
+python finetune.py --test_only --model_path RUN --data_dir OTHER     a finished one on other images
+python finetune.py --help                                            every setting
+"""
+
+from pathlib import Path
+
+import ssl
+
+ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl import (
+    checkpoint,
+    config,
+    distributed,
+    foreign,
+    inference,
+    inherit,
+    metrics,
+    pictures,
+    restore,
+    resume,
+    runs,
+    stopping,
+)  # fmt: skip
+from ssl.augment import COLUMNS, View
+from ssl.data import datasets, labels, leaks
+from ssl.data.bad import BadImages
+from ssl.data.bad import check as check_bad
+from ssl.data.files import Batch
+from ssl.data.images import Images, hold_out
+from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.order import Order
+from ssl.distributed import is_main, world_size
+from ssl.encoders import build_encoder
+from ssl.errors import UserError, one_line, one_line_errors
+from ssl.precision import choose_precision
+from ssl.predictions import write_predictions
+from ssl.report import Metrics, Progress, say, table
+from ssl.schedules import plateau, warmup_cosine
+from ssl.watchdog import Watchdog
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass
+class Settings:
+    """Fine-tune an encoder on labels, or train a head on it, and test what comes of it.
+
+    What is unset is as in the run that --init belongs to, where it says 'the run's'. The best epoch
+    is chosen on the validation split; the test split is scored once, by that one.
+    """
+
+    # Where settings come from
+    config: str | None = None  # YAML file of settings; the command line wins over it
+    row: int | None = None  # which row of that file's table, from 1 on
+    # From what
+    init: str | None = None  # encoder weights: run folder or file, ours or other people's; unset: untrained
+    method: Literal["simclr", "swav", "byol", "moco", "infomin", "baseline"] | None = None  # what --init must be of
+    trust_checkpoint: bool = False  # let the file run its code, where it cannot be read otherwise
+    encoder: str | None = None  # unset: the run's, or resnet50
+    encoder_kwargs: dict | None = None  # unset: the run's
+    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
+    # On what
+    dataset: str | None = None  # unset: the run's
+    data_dir: str | None = None  # unset: the run's
+    class_list: str | None = None  # unset: the run's
+    csv: str | None = None  # table that names the images below data_dir; unset: the run's
+    image_column: str | None = None  # of the table: paths below data_dir; unset: the run's, or image
+    label_column: str | None = None  # of the table: classes; unset: the run's
+    positive: list[str] | None = None  # of the table: these labels are class 'positive', all others 'negative'
+    group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
+    split_column: str | None = None  # of the table: train, val or test
+    splits_folder: str | None = None  # of ISIC 2019: folder of {train,val,test}_split_1.csv
+    download: bool = False  # let torchvision download the data set
+    image_size: int | None = None  # unset: the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
+    train_percent: float = 100.0  # share of the labels, of every class, by seed
+    train_files: str | None = None  # or a file that lists the names of the training images to use
+    val_fraction: float = 0.1  # of every class, kept for validation where the data set has no split for it
+    max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case
+    # How
+    freeze: bool = False  # train the head alone, on an encoder in evaluation mode
+    batch_size: int = 32  # images per process
+    epochs: int = 100  # at most
+    lr: float = 1e-3  # of the head
+    lr_backbone: float | None = None  # of the encoder; unset: the same
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 1e-3  # of everything
+    schedule: Literal["plateau", "cosine", "cosine_by_epoch"] = "plateau"  # plateau: of the validation
+    plateau_factor: float = 0.1  # what lr is multiplied by
+    plateau_patience: int = 10  # after more epochs than this without a new best
+    warmup_epochs: float = 0.0  # of the cosines: linear up to lr
+    min_lr: float = 1e-5  # where a schedule ends, or lr where that is less
+    watch: Literal["loss", "auc", "balanced_accuracy"] = "loss"  # of validation: what best, plateau and patience go by
+    patience: int = 22  # epochs without a new best after which training ends
+    balanced: bool = False  # draw every class equally often
+    sync_bn: bool = True  # batch norm over the global batch
+    # Views of training, and of testing with copies
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
+    flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    rotation: float = 0.0  # degrees to either side
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    jitter_prob: float = 1.0  # probability
+    grayscale: float = 0.0  # probability
+    # Test
+    test_only: bool = False  # test --model_path, train nothing
+    model_path: str | None = None  # with test_only: run folder of finetune.py, or its best.pt
+    copies: int = 1  # 1: the plain image; more: mean of the scores of so many random views of it
+    major: list[str] | None = None  # classes whose test images are also reported apart, and the others, 'minor'
+    runs: int = 1  # repeat with seed, seed + 1, ..., and report mean and standard deviation
+    # Machine
+    gpus: int | None = None  # start so many processes here, as torchrun would
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
+    compile: bool = False  # torch.compile the model
+    workers: int | None = None  # loader processes per process; unset: the cores it may use
+    deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
+    timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
+    # Run
+    seed: int | None = None  # of head, order, views, label subset; unset: the run's, or 0
+    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET, or with test_only MODEL/test_DATASET
+    resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
+    resume_force: bool = False  # continue although settings differ that change what is learnt
+    save_minutes: float = 10.0  # between checkpoints; the end of every run is always saved
+    keep_checkpoints: int = 2  # how many of the newest stay
+
+
+def main() -> None:
+    settings, origin = config.parse(Settings)
+    if settings.test_only:
+        return test_only(settings, origin)
+    inherit.fill(settings, foreign.run_settings(settings.init) if settings.init else {}, ABOUT_DATA)
+    check(settings)
+    if settings.gpus is not None and "RANK" not in os.environ:
+        distributed.start_processes(settings.gpus)
+    device = begin(settings)
+
+    # Run folder
+    folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
+    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+
+    # Data
+    splits = load_splits(settings)
+    everything, classes = splits["train"], splits["train"].classes
+    order = order_of(choose_labels(settings, splits, settings.seed)[0], settings, settings.seed)
+    total = settings.epochs * order.steps_per_epoch  # of one run
+
+    # Model
+    torch.manual_seed(settings.seed)
+    model = Model(settings, len(classes), everything.channels)
+    source = load_init(model.encoder, settings)
+    settings.mean, settings.std = datasets.normalisation(everything, settings.mean, settings.std)
+    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
+    model.encoder.requires_grad_(not settings.freeze)
+    if settings.sync_bn:
+        model = distributed.synchronise(model, device)
+    model = model.to(device, memory_format=torch.channels_last)
+    untouched = runs.copied(model.state_dict())
+    runner = model
+    if world_size() > 1:
+        runner = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **distributed.OWN_BUFFERS,
+        )
+    if settings.compile:
+        runner = torch.compile(runner)
+    view = random_view(settings)
+    predict = predictor(model, settings, device)
+
+    # Take up what the run folder holds
+    identity = {
+        "global_batch": order.global_batch,
+        "data": everything.fingerprint(settings.data_dir),
+        "test_data": splits["test"].fingerprint(settings.data_dir),
+    }
+    state = resume.find_state(run, settings, identity, CHECKPOINT)
+    if is_main():
+        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
+    introduce(settings, origin, device, splits, source, order, folder)
+    run.begin(state["step"] if state else 0, settings.runs * total)
+    bad_images = BadImages(folder, len(everything) + len(everything.bad), settings.max_bad_fraction,
+                           state["bad_images"] if state else {})  # fmt: skip
+    bad_images.note(everything.bad)
+    watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
+
+    def loss_of(batch: Batch) -> Tensor:
+        """Cross-entropy, the mean of this rank's images; DDP's mean over the ranks makes it the global batch's."""
+        torch.manual_seed(batch.seed)  # of dropout, should the encoder have any
+        with torch.no_grad():
+            (x,) = finish(batch, [view], mean, std)
+        return F.cross_entropy(predictor(runner, settings, device)(x), batch.labels)
+
+    def save(fit: Fit, wait: bool = False) -> None:
+        state = fit.state_dict(total) | {
+            "model": model.state_dict(),
+            "bad_images": bad_images.known | bad_images.met,
+            "settings": dataclasses.asdict(settings),
+            "identity": identity,
+            "versions": runs.versions(),
+        }
+        run.save(state, model.encoder.state_dict(), wait)
+
+    if world_size() > 1:
+        rehearse(loss_of, order.batch_size, everything.channels, settings.image_size, device)
+        model.zero_grad(set_to_none=True)
+
+    # Runs: the same again from other seeds
+    results = [read_results(place_of(folder, settings, number)) for number in range(state["number"] if state else 0)]
+    while len(results) < settings.runs:
+        number, seed = len(results), settings.seed + len(results)
+        place = place_of(folder, settings, number)
+        train, val = choose_labels(settings, splits, seed)
+        order = order_of(train, settings, seed)
+        begin_model(model, untouched, seed)
+        fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device))
+        if state is not None:
+            take_up(state, model, fit)
+            state = None
+
+        # Loop
+        batches = training_batches(train, [view], order, fit.step, total, settings.workers, device)
+        log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(total, fit.step)
+        began, losses, asked_to_stop = time.monotonic(), [], None
+        while not asked_to_stop and not finished(fit.history, settings):
+            requests.ask()
+            watchdog.beat(number * total + fit.step, "reading data")
+            batch = next(batches)
+            bad_images.note(batch.bad)
+
+            watchdog.beat(number * total + fit.step, "computing")
+            set_lrs(fit, settings, order.steps_per_epoch)
+            model.train()
+            if settings.freeze:
+                model.encoder.eval()
+            loss = loss_of(batch)
+            fit.scaler.scale(loss).backward()
+            fit.scaler.step(fit.optimizer)
+            fit.scaler.update()
+            fit.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+            fit.step += 1
+            run.step = number * total + fit.step
+            asked_to_stop = requests.answer()
+
+            epoch, rest = divmod(fit.step, order.steps_per_epoch)
+            if rest == 0:
+                train_loss = (distributed.all_reduce(torch.stack(losses).mean()) / world_size()).item()
+                rate = len(losses) * order.global_batch / (time.monotonic() - began)
+                ruined = bad_images.agree()
+                watchdog.pause()
+                model.eval()
+                scores, judged = score(predict, val, settings, device)
+                entry = {"epoch": epoch, "train_loss": train_loss} | validated(scores, judged)
+                require_finite(entry)
+                fit.history.append(entry)
+                lrs = {f"lr_{group['name']}": group["lr"] for group in fit.optimizer.param_groups}
+                log.write(step=fit.step, **entry, **lrs, samples_per_second=rate, bad_images=ruined)
+                progress.update(fit.step, words_of(entry, lrs))
+                if is_main() and best_of(fit.history, settings) is entry:
+                    save_best(place, model, classes, settings, entry)
+                if is_main() and run.due(settings.save_minutes):
+                    save(fit)
+                began, losses = time.monotonic(), []
+        watchdog.pause()
+        batches.close()
+        progress.close()
+        log.close()
+        if is_main():
+            save(fit, wait=True)
+        distributed.barrier()
+        if asked_to_stop and not finished(fit.history, settings):
+            distributed.leave()
+            run.end("preempted", asked_to_stop)
+            say(f"\nstopped by {asked_to_stop} at step {fit.step} of run {number + 1}, saved; "
+                "the same command continues")  # fmt: skip
+            stopping.leave_preempted()
+
+        # Test
+        model.load_state_dict(checkpoint.load(place / "best.pt")["model"])
+        best = best_of(fit.history, settings)
+        found = test(model, splits["test"], settings, device, seed, place)
+        results.append({"seed": seed, "epochs": len(fit.history), "best": best, "test": found})
+        if is_main():
+            checkpoint.write_text(json.dumps(results[-1], indent=2) + "\n", place / "results.json")
+
+    watchdog.rest()
+    distributed.leave()
+    run.end("finished", "")
+    report(results, settings, folder)
+
+
+# Model -----------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """Encoder and linear head: images (n, C, H, W) -> logits (n, classes)."""
+
+    def __init__(self, settings: Settings, classes: int, channels: int):
+        super().__init__()
+        self.encoder, width = build_encoder(
+            settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, channels
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
+def load_init(encoder: nn.Module, settings: Settings) -> str:
+    """Weights to start from, and the normalisation that they need; words on where they are from."""
+    if settings.init is not None:
+        source = foreign.load_encoder(encoder, settings.init, settings.method, settings.trust_checkpoint)
+    elif settings.method == "baseline":
+        source = foreign.load_published(encoder, "baseline", settings.encoder)
+    else:
+        return "*** untrained: no --init ***"
+    if settings.mean is None and settings.std is None:
+        settings.mean, settings.std = source.mean, source.std
+    return str(source)
+
+
+def begin_model(model: Model, untouched: dict, seed: int) -> None:
+    """The weights at the beginning of a run: the encoder's as loaded, the head's from N(0, 0.01), biases 0.
+
+    As the published linear evaluation of Barlow Twins does it.
+    """
+    model.load_state_dict(untouched)
+    weight = torch.empty(model.head.weight.shape).normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.zero_()
+
+
+def make_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
+    lr_backbone = settings.lr if settings.lr_backbone is None else settings.lr_backbone
+    groups = [{"name": "head", "params": list(model.head.parameters()), "base_lr": settings.lr}]
+    if not settings.freeze:
+        groups.append({"name": "backbone", "params": list(model.encoder.parameters()), "base_lr": lr_backbone})
+    options = dict(lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, **options)
+
+
+def make_scaler(settings: Settings, device: torch.device) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, enabled=choose_precision(settings.amp, device) == torch.float16)
+
+
+@dataclass
+class Fit:
+    """What run `number` has reached. `history` has an entry an epoch: its training loss, and what validation gave."""
+
+    number: int
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    history: list[dict] = field(default_factory=list)
+
+    def state_dict(self, total: int) -> dict:
+        """With the step counted on from run to run, `total` steps each."""
+        return {
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "number": self.number,
+            "step": self.number * total + self.step, "step_of_run": self.step, "history": list(self.history),
+        }  # fmt: skip
+
+
+def take_up(state: dict, model: Model, fit: Fit) -> None:
+    """Put what a checkpoint holds in place; learning rates stay this run's."""
+    fit.step, fit.history = state["step_of_run"], state["history"]
+    own = [group["base_lr"] for group in fit.optimizer.param_groups]
+    try:
+        model.load_state_dict(state["model"])
+        fit.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty where the run was not in float16 so far
+            fit.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
+        raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+    for group, base_lr in zip(fit.optimizer.param_groups, own):
+        group["base_lr"] = base_lr
+
+
+def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
+    """Every group's learning rate at this step, from its `base_lr` and what validation gave so far."""
+    warmup = settings.warmup_epochs
+    for group in fit.optimizer.param_groups:
+        floor = min(settings.min_lr / group["base_lr"], 1.0) if group["base_lr"] else 1.0
+        if settings.schedule == "plateau":
+            values = [watched(entry, settings) for entry in fit.history]
+            factor = plateau(values, settings.plateau_factor, settings.plateau_patience, floor=floor)
+        elif settings.schedule == "cosine":
+            total = settings.epochs * steps_per_epoch
+            factor = warmup_cosine(fit.step, total, min(round(warmup * steps_per_epoch), total - 1), floor)
+        else:
+            factor = warmup_cosine(fit.step // steps_per_epoch, settings.epochs, round(warmup), floor)
+        group["lr"] = group["base_lr"] * factor
+
+
+def rehearse(loss_of, batch_size: int, channels: int, size: int, device: torch.device) -> None:
+    """Two steps that teach nothing: from its second on, DDP sums gradients in another order (see train.py)."""
+    pixels = torch.zeros(batch_size, channels, size, size, device=device)
+    params = torch.zeros(batch_size, len(COLUMNS), device=device)
+    where = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    for _ in range(2):
+        loss_of(Batch([(pixels, params)], where, where, seed=0)).backward()
+
+
+def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Images -> logits, float32, in mixed precision."""
+    dtype = choose_precision(settings.amp, device)
+
+    def logits(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
+            return net(x).float()
+
+    return logits
+
+
+# Data ------------------------------------------------------------------------------
+
+
+def load_split(settings: Settings, split: str) -> Images | None:
+    names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
+             "split_column", "splits_folder", "seed")  # fmt: skip
+    options = {name: getattr(settings, name) for name in names}
+    data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
+    if data is not None:
+        tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
+        labels.require_classes(data, settings.data_dir)
+    return data
+
+
+def load_splits(settings: Settings) -> dict[str, Images | None]:
+    """Train, val and test; val is None where the data set has none of its own."""
+    splits = {split: load_split(settings, split) for split in ("train", "val", "test")}
+    first = splits["train"]
+    for name, data in splits.items():
+        if data is not None and (data.channels, data.classes) != (first.channels, first.classes):
+            raise UserError(
+                f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
+                f"train of {first.channels} channels and {', '.join(first.classes)}"
+            )
+    leaks.check(splits)
+    distributed.barrier()
+    return splits
+
+
+def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, Images]:
+    """(train, val) of one run: the labels that may be used, and what of them is kept for validation."""
+    train = labels.choose(splits["train"], settings.train_percent, settings.train_files, seed)
+    labels.require_each(train, 1 if splits["val"] is not None else 2, "one to learn from and one to validate with")
+    if splits["val"] is not None:
+        return train, splits["val"]
+    return hold_out(train, settings.val_fraction, seed)
+
+
+def order_of(train: Images, settings: Settings, seed: int) -> Order:
+    """Batches of `batch_size`, or of all images where there are fewer than a global batch."""
+    batch_size = min(settings.batch_size, len(train) // world_size())
+    if batch_size < 2:
+        raise UserError(f"batch_size: {len(train)} training images are too few for {world_size()} processes")
+    return Order(len(train), batch_size, 1, world_size(), seed, labels=train.labels if settings.balanced else None)
+
+
+def random_view(settings: Settings) -> View:
+    return View(
+        size=settings.image_size, crop_scale=tuple(settings.crop_scale), crop_ratio=tuple(settings.crop_ratio),
+        flip=settings.flip, vertical_flip=settings.vertical_flip, rotation=settings.rotation,
+        jitter=tuple(settings.jitter), jitter_prob=settings.jitter_prob if any(settings.jitter) else 0.0,
+        grayscale=settings.grayscale, blur_prob=0.0, solarize_prob=0.0,
+    )  # fmt: skip
+
+
+def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
+    """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
+    check_bad(bad, total, settings.max_bad_fraction, "nothing was judged")
+    for path, reason in bad.items():
+        say(f"left out    {one_line(f'{path}: {reason}')}")
+
+
+# Judging ---------------------------------------------------------------------------
+
+
+def score(
+    predict, data: Images, settings: Settings, device: torch.device, copies: int = 1, seed: int = 0, title=None
+) -> tuple[Tensor, Images]:
+    """Log-probabilities (N, classes), on the CPU, of all images that can be read, and these images.
+
+    With `copies` the probabilities are the mean over so many random views of each image.
+    """
+    options = dict(batch_size=settings.batch_size, workers=settings.workers, device=device, mean=settings.mean,
+                   std=settings.std, title=title)  # fmt: skip
+    if copies == 1:
+        found, read, unread = inference.outputs(
+            lambda x: predict(x).log_softmax(1), data, size=settings.image_size, **options
+        )
+    else:
+        found, read, unread = inference.mean_over_views(
+            lambda x: predict(x).softmax(1), data, random_view(settings), copies, seed=seed, **options
+        )
+        found = found.clamp(min=1e-38).log()
+    tell_left_out(unread, len(data), settings)
+    read = read.cpu()
+    return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
+
+
+def loss_of_scores(scores: Tensor, truth: Tensor) -> float:
+    return F.nll_loss(scores.double(), truth).item()
+
+
+def validated(scores: Tensor, data: Images) -> dict:
+    """What is kept of an epoch's validation."""
+    found = metrics.classification(scores.exp(), data.labels, data.classes)
+    auc = found["auc_macro"] if found["auc"] is None else found["auc"]
+    names = ("acc1", "balanced_accuracy", "mcc")
+    return {"val_loss": loss_of_scores(scores, data.labels), "val_auc": auc} | {f"val_{n}": found[n] for n in names}
+
+
+def require_finite(entry: dict) -> None:
+    if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
+        raise UserError(f"the loss is not finite in epoch {entry['epoch']}; {runs.DIVERGED}")
+
+
+def watched(entry: dict, settings: Settings) -> float:
+    """What `watch` names, turned so that less is better."""
+    value = entry[f"val_{settings.watch}"]
+    if isinstance(value, str):
+        raise UserError(f"watch: the {settings.watch} of the validation images is undefined; they need every class")
+    return value if settings.watch == "loss" else 1 - value
+
+
+def best_of(history: list[dict], settings: Settings) -> dict:
+    """The first of the best epochs."""
+    return min(history, key=lambda entry: watched(entry, settings))
+
+
+def finished(history: list[dict], settings: Settings) -> bool:
+    """Whether all epochs are over, or `patience` of them have brought no new best."""
+    if len(history) in (0, settings.epochs):
+        return bool(history)
+    return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience
+
+
+def save_best(place: Path, model: Model, classes: list[str], settings: Settings, entry: dict) -> None:
+    content = {"model": model.state_dict(), "classes": classes, "settings": dataclasses.asdict(settings), "best": entry}
+    try:
+        checkpoint.save(content, place / "best.pt")
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command "
+                        "continues") from None  # fmt: skip
+
+
+def test(model: Model, data: Images, settings: Settings, device: torch.device, seed: int, place: Path) -> dict:
+    """Score the test images; write predictions.csv, roc.png and confusion.png into `place`; return the metrics."""
+    model.eval()
+    scores, data = score(predictor(model, settings, device), data, settings, device, settings.copies, seed, "test")
+    probabilities, classes = scores.exp(), data.classes
+    found = {"loss": loss_of_scores(scores, data.labels), "images": len(data)}
+    found |= metrics.classification(probabilities, data.labels, classes)
+    if settings.major:
+        major = torch.isin(data.labels, torch.tensor([classes.index(name) for name in settings.major]))
+        for name, rows in (("major", major), ("minor", ~major)):
+            found[name] = metrics.classification(probabilities[rows], data.labels[rows], classes) if rows.any() else {}
+    if is_main():
+        try:
+            root = f"{settings.data_dir}/"
+            names = [data.sample_name(i).removeprefix(root) for i in range(len(data))]
+            write_predictions(place / "predictions.csv", names, data.labels, probabilities, classes)
+            drawn = pictures.roc(place / "roc.png", probabilities, data.labels, classes)
+            drawn = pictures.confusion(place / "confusion.png", found["confusion"], classes) and drawn
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write to {place} ({error}); the same command tries again") from None
+        say(f"tested      {place / 'predictions.csv'}" + (", roc.png, confusion.png" if drawn else " (no matplotlib)"))
+    distributed.barrier()
+    return found
+
+
+def test_only(settings: Settings, origin: dict) -> None:
+    """Test what a fine-tuning left, on its own or on other images; with several runs each, and their mean."""
+    if settings.model_path is None:
+        raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
+    models = finished_models(Path(settings.model_path))
+    contents = [checkpoint.load(path) for path in models]
+    for path, content in zip(models, contents):
+        if not isinstance(content, dict) or not {"model", "classes", "settings", "best"} <= set(content):
+            raise UserError(f"{path}: not a best.pt of finetune.py")
+    as_fine_tuned(settings, origin, contents[0]["settings"], models[0])
+    check(settings)
+    if settings.gpus is not None and "RANK" not in os.environ:
+        distributed.start_processes(settings.gpus)
+    device = begin(settings)
+    home = models[0].parent if len(models) == 1 else Path(settings.model_path)
+    folder = Path(settings.output_dir or home / f"test_{settings.dataset}")
+    run = runs.RunFolder(folder, settings.keep_checkpoints)
+
+    data = load_split(settings, "test")
+    results = []
+    for number, (path, content) in enumerate(zip(models, contents)):
+        classes = [str(name) for name in content["classes"]]
+        if data.classes != classes:
+            raise UserError(
+                f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
+                "table, --positive says which labels are class 'positive'"
+            )
+        model = Model(settings, len(classes), data.channels)
+        try:
+            model.load_state_dict(content["model"])
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: its weights do not fit the encoder it names ({error})") from None
+        model = model.to(device, memory_format=torch.channels_last)
+        if number == 0:
+            say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
+            say(f"data        {settings.dataset}: {counted(data)}")
+        place = made(folder if len(models) == 1 else folder / path.parent.name)
+        seed = settings.seed + number
+        found = test(model, data, settings, device, seed, place)
+        results.append({"seed": seed, "best": content["best"], "test": found})
+    distributed.leave()
+    run.end("finished", "")
+    report(results, settings, folder)
+
+
+def finished_models(path: Path) -> list[Path]:
+    """The best.pt that `path`, a file or a run folder, stands for; of a folder of several runs, every one's."""
+    if path.is_file():
+        return [path]
+    found = [path / "best.pt"] if (path / "best.pt").is_file() else sorted(path.glob("seed_*/best.pt"))
+    if not found:
+        raise UserError(f"model_path: {path} holds no best.pt; is it the output_dir of finetune.py?")
+    return found
+
+
+def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> None:
+    """Fill what the user has not set from the settings that a model was fine-tuned with; who names data wants none
+    of theirs."""
+    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    where = set(ABOUT_DATA) - {"mean", "std", "seed"}
+    keep = FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where
+    for name, kind in kinds.items():
+        if origin[name] == "default" and name not in keep and name in saved:
+            setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
+    if origin["encoder"] == "default":
+        restore.require_known(settings.encoder, settings.encoder_kwargs)
+
+
+def report(results: list[dict], settings: Settings, folder: Path) -> None:
+    """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
+    if not is_main():
+        return
+    summary = results[0]
+    if len(results) > 1:
+        summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
+    checkpoint.write_text(json.dumps(summary, indent=2) + "\n", folder / "results.json")
+    names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
+    rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
+    for name in names:
+        if len(results) == 1 and results[0]["test"][name] is not None:
+            value = results[0]["test"][name]
+            rows.append([name, value if isinstance(value, str) else f"{value:.4f}"])
+        elif len(results) > 1 and name in summary["mean"]:
+            mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
+            rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
+    say("\n" + table(rows) + "\n")
+    say(f"results     {folder / 'results.json'}")
+    if not settings.test_only:
+        say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
+
+
+def read_results(place: Path) -> dict:
+    """What a run that had ended before this process left."""
+    try:
+        return json.loads((place / "results.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: the results of an earlier run of this folder cannot be read ({error})") from None
+
+
+# What the loop is made of ----------------------------------------------------------
+
+# Who names no data set takes the run's.
+ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
+              "split_column", "splits_folder", "mean", "std", "seed")  # fmt: skip
+# Settings that may differ between a run and its continuation without changing what is learnt.
+FREE_TO_CHANGE = {
+    "config", "row", "data_dir", "csv", "image_column", "label_column", "download", "gpus", "device", "amp", "compile",
+    "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
+    "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "copies", "major",
+    "test_only", "model_path",
+}  # fmt: skip
+CHECKPOINT = resume.Kind(
+    "finetune.py",
+    dict.fromkeys(("model", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
+    | {"step": int, "step_of_run": int, "number": int, "history": list},
+    FREE_TO_CHANGE,
+)
+
+
+def check(settings: Settings) -> None:
+    """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
+    if settings.dataset is None and settings.data_dir is None:
+        say("*** No data set is named, here or by the run: using the EMBEDDED demonstration set `shapes`. ***")
+    for name in ("data_dir", "csv", "class_list", "splits_folder"):
+        if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
+            setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
+    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    settings.encoder = settings.encoder or "resnet50"
+    settings.stem = settings.stem or "auto"
+    settings.seed = settings.seed or 0
+    settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
+    settings.workers = auto_workers() if settings.workers is None else settings.workers
+    labels.check_choice(settings.train_percent, settings.train_files)
+    if settings.model_path is not None and not settings.test_only:
+        raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
+    for name in ("image_size", "epochs", "patience", "runs", "copies", "plateau_patience"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name}: {getattr(settings, name)} must be at least 1")
+    if settings.batch_size < 2:
+        raise UserError(f"batch_size: {settings.batch_size} is too small; batch norm needs 2 images per process")
+    if settings.keep_checkpoints < 2:
+        raise UserError(f"keep_checkpoints: {settings.keep_checkpoints} must be at least 2: the newest may be damaged")
+    for name in ("lr", "timeout_minutes", "save_minutes"):
+        if getattr(settings, name) <= 0:
+            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
+    for name in ("lr_backbone", "weight_decay", "momentum", "warmup_epochs", "min_lr", "workers", "seed", "rotation"):
+        if (getattr(settings, name) or 0) < 0:
+            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
+    if min(settings.jitter) < 0 or settings.jitter[3] > 0.5:
+        raise UserError(f"jitter: {settings.jitter} must not be negative, and the last, hue, at most 0.5")
+    for name in ("flip", "vertical_flip", "jitter_prob", "grayscale", "plateau_factor", "max_bad_fraction"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(settings, name)
+        if not 0 < low <= high or (name == "crop_scale" and high > 1):
+            raise UserError(f"{name}: expected 0 < smallest <= largest, got {low:g} and {high:g}")
+    if not 0 < settings.val_fraction < 1:
+        raise UserError(f"val_fraction: {settings.val_fraction} is not between 0 and 1")
+    if settings.momentum >= 1:
+        raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
+    if settings.warmup_epochs >= settings.epochs:
+        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs})")
+    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
+        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
+    if settings.std is not None and min(settings.std, default=0) <= 0:
+        raise UserError(f"std: {settings.std} must be positive")
+    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
+        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
+
+
+def begin(settings: Settings) -> torch.device:
+    """Join the other processes."""
+    patience = 360 if settings.download else 1.5 * settings.timeout_minutes
+    device = distributed.join(settings.device, patience)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return device
+
+
+def place_of(folder: Path, settings: Settings, number: int) -> Path:
+    """Where the files of a run go: the run folder, or one in it for each of several."""
+    return made(folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}")
+
+
+def made(place: Path) -> Path:
+    if is_main():
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot make {place} ({error})") from None
+    return place
+
+
+def counted(data: Images) -> str:
+    """'98 images (akiec 7, bcc 10, ...)'."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    each = ", ".join(f"{name} {count}" for name, count in zip(data.classes[:10], counts))
+    return one_line(f"{len(data)} images ({each}{', ...' if len(counts) > 10 else ''})")
+
+
+def words_of(entry: dict, lrs: dict) -> str:
+    auc = entry["val_auc"] if isinstance(entry["val_auc"], str) else f"{entry['val_auc']:.3f}"
+    return (
+        f"epoch {entry['epoch']}  loss {entry['train_loss']:.4g}  val loss {entry['val_loss']:.4g}  auc {auc}  "
+        f"acc {entry['val_acc1']:.3f}  lr {lrs['lr_head']:.3g}"
+    )
+
+
+def introduce(settings, origin, device, splits, source, order, folder) -> None:
+    """The first lines: what will run, where, and why these numbers."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = choose_precision(settings.amp, device)
+    precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
+    say(f"recipe      {' < '.join(recipes) or 'the defaults of finetune.py'}")
+    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
+    say(f"init        {source}")
+    say(f"model       {settings.encoder} {settings.encoder_kwargs or ''}" + (", frozen" if settings.freeze else ""))
+    for split, data in splits.items():
+        held = f"{settings.val_fraction:.0%} of every class of train, by seed"
+        say(f"{split:<12}" + (held if data is None else counted(data)))
+    if settings.train_files or settings.train_percent != 100:
+        say(f"labels      {settings.train_files or f'{settings.train_percent:g} % of every class, by seed'}")
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
+    say(f"views       {settings.image_size} px, mean {mean}, std {std}")
+    say(f"batch       {order.batch_size} per process × {world_size()} = {order.global_batch} (global)"
+        + (", every class equally often" if settings.balanced else ""))  # fmt: skip
+    lr_backbone = settings.lr if settings.lr_backbone is None else settings.lr_backbone
+    say(f"lr          head {settings.lr:g}, backbone {'none, frozen' if settings.freeze else f'{lr_backbone:g}'}, "
+        f"{settings.schedule}")  # fmt: skip
+    say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps"
+        + (f", {settings.runs} runs" if settings.runs > 1 else ""))  # fmt: skip
+    say(f"run folder  {folder}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("finetune.py"):
+        main()

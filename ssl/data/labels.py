@@ -1,0 +1,82 @@
+"""Which labels may be used: a share of every class by seed, or the images on a list. And whether they will do."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from ssl.data.images import Images, first_of_classes
+from ssl.data.tables import first_few, read_lines
+from ssl.errors import UserError
+
+
+def check_choice(percent: float, files: str | None) -> None:
+    """Raise `UserError` for settings train_percent and train_files that cannot be."""
+    if not 0 < percent <= 100:
+        raise UserError(f"train_percent: {percent:g} is not a share of the labels; expected more than 0, at most 100")
+    if files and percent != 100:
+        raise UserError("train_files and train_percent both choose the labels; set one of them")
+
+
+def choose(train: Images, percent: float, files: str | None, seed: int) -> Images:
+    """The images of `train` whose labels may be used: all, `percent` of every class, or those on the list `files`."""
+    if files:
+        return train.subset(listed(train, files))
+    return train if percent == 100 else train.subset(stratified(train.labels, percent, seed))
+
+
+def stratified(labels: Tensor, percent: float, seed: int) -> Tensor:
+    """Indices of `percent` (0 to 100] of every class, rounded, at least one; of one seed, fewer are part of more."""
+    return first_of_classes(labels, seed, lambda count: max(1, round(count * percent / 100))).nonzero()[:, 0]
+
+
+def listed(data: Images, path: str) -> Tensor:
+    """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
+    if data.paths is None:
+        raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
+    names = read_lines(path, "train_files")
+    places: dict[str, list[int]] = {}
+    for index, image in enumerate(data.paths):
+        places.setdefault(os.path.basename(image), []).append(index)
+    found, missing = set(), []
+    for name in names:
+        ending = f"/{name.removeprefix('./')}"
+        matches = [i for i in places.get(os.path.basename(name), []) if data.paths[i].endswith(ending)]
+        if len(matches) > 1:
+            raise UserError(
+                f"train_files: {name!r} in {path} is the name of {len(matches)} images; "
+                "write it with its class folder, CLASS/NAME"
+            )
+        found.update(matches)
+        missing += [] if matches else [name]
+    if missing or not names:
+        raise UserError(
+            f"train_files: {len(missing)} of the {len(names)} names in {path} are not in the training split"
+            + (f": {first_few(missing)}" if missing else "")
+        )
+    return torch.tensor(sorted(found))
+
+
+def require_classes(data: Images, data_dir: str | None) -> None:
+    """Raise `UserError` unless every image has one of at least two classes."""
+    if not data.classes or bool((data.labels < 0).any()):
+        raise UserError(
+            f"data_dir: {data_dir} has images without labels; judging needs class folders, "
+            "or a class number for every image of an array file"
+        )
+    if len(data.classes) < 2:
+        raise UserError(f"data_dir: {data_dir} has images of one class, {data.classes[0]!r}; there is nothing to tell")
+
+
+def require_each(data: Images, least: int, why: str) -> None:
+    """Raise `UserError` naming the class of which there are fewer than `least` images to train on."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes))
+    absent = [name for name, count in zip(data.classes, counts.tolist()) if not count]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}; nothing can "
+            "be learnt about them. Add images, or choose other splits"
+        )
+    if int(counts.min()) < least:
+        name, count = data.classes[int(counts.argmin())], int(counts.min())
+        raise UserError(f"class {name!r} has {count} training images to use; {why}")

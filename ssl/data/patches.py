@@ -1,0 +1,312 @@
+"""Slides and their masks -> folders of labelled patches; or slides -> patches to pre-train on.
+
+`python -m ssl.data.patches SLIDES OUT --masks MASKS --codes CODES.csv` cuts every slide into squares of `--patch`
+pixels, a `--step` apart, down to the last one that fits. A patch's class is the one with the largest share of its
+mask, if that is at least `--share`; of equal shares, the one the table names first. OUT/CLASS/SLIDE_N_SHARE.png is
+written, N counting the slide's patches. Without `--masks` every patch becomes OUT/SLIDE_X_Y.png.
+
+SLIDES and MASKS are two images, or two folders of images of the same names, and sizes. A mask holds a code a pixel,
+without loss (grey, palette or 16 bits); CODES.csv says which class a code is. Give `--class_column super_classes`
+for the coarser classes of a table that has both. Patches of the classes `--drop` are left out, and so are patches of
+which more than `--white` is white: a pixel whose darkest channel is 220 or more. Fat is nearly white, too.
+
+Run it again and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ssl.data.images import EXTENSIONS, FORMATS, LARGEST_IMAGE, BadImage, decode, list_images
+from ssl.data.loader import auto_workers
+from ssl.data.masks import label, read_codes, read_mask
+from ssl.data.prepare import in_workers, remove_abandoned, write
+from ssl.errors import UserError, one_line_errors
+from ssl.report import say
+
+WHITE = 220  # a pixel is white if its darkest channel is at least this
+DROPPED = ("exclude", "whitespace")  # classes left out unless --drop says which, in any case of letters
+
+
+def patches(
+    slides: Path,
+    target: Path,
+    masks: Path | None = None,
+    codes: Path | None = None,
+    code_column: str = "GT_code",
+    class_column: str = "main_classes",
+    drop: list[str] | None = None,
+    patch: int = 224,
+    step: int = 112,
+    share: float = 0.3,
+    white: float = 0.9,
+    workers: int | None = None,
+) -> dict[str, int]:
+    """Fill `target` as described above; return how many patches each class has ('' without masks).
+
+    `drop` unset leaves out the classes EXCLUDE and WhiteSpace. `workers` 0 works in this process; unset, there are as
+    many as cores, each with a slide in memory. Raises `UserError`, before anything is written, for slides and masks
+    that are not pairs or too large and for a table that does not fit, and for a slide or mask that cannot be read.
+    """
+    for name, value in (("patch", patch), ("step", step)):
+        if value < 1:
+            raise UserError(f"{name}: {value} is no size; expected pixels, at least 1")
+    for name, value in (("share", share), ("white", white)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name}: {value} is no share; expected a number in 0 to 1")
+    if (masks is None) != (codes is None):
+        raise UserError("codes: goes with --masks: a table of the classes of their codes; pass both, or neither")
+    target = target.resolve()
+    if any(source.resolve() in (target, *target.parents) for source in (slides, masks or slides)):
+        raise UserError(f"OUT: {target} is, or lies in, the folder of the slides or masks; keep them apart")
+    pairs = _pairs(slides, masks)
+    classes, table = ([], {}) if codes is None else read_codes(codes, code_column, class_column)
+    kept = _kept(classes, drop)
+    cut = {"patch": patch, "step": step, "share": share, "white": white, "kept": kept, "codes": table}
+    try:
+        _open_target(target, cut)
+        missing = [pair for pair in pairs if not _is_done(target, *pair)]
+        attempt = partial(_attempt, target, classes, cut)
+        in_workers(missing, attempt, auto_workers() if workers is None else workers, len(pairs))
+        total = Counter(dict.fromkeys(kept, 0))
+        for slide, _ in pairs:
+            total.update(json.loads(_record(target, slide).read_text("utf-8"))["patches"])
+    except OSError as error:
+        raise UserError(f"OUT: cannot write in {target} ({error}); the same command then goes on") from None
+    say(f"{sum(total.values())} patches of {len(pairs)} slides, {len(pairs) - len(missing)} of which were cut already")
+    for name in kept:
+        say(f"{total[name]:>9} {name}")
+    return dict(total)
+
+
+# Slides and masks -------------------------------------------------------------
+
+
+def _pairs(slides: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
+    """(slide, its mask) by name; what is wrong in any of them is said now, from the headers."""
+    if masks is not None and slides.is_file() and masks.is_file():
+        pairs = [(slides, masks)]
+    else:
+        by_name, masks_by_name = _by_name(slides, "SLIDES"), {} if masks is None else _by_name(masks, "masks")
+        alone = [name for name in by_name if masks is not None and name not in masks_by_name]
+        if alone:
+            raise UserError(
+                f"masks: {len(alone)} of {len(by_name)} slides have no mask of their name in {masks}, "
+                f"the first is {alone[0]!r}"
+            )
+        pairs = [(path, masks_by_name.get(name)) for name, path in by_name.items()]
+    for slide, mask in pairs:
+        size = _size(slide, "SLIDES")
+        if mask is not None and _size(mask, "masks") != size:
+            sizes = "{}×{} pixels, its mask {} {}×{}".format(*size, mask, *_size(mask, "masks"))
+            raise UserError(f"masks: {slide} has {sizes}; a mask has a code for every pixel of its slide")
+    return pairs
+
+
+def _by_name(path: Path, argument: str) -> dict[str, Path]:
+    """Name without extension -> image, of a folder or of one file."""
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{argument}: {path} is neither an image nor a folder of images")
+    found: dict[str, Path] = {}
+    for file in [path / name for name in list_images(path)] if path.is_dir() else [path]:
+        if file.stem in found:
+            raise UserError(f"{argument}: {found[file.stem]} and {file} have one name; patches are named after it")
+        found[file.stem] = file
+    if not found:
+        raise UserError(f"{argument}: {path} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+    return found
+
+
+def _size(path: Path, argument: str) -> tuple[int, int]:
+    """(width, height) by the header."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its size, of which more below
+            with Image.open(path, formats=FORMATS) as image:
+                (width, height), lossy = image.size, image.format == "JPEG"
+    except Image.DecompressionBombError:
+        width, height, lossy = LARGEST_IMAGE, 2, False  # at least
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{argument}: {path} cannot be read as an image ({error})") from None
+    if width * height > LARGEST_IMAGE:
+        raise UserError(
+            f"{argument}: {path} has more than the {LARGEST_IMAGE:,} pixels that are read at once; cut slide and mask "
+            "into regions, or export them at a lower magnification, with the tool that wrote them (vips, OpenSlide)"
+        )
+    if lossy and argument == "masks":
+        raise UserError(f"masks: {path} is a JPEG, which changes codes; export it without loss, as PNG or TIFF")
+    return width, height
+
+
+def _kept(classes: list[str], drop: list[str] | None) -> list[str]:
+    if not classes:
+        return [""]
+    unknown = set(drop or ()) - set(classes)
+    if unknown:
+        raise UserError(f"drop: {sorted(unknown)[0]!r} is none of the classes {', '.join(classes)}")
+    if drop is None:
+        drop = [name for name in classes if re.sub("[ _-]", "", name).lower() in DROPPED]
+    kept = [name for name in classes if name not in drop]
+    if not kept:
+        raise UserError("drop: no class is left to cut patches of")
+    return kept
+
+
+# Cutting ----------------------------------------------------------------------
+
+
+def corners(height: int, width: int, patch: int, step: int) -> list[tuple[int, int]]:
+    """(y, x) of every patch that fits, row by row."""
+    return [(y, x) for y in range(0, height - patch + 1, step) for x in range(0, width - patch + 1, step)]
+
+
+def majority(labels: np.ndarray, classes: int) -> tuple[int, float]:
+    """(class with the most pixels of labels (H, W), its share); of several, the first."""
+    counts = np.bincount(labels.ravel(), minlength=classes)
+    best = int(counts.argmax())
+    return best, float(counts[best] / labels.size)
+
+
+def is_white(pixels: np.ndarray, most: float) -> bool:
+    """Whether more than the share `most` of pixels (H, W, 3), RGB, is white."""
+    return bool((pixels.min(2) >= WHITE).mean() > most)
+
+
+def _attempt(target: Path, classes: list[str], cut: dict, pair: tuple[Path, Path | None]) -> UserError | None:
+    """Cut a slide, in a worker. The error that ends the run is returned: a loader dresses up what a worker raises."""
+    try:
+        _cut(target, classes, cut, *pair)
+    except UserError as error:
+        return UserError(str(error))
+    except OSError as error:
+        return UserError(f"OUT: cannot write in {target} ({error}); the same command then goes on")
+
+
+def _cut(target: Path, classes: list[str], cut: dict, slide: Path, mask: Path | None) -> None:
+    """Write the patches of a slide, and then the record that it is done."""
+    state = _state(slide, mask)  # before reading: what changes meanwhile is cut anew next time
+    try:
+        pixels = decode(slide).permute(1, 2, 0).numpy()
+    except BadImage as error:
+        raise UserError(f"SLIDES: {error}") from None
+    labels = None if mask is None else label(read_mask(mask), cut["codes"], mask)
+    if labels is not None and labels.shape != pixels.shape[:2]:  # a slide that its EXIF data turn
+        raise UserError(
+            f"masks: {mask} is not of the size of {slide} as it is shown; is the slide turned by EXIF data?"
+        )
+    _record(target, slide).unlink(missing_ok=True)
+    _remove_old(target, slide.stem, cut["kept"])
+    size, number, made = cut["patch"], 0, Counter()
+    for y, x in corners(*pixels.shape[:2], size, cut["step"]):
+        shown = pixels[y : y + size, x : x + size]
+        place = target / f"{slide.stem}_{x}_{y}.png"
+        name = ""
+        if labels is not None:
+            best, share = majority(labels[y : y + size, x : x + size], len(classes))
+            name = classes[best]
+            place = target / name / f"{slide.stem}_{number}_{round(share, 3)}.png"
+            if share < cut["share"] or name not in cut["kept"]:
+                continue
+        if is_white(shown, cut["white"]):
+            continue
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG")
+        write(place, file.getvalue(), (3, size, size))
+        number += 1
+        made[name] += 1
+    write(_record(target, slide), json.dumps(state | {"patches": made}).encode())
+
+
+# The target -------------------------------------------------------------------
+
+
+def _open_target(target: Path, cut: dict) -> None:
+    """Make the folders of `target`, unless something there is not ours."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"OUT: {target} is a file; expected a new folder, or one of an earlier run")
+    settings = json.dumps({key: value for key, value in cut.items() if value not in ({}, [""])})
+    made_with = target / ".patches" / "settings.json"
+    if made_with.exists():
+        if made_with.read_text("utf-8", errors="replace") != settings:
+            raise UserError(
+                f"OUT: {target} was cut with other settings (see {made_with}); give those, or another folder"
+            )
+    elif target.exists() and any(target.iterdir()):
+        raise UserError(f"OUT: {target} is not empty and was not made by this command; give a new or an empty folder")
+    for folder in (target / name for name in (".patches", *cut["kept"])):
+        if folder.is_symlink():
+            raise UserError(f"OUT: {folder} is a link and leads elsewhere; remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
+    write(made_with, settings.encode())
+
+
+def _record(target: Path, slide: Path) -> Path:
+    """Says that a slide is done, made of what, and how many patches it has."""
+    return target / ".patches" / f"{slide.stem}.slide.json"
+
+
+def _state(slide: Path, mask: Path | None) -> dict:
+    return {"sources": [[path.stat().st_size, path.stat().st_mtime_ns] for path in (slide, mask) if path is not None]}
+
+
+def _is_done(target: Path, slide: Path, mask: Path | None) -> bool:
+    try:
+        record = json.loads(_record(target, slide).read_text("utf-8"))
+        return record["sources"] == _state(slide, mask)["sources"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _remove_old(target: Path, stem: str, kept: list[str]) -> None:
+    """Patches of an earlier state of the slide, or of a run that was killed before the slide was done."""
+    of_slide = re.compile(re.escape(stem) + r"_\d+_[\d.]+\.png")
+    for name in kept:
+        for entry in os.scandir(target / name):
+            if of_slide.fullmatch(entry.name):
+                os.unlink(entry.path)
+
+
+def main() -> None:
+    about, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl.data.patches",
+        description=about,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("slides", metavar="SLIDES", type=Path, help="an image, or a folder of them")
+    parser.add_argument("target", metavar="OUT", type=Path, help="folder to fill: new, empty, or of an earlier run")
+    parser.add_argument("--masks", type=Path, help="an image, or a folder of them; without, there are no classes")
+    parser.add_argument("--codes", type=Path, help="CSV: which class a code of the masks is")
+    parser.add_argument("--code_column", default="GT_code", help="of the CSV (default GT_code)")
+    parser.add_argument("--class_column", default="main_classes", help="of the CSV (default main_classes)")
+    parser.add_argument("--drop", nargs="+", metavar="CLASS", help="left out (default EXCLUDE and WhiteSpace)")
+    parser.add_argument("--patch", type=int, default=224, metavar="N", help="pixels of a side (default 224)")
+    parser.add_argument("--step", type=int, default=112, metavar="N", help="pixels from patch to patch (default 112)")
+    parser.add_argument("--share", type=float, default=0.3, help="of the class, at least (default 0.3)")
+    parser.add_argument("--white", type=float, default=0.9, help="share of white pixels, at most (default 0.9); 1: any")
+    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores this one may use)")
+    try:
+        with one_line_errors("patches"):
+            patches(**vars(parser.parse_args()))
+        return
+    except KeyboardInterrupt:
+        pass  # past this block nothing holds the loader, and it ends its workers
+    print("interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

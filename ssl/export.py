@@ -1,0 +1,285 @@
+"""Write an encoder for other programs, and prove that they compute the same with it.
+
+`python -m ssl.export RUN_OR_FILE --to safetensors onnx`; RUN_OR_FILE is what `--init` takes. Each file is written
+beside its name, read by the program it is for, and given two fixed images; it takes its name only if the features are
+those of the encoder.
+
+torchvision   encoder.torchvision.pt: resnet50().load_state_dict(torch.load(FILE), strict=False) lacks only fc
+safetensors   encoder.safetensors: no code in it; --init reads it too
+timm          timm/: create_model("local-dir:timm", pretrained=True), or create_model("resnet50", num_classes=0,
+              checkpoint_path="timm/model.safetensors"); config.json says the normalisation
+onnx          encoder.onnx: images (batch, C, S, S) -> features (batch, width)
+
+torch.hub needs no file: torch.hub.load(THIS_PROJECT, "encoder", path=RUN_OR_FILE, source="local").
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ssl import checkpoint, config, foreign, safetensors
+from ssl.data.datasets import KNOWN
+from ssl.encoders import build_encoder
+from ssl.errors import UserError, one_line_errors
+from ssl.report import say
+from ssl.restore import restore
+
+Target = Literal["torchvision", "safetensors", "timm", "onnx"]
+
+
+@dataclass
+class Settings:
+    """Write an encoder for other programs: python -m ssl.export RUN_OR_FILE --to TARGET ...
+
+    What is unset is as in the run's config.yaml; for a file that stands alone it is a resnet50 for ImageNet's images.
+    """
+
+    path: str | None = None  # run folder, or a file, ours or of others; may stand first, without --path
+    to: list[Target] = field(default_factory=lambda: ["safetensors"])  # one or more
+    output_dir: str | None = None  # where the files go; unset: beside the file that was read
+    encoder: str | None = None  # unset: the run's, or resnet50
+    encoder_kwargs: dict | None = None  # unset: the run's
+    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or imagenet
+    image_size: int | None = None  # side of the images that onnx takes; unset: the run's, or 224
+    init_format: foreign.Kind | None = None  # insist on what the file is; unset: recognised by its names
+    trust_checkpoint: bool = False  # read it even if that runs the code in it
+
+
+@dataclass
+class Export:
+    """What there is to write: the encoder, where it came from, the arguments of `build_encoder` that made it."""
+
+    encoder: nn.Module
+    source: foreign.Source
+    about: dict
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.encoder.state_dict()
+
+    def rebuilt(self) -> nn.Module:
+        """The same encoder without its weights."""
+        return build_encoder(**self.about)[0].eval()
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """(mean, std) that images in 0..1 are normalised with; ImageNet's where nothing says otherwise."""
+        dataset = foreign.run_settings(self.source.path).get("dataset")
+        known = KNOWN.get(dataset, KNOWN["ImageNet"])[1:] if dataset != "array" else KNOWN["ImageNet"][1:]
+        return list(self.source.mean or known[0]), list(self.source.std or known[1])
+
+    def resnet(self, target: str) -> str:
+        """The name of the torchvision ResNet that it is. Raises `UserError` if it is none as `target` knows them."""
+        name = self.about["name"]
+        plain = not self.about["kwargs"] and self.about["channels"] == 3
+        if not (plain and isinstance(self.encoder, torchvision.models.ResNet) and "." not in name):
+            raise UserError(
+                f"to: {target} has no such encoder ({name} {self.about['kwargs'] or ''}, {self.about['channels']} "
+                "channels), only torchvision's ResNets for three; safetensors and onnx take any"
+            )
+        if not isinstance(self.encoder.maxpool, nn.MaxPool2d):
+            raise UserError(f"to: {target} has no {name} with the small 3×3 stem; safetensors and onnx take any")
+        return name
+
+
+def fixed_images(count: int, channels: int, size: int) -> Tensor:
+    """Images (count, channels, size, size) in -2..2, from a counter: the same everywhere."""
+    numbers = torch.arange(count * channels * size * size)
+    return ((numbers * 2654435761 % 2**32).float() / 2**30 - 2).view(count, channels, size, size)
+
+
+@torch.no_grad()
+def features(network: Callable, export: Export, count: int = 2) -> Tensor:
+    """What `network` makes of the fixed images: (count, width)."""
+    return network(fixed_images(count, export.about["channels"], export.about["image_size"])).float()
+
+
+def checksum(h: Tensor) -> str:
+    """Five digits that other features are most unlikely to have."""
+    weights = torch.arange(h.numel(), dtype=torch.float64).add(1).cos().view_as(h)
+    return f"{(h.double() * weights).sum().item():.5g}"
+
+
+def prove(theirs: Tensor, ours: Tensor, target: str, exactly: bool = True) -> str:
+    """Words for how features agree. Raises `UserError` unless they do: to the bit, or (not `exactly`) to rounding."""
+    if theirs.shape == ours.shape:
+        error = ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-12)).item()
+        if torch.equal(theirs, ours):
+            return "identical features"
+        if not exactly and error < 1e-4:
+            return f"features equal to {error:.0e}"
+    raise UserError(
+        f"to: {target} computes other features ({checksum(theirs)}, the encoder {checksum(ours)}); nothing was "
+        "written. Is the installed version of that package one that knows this encoder?"
+    )
+
+
+@contextlib.contextmanager
+def unfinished(path: Path):
+    """A name beside `path` to write at; it becomes `path` at the end, or is gone after an error."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write {path} ({error})") from None
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+
+
+# Targets: each writes and proves, and returns (what was written, words for the proof) --------
+
+
+def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
+    name = export.resnet("torchvision")
+
+    def proof(path: Path) -> str:
+        plain = torchvision.models.get_model(name, weights=None)
+        outcome = plain.load_state_dict(torch.load(path, weights_only=True), strict=False)
+        if outcome.missing_keys != ["fc.weight", "fc.bias"] or outcome.unexpected_keys:
+            raise UserError(f"to: torchvision's {name} does not take these weights ({outcome}); nothing was written")
+        plain.fc = nn.Identity()
+        return prove(features(plain.eval(), export), features(export.encoder, export), "torchvision")
+
+    here = Path(export.source.path)
+    if here.name == "encoder.pt":
+        return here, f"it is that already: {proof(here)}"
+    target = folder / "encoder.torchvision.pt"
+    with unfinished(target) as partial:
+        checkpoint.save(export.weights(), partial)
+        words = proof(partial)
+    return target, words
+
+
+def to_safetensors(export: Export, folder: Path) -> tuple[Path, str]:
+    target = folder / "encoder.safetensors"
+    with unfinished(target) as partial:
+        safetensors.write(export.weights(), partial, {"format": "pt"})
+        back = export.rebuilt()
+        foreign.fill(back, safetensors.read(partial), str(partial))
+        words = prove(features(back, export), features(export.encoder, export), "safetensors")
+    return target, words
+
+
+def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
+    name = export.resnet("timm")
+    size = export.about["image_size"]
+    mean, std = export.normalisation()
+    cfg = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": export.encoder.layer4[-1].bn1.num_features,
+        "pretrained_cfg": {
+            "num_classes": 0, "input_size": [3, size, size], "mean": list(mean), "std": list(std),
+            "interpolation": "bicubic", "first_conv": "conv1", "classifier": "fc",
+        },
+    }  # fmt: skip
+    target = folder / "timm"
+    with unfinished(target) as partial:
+        partial.mkdir()
+        safetensors.write(export.weights(), partial / "model.safetensors", {"format": "pt"})
+        checkpoint.write_text(json.dumps(cfg, indent=2) + "\n", partial / "config.json")
+        words = "unchecked: timm is not installed"
+        if importlib.util.find_spec("timm"):
+            import timm
+
+            theirs = timm.create_model(name, num_classes=0, checkpoint_path=str(partial / "model.safetensors")).eval()
+            words = prove(features(theirs, export), features(export.encoder, export), "timm")
+    return target, words
+
+
+def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"to: onnx needs PyTorch's exporter, which needs more packages: pip install {' '.join(missing)}"
+        )
+    target = folder / "encoder.onnx"
+    images = fixed_images(2, export.about["channels"], export.about["image_size"])
+    with unfinished(target) as partial, _quiet():
+        try:
+            torch.onnx.export(
+                export.encoder, (images,), str(partial), dynamo=True, external_data=False, verbose=False,
+                input_names=["images"], output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )  # fmt: skip
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"to: onnx: PyTorch cannot export this encoder ({type(error).__name__}: {first})") from None
+        run = _onnx_runner(partial)
+        if run is None:
+            return target, "unchecked: neither onnxruntime nor onnx.reference is installed"
+        for count in (2, 3):  # another number of images than it was made with
+            ours = features(export.encoder, export, count)
+            words = prove(features(run, export, count), ours, "onnx", exactly=False)
+    return target, words
+
+
+def _onnx_runner(path: Path) -> Callable | None:
+    """images -> features by the ONNX file, as onnxruntime or onnx's slow reference computes them."""
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    else:
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(str(path))
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the exporter's own remarks on its insides."""
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+TARGETS = {"torchvision": to_torchvision, "safetensors": to_safetensors, "timm": to_timm, "onnx": to_onnx}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--path", *arguments]
+    settings, _ = config.parse(Settings, arguments)
+    if settings.path is None:
+        raise UserError("path: what is to be exported? python -m ssl.export RUN_OR_FILE --to safetensors")
+    torch.manual_seed(0)
+    export = Export(*restore(
+        settings.path, settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size,
+        settings.init_format, settings.trust_checkpoint,
+    ))  # fmt: skip
+    folder = Path(settings.output_dir or Path(export.source.path).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    h = features(export.encoder, export)
+    say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
+    say(f"checksum    {checksum(h)} of its features of two fixed images")
+    for name in dict.fromkeys(settings.to):
+        path, words = TARGETS[name](export, folder)
+        say(f"{name:<11} {path}: {words}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("export"):
+        main()

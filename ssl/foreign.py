@@ -1,0 +1,298 @@
+"""Anybody's checkpoint -> the weights of an encoder, under the encoder's own names.
+
+`load_encoder` reads files of ours and those of the table below, finds out from their names which it is, and says so.
+It is strict: every weight of the encoder comes from the file, with the right shape, or there is an error that lists
+what is missing and what is unknown. `kind` insists on a format where names alone cannot tell.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ssl import checkpoint, config, safetensors
+from ssl.errors import UserError
+from ssl.report import say
+
+Kind = Literal["ours", "barlow_twins", "simclr", "swav", "byol", "moco", "infomin", "vicreg", "supcontrast",
+               "lightning", "baseline"]  # fmt: skip
+
+
+class Format(NamedTuple):
+    """How somebody's files are laid out, by names without the `module.` and `_orig_mod.` of PyTorch's wrappers."""
+
+    name: str
+    kinds: tuple[str, ...]  # the words that may insist on it
+    under: tuple[str | None, ...]  # where the weights stand: under one of these keys, or at the top (None)
+    encoder: tuple[str, ...]  # what stands before the encoder's names: one of these
+    marks: str  # pattern: it is this format if a name, of a weight or of what stands beside them, begins so
+    leftover: str  # pattern: names that begin so are no part of the encoder and stay out
+    absent: str = "^$"  # pattern: it is not this format if a weight's name holds this
+    unit: bool = False  # its images were in 0..1, without mean and std
+    doubt: str = ""  # what else it may be, since the names cannot tell
+
+
+# The first that fits is taken, so what has clearer marks stands first.
+FORMATS = (
+    Format("a checkpoint of ours", ("ours",), ("model",), ("encoder.",),
+           marks=r"settings$", leftover=r"projector\.|head\."),
+    # {epoch, model: module.backbone.*, module.projector.*, module.bn.*, optimizer}
+    Format("Barlow Twins' checkpoint.pth", ("barlow_twins",), ("model",), ("backbone.",),
+           marks=r"bn\.running_mean$", leftover=r"projector\.|bn\."),
+    # {epoch, model: module.backbone.*, module.projector.*, optimizer}
+    Format("VICReg's model.pth", ("vicreg",), ("model",), ("backbone.",),
+           marks=r"projector\.", leftover=r"projector\."),
+    # {epoch, arch, state_dict: module.encoder_q.*, module.encoder_k.*, module.queue, optimizer}; the query encoder is
+    # the one that is trained, the key encoder its running mean
+    Format("MoCo v2", ("moco",), ("state_dict",), ("encoder_q.",),
+           marks=r"encoder_k\.|queue$", leftover=r"encoder_k\.|queue(_ptr)?$|encoder_q\.fc\."),
+    # module.*, module.projection_head.*, module.prototypes.*, flat or {epoch, state_dict, optimizer, amp}
+    Format("SwAV", ("swav",), (None, "state_dict"), ("",),
+           marks=r"prototypes\d*\.|projection_head\.", leftover=r"prototypes\d*\.|projection_head\."),
+    # PyContrast: {opt, model: module.encoder.*, .head.*, .head_jig.*, contrast, model_ema, optimizer, epoch}
+    Format("InfoMin", ("infomin",), ("model",), ("encoder.",),
+           marks=r"head_jig\.|contrast$|model_ema$", leftover=r"head\.|head_jig\."),
+    # {opt, model: encoder.* or encoder.module.*, head.*, optimizer, epoch}; PyContrast's without its marks
+    Format("SupContrast", ("supcontrast", "infomin"), ("model",), ("encoder.",),
+           marks=r"head\.", leftover=r"head\."),
+    # encoder.*, projector.*
+    Format("Spijkervet's SimCLR", ("simclr",), (None,), ("encoder.",),
+           marks=r"projector\.", leftover=r"projector\.", unit=True),
+    # {epoch, arch, state_dict: backbone.*, backbone.fc.*, optimizer}
+    Format("sthalles' SimCLR", ("simclr",), ("state_dict",), ("backbone.",),
+           marks=r"backbone\.fc\.0\.", leftover=r"backbone\.fc\.", unit=True),
+    # Modules have whatever heads their authors chose, and a momentum_backbone may stand beside the backbone.
+    Format("Lightning (solo-learn, lightly and others)", ("lightning",), ("state_dict",), ("backbone.", "encoder."),
+           marks="", leftover=r"(?!backbone\.|encoder\.)|(backbone|encoder)\.fc\."),
+    Format("torchvision names with a classifier and no num_batches_tracked", ("byol", "baseline"), (None, "state_dict"),
+           ("",), marks=r"fc\.", leftover=r"fc\.", absent="num_batches_tracked$",
+           doubt="a converted BYOL, or supervised by an old PyTorch"),
+    Format("torchvision names with a classifier", ("simclr", "baseline"), (None, "state_dict", "model"), ("",),
+           marks=r"fc\.", leftover=r"fc\.", doubt="supervised, or a converted SimCLR"),
+    # encoder.pt of ours, resnet50.pth of Barlow Twins and of VICReg
+    Format("the encoder alone", ("ours", "barlow_twins", "vicreg"), (None, "state_dict", "model"), ("",),
+           marks="", leftover="(?!)"),
+)  # fmt: skip
+ALONE = FORMATS[-1]
+
+# Published files, for when there is none at hand.
+BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
+
+WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # of DataParallel and of torch.compile
+# lightly's examples number the children of a torchvision ResNet: Sequential(*list(resnet.children())[:-1]).
+NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder's weights came from, and the normalisation that their training had; None: the data set's."""
+
+    path: Path | str
+    format: str
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{self.path} ({self.format}{left_out})"
+
+
+def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None, trust: bool = False) -> Source:
+    """Put the weights of a run folder, or of a file of ours or of FORMATS, into `encoder`.
+
+    `trust` reads files that are refused otherwise since reading them runs their code. Raises `UserError` for what
+    cannot be read, is not of `kind`, or is not exactly this encoder's; the encoder is then as it was.
+    """
+    path = checkpoint.find_encoder(path)
+    return take(encoder, contents(path, trust), path, kind)
+
+
+def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"], name: str = "resnet50") -> Source:
+    """Download published weights into `encoder`, a torchvision ResNet called `name`.
+
+    `barlow_twins`: its authors' resnet50, of 1000 epochs. `baseline`: torchvision's, trained on ImageNet's labels by
+    its first recipe (IMAGENET1K_V1). Raises `UserError` where there are none, or nothing can be downloaded.
+    """
+    try:
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url if kind == "baseline" else BARLOW_TWINS
+    except (ValueError, AttributeError):
+        raise UserError(f"encoder: torchvision has no weights of {name!r}; pass a file of them") from None
+    try:
+        content = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=kind == "baseline", weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the published weights cannot be downloaded ({error}). Fetch {url} elsewhere and pass the file, "
+            "or a run folder: --model_path (evaluate.py), --init (the others)"
+        ) from None
+    return take(encoder, content, url, kind)
+
+
+def contents(path: Path, trust: bool = False):
+    """What stands in a file: read without running its code, unless `trust`, which is said loudly."""
+    if path.suffix == ".safetensors":
+        return safetensors.read(path)
+    if trust:
+        say(f"*** --trust_checkpoint: reading {path} RUNS THE CODE IN IT, whatever that is. ***")
+    try:
+        return checkpoint.load(path, trust)
+    except checkpoint.Refused as error:
+        raise UserError(
+            f"{error}. If you know who wrote it, --trust_checkpoint reads it all the same, and runs what is in it"
+        ) from None
+
+
+def run_settings(path: str | Path) -> dict:
+    """The settings of the run that a run folder or file belongs to; none for a file that stands alone."""
+    saved = checkpoint.find_encoder(path).with_name("config.yaml")
+    return config.read_yaml(saved) if saved.is_file() else {}
+
+
+def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None) -> Source:
+    """`load_encoder` of what was read from `path`."""
+    form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
+    if "0.weight" not in encoder.state_dict() and {"0.weight", "4.0.conv1.weight"} <= set(weights):
+        numbered = (name.partition(".") for name in weights)
+        weights = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+    fill(encoder, weights, f"{path} ({form.name})")
+    mean = std = None
+    if "ours" in form.kinds and isinstance(path, Path):
+        run, kinds = run_settings(path), list[float] | None
+        mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
+    elif form.unit or kind == "simclr":
+        channels = input_channels(weights)
+        mean, std = [0.0] * channels, [1.0] * channels
+    name = form.name
+    if form.doubt:
+        hint = f": {form.doubt}; --init_format, or finetune.py's --method, says which"
+        name += hint if kind is None else f", taken as {kind}"
+    return Source(path, name, mean, std, tuple(left_out))
+
+
+def input_channels(weights: dict[str, Tensor]) -> int:
+    """How many channels the first convolution reads; 3 if there is none."""
+    return next((weight.shape[1] for weight in weights.values() if weight.ndim == 4), 3)
+
+
+# Recognising ------------------------------------------------------------------------
+
+
+def recognise(content, path, kind: Kind | None = None, own=()) -> tuple[Format, dict[str, Tensor], list[str]]:
+    """(format, weights under the encoder's names, what was left out) of a file's content.
+
+    `own` are the names of the encoder wanted: what has exactly these is the encoder alone. Raises `UserError` for
+    what holds no weights, is not of `kind`, or has names that the format does not know.
+    """
+    found = None
+    if isinstance(content, dict):
+        alone = [ALONE] if own and set(content) == set(own) else FORMATS
+        found = next((f for form in alone if kind in (None, *form.kinds) for f in _match(form, content, path)), None)
+    if found is None and kind is not None:
+        form, _, _ = recognise(content, path)
+        meant = "; ".join(form.name for form in FORMATS if kind in form.kinds)
+        raise UserError(
+            f"{path}: asked for as {kind} ({meant}), but by its names it is {form.name}"
+            + (f" ({form.doubt})" if form.doubt else "")
+            + f". If that is right, ask for {' or '.join(form.kinds)}"
+        )
+    if found is None:
+        raise UserError(
+            f"{path}: holds no weights by name; expected a file of ours, or of {', '.join(f.name for f in FORMATS)}"
+        )
+    form, prefix, weights, beside = found
+    out = [name for name in weights if not name.startswith(prefix) or re.match(form.leftover, name)]
+    unknown = [name for name in out if not re.match(form.leftover, name)]
+    if unknown:
+        raise UserError(f"{path} ({form.name}): has unknown {_first(unknown)}, which its authors' code does not write")
+    ours = {name.removeprefix(prefix): weight for name, weight in weights.items() if name not in set(out)}
+    depth = prefix.count(".") + 1
+    groups = [".".join(name.split(".")[: depth if name.startswith(prefix) else 1]) for name in out]
+    return form, ours, list(dict.fromkeys([*groups, *map(str, beside)]))
+
+
+def _match(form: Format, content: dict, path):
+    """(format, the encoder's prefix, all weights, what stands beside them) for each way that `content` is of it."""
+    for under in form.under:
+        weights = content if under is None else content.get(under)
+        if not isinstance(weights, dict) or not weights:
+            continue
+        if not all(isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()):
+            continue
+        plain = {WRAPPERS.sub(r"\1", name): weight for name, weight in weights.items()}
+        if len(plain) < len(weights):
+            raise UserError(f"{path}: holds weights twice, with and without the module. of a wrapper")
+        beside = [] if under is None else [name for name in content if name != under]
+        marked = any(re.match(form.marks, str(name)) for name in (*plain, *beside))
+        if marked and not any(re.search(form.absent, name) for name in plain):
+            for prefix in form.encoder:
+                if any(name.startswith(prefix) for name in plain):
+                    yield form, prefix, plain, beside
+
+
+# Fitting ----------------------------------------------------------------------------
+
+
+def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put `weights`, read from `where`, into `encoder`, which must want exactly these.
+
+    Old and converted files have no num_batches_tracked at all: it is then 0, and nothing reads it. Raises `UserError`
+    that lists what is missing, unknown, of another shape or not finite; the encoder is then as it was.
+    """
+    wanted = encoder.state_dict()
+    found = {own: weights[name] for own in wanted if (name := WRAPPERS.sub(r"\1", own)) in weights}
+    if not any(name.endswith("num_batches_tracked") for name in weights):
+        found |= {own: torch.zeros_like(w) for own, w in wanted.items() if own.endswith("num_batches_tracked")}
+    known = {WRAPPERS.sub(r"\1", own) for own in wanted}
+    misfits = [f"{own} is {tuple(found[own].shape)}, not {tuple(wanted[own].shape)}"
+               for own in found if found[own].shape != wanted[own].shape]  # fmt: skip
+    wrong = {
+        "lacks": [own for own in wanted if own not in found],
+        "has unknown": [name for name in weights if name not in known],
+        "does not fit:": misfits,
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{what} {_first(names)}" for what, names in wrong.items() if names)
+        raise UserError(
+            f"{where}: not weights of this encoder ({type(encoder).__name__}): it {listed}. {_advice(weights, wanted)}"
+        )
+    ruined = [own for own in wanted if not found[own].to(wanted[own].dtype).isfinite().all()]
+    if ruined:
+        raise UserError(f"{where}: holds NaN or Inf, in {_first(ruined)}; that training had diverged")
+    encoder.load_state_dict(found)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """Which settings would fit the file's weights, where they are those of a torchvision ResNet."""
+    flags = [theirs for theirs, ours in zip(_looks_like(weights), _looks_like(wanted)) if theirs and theirs != ours]
+    if not flags:
+        return "Check --encoder, --stem and --encoder_kwargs"
+    return f"By its shapes it fits {' '.join(_looks_like(weights)).strip()}; pass {' '.join(flags)}"
+
+
+def _looks_like(weights: dict[str, Tensor]) -> tuple[str, str]:
+    """('--encoder resnet18', '--stem small') for weights (under torchvision's names) of such shapes, or '' for each."""
+
+    def body(state: dict) -> dict:
+        return {name: tuple(w.shape) for name, w in state.items() if re.match(r"layer\d.*weight$", name)}
+
+    stem = {7: "--stem imagenet", 3: "--stem small"}
+    conv1 = weights.get("conv1.weight")
+    kernel = conv1.shape[-1] if conv1 is not None and conv1.ndim == 4 else None
+    if body(weights):
+        for name in torchvision.models.list_models(module=torchvision.models):
+            if "resnet" in name or "resnext" in name:
+                with torch.device("meta"):
+                    model = torchvision.models.get_model(name, weights=None)
+                if body(model.state_dict()) == body(weights):
+                    return f"--encoder {name}", stem.get(kernel, "")
+    return "", ""

@@ -1,0 +1,74 @@
+"""An encoder with its weights, built as the settings of its run say."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from ssl import checkpoint, config, foreign
+from ssl.data.datasets import SMALL
+from ssl.encoders import build_encoder, is_known
+from ssl.errors import UserError
+
+
+def architecture(
+    run: dict, encoder: str | None = None, encoder_kwargs: dict | None = None, stem: str | None = None
+) -> tuple[str | None, dict | None, str | None]:
+    """(encoder, encoder_kwargs, stem): as given, or where no encoder is given as in the settings `run` of a run.
+
+    Raises `UserError` where the run names a class whose import would run code of unknown origin.
+    """
+    own = encoder is not None
+    if not own:
+        encoder = _of_run(run, "encoder", str | None)
+        encoder_kwargs = encoder_kwargs or _of_run(run, "encoder_kwargs", dict | None)
+        stem = stem or _of_run(run, "stem", str | None)
+        require_known(encoder, encoder_kwargs)
+    size = _of_run(run, "image_size", int | None)
+    if stem == "auto" and size is not None:  # as the run resolved it, whatever size is wanted now
+        stem = "small" if size <= SMALL else "imagenet"
+    return encoder, encoder_kwargs, stem
+
+
+def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
+    """Raise `UserError` unless `encoder`, which a file names, is a ResNet or a class of ours or of torchvision's."""
+    if not is_known(encoder or ""):
+        raise UserError(
+            f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
+            f"trust it, say so: --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
+        )
+
+
+def restore(
+    path: str | Path,
+    encoder: str | None = None,
+    encoder_kwargs: dict | None = None,
+    stem: str | None = None,
+    image_size: int | None = None,
+    init_format: foreign.Kind | None = None,
+    trust_checkpoint: bool = False,
+) -> tuple[nn.Module, foreign.Source, dict]:
+    """(encoder in eval mode, where its weights came from, what it is) of a run folder or anybody's file.
+
+    What is unset is as in the config.yaml beside the file; without one it is a resnet50 for ImageNet's images.
+    What it is: the arguments of `build_encoder`. Raises `UserError` as `foreign.load_encoder`.
+    """
+    path = checkpoint.find_encoder(path)
+    run = foreign.run_settings(path)
+    encoder, encoder_kwargs, stem = architecture(run, encoder, encoder_kwargs, stem)
+    content = foreign.contents(path, trust_checkpoint)
+    _, weights, _ = foreign.recognise(content, path, init_format)
+    about = {
+        "name": encoder or "resnet50",
+        "image_size": image_size or _of_run(run, "image_size", int | None) or 224,
+        "stem": stem or "imagenet",
+        "kwargs": encoder_kwargs,
+        "channels": foreign.input_channels(weights),
+    }
+    network, _ = build_encoder(**about)
+    source = foreign.take(network, content, path, init_format)
+    return network.eval(), source, about
+
+
+def _of_run(run: dict, name: str, kind):
+    return config.coerce(run.get(name), kind, f"config.yaml of the run: {name}")

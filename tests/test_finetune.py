@@ -1,0 +1,375 @@
+"""finetune.py as a person runs it, and its parts beside plain references."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from test_scripts import ROOT, run
+
+import finetune
+from ssl import checkpoint, inference, restore
+from ssl.augment import View, apply, draw
+from ssl.data.images import Images, Paths
+from ssl.data.loader import crop_boxes, crop_resize
+from ssl.data.shapes import CLASSES, render
+from ssl.encoders import SmallResNet
+from ssl.errors import UserError
+
+TINY = {
+    "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--image_size": "32",
+    "--batch_size": "12", "--epochs": "2", "--workers": "1", "--amp": "off", "--lr": "0.05", "--crop_scale": "0.5 1",
+}  # fmt: skip
+
+
+def tiny(*arguments) -> list[str]:
+    settings = TINY | dict(zip(map(str, arguments[::2]), map(str, arguments[1::2])))
+    return [
+        word for key, value in settings.items() for word in (key, *(value.split() if "{" not in value else [value]))
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Class folders with all three splits: 60, 15 and 21 pictures, the last of which two processes do not divide."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count, seed in (("train", 60, 0), ("val", 15, 1), ("test", 21, 2)):
+        shown = torch.arange(count) % 3
+        for i, (pixels, label) in enumerate(zip(render(shown, 32, seed), shown.tolist())):
+            path = folder / split / CLASSES[label] / f"{split}{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("encoder") / "encoder.pt"
+    torch.save(SmallResNet(width=8, stages=2).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(images, encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
+               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def best(folder: Path) -> torch.Tensor:
+    content = torch.load(folder / "best.pt", weights_only=True)
+    return torch.cat([value.flatten().double() for value in content["model"].values()])
+
+
+# What it leaves ---------------------------------------------------------------------
+
+
+def test_predictions_and_results_say_the_same(tuned, images):
+    for place in (tuned / "seed_0", tuned / "seed_1"):
+        with open(place / "predictions.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 21 and {row["name"] for row in rows} == {
+            str(path.relative_to(images)) for path in images.glob("test/*/*.png")
+        }
+        assert all(row["label"] == Path(row["name"]).parent.name for row in rows)
+        names = ("disc", "ring", "square")
+        scores = torch.tensor([[float(row[f"score_{name}"]) for name in names] for row in rows], dtype=torch.float64)
+        truth = torch.tensor([names.index(row["label"]) for row in rows])
+        assert torch.allclose(scores.sum(1), torch.ones(21, dtype=torch.float64), atol=1e-5)
+        found = results(place)["test"]
+        assert found["acc1"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
+        assert found["auc_macro"] == pytest.approx(
+            roc_auc_score(truth, scores / scores.sum(1, True), multi_class="ovr")
+        )
+        assert found["loss"] == pytest.approx(F.nll_loss(scores.log(), truth).item(), abs=1e-5)
+        of_major = truth < 2
+        assert found["major"]["acc1"] == pytest.approx((scores.argmax(1) == truth)[of_major].double().mean().item())
+        assert found["minor"]["count"] == {"disc": 0, "ring": 0, "square": 7}
+        for picture in ("roc.png", "confusion.png"):
+            pytest.importorskip("matplotlib")
+            Image.open(place / picture).verify()
+
+
+def test_several_runs_differ_and_give_mean_and_deviation(tuned):
+    single = [results(tuned / f"seed_{seed}")["test"]["loss"] for seed in (0, 1)]
+    assert single[0] != single[1]
+    summary = results(tuned)["mean"]["loss"]
+    assert summary["mean"] == pytest.approx(statistics.fmean(single))
+    assert summary["std"] == pytest.approx(statistics.stdev(single))
+    assert f"{summary['mean']:.4f}" in (tuned / "printed.txt").read_text()
+
+
+def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewhere(tuned, images, tmp_path):
+    run("finetune.py", "--test_only", "--model_path", tuned, "--output_dir", tmp_path / "own", "--encoder",
+        "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--workers", 1)  # fmt: skip
+    shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1" / "best.pt", "--copies", 1,
+        "--data_dir", tmp_path / "elsewhere", "--output_dir", tmp_path / "there", "--workers", 1)  # fmt: skip
+    for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
+        assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
+    plain = results(tmp_path / "there")["test"]
+    assert plain["images"] == 21 and plain["loss"] != results(tuned)["runs"][1]["test"]["loss"]  # copies 1, not 3
+
+
+def test_a_frozen_encoder_is_as_it_was(images, encoder, tmp_path):
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path, "--freeze", *tiny())
+    before, after = (torch.load(path, weights_only=True) for path in (encoder, tmp_path / "encoder.pt"))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    head = torch.load(tmp_path / "best.pt", weights_only=True)["model"]["head.weight"]
+    assert head.std() > 0.012  # N(0, 0.01) at the beginning: it has learnt
+
+
+def test_without_freezing_it_is_not(tuned, encoder):
+    before = torch.load(encoder, weights_only=True)
+    after = torch.load(tuned / "encoder.pt", weights_only=True)
+    assert not any(torch.equal(after[name], value) for name, value in before.items() if value.ndim == 4)
+
+
+# Exactness, resume ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
+    for processes in (1, 2):
+        run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / str(processes),
+            *(["--balanced"] if balanced else []), *tiny("--batch_size", 12 // processes, "--copies", 2),
+            processes=processes)  # fmt: skip
+    one, two = (torch.load(tmp_path / n / "best.pt", weights_only=True)["model"] for n in "12")
+    for name, value in one.items():
+        assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-4), name
+    assert results(tmp_path / "1")["test"]["loss"] == pytest.approx(results(tmp_path / "2")["test"]["loss"], rel=1e-3)
+    assert len((tmp_path / "2" / "predictions.csv").read_text().splitlines()) == 22
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_an_interrupted_run_ends_as_one_that_was_not(images, encoder, tmp_path, how):
+    settings = ["--data_dir", images, "--init", encoder, *tiny("--epochs", 25, "--runs", 2, "--save_minutes", 1e-6)]
+    run("finetune.py", *settings, "--output_dir", tmp_path / "whole")
+    command = [sys.executable, "finetune.py", *map(str, settings), "--output_dir", str(tmp_path / "cut")]
+    log = tmp_path / "cut" / "seed_1" / "metrics.jsonl"  # the first run has ended by then
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    if how == "stop":
+        (tmp_path / "cut" / "stop").touch()
+        assert process.wait(60) == 75
+        assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "preempted"
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "cut" / "results.json").exists()
+    done = run("finetune.py", *settings, "--output_dir", tmp_path / "cut")
+    assert "finished" in (tmp_path / "cut" / "status.json").read_text() and "seed_0" not in done.stdout
+    for seed in ("seed_0", "seed_1"):
+        assert torch.equal(best(tmp_path / "cut" / seed), best(tmp_path / "whole" / seed))
+        steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / seed / "metrics.jsonl").read_text().split("\n")
+                 if line]  # fmt: skip
+        assert steps == sorted(set(steps)) and len(steps) == 25
+    assert results(tmp_path / "cut")["mean"] == results(tmp_path / "whole")["mean"]
+
+
+def test_another_run_is_not_continued(tuned, images, encoder):
+    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tuned,
+               *tiny("--runs", 2, "--copies", 3, "--lr", 0.2), check=False)  # fmt: skip
+    assert done.returncode == 2 and "lr: 0.05 -> 0.2" in done.stderr
+
+
+# Scores of all images ---------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x.mean((1, 2, 3)), x[:, 0].std((1, 2)), x[:, :, 8].mean((1, 2))], 1)
+
+
+@pytest.mark.parametrize("source", ["memory", "files"])
+def test_the_mean_over_views_is_that_of_views_made_one_by_one(images, source):
+    paths = sorted(images.glob("test/*/*.png"))
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in paths])
+    where = {"resident": pixels} if source == "memory" else {"paths": Paths(map(str, paths))}
+    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], **where)
+    view = View(24, (0.5, 1.0), vertical_flip=0.5, rotation=20.0, blur_prob=0.0)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.2]
+    found, read, bad = inference.mean_over_views(
+        Net(), data, view, 4, seed=5, batch_size=8, workers=0, device=torch.device("cpu"), mean=mean, std=std, title=None
+    )  # fmt: skip
+    assert found.shape == (21, 3) and bool(read.all()) and not bad
+    expected = torch.zeros(21, 3)
+    for copy in range(4):
+        for i in range(21):
+            crop, params = draw(5, copy, torch.tensor([i]), 0, view)
+            box = crop_boxes(crop, torch.tensor([32]), torch.tensor([32]), view)
+            x = apply(crop_resize(pixels[i : i + 1], box, 24), params, view, torch.tensor(mean), torch.tensor(std))
+            expected[i] += Net()(x)[0] / 4
+    assert torch.allclose(found, expected, atol=1e-5 if source == "memory" else 5e-3)  # files: crops of whole levels
+
+
+def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path):
+    shutil.copytree(images / "test", tmp_path / "test")
+    paths = sorted((tmp_path / "test").glob("*/*.png"))
+    paths[4].write_bytes(b"no image")
+    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], paths=Paths(map(str, paths)))
+    options = dict(batch_size=8, workers=0, device=torch.device("cpu"), mean=[0.0] * 3, std=[1.0] * 3, title=None)
+    for _, read, bad in (
+        inference.outputs(Net(), data, size=32, **options),
+        inference.mean_over_views(Net(), data, View(32, blur_prob=0.0), 2, seed=0, **options),
+    ):
+        assert read.tolist() == [i != 4 for i in range(21)] and list(bad) == [str(paths[4])]
+
+
+# Schedules, stopping --------------------------------------------------------------------
+
+
+def fit_of(settings, history=()) -> finetune.Fit:
+    model = finetune.Model(settings, 3, 3)
+    return finetune.Fit(0, finetune.make_optimizer(settings, model), torch.amp.GradScaler(enabled=False),
+                        history=list(history))  # fmt: skip
+
+
+def small_settings(**values) -> finetune.Settings:
+    return finetune.Settings(encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 1},
+                             stem="auto", image_size=32, **values)  # fmt: skip
+
+
+def test_plateau_is_that_of_torch():
+    settings = small_settings(lr=1e-2, lr_backbone=1e-4, plateau_patience=2, min_lr=1e-5)
+    losses = [1.0, 0.9, 0.95, 0.9, 0.91, 0.8999, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    fit = fit_of(settings)
+    reference = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": lr} for lr in (1e-2, 1e-4)], 1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, factor=0.1, patience=2, min_lr=1e-5)
+    for epoch, loss in enumerate(losses):
+        finetune.set_lrs(fit, settings, 4)
+        expected = [group["lr"] for group in reference.param_groups]
+        assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx(expected, rel=1e-6), epoch
+        scheduler.step(loss)
+        fit.history.append({"epoch": epoch + 1, "val_loss": loss})
+
+
+def test_cosine_by_epoch_is_that_of_torch():
+    settings = small_settings(lr=1e-2, lr_backbone=1e-4, schedule="cosine_by_epoch", epochs=7, min_lr=1e-5)
+    fit = fit_of(settings)
+    reference = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": lr} for lr in (1e-2, 1e-4)], 1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=7, eta_min=1e-5)
+    for step in range(7 * 3):
+        fit.step = step
+        finetune.set_lrs(fit, settings, 3)
+        expected = [group["lr"] for group in reference.param_groups]
+        assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx(expected, rel=1e-6)
+        if step % 3 == 2:
+            reference.step()
+            scheduler.step()
+
+
+def test_training_ends_when_patience_does_and_the_first_best_is_taken():
+    settings = small_settings(patience=3, epochs=10)
+    losses = [0.9, 0.5, 0.6, 0.5, 0.7]
+    history = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate(losses)]
+    assert [finetune.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
+    assert finetune.best_of(history, settings)["epoch"] == 2
+    history = [{"epoch": i + 1, "val_loss": 1 / (i + 1)} for i in range(10)]
+    assert not finetune.finished(history[:9], settings) and finetune.finished(history, settings)
+
+
+def test_what_is_watched_may_be_the_auc():
+    settings = small_settings(watch="auc")
+    history = [{"epoch": 1, "val_loss": 0.1, "val_auc": 0.7}, {"epoch": 2, "val_loss": 0.2, "val_auc": 0.8}]
+    assert finetune.best_of(history, settings)["epoch"] == 2
+    with pytest.raises(UserError, match="undefined; they need every class"):
+        finetune.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    with pytest.raises(UserError, match="not finite in epoch 4; training has diverged"):
+        finetune.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})
+
+
+# Labels ---------------------------------------------------------------------------------
+
+
+def test_without_a_split_of_its_own_validation_is_cut_from_train_by_the_run_s_seed(images):
+    train = finetune.datasets.load("folder", str(images), "train")
+    settings = small_settings(train_percent=50.0, val_fraction=0.2)
+    parts = {seed: finetune.choose_labels(settings, {"train": train, "val": None}, seed) for seed in (0, 1)}
+    for fit, val in parts.values():
+        assert (len(fit), len(val)) == (24, 6) and torch.bincount(val.labels).tolist() == [2, 2, 2]
+        assert not set(fit.paths) & set(val.paths)
+    assert set(parts[0][0].paths) != set(parts[1][0].paths)
+
+
+# Mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model_path", "x"], "model_path: is what --test_only tests"),
+        (["--test_only"], "test_only needs --model_path"),
+        (["--test_only", "--model_path", "/nowhere"], "holds no best.pt"),
+        (["--patience", "0"], "patience: 0 must be at least 1"),
+        (["--train_percent", "0"], "train_percent: 0 is not a share"),
+        (["--method", "dino"], "none of simclr, swav, byol, moco, infomin, baseline"),
+        (["--schedule", "cosine", "--warmup_epochs", "5", "--epochs", "5"], "must be fewer than epochs"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
+    with pytest.raises(UserError, match=words):
+        finetune.main()
+
+
+def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "train" / "ring")
+    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    assert done.returncode == 2 and "ring" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_leak_between_splits_is_named(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images", symlinks=True)
+    leaked = next((tmp_path / "images" / "test" / "disc").iterdir())
+    os.link(leaked, tmp_path / "images" / "train" / "disc" / leaked.name)
+    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    assert (
+        done.returncode == 2 and "leak: 1 images of test are in train too" in done.stderr and leaked.name in done.stderr
+    )
+
+
+def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
+    for name in ("cats", "dogs", "ring"):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / "test" / name / f"{name}.png")
+    done = run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "data",
+               "--output_dir", tmp_path / "out", check=False)  # fmt: skip
+    assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
+
+
+def test_a_model_s_file_does_not_get_code_imported(tuned, tmp_path):
+    content = checkpoint.load(tuned / "seed_0" / "best.pt")
+    content["settings"]["encoder"] = "some.unknown.Net"
+    checkpoint.save(content, tmp_path / "best.pt")
+    settings = finetune.Settings(test_only=True)
+    with pytest.raises(UserError, match="importing that runs its code"):
+        finetune.as_fine_tuned(settings, dict.fromkeys(vars(settings), "default"), content["settings"], tmp_path)
+    with pytest.raises(UserError):
+        restore.require_known("some.unknown.Net", None)
