@@ -81,6 +81,7 @@ class Settings:
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
+    projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder or file, ours or of others
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
     trust_checkpoint: bool = False  # read it even if that runs the code in it
@@ -418,7 +419,9 @@ class Model(nn.Module):
         self.encoder, width = build_encoder(
             settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, channels
         )
-        self.projector = projector(width, settings.projector, batch_norm=settings.method == "barlow_twins")
+        self.projector = projector(
+            width, settings.projector, batch_norm=settings.method == "barlow_twins", bias=settings.projector_bias
+        )
 
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.projector(self.encoder(x)) for x in views)

@@ -41,8 +41,8 @@ def resnet_names() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Whether building the encoder `name` imports nothing but this room and torchvision's models."""
-    return "." not in name or name.startswith(("ssl.encoders.", "torchvision.models."))
+    """Whether building the encoder `name` imports nothing but our encoders and torchvision's models."""
+    return "." not in name or name.startswith(("ssl.encoders.", "ssl.preact.", "torchvision.models."))
 
 
 def build_encoder(

@@ -13,18 +13,19 @@ def parse_widths(spec: str) -> list[int]:
     return [int(width) for width in widths]
 
 
-def projector(width: int, spec: str, batch_norm: bool = True) -> nn.Sequential:
+def projector(width: int, spec: str, batch_norm: bool = True, bias: bool = False) -> nn.Sequential:
     """The network from representations (N, width) to embeddings (N, last of `spec`).
 
     Every layer but the last is followed by ReLU; with `batch_norm` (Barlow Twins) by batch
-    norm and ReLU, and no layer has a bias; without it (SimCLR) the layers have biases.
+    norm and ReLU, and no layer has a bias unless `bias`; without it (SimCLR) the layers have biases.
     """
     widths = [width, *parse_widths(spec)]
     layers: list[nn.Module] = []
+    bias = bias or not batch_norm
     for fan_in, fan_out in zip(widths[:-2], widths[1:-1]):
-        layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
+        layers.append(nn.Linear(fan_in, fan_out, bias=bias))
         if batch_norm:
             layers.append(nn.BatchNorm1d(fan_out))
         layers.append(nn.ReLU(inplace=True))
-    layers.append(nn.Linear(widths[-2], widths[-1], bias=not batch_norm))
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=bias))
     return nn.Sequential(*layers)

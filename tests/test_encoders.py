@@ -7,6 +7,7 @@ from torch import nn
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.heads import projector
+from ssl.preact import ResNet20V2, ResNet50V2
 
 
 def count(module):
@@ -31,6 +32,90 @@ def test_the_stem_follows_the_image_size(size, stem, stride):
     encoder, _ = build_encoder("resnet18", size, stem)
     assert encoder.conv1.stride == (stride, stride)
     assert isinstance(encoder.maxpool, nn.Identity) == (stride == 1)
+
+
+def keras_count(*modules):
+    """Parameters as Keras counts them: with the running mean and variance of batch norms."""
+    return sum(v.numel() for m in modules for name, v in m.state_dict().items() if "num_batches" not in name)
+
+
+@pytest.mark.parametrize(
+    "name, spec, width, trunk, whole",
+    [
+        ("ssl.preact.ResNet20V2", "2048-2048-2048", 256, 568_368, 9_503_792),
+        ("ssl.preact.ResNet50V2", "2048-2048-2048-2048", 2048, 23_564_800, 40_374_784),
+        ("ssl.preact.ResNet50V2", "4096-4096-4096-4096", 2048, 23_564_800, 82_350_592),
+    ],
+)
+def test_the_histopathology_encoders_have_the_published_size(name, spec, width, trunk, whole):
+    encoder, got = build_encoder(name, 32)
+    assert (got, keras_count(encoder)) == (width, trunk)
+    assert keras_count(encoder, projector(width, spec, bias=True)) == whole
+    assert keras_count(encoder, projector(width, spec)) < whole
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 16])
+@pytest.mark.parametrize("size", [17, 32, 45])
+def test_pre_activation_encoders_read_odd_sizes_and_any_channels(size, channels):
+    for name in ("ResNet20V2", "ResNet50V2"):
+        encoder, width = build_encoder(f"ssl.preact.{name}", size, channels=channels)
+        assert encoder(torch.randn(2, channels, size, size + 3)).shape == (2, width)
+
+
+def waves(*shape, phase):
+    """Numbers anyone can make again: a sine."""
+    return torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float64) * 0.7 + phase).view(shape)
+
+
+def filled(encoder):
+    """Every weight and statistic a sine, around 1 where it multiplies."""
+    for i, (name, value) in enumerate(encoder.state_dict().items()):
+        if value.ndim == 4:
+            value.copy_(0.5 * waves(*value.shape, phase=i) / value[0].numel() ** 0.5)
+        elif value.ndim == 1:
+            around = name.endswith("var") or ("norm" in name and "weight" in name)
+            value.copy_(0.2 * waves(*value.shape, phase=i) + around)
+    return encoder.eval()
+
+
+@torch.no_grad()
+def test_resnet50v2_is_that_of_keras():
+    """Against what keras.applications.ResNet50V2 of Keras 3.15.1 gave for these weights, to its rounding."""
+    encoder, x = filled(ResNet50V2()), waves(1, 3, 49, 49, phase=0).float()
+    h = encoder(x)[0]
+    keras = torch.tensor([9.925882339477539, 12.968864440917969, 0.0, 14.464269638061523, 8.57260513305664, 0.0,
+                          10.254142761230469])  # fmt: skip
+    assert torch.allclose(h[::300], keras, rtol=1e-5) and h.mean().item() == pytest.approx(4.714367, rel=1e-5)
+    encoder.stem[1], encoder.stem[2] = nn.Identity(), nn.MaxPool2d(3, 2, 1)  # the control: torch's border
+    assert not torch.allclose(encoder(x)[0, ::300], keras, rtol=2e-5)
+
+
+@torch.no_grad()
+def test_resnet20v2_is_its_description():
+    encoder, x = filled(ResNet20V2()), waves(2, 3, 30, 30, phase=0).float()
+    modules = iter(m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d))
+
+    def act(x, norm):
+        scale = norm.weight / (norm.running_var + 1e-5).sqrt()
+        return (x * scale[:, None, None] + (norm.bias - norm.running_mean * scale)[:, None, None]).clamp(min=0)
+
+    def convolve(x, convolution, stride=1):
+        assert convolution.bias is None
+        k = convolution.kernel_size[0]
+        patches = nn.functional.unfold(x, k, padding=k // 2, stride=stride)
+        y = convolution.weight.flatten(1) @ patches
+        return y.view(len(x), -1, *(-(-side // stride) for side in x.shape[2:]))
+
+    y = act(convolve(x, next(modules)), next(modules))
+    for stage in range(3):
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            norm1, conv1, norm2, conv2, norm3, conv3 = (next(modules) for _ in range(6))
+            shortcut = convolve(y, next(modules), stride) if block == 0 else y
+            z = convolve(act(convolve(act(y, norm1), conv1), norm2), conv2, stride)
+            y = convolve(act(z, norm3), conv3) + shortcut
+    assert next(modules, None) is None
+    assert torch.allclose(encoder(x), y.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_any_module_by_dotted_path():

@@ -488,13 +488,9 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
 
 def rows(path: Path) -> list[train.Settings]:
     """The settings of a recipe of train.py: of each of its rows, or the only ones."""
-    values = config.read_yaml(path)
-    found = []
-    for row in values.pop("rows", [{}]):
-        lines = [word for name, value in (values | row).items()
-                 for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
-        found.append(config.parse(train.Settings, lines)[0])
-    return found
+    numbers = range(1, 1 + len(config.read_yaml(path).get("rows", [])))
+    chosen = [["--row", str(number)] for number in numbers] or [[]]
+    return [config.parse(train.Settings, ["--config", str(path), *row])[0] for row in chosen]
 
 
 RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
@@ -571,6 +567,30 @@ def test_the_imagenet_recipe_is_the_published_one():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.6, 0.0384])
     first, second = train.make_views(settings)
     assert (first.blur_prob, first.solarize_prob, second.blur_prob, second.solarize_prob) == (1.0, 0.0, 0.1, 0.2)
+
+
+@pytest.mark.parametrize("name, parameters", [("ResNet20V2", 9_503_792), ("ResNet50V2", 40_374_784)])
+def test_the_tissue_recipes_are_the_studys(name, parameters):
+    baseline, no_drop, no_color, blur_only, identity = rows(ROOT / "configs" / f"tissue_{name.lower()}.yaml")
+    model = train.Model(dataclasses.replace(baseline, image_size=32))
+    assert baseline.encoder == f"ssl.preact.{name}"
+    # as Keras counts: with running statistics
+    assert sum(v.numel() for key, v in model.state_dict().items() if "num_batches" not in key) == parameters
+    whole = View(size=224, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0.5, vertical_flip=0.5,
+                 jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale=0.2, blur_sigma=(1, 1), blur_kernel=23,
+                 blur_prob=1.0, solarize_prob=0.0, solarize_threshold=0.5)  # fmt: skip
+    second = dataclasses.replace(whole, blur_prob=0.1, solarize_prob=0.2)
+    grey, color = dict(grayscale=0), dict(grayscale=0, jitter_prob=0)
+    plain = dict(**color, flip=0, vertical_flip=0, solarize_prob=0)
+    for settings, off in ((baseline, {}), (no_drop, grey), (no_color, color), (blur_only, plain),
+                          (identity, plain | {"blur_prob": 0})):  # fmt: skip
+        assert train.make_views(settings) == [dataclasses.replace(view, **off) for view in (whole, second)]
+        factors = [train.lr_factor(settings, step, 10) for step in range(300)]
+        t = torch.arange(270).double()
+        expected = [i / 30 for i in range(30)] + (0.5 * (1 + torch.cos(torch.pi * t / 270))).tolist()
+        assert factors == pytest.approx(expected)
+    optimizer = train.make_optimizer(baseline, model, train.lr_scale(baseline, 512))
+    assert type(optimizer).__name__ == "LAMB" and {group["lr"] for group in optimizer.param_groups} == {2e-3}
 
 
 # evaluate.py
