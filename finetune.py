@@ -294,7 +294,7 @@ def main() -> None:
         if is_main():
             save(fit, wait=True)
         distributed.barrier()
-        if asked_to_stop and not finished(fit.history, settings):
+        if asked_to_stop:
             distributed.leave()
             run.end("preempted", asked_to_stop)
             say(f"\nstopped by {asked_to_stop} at step {fit.step} of run {number + 1}, saved; "
