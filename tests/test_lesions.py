@@ -204,6 +204,21 @@ def test_the_published_splits_share_no_image_and_the_label_is_melanoma(real_data
 
 
 @pytest.mark.data
+def test_the_published_splits_share_lesions_by_the_metadata_of_the_challenge(real_data):
+    folder = real_data / "isic_csv"
+    file = {row["image"].removesuffix("_downsampled"): row["lesion_id"]
+            for row in csv.DictReader((folder / lesions.METADATA).read_text().splitlines())}  # fmt: skip
+    known = {}
+    for split in lesions.SPLITS:
+        table = folder / "datasplits" / "isic2019" / "splits" / f"{split}_split_1.csv"
+        names = tuple(name for name, _ in lesions.read_labels("isic2019", table))
+        known[split] = lesions.lesions_of(names, folder)
+        assert known[split] == [file.get(name) or None for name in names]
+    shared = (set(known["train"]) & set(known["test"])) - {None}
+    assert len(shared) == 1610 and sum(lesion in shared for lesion in known["test"]) == 2107
+
+
+@pytest.mark.data
 def test_the_published_tenths_1_and_3_are_told_apart_from_no_other(real_data):
     folder = real_data / "isic_csv" / "datasplits" / "isic2019"
     twins = {path.parent.name: lesions.tell_twins(path) for path in folder.glob("*/train_split_1.csv")}
