@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import finetune
@@ -142,6 +144,18 @@ def test_the_others_are_tests_alone(tmp_path, name):
     for split in ("train", "val", "unlabelled"):
         assert f"dataset: {name} is a test set" in refusal(datasets.load, name, images, split, csv=str(table))
     assert "pass it as --csv FILE" in refusal(datasets.load, name, images, "test")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(lesions.TABLES)), st.text(st.sampled_from('01.23*,;"\n\0mel'), max_size=40))
+def test_any_table_is_labels_or_one_clear_error(tmp_path_factory, name, content):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    delimiter, column, _ = lesions.TABLES[name]
+    path.write_text(f"image{delimiter}{column}\n{content}")
+    try:
+        assert all(label in (0, 1) for _, label in lesions.read_labels(name, path))
+    except UserError as error:
+        assert str(error).startswith("csv: ") and str(path) in str(error)
 
 
 def test_what_is_not_as_published_is_refused(tmp_path):

@@ -91,7 +91,7 @@ def tell_twins(file: Path) -> list[str]:
     """Name the sibling folders whose train file holds the same images: as a repetition they say nothing new."""
     names, twins = {image for image, _ in read_labels("isic2019", file)}, []
     for other in sorted(file.parent.absolute().parent.glob(f"*/{file.name}")):
-        with contextlib.suppress(UserError):  # another's fault is none of this run
+        with contextlib.suppress(UserError, OSError):  # another's fault is none of this run
             if not other.samefile(file) and {image for image, _ in read_labels("isic2019", other)} == names:
                 twins.append(other.parent.name)
     if twins:
