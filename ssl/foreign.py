@@ -172,7 +172,7 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
         run, kinds = _settings_beside(path), list[float] | None
         mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
     elif form.unit or kind == "simclr":
-        channels = input_channels(weights)
+        channels = input_channels(encoder, encoder.state_dict())
         mean, std = [0.0] * channels, [1.0] * channels
     name = form.name
     if form.doubt:
@@ -181,9 +181,10 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
     return Source(path, name, mean, std, tuple(left_out))
 
 
-def input_channels(weights: dict[str, Tensor]) -> int:
-    """How many channels the first convolution reads; 3 if there is none."""
-    return next((weight.shape[1] for weight in weights.values() if weight.ndim == 4), 3)
+def input_channels(encoder: nn.Module, weights: dict[str, Tensor]) -> int:
+    """How many channels the encoder's first convolution reads by the `weights` of a file; 3 if they do not say."""
+    first = next((name for name, weight in encoder.state_dict().items() if weight.ndim == 4), None)
+    return weights[first].shape[1] if first in weights and weights[first].ndim == 4 else 3
 
 
 # Recognising ------------------------------------------------------------------------
