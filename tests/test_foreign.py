@@ -407,6 +407,15 @@ def test_a_file_that_needs_code_is_refused_by_name_and_read_when_trusted(tmp_pat
     assert (tmp_path / "ran").is_dir()  # the control: it was live
 
 
+def test_trusted_code_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"opt": argparse.Namespace(lr=1)} | layouts(TINY_STATE)["supcontrast"][0], path,
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    path.write_bytes(path.read_bytes().replace(b"cargparse\nNamespace", b"cabsenting\nNamespac"))
+    with pytest.raises(UserError, match=r"not installed here \(No module named 'absenting'\)"):
+        foreign.load_encoder(Tiny(), path, trust=True)
+
+
 # Published weights ----------------------------------------------------------------------
 
 
