@@ -7,6 +7,7 @@ what is missing and what is unknown. `kind` insists on a format where names alon
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import checkpoint, config, safetensors
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line
 from ssl.report import say
 
 Kind = Literal["ours", "barlow_twins", "simclr", "swav", "byol", "moco", "infomin", "vicreg", "supcontrast",
@@ -100,8 +101,8 @@ class Source:
     left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{self.path} ({self.format}{left_out})"
+        left_out = f"; left out: {_first(self.left_out, 10)}" if self.left_out else ""
+        return one_line(f"{self.path} ({self.format}{left_out})")
 
 
 def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None, trust: bool = False) -> Source:
@@ -271,7 +272,7 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     encoder.load_state_dict(found)
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def _first(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
