@@ -183,7 +183,7 @@ def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
     cfg = {
         "architecture": name,
         "num_classes": 0,
-        "num_features": export.encoder.layer4[-1].bn1.num_features,
+        "num_features": features(export.encoder, export, 1).shape[1],
         "pretrained_cfg": {
             "num_classes": 0, "input_size": [3, size, size], "interpolation": "bicubic", "first_conv": "conv1",
             "classifier": "fc", **export.normalisation(),
@@ -269,7 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
         settings.init_format, settings.trust_checkpoint,
     ))  # fmt: skip
     folder = Path(settings.output_dir or Path(export.source.path).parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {folder} ({error})") from None
     h = features(export.encoder, export)
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
     say(f"checksum    {checksum(h)} of its features of two fixed images")

@@ -100,7 +100,14 @@ def test_timm_takes_the_file_and_the_folder(resnet_run, capsys):
             assert torch.equal(network.eval()(images()), expected(resnet_run, images()))
     assert timm.data.resolve_model_data_config(network)["mean"] == [0.0, 0.0, 0.0]
     assert timm.data.resolve_model_data_config(network)["input_size"] == [3, 64, 64]
-    assert json.loads((resnet_run / "timm" / "config.json").read_text())["num_features"] == 512
+
+
+def test_timms_config_says_how_wide_a_bottleneck_is(tmp_path):
+    torch.save(build_encoder("resnet50", 64, "imagenet")[0].state_dict(), tmp_path / "encoder.pt")
+    export.main([str(tmp_path), "--to", "timm", "--image_size", "32"])
+    about = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert (about["architecture"], about["num_features"]) == ("resnet50", 2048)
+    assert about["pretrained_cfg"]["std"] == [0.229, 0.224, 0.225]
 
 
 def test_torch_hub_gives_the_encoder_in_another_process(resnet_run, tmp_path):
