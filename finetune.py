@@ -198,11 +198,9 @@ def main() -> None:
     predict = predictor(model, settings, device)
 
     # Take up what the run folder holds
-    identity = {
-        "global_batch": order.global_batch,
-        "data": everything.fingerprint(settings.data_dir),
-        "test_data": splits["test"].fingerprint(settings.data_dir),
-    }
+    identity = {"global_batch": order.global_batch}
+    for name, data in splits.items():
+        identity[name] = data and f"{data.fingerprint(settings.data_dir)}, labels {data.label_checksum()}"
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -714,7 +712,7 @@ ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label
               "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
     "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "copies", "major",

@@ -221,6 +221,8 @@ def main() -> None:
     # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     if labels is not None:
+        identity["labels"] = data.label_checksum()
+    if labels is not None:
         identity["labels"] = f"{zlib.crc32(labels.numpy().tobytes()):08x}"
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)

@@ -216,6 +216,14 @@ def test_of_two_encoders_the_trained_one_is_taken():
         assert {"encoder_k", "momentum_backbone"} & set(source.left_out)  # and the other is named
 
 
+def test_names_in_a_file_do_not_steer_a_terminal():
+    """A Lightning module may have any names beside the encoder, and the first lines tell them."""
+    content = tiny_layouts()["solo-learn"][0]
+    content["state_dict"] |= {f"\x1b[2Jforged\n{i}": torch.ones(1) for i in range(100)}
+    told = str(foreign.take(Tiny(), content, Path("x")))
+    assert told.isprintable() and r"\x1b[2Jforged\n0" in told and len(told) < 500
+
+
 def test_one_channel_of_unit_images(tmp_path):
     weights = SmallResNet(4, in_channels=1).state_dict()
     torch.save(put("encoder.", weights) | {"projector.0.weight": torch.ones(1)}, tmp_path / "x.pt")
@@ -405,6 +413,15 @@ def test_a_file_that_needs_code_is_refused_by_name_and_read_when_trusted(tmp_pat
         assert torch.equal(features(encoder), features(TINY))
         assert f"*** --trust_checkpoint: reading {path} RUNS THE CODE IN IT" in capsys.readouterr().out
     assert (tmp_path / "ran").is_dir()  # the control: it was live
+
+
+def test_trusted_code_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"opt": argparse.Namespace(lr=1)} | layouts(TINY_STATE)["supcontrast"][0], path,
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    path.write_bytes(path.read_bytes().replace(b"cargparse\nNamespace", b"cabsenting\nNamespac"))
+    with pytest.raises(UserError, match=r"not installed here \(No module named 'absenting'\)"):
+        foreign.load_encoder(Tiny(), path, trust=True)
 
 
 # Published weights ----------------------------------------------------------------------

@@ -195,6 +195,10 @@ class Images:
         names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
         return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
 
+    def label_checksum(self) -> str:
+        """Changes with the labels, or with the names of the classes."""
+        return f"{zlib.crc32('|'.join(self.classes).encode(), zlib.crc32(self.labels.numpy().tobytes())):08x}"
+
     def subset(self, indices: Tensor) -> "Images":
         return replace(
             self,
