@@ -50,9 +50,7 @@ def roc(path: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> bool:
             axes.plot(*rates, color=line[0], linestyle=line[1], linewidth=1.5, label=f"AUC {area:.3f}  {name}")
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005))
         axes.set_aspect("equal")
-        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
     return True
 
 
@@ -72,8 +70,8 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
         axes.figure.colorbar(image, ax=axes, fraction=0.046, label="share of the label's images")
         axes.set(xlabel="predicted", ylabel="label")
         places, names = (range(len(classes)), [_shown(name) for name in classes]) if len(classes) <= 60 else ([], [])
-        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False, fontsize=8)
-        axes.set_yticks(places, names, parse_math=False, fontsize=8)
+        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(places, names, fontsize=8)
         if len(classes) <= 20:
             for row in range(len(classes)):
                 for column in range(len(classes)):
@@ -107,7 +105,8 @@ def _canvas(path: Path, inches: tuple[float, float]):
 
 def _shown(name: str) -> str:
     name = one_line(name)
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return cut.replace("$", r"\$")
 
 
 def _spread(count: int) -> Tensor:
