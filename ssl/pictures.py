@@ -58,7 +58,8 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
     """Draw a confusion matrix of counts, row = label, column = prediction; colours are shares of the row.
 
     Up to 20 classes the share stands in each field, up to 10 the count too; up to 60 have their
-    names at the sides. Returns whether it was drawn, as `roc` does.
+    names at the sides. A class without images has no shares: its row is of dashes. Returns whether it was drawn, as
+    `roc` does.
     """
     counts = torch.tensor(matrix)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -76,7 +77,7 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
             for row in range(len(classes)):
                 for column in range(len(classes)):
                     share, count = shares[row, column].item(), counts[row, column].item()
-                    text = f"{share:.2f}" + (f"\n{count}" if len(classes) <= 10 else "")
+                    text = (f"{share:.2f}" if counts[row].any() else "–") + (f"\n{count}" if len(classes) <= 10 else "")
                     axes.text(column, row, text, ha="center", va="center", fontsize=7,
                               color="white" if share > 0.5 else "black")  # fmt: skip
     return True
