@@ -35,6 +35,7 @@ from ssl import (
     inherit,
     metrics,
     pictures,
+    ranges,
     restore,
     resume,
     runs,
@@ -152,7 +153,10 @@ def main() -> None:
     settings, origin = config.parse(Settings)
     if settings.test_only:
         return test_only(settings, origin)
-    inherit.fill(settings, foreign.run_settings(settings.init) if settings.init else {}, ABOUT_DATA)
+    run = foreign.run_settings(settings.init) if settings.init else {}
+    inherit.fill(settings, run, ABOUT_DATA)
+    if settings.image_size is None:
+        settings.image_size = config.coerce(run.get("image_size"), int | None, "the run's image_size")
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
@@ -740,40 +744,12 @@ def check(settings: Settings) -> None:
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
-    for name in ("image_size", "epochs", "patience", "runs", "copies", "plateau_patience"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name}: {getattr(settings, name)} must be at least 1")
-    if settings.batch_size < 2:
-        raise UserError(f"batch_size: {settings.batch_size} is too small; batch norm needs 2 images per process")
-    if settings.keep_checkpoints < 2:
-        raise UserError(f"keep_checkpoints: {settings.keep_checkpoints} must be at least 2: the newest may be damaged")
-    for name in ("lr", "timeout_minutes", "save_minutes"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("lr_backbone", "weight_decay", "momentum", "warmup_epochs", "min_lr", "workers", "seed", "rotation"):
-        if (getattr(settings, name) or 0) < 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    if min(settings.jitter) < 0 or settings.jitter[3] > 0.5:
-        raise UserError(f"jitter: {settings.jitter} must not be negative, and the last, hue, at most 0.5")
-    for name in ("flip", "vertical_flip", "jitter_prob", "grayscale", "plateau_factor", "max_bad_fraction"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high or (name == "crop_scale" and high > 1):
-            raise UserError(f"{name}: expected 0 < smallest <= largest, got {low:g} and {high:g}")
+    ranges.check(settings)
+    ranges.check_training(settings)
+    if settings.jitter[3] > 0.5:
+        raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"val_fraction: {settings.val_fraction} is not between 0 and 1")
-    if settings.momentum >= 1:
-        raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
-    if settings.warmup_epochs >= settings.epochs:
-        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs})")
-    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
-        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
-    if settings.std is not None and min(settings.std, default=0) <= 0:
-        raise UserError(f"std: {settings.std} must be positive")
-    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
-        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
 
 
 def begin(settings: Settings) -> torch.device:
