@@ -294,6 +294,13 @@ def test_the_recipe_of_the_study():
     assert two.encoder == "ssl.preact.ResNet50V2"
 
 
+@pytest.mark.parametrize("name", ["tissue_resnet20v2", "tissue_resnet50v2"])
+def test_the_recipes_pretrain_on_no_slide_that_fine_tuning_is_tested_on(name):
+    shared = config.read_yaml(ROOT / "configs" / f"{name}.yaml")
+    assert shared["dataset"] == "slides"
+    assert shared["test_slides"] == config.read_yaml(RECIPE)["test_slides"] == ["A1", "A2", "GI", "HN"]
+
+
 @pytest.mark.slow
 def test_fine_tuning_tests_the_hospitals_that_it_was_told(tmp_path):
     tree(tmp_path / "patches", folders=["TUMOR", "STROMA", "TILS", "JUNK", "WHITE"], each=2)
