@@ -180,6 +180,14 @@ def test_accumulation_is_several_processes_in_turn(images, tmp_path):
             assert torch.allclose(value, four[name], rtol=1e-3, atol=1e-4), name
 
 
+def test_an_interrupted_balanced_run_continues_to_the_same_weights(images, tmp_path):
+    common = ["train.py", "--data_dir", images, "--method", "supcon", "--balanced", *tiny(), "--output_dir"]
+    run(*common, tmp_path / "whole")
+    run(*common, tmp_path / "parts", "--max_steps", "3")
+    assert "continuing at step 3 of 8" in run(*common, tmp_path / "parts").stdout
+    assert torch.equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
 def test_gpus_starts_torchrun_by_itself(images, tmp_path):
     done = run("train.py", "--gpus", "2", "--device", "cpu", "--data_dir", images, "--output_dir", tmp_path, *tiny())
     assert "× 2 processes" in done.stdout and "= 32 (global)" in done.stdout
