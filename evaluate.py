@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, foreign, inference, inherit
+from ssl import checkpoint, config, distributed, foreign, inference, inherit, ranges
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
@@ -192,18 +192,9 @@ def check(settings: Settings, protocols: list[str]) -> None:
     settings.stem = settings.stem or "auto"
     settings.seed = settings.seed or 0
     settings.workers = auto_workers() if settings.workers is None else settings.workers
-    for name in ("k", "probe_epochs", "linear_epochs", "batch_size", "linear_batch", "image_size"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}: {value} must be at least 1")
-    for name in ("knn_temperature", "linear_lr"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    if settings.std is not None and min(settings.std, default=0) <= 0:
-        raise UserError(f"std: {settings.std} must be positive")
-    for name in ("linear_weight_decay", "workers", "seed"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
+    ranges.check(settings)
+    if settings.batch_size < 1:
+        raise UserError(f"batch_size: {settings.batch_size} must be at least 1")
     labels.check_choice(settings.train_percent, settings.train_files)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if "linear" in protocols and settings.linear_batch % processes:

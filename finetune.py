@@ -35,6 +35,7 @@ from ssl import (
     inherit,
     metrics,
     pictures,
+    ranges,
     restore,
     resume,
     runs,
@@ -79,7 +80,7 @@ class Settings:
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
     # On what
-    dataset: str | None = None  # unset: the run's
+    dataset: str | None = None  # as of train.py; unset: the run's
     data_dir: str | None = None  # unset: the run's
     class_list: str | None = None  # unset: the run's
     csv: str | None = None  # table that names the images below data_dir; unset: the run's
@@ -89,6 +90,7 @@ class Settings:
     group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
     split_column: str | None = None  # of the table: train, val or test
     splits_folder: str | None = None  # of ISIC 2019: folder of {train,val,test}_split_1.csv
+    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the run's, or the data set's
     mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
@@ -151,7 +153,10 @@ def main() -> None:
     settings, origin = config.parse(Settings)
     if settings.test_only:
         return test_only(settings, origin)
-    inherit.fill(settings, foreign.run_settings(settings.init) if settings.init else {}, ABOUT_DATA)
+    run = foreign.run_settings(settings.init) if settings.init else {}
+    inherit.fill(settings, run, ABOUT_DATA)
+    if settings.image_size is None:
+        settings.image_size = config.coerce(run.get("image_size"), int | None, "the run's image_size")
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
@@ -293,7 +298,7 @@ def main() -> None:
         if is_main():
             save(fit, wait=True)
         distributed.barrier()
-        if asked_to_stop and not finished(fit.history, settings):
+        if asked_to_stop:
             distributed.leave()
             run.end("preempted", asked_to_stop)
             say(f"\nstopped by {asked_to_stop} at step {fit.step} of run {number + 1}, saved; "
@@ -445,7 +450,7 @@ def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Calla
 
 def load_split(settings: Settings, split: str) -> Images | None:
     names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-             "split_column", "splits_folder", "seed")  # fmt: skip
+             "split_column", "splits_folder", "test_slides", "seed")  # fmt: skip
     options = {name: getattr(settings, name) for name in names}
     data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
     if data is not None:
@@ -608,6 +613,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     for path, content in zip(models, contents):
         if not isinstance(content, dict) or not {"model", "classes", "settings", "best"} <= set(content):
             raise UserError(f"{path}: not a best.pt of finetune.py")
+    own_data = settings.dataset is not None or settings.data_dir is not None
     as_fine_tuned(settings, origin, contents[0]["settings"], models[0])
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
@@ -617,7 +623,8 @@ def test_only(settings: Settings, origin: dict) -> None:
     folder = Path(settings.output_dir or home / f"test_{settings.dataset}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
 
-    data = load_split(settings, "test")
+    # Of data that it was not tuned on, all that is not set apart for training.
+    data = load_split(settings, "all" if own_data else "test")
     results = []
     for number, (path, content) in enumerate(zip(models, contents)):
         classes = [str(name) for name in content["classes"]]
@@ -660,7 +667,8 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
     where = set(ABOUT_DATA) - {"mean", "std", "seed"}
-    keep = FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where
+    keep = FREE_TO_CHANGE - {"copies", "major"}
+    keep = keep | where if own_data else keep - where
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
             setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
@@ -703,10 +711,11 @@ def read_results(place: Path) -> dict:
 
 # Who names no data set takes the run's.
 ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "mean", "std", "seed")  # fmt: skip
+              "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "label_column", "download", "gpus", "device", "amp", "compile",
+    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
     "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "copies", "major",
     "test_only", "model_path",
@@ -735,40 +744,12 @@ def check(settings: Settings) -> None:
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
-    for name in ("image_size", "epochs", "patience", "runs", "copies", "plateau_patience"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name}: {getattr(settings, name)} must be at least 1")
-    if settings.batch_size < 2:
-        raise UserError(f"batch_size: {settings.batch_size} is too small; batch norm needs 2 images per process")
-    if settings.keep_checkpoints < 2:
-        raise UserError(f"keep_checkpoints: {settings.keep_checkpoints} must be at least 2: the newest may be damaged")
-    for name in ("lr", "timeout_minutes", "save_minutes"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("lr_backbone", "weight_decay", "momentum", "warmup_epochs", "min_lr", "workers", "seed", "rotation"):
-        if (getattr(settings, name) or 0) < 0:
-            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    if min(settings.jitter) < 0 or settings.jitter[3] > 0.5:
-        raise UserError(f"jitter: {settings.jitter} must not be negative, and the last, hue, at most 0.5")
-    for name in ("flip", "vertical_flip", "jitter_prob", "grayscale", "plateau_factor", "max_bad_fraction"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high or (name == "crop_scale" and high > 1):
-            raise UserError(f"{name}: expected 0 < smallest <= largest, got {low:g} and {high:g}")
+    ranges.check(settings)
+    ranges.check_training(settings)
+    if settings.jitter[3] > 0.5:
+        raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"val_fraction: {settings.val_fraction} is not between 0 and 1")
-    if settings.momentum >= 1:
-        raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
-    if settings.warmup_epochs >= settings.epochs:
-        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs})")
-    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
-        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
-    if settings.std is not None and min(settings.std, default=0) <= 0:
-        raise UserError(f"std: {settings.std} must be positive")
-    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
-        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
 
 
 def begin(settings: Settings) -> torch.device:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import config, distributed, foreign, resume, runs, stopping
+from ssl import config, distributed, foreign, ranges, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -519,79 +519,20 @@ def find_recipe(asked: dict) -> Path | None:
 
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before any process waits for another."""
-    for name in ("image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs",
-                 "max_bad_steps"):  # fmt: skip
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}: {value} must be at least 1")
-    if settings.keep_checkpoints < 2:
-        raise UserError(
-            f"keep_checkpoints: {settings.keep_checkpoints} must be at least 2: the newest may be damaged when a "
-            "machine dies"
-        )
-    if settings.batch_size < 2:
-        raise UserError(
-            f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
-        )
-    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
-        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
-    for name in ("lr", "bias_lr", "weight_decay", "momentum", "warmup_epochs", "final_lr", "decay_rate", "lambd",
-                 "color_distortion_strength", "jitter", "workers", "seed"):  # fmt: skip
-        if any(value < 0 for value in values_of(settings, name)):
-            raise UserError(f"{name}: {getattr(settings, name)} must not be negative")
-    for name in (
-        "temperature",
-        "base_temperature",
-        "loss_scale",
-        "clip_grad",
-        "save_minutes",
-        "timeout_minutes",
-        "retry_lr",
-        "blur_sigma",
-        "std",
-    ):
-        if any(value <= 0 for value in values_of(settings, name)):
-            raise UserError(f"{name}: {getattr(settings, name)} must be positive")
-    for name in ("flip", "vertical_flip", "rotation_prob", "jitter_prob", "grayscale", "blur_prob", "solarize_prob",
-                 "warmup_start", "max_bad_fraction"):  # fmt: skip
-        if not all(0 <= value <= 1 for value in values_of(settings, name)):
-            raise UserError(f"{name}: {getattr(settings, name)} is not in 0..1")
+    ranges.check(settings)
+    ranges.check_training(settings)
     for name in ("blur_prob", "solarize_prob"):
         if len(getattr(settings, name)) != 2:
             raise UserError(
                 f"{name}: expected two values, of view 1 and view 2, got {getattr(settings, name)}; "
                 f"{settings.method} compares two views"
             )
-    for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high or (name == "crop_scale" and high > 1):
-            limit = " <= 1" if name == "crop_scale" else ""
-            raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
-    if not 0 <= settings.rotation <= 180:
-        raise UserError(f"rotation: {settings.rotation:g} degrees is not in 0..180")
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    if settings.momentum >= 1:
-        raise UserError(f"momentum: {settings.momentum} must be below 1, or steps would grow for ever")
     if settings.init is None and (settings.init_format or settings.trust_checkpoint):
         raise UserError("init_format and trust_checkpoint say how to read a file; name it with --init")
-    if settings.seed >= 2**63:
-        raise UserError(f"seed: {settings.seed} is too large; it must be below 2^63")
     if settings.schedule == "step" and not settings.decay_epochs:
         raise UserError("decay_epochs: schedule step needs the epochs after which lr drops, e.g. --decay_epochs 60 80")
-    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
-        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
-    if settings.warmup_epochs >= settings.epochs:
-        raise UserError(
-            f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
-            "rate would never come down; set --warmup_epochs"
-        )
-
-
-def values_of(settings: Settings, name: str) -> list:
-    """The numbers of a setting: none where it is unset."""
-    value = getattr(settings, name)
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def learns_from_labels(settings: Settings) -> bool:

@@ -5,6 +5,7 @@ It is strict: every weight of the encoder comes from the file, with the right sh
 what is missing and what is unknown. `kind` insists on a format where names alone cannot tell.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ FORMATS = (
            marks=r"encoder_k\.|queue$", leftover=r"encoder_k\.|queue(_ptr)?$|encoder_q\.fc\."),
     # module.*, module.projection_head.*, module.prototypes.*, flat or {epoch, state_dict, optimizer, amp}
     Format("SwAV", ("swav",), (None, "state_dict"), ("",),
-           marks=r"prototypes\d*\.|projection_head\.", leftover=r"prototypes\d*\.|projection_head\."),
+           marks=r"prototypes\d*\.|projection_head\.", leftover=r"prototypes\d*\.|projection_head\.",
+           absent=r"^(backbone|encoder)\."),
     # PyContrast: {opt, model: module.encoder.*, .head.*, .head_jig.*, contrast, model_ema, optimizer, epoch}
     Format("InfoMin", ("infomin",), ("model",), ("encoder.",),
            marks=r"head_jig\.|contrast$|model_ema$", leftover=r"head\.|head_jig\."),
@@ -150,7 +152,11 @@ def contents(path: Path, trust: bool = False):
 
 def run_settings(path: str | Path) -> dict:
     """The settings of the run that a run folder or file belongs to; none for a file that stands alone."""
-    saved = checkpoint.find_encoder(path).with_name("config.yaml")
+    return _settings_beside(checkpoint.find_encoder(path))
+
+
+def _settings_beside(path: Path) -> dict:
+    saved = path.with_name("config.yaml")
     return config.read_yaml(saved) if saved.is_file() else {}
 
 
@@ -163,7 +169,7 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
     fill(encoder, weights, f"{path} ({form.name})")
     mean = std = None
     if "ours" in form.kinds and isinstance(path, Path):
-        run, kinds = run_settings(path), list[float] | None
+        run, kinds = _settings_beside(path), list[float] | None
         mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
     elif form.unit or kind == "simclr":
         channels = input_channels(weights)
@@ -189,23 +195,20 @@ def recognise(content, path, kind: Kind | None = None, own=()) -> tuple[Format, 
     `own` are the names of the encoder wanted: what has exactly these is the encoder alone. Raises `UserError` for
     what holds no weights, is not of `kind`, or has names that the format does not know.
     """
-    found = None
-    if isinstance(content, dict):
-        alone = [ALONE] if own and set(content) == set(own) else FORMATS
-        found = next((f for form in alone if kind in (None, *form.kinds) for f in _match(form, content, path)), None)
-    if found is None and kind is not None:
-        form, _, _ = recognise(content, path)
+    forms = [ALONE] if own and isinstance(content, dict) and set(content) == set(own) else FORMATS
+    found = next((match for form in forms for match in _match(form, content, path)), None)
+    if found is None:
+        raise UserError(
+            f"{path}: holds no weights by name; expected a file of ours, or of {', '.join(f.name for f in FORMATS)}"
+        )
+    form, prefix, weights, beside = found
+    if kind not in (None, *form.kinds):
         meant = "; ".join(form.name for form in FORMATS if kind in form.kinds)
         raise UserError(
             f"{path}: asked for as {kind} ({meant}), but by its names it is {form.name}"
             + (f" ({form.doubt})" if form.doubt else "")
             + f". If that is right, ask for {' or '.join(form.kinds)}"
         )
-    if found is None:
-        raise UserError(
-            f"{path}: holds no weights by name; expected a file of ours, or of {', '.join(f.name for f in FORMATS)}"
-        )
-    form, prefix, weights, beside = found
     out = [name for name in weights if not name.startswith(prefix) or re.match(form.leftover, name)]
     unknown = [name for name in out if not re.match(form.leftover, name)]
     if unknown:
@@ -218,7 +221,7 @@ def recognise(content, path, kind: Kind | None = None, own=()) -> tuple[Format, 
 
 def _match(form: Format, content: dict, path):
     """(format, the encoder's prefix, all weights, what stands beside them) for each way that `content` is of it."""
-    for under in form.under:
+    for under in form.under if isinstance(content, dict) else ():
         weights = content if under is None else content.get(under)
         if not isinstance(weights, dict) or not weights:
             continue
@@ -282,17 +285,20 @@ def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 def _looks_like(weights: dict[str, Tensor]) -> tuple[str, str]:
     """('--encoder resnet18', '--stem small') for weights (under torchvision's names) of such shapes, or '' for each."""
 
-    def body(state: dict) -> dict:
-        return {name: tuple(w.shape) for name, w in state.items() if re.match(r"layer\d.*weight$", name)}
-
     stem = {7: "--stem imagenet", 3: "--stem small"}
     conv1 = weights.get("conv1.weight")
     kernel = conv1.shape[-1] if conv1 is not None and conv1.ndim == 4 else None
-    if body(weights):
-        for name in torchvision.models.list_models(module=torchvision.models):
-            if "resnet" in name or "resnext" in name:
-                with torch.device("meta"):
-                    model = torchvision.models.get_model(name, weights=None)
-                if body(model.state_dict()) == body(weights):
-                    return f"--encoder {name}", stem.get(kernel, "")
-    return "", ""
+    name = _resnets().get(_body(weights))
+    return (f"--encoder {name}", stem.get(kernel, "")) if name else ("", "")
+
+
+def _body(weights: dict[str, Tensor]) -> frozenset:
+    return frozenset((name, w.shape) for name, w in weights.items() if re.match(r"layer\d.*weight$", name))
+
+
+@functools.cache
+def _resnets() -> dict[frozenset, str]:
+    """The shapes of all torchvision ResNets -> their names."""
+    names = [name for name in torchvision.models.list_models(torchvision.models) if re.search("resne[tx]", name)]
+    with torch.device("meta"):
+        return {_body(torchvision.models.get_model(name, weights=None).state_dict()): name for name in names}

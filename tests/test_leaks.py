@@ -1,5 +1,6 @@
 """Leaks between splits: what is an error, what a warning, and what is neither."""
 
+import csv
 import os
 
 import pytest
@@ -148,3 +149,29 @@ def test_folders_as_people_have_them_are_no_errors(real_data, name):
     parts = {root.name: images(sorted(str(p) for p in root.rglob("*.*"))) for root in roots if root.is_dir()}
     assert len(parts) > 1
     leaks.check(parts)
+
+
+@pytest.mark.data
+def test_ham10000_small_shares_no_lesion_and_one_that_is_moved_is_found(real_data, tmp_path, capsys):
+    root = real_data / "ham10000_224_small"
+    files = {path.stem: path.relative_to(root) for path in root.rglob("*.jpg")}
+    with open(root / "labels.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"] in files]
+    columns = dict(label_column="dx", group_column="lesion_id", split_column="split", positive=["mel"])
+
+    def parts():
+        with open(tmp_path / "t.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "dx", "lesion_id", "split"])
+            writer.writerows([files[row["image"]], row["dx"], row["lesion_id"], row["split"]] for row in rows)
+        table = str(tmp_path / "t.csv")
+        return {s: datasets.load("folder", str(root), s, csv=table, **columns) for s in ("train", "val", "test")}
+
+    read = parts()
+    assert [len(data) for data in read.values()] == [294, 98, 98]
+    assert all(part in path for part, data in read.items() for path in data.paths)
+    leaks.check(read)
+    assert capsys.readouterr().out == ""
+    train, test = (next(row for row in rows if row["split"] == part) for part in ("train", "test"))
+    test["lesion_id"] = train["lesion_id"]
+    assert f"of test are in train too: '{train['lesion_id']}'" in refused(**parts())

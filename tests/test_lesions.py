@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import finetune
 from ssl import config
 from ssl.data import datasets, leaks, lesions
 from ssl.errors import UserError
@@ -228,7 +229,7 @@ def test_the_top_five_are_those_published():
         ("baseline", 0.002, "plateau", 32, True),
         ("baseline", 0.005, "plateau", 128, True),
         ("baseline", 0.003, "plateau", 128, True),
-        ("baseline", 0.0001, "cosine", 32, True),
+        ("baseline", 0.0001, "cosine_by_epoch", 32, True),
     ]
     assert rows_of("lesions_ssl.yaml", "method", "lr") == [
         ("simclr", 0.01), ("swav", 0.01), ("byol", 0.01), ("byol", 0.001), ("infomin", 0.001),
@@ -240,7 +241,22 @@ def test_the_semi_supervised_recipe_is_the_published_one():
         (1, 0.005, 0.5, 0.0, 20), (10, 0.005, 0.5, 0.0, 20),
     ]  # fmt: skip
     values = config.read_yaml(ROOT / "configs" / "semi_imagenet.yaml")
-    assert 8 * values["batch_size"] == 256 and values["schedule"] == "cosine" and values["dataset"] == "ImageNet"
+    assert (8 * values["batch_size"], values["schedule"], values["dataset"]) == (256, "cosine_by_epoch", "ImageNet")
+
+
+RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" not in config.read_yaml(path)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_finetune_is_valid(path):
+    rows = len(config.read_yaml(path).get("rows", []))
+    for row in [["--row", str(number)] for number in range(1, rows + 1)] or [[]]:
+        read, _ = config.parse(finetune.Settings, ["--config", str(path), *row])
+        finetune.check(read)
+
+
+def test_there_are_recipes_of_finetune():
+    assert {"lesions_supervised", "lesions_ssl", "lesions_contrastive", "semi_imagenet"} <= {p.stem for p in RECIPES}
 
 
 @pytest.mark.parametrize("name", ["lesions_supervised", "lesions_ssl", "lesions_contrastive"])

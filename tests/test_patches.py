@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl.data import patches as room
+from ssl.data.images import decode, list_images
 from ssl.data.patches import patches
 from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "ssl.data.patches"]
 NAME = "TCGA-A1-A0SK-DX1"
 # Two codes are one class; a class is dropped by its name; the published tables have more columns.
 CODES = """group,overlay_order,GT_code,color,main_classes,main_codes,super_classes
@@ -44,6 +48,10 @@ def slide(path: Path, height: int, width: int, seed: int = 0, cell: int = 7) -> 
         Image.fromarray(image).save(path / folder / f"{NAME}.png")
     (path / "codes.csv").write_text(CODES)
     return pixels, mask
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def cut(path: Path, **options) -> dict[str, int]:
@@ -118,6 +126,15 @@ def test_white_is_white_in_all_channels():
     for channels, white in (((255, 255, 255), True), ((220, 220, 220), True), ((219, 255, 255), False),
                             ((255, 219, 255), False), ((255, 255, 219), False)):  # fmt: skip
         assert room.is_white(np.full((4, 4, 3), channels, np.uint8), 0.9) is white
+
+
+@pytest.mark.data
+def test_the_default_tells_glass_from_tissue(real_data):
+    """Of 30 tiles of colon, three are glass, or glass with a thread in a corner; of lung tissue, none."""
+    folders = (real_data / "histo_samples" / "kather2016_unlabelled", real_data / "lc25000_lung_224_small" / "train")
+    white = {path.stem for folder in folders for path in list_images(folder)
+             if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)}  # fmt: skip
+    assert white == {"test_img_16", "test_img_20", "test_img_23"}
 
 
 def test_codes_are_told_by_the_column_that_is_asked_for(tmp_path):
@@ -210,6 +227,25 @@ def test_a_slide_that_was_left_half_cut_is_cut_again(tmp_path, monkeypatch):
     monkeypatch.undo()
     cut(tmp_path)
     assert found(tmp_path).keys() == wanted.keys()
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued(tmp_path):
+    pixels, mask = slide(tmp_path, 300, 300, 1)
+    arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "2"]
+    process = subprocess.Popen([*COMMAND, *arguments, "--workers", "1"], cwd=tmp_path, env=environment(),
+                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    while len(list((tmp_path / "out").rglob("*.png"))) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all(image.shape == (16, 16, 3) for image in found(tmp_path).values())  # whole, every one
+    wanted = expected(pixels, mask, 16, 2, 0.3, 0.9)
+    assert 20 <= len(found(tmp_path)) < len(wanted)
+    cut(tmp_path, step=2)
+    made = found(tmp_path)
+    assert made.keys() == wanted.keys() and all((made[name] == wanted[name]).all() for name in made)
 
 
 # refusals
@@ -314,9 +350,8 @@ def test_the_command(tmp_path):
     arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "8"]
 
     def launch(*more):
-        command = [sys.executable, "-m", "ssl.data.patches", *arguments, *more]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        command = [*COMMAND, *arguments, *more]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
 
     done = launch()
     assert done.returncode == 0, done.stderr

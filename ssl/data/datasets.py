@@ -76,14 +76,18 @@ def load(
     test_slides: list[str] | None = None,
     seed: int = 0,
 ) -> Images | None:
-    """Split 'train', 'val', 'test' or 'unlabelled' (what to pre-train on) of a data set.
+    """Split 'train', 'val', 'test', 'all' or 'unlabelled' (what to pre-train on) of a data set.
 
     'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
-    is None where a data set has no validation split of its own. A class folder without splits,
-    or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not there or not what it should be.
+    is None where a data set has no validation split of its own. 'all' is what a model that has learnt
+    from none of them is tested on: the test split, or everything where nothing is set apart. A class
+    folder without splits, or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not
+    there or not what it should be.
     """
     columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
     _require_fitting(name, csv, columns, splits_folder, test_slides)
+    if split == "all" and name not in ("folder", "array"):
+        split = "test"
     if name in lesions.TABLES:
         return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder))
     if name in SLIDES:
@@ -166,7 +170,7 @@ def _array(data_dir: str | None, split: str, seed: int) -> Images | None:
     path = Path(data_dir or "").expanduser()
     if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
-    found = arrays.read(path, split)
+    found = arrays.read(path, "test" if split == "all" else split)
     if found is None:
         return None
     stored, labels, classes, is_split = found

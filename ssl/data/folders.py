@@ -13,9 +13,13 @@ from ssl.errors import UserError
 def folder(root: Path, split: str, seed: int) -> Images | None:
     """ROOT/{train,val,test}/CLASS/*, or ROOT/CLASS/*, or images without classes.
 
-    Where there is no test/, val/ judges, and there is no split 'val'.
+    Where there is no test/, val/ judges, and there is no split 'val'. 'all' is test/, or what judges, or
+    everything where nothing is set apart.
     """
+    if split == "all" and (root / "test").is_dir():
+        return _tree(root / "test")
     if (root / "train").is_dir():
+        split = "test" if split == "all" else split
         others = [root / part for part in ("test", "val") if (root / part).is_dir()]
         if split == "val" and len(others) < 2:
             return None

@@ -242,12 +242,15 @@ def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
 
 
 def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images | None:
-    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without."""
+    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without.
+
+    'all' are all, with classes: what there is to test on where nothing was learnt from them.
+    """
     if split == "val":
         return None
-    if not everything.classes:
-        if split == "test":
-            raise UserError(f"{unlabelled}; without labels there is nothing to judge")
+    if not everything.classes and split in ("test", "all"):
+        raise UserError(f"{unlabelled}; without labels there is nothing to judge")
+    if not everything.classes or split == "all":
         return everything
     train, test = hold_out(everything, 0.1, seed)
     return test if split == "test" else train

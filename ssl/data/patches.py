@@ -8,7 +8,8 @@ written, N counting the slide's patches. Without `--masks` every patch becomes O
 SLIDES and MASKS are two images, or two folders of images of the same names, and sizes. A mask holds a code a pixel,
 without loss (grey, palette or 16 bits); CODES.csv says which class a code is. Give `--class_column super_classes`
 for the coarser classes of a table that has both. Patches of the classes `--drop` are left out, and so are patches of
-which more than `--white` is white: a pixel whose darkest channel is 220 or more. Fat is nearly white, too.
+which more than `--white` is white: a pixel whose darkest channel is 220 or more. Fat is nearly white, too. (Published
+patches had white pixels outvote the mask, of which --white 0.5 comes near.)
 
 Run it again and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
 """
@@ -84,7 +85,7 @@ def patches(
     except OSError as error:
         raise UserError(f"OUT: cannot write in {target} ({error}); the same command then goes on") from None
     say(f"{sum(total.values())} patches of {len(pairs)} slides, {len(pairs) - len(missing)} of which were cut already")
-    for name in kept:
+    for name in filter(None, kept):
         say(f"{total[name]:>9} {name}")
     return dict(total)
 

@@ -136,10 +136,11 @@ def test_a_status_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path, state
     assert process.returncode == 1 and "(its state: none)" in said and fake.requeued() == []
 
 
-def test_the_first_start_needs_no_folder_and_one_step(tmp_path):
+@pytest.mark.parametrize("script", ["train", "finetune"])
+def test_the_first_start_needs_no_folder_and_one_step(tmp_path, script):
     run = tmp_path / "runs" / "new"
     fake = Fake(tmp_path, f"mkdir -p '{run}'; {leaves(run, 'preempted', 1, 0)}")
-    fake.end(fake.start("train.sbatch", f"--output_dir={run}"))
+    fake.end(fake.start(f"{script}.sbatch", f"--output_dir={run}"))
     assert fake.requeued() == ["64321"]
 
 
@@ -177,17 +178,18 @@ def test_a_signal_to_the_batch_script_stops_the_run_by_its_stop_file(tmp_path, n
     assert "asking the run to save and stop" in said and not (run / "stop").exists()
 
 
-def test_arguments_reach_the_script_as_they_were_written(tmp_path):
+@pytest.mark.parametrize("script", ["train", "finetune"])
+def test_arguments_reach_the_script_as_they_were_written(tmp_path, script):
     run = tmp_path / "a  run $(touch PWNED) `touch PWNED` *\n'\""
     run.mkdir()
     words = ["--output-dir", str(run), "--encoder_kwargs", "{width: 8}", "--data_dir", "$(touch PWNED); *", ""]
     fake = Fake(tmp_path, leaves(run, "finished", 90, 0), restarts=3)
-    process = fake.start("train.sbatch", *words, SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="9")
+    process = fake.start(f"{script}.sbatch", *words, SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="9")
     said = fake.end(process)
     assert fake.arguments() == [
         "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=9", "python", "-m", "torch.distributed.run",
         "--nnodes=2", "--nproc_per_node=4", "--rdzv_backend=c10d", "--rdzv_endpoint=n7:14321", "--rdzv_id=64321.3",
-        "train.py", *words,
+        f"{script}.py", *words,
     ]  # fmt: skip
     assert "finished at step 90" in said and not (ROOT / "PWNED").exists(), said
 

@@ -1,0 +1,75 @@
+"""What the numbers among the settings may be. A name means the same in every script."""
+
+import os
+
+from ssl.errors import UserError
+
+AT_LEAST_1 = (
+    "image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs", "max_bad_steps", "k",
+    "probe_epochs", "linear_epochs", "linear_batch", "patience", "plateau_patience", "runs", "copies",
+)  # fmt: skip
+AT_LEAST_0 = (
+    "bias_lr", "lr_backbone", "weight_decay", "linear_weight_decay", "momentum", "warmup_epochs", "final_lr", "min_lr",
+    "decay_rate", "lambd", "color_distortion_strength", "jitter", "workers", "seed",
+)  # fmt: skip
+POSITIVE = (
+    "temperature", "base_temperature", "knn_temperature", "linear_lr", "loss_scale", "clip_grad", "save_minutes",
+    "timeout_minutes", "retry_lr", "blur_sigma", "std",
+)  # fmt: skip
+SHARES = (
+    "flip", "vertical_flip", "rotation_prob", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start",
+    "plateau_factor", "max_bad_fraction",
+)  # fmt: skip
+SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
+
+
+def check(settings) -> None:
+    """Raise `UserError` for a number that cannot be, whatever the others are; unset ones pass."""
+    for names, holds, expected in (
+        (AT_LEAST_1, lambda value: value >= 1, "must be at least 1"),
+        (("lr", *AT_LEAST_0), lambda value: value >= 0, "must not be negative"),
+        (POSITIVE, lambda value: value > 0, "must be positive"),
+        (SHARES, lambda value: 0 <= value <= 1, "is not in 0..1"),
+    ):
+        for name in names:
+            if not all(holds(value) for value in _values(settings, name)):
+                raise UserError(f"{name}: {getattr(settings, name)} {expected}")
+    for name in SPANS:
+        if values := _values(settings, name):
+            low, high = values
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                limit = " <= 1" if name == "crop_scale" else ""
+                raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
+    _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
+    _refuse(settings, "momentum", lambda value: value >= 1, "must be below 1, or steps would grow for ever")
+    _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
+    _refuse(settings, "keep_checkpoints", lambda count: count < 2,
+            "must be at least 2: the newest may be damaged when a machine dies")  # fmt: skip
+
+
+def check_training(settings) -> None:
+    """Raise `UserError` for settings that no training can have: too few images a process, warm-up without an end."""
+    if settings.batch_size < 2:
+        raise UserError(
+            f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
+        )
+    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
+        raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
+    if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
+        raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
+    if settings.warmup_epochs >= settings.epochs:
+        raise UserError(
+            f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
+            "rate would never come down; set --warmup_epochs"
+        )
+
+
+def _refuse(settings, name: str, wrong, words: str) -> None:
+    if any(wrong(value) for value in _values(settings, name)):
+        raise UserError(f"{name}: {getattr(settings, name)} {words}")
+
+
+def _values(settings, name: str) -> list:
+    """The numbers of a setting: none where it is unset, or no setting of this script."""
+    value = getattr(settings, name, None)
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,487 @@
+"""Other people's checkpoints: recognised by their names, taken whole or refused, and their code not run."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_scripts import images, run, tiny  # noqa: F401  (a fixture)
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from ssl import checkpoint, config, foreign
+from ssl.encoders import SmallResNet, build_encoder
+from ssl.errors import UserError
+
+
+class Tiny(nn.Module):
+    """Under the names of a torchvision ResNet, in a hundredth of the numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(BasicBlock(4, 4))
+
+    def forward(self, x):
+        return self.layer1(self.bn1(self.conv1(x))).mean((2, 3))
+
+
+def lively(network: nn.Module, seed: int = 0) -> nn.Module:
+    """With weights and statistics none of which is like another's, or like those of a fresh network."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            scale = 0.1 if value.ndim > 1 else 0.3
+            value.copy_(scale * torch.randn(value.shape, generator=generator) + ("var" in name or value.ndim == 1))
+            if "var" in name:
+                value.abs_().add_(0.5)
+        else:
+            value.fill_(7)
+    return network.eval()
+
+
+def features(network: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+def put(prefix: str, weights: dict) -> dict:
+    return {prefix + name: weight for name, weight in weights.items()}
+
+
+def layouts(trunk: dict) -> dict:
+    """Name -> (content of a file, how it is called, which kinds accept it); `trunk` is under torchvision's names."""
+    one, bad = torch.ones(2), {name: torch.full_like(w, 3) for name, w in trunk.items()}
+    mlp = {"0.weight": one, "0.bias": one, "2.weight": one, "2.bias": one}
+    batch_norm = {"running_mean": one, "running_var": one, "num_batches_tracked": one}
+    fc = {"fc.weight": one, "fc.bias": one}
+    optimizer = {"state": {}, "param_groups": []}
+    lightning = {"epoch": 1, "global_step": 2, "pytorch-lightning_version": "2", "optimizer_states": [optimizer]}
+    sequential = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    numbered = {sequential[name.split(".")[0]] + name[name.index(".") :]: w for name, w in trunk.items()}
+    untracked = {name: w for name, w in trunk.items() if "num_batches_tracked" not in name}
+    moco = put("module.encoder_q.", trunk | put("fc.", mlp)) | put("module.encoder_k.", bad | put("fc.", mlp))
+    moco |= {"module.queue": one, "module.queue_ptr": one}
+    swav = put("module.", trunk | put("projection_head.", mlp) | {"prototypes.weight": one})
+    pycontrast = put("module.", put("encoder.", trunk) | put("head.", mlp))
+    byol_names = "torchvision names with a classifier and no num_batches_tracked"
+    any_head = "torchvision names with a classifier"
+    alone = ("the encoder alone", {"ours", "barlow_twins", "vicreg"})
+    lightning_names = ("Lightning (solo-learn, lightly and others)", {"lightning"})
+    return {
+        "ours": ({"model": put("encoder.", trunk) | put("projector.", mlp), "optimizer": optimizer, "settings": {},
+                  "step": 3}, "a checkpoint of ours", {"ours"}),
+        "ours, fine-tuned": ({"model": put("encoder.", trunk) | put("head.", {"weight": one, "bias": one}),
+                              "classes": ["a", "b"], "settings": {}}, "a checkpoint of ours", {"ours"}),
+        "encoder.pt": (dict(trunk), *alone),
+        "barlow checkpoint": ({"epoch": 1, "optimizer": optimizer, "model": put("module.", put("backbone.", trunk)
+                              | put("projector.", mlp) | put("bn.", batch_norm))},
+                              "Barlow Twins' checkpoint.pth", {"barlow_twins"}),
+        "vicreg checkpoint": ({"epoch": 1, "optimizer": optimizer,
+                               "model": put("module.", put("backbone.", trunk) | put("projector.", mlp))},
+                              "VICReg's model.pth", {"vicreg"}),
+        "moco": ({"epoch": 1, "arch": "resnet50", "state_dict": moco, "optimizer": optimizer}, "MoCo v2", {"moco"}),
+        "swav published": (swav, "SwAV", {"swav"}),
+        "swav checkpoint": ({"epoch": 1, "state_dict": swav, "optimizer": optimizer, "amp": {}}, "SwAV", {"swav"}),
+        "infomin": ({"model": pycontrast | put("module.head_jig.", mlp), "contrast": {"memory_1": one},
+                     "optimizer": optimizer, "epoch": 1, "model_ema": {}}, "InfoMin", {"infomin"}),
+        "supcontrast": ({"model": put("encoder.", trunk) | put("head.", mlp), "optimizer": optimizer, "epoch": 1},
+                        "SupContrast", {"supcontrast", "infomin"}),
+        "supcontrast, parallel": ({"model": put("encoder.module.", trunk) | put("head.", mlp), "epoch": 1},
+                                  "SupContrast", {"supcontrast", "infomin"}),
+        "pycontrast": ({"model": pycontrast}, "SupContrast", {"supcontrast", "infomin"}),
+        "spijkervet": (put("encoder.", trunk) | {"projector.0.weight": one, "projector.2.weight": one},
+                       "Spijkervet's SimCLR", {"simclr"}),
+        "sthalles": ({"epoch": 1, "arch": "resnet18", "optimizer": optimizer,
+                      "state_dict": put("backbone.", trunk | put("fc.", mlp))}, "sthalles' SimCLR", {"simclr"}),
+        "solo-learn": ({"state_dict": put("backbone.", trunk) | put("momentum_backbone.", bad)
+                        | put("projector.", mlp) | put("classifier.", fc) | {"queue": one, "prototypes.weight": one}}
+                       | lightning, *lightning_names),
+        "solo-learn, old": ({"state_dict": put("encoder.", trunk) | put("projector.", mlp)} | lightning,
+                            *lightning_names),
+        "lightly, numbered": ({"state_dict": put("backbone.", numbered) | put("projection_head.layers.", mlp)}
+                              | lightning, *lightning_names),
+        "byol": (untracked | fc, byol_names, {"byol", "baseline"}),
+        "supervised": (trunk | fc, any_head, {"simclr", "baseline"}),
+        "simclr, converted": ({"state_dict": trunk | fc}, any_head, {"simclr", "baseline"}),
+        "compiled": ({"model": put("_orig_mod.module.", trunk)}, *alone),
+    }  # fmt: skip
+
+
+RESNET18 = lively(torchvision.models.resnet18())
+RESNET18.fc = nn.Identity()
+TINY = lively(Tiny())
+NAMES = list(layouts(RESNET18.state_dict()))
+SIMCLR = {"spijkervet", "sthalles"}
+TINY_STATE = TINY.state_dict()
+
+
+def tiny_layouts() -> dict:
+    """Copies that a test may change."""
+    found = layouts(TINY_STATE)
+    del found["lightly, numbered"]  # a ResNet's children
+    return found
+
+
+# Recognised and taken -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_is_recognised_and_its_encoder_computes_the_same(tmp_path, name):
+    content, called, _ = layouts(RESNET18.state_dict())[name]
+    path = tmp_path / "file.pth"
+    torch.save(content, path)
+    encoder, _ = build_encoder("resnet18", 224)
+    source = foreign.load_encoder(encoder, path)
+    assert source.path == path and source.format.split(":")[0] == called and called in str(source)
+    assert torch.equal(features(encoder), features(RESNET18))
+    assert (source.mean, source.std) == (([0.0] * 3, [1.0] * 3) if name in SIMCLR else (None, None))
+    told = {"supervised": "fc", "byol": "fc", "moco": "encoder_q.fc", "sthalles": "backbone.fc", "infomin": "head_jig",
+            "ours": "projector", "ours, fine-tuned": "head", "swav published": "prototypes", "barlow checkpoint": "bn",
+            "solo-learn": "momentum_backbone", "spijkervet": "projector"}  # fmt: skip
+    assert told.get(name, "") in (*source.left_out, "") and (source.left_out == ()) == (
+        name in ("encoder.pt", "compiled")
+    )
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("width", ["resnet18", "resnet50"])
+def test_the_published_layouts_are_taken(real_data, width):
+    """Exactly the names and shapes of the files, at full size; big heads are one number, seen many times."""
+    described = json.loads((real_data / "ckpt_layouts" / f"{width}.json").read_text())
+    expected = {
+        "torchvision_supervised": "torchvision names with a classifier",
+        "barlowtwins_resnet50_pth": "the encoder alone",
+        "barlowtwins_checkpoint_pth": "Barlow Twins' checkpoint.pth",
+        "moco_v2": "MoCo v2",
+        "swav_pretrain": "SwAV",
+        "byol_converted": "torchvision names with a classifier and no num_batches_tracked",
+        "simclr_tonylins": "torchvision names with a classifier",
+        "simclr_flat_virtualspaceman": "torchvision names with a classifier",
+        "infomin_pycontrast": "InfoMin",
+        "supcontrast_ckpt": "SupContrast",
+        "lightning_backbone": "Lightning (solo-learn, lightly and others)",
+        "sthalles_simclr": "sthalles' SimCLR",
+        "spijkervet_simclr": "Spijkervet's SimCLR",
+    }
+    assert set(described) == set(expected)
+    theirs, _ = build_encoder(width, 224)
+    lively(theirs)
+    for name, layout in described.items():
+        prefix = layout["prefix"].split(" or ")[0]
+        own = put(prefix, theirs.state_dict())
+        weights = {key: own.get(key, torch.ones(()).expand(shape)) for key, shape in layout["keys"]}
+        beside = dict.fromkeys(layout.get("siblings", ()), 0)
+        content = {layout["wrap"]: weights} | beside if layout["wrap"] else weights
+        encoder, _ = build_encoder(width, 224)
+        source = foreign.take(encoder, content, Path(name))
+        assert source.format.split(":")[0] == expected[name]
+        assert torch.equal(features(encoder), features(theirs)), name
+
+
+def test_a_kind_is_insisted_on():
+    accepted = 0
+    for name, (content, called, kinds) in tiny_layouts().items():
+        for kind in foreign.Kind.__args__:
+            if kind in kinds:
+                source = foreign.take(Tiny(), content, Path(name), kind)
+                assert (source.mean == [0.0] * 3) == (kind == "simclr")
+                accepted += 1
+            else:
+                with pytest.raises(UserError, match=f"asked for as {kind}") as raised:
+                    foreign.take(Tiny(), content, Path(name), kind)
+                assert f"it is {called}" in str(raised.value) and min(kinds) in str(raised.value)
+    assert accepted >= len(NAMES)
+
+
+def test_what_names_cannot_tell_is_said_until_it_is_told():
+    content = tiny_layouts()["supervised"][0]
+    assert "supervised, or a converted SimCLR; --init_format" in foreign.take(Tiny(), content, Path("x")).format
+    assert foreign.take(Tiny(), content, Path("x"), "simclr").format.endswith("taken as simclr")
+
+
+def test_of_two_encoders_the_trained_one_is_taken():
+    for name in ("moco", "solo-learn"):
+        encoder = Tiny()
+        source = foreign.take(encoder, tiny_layouts()[name][0], Path(name))
+        assert torch.equal(features(encoder), features(TINY))
+        assert {"encoder_k", "momentum_backbone"} & set(source.left_out)  # and the other is named
+
+
+def test_one_channel_of_unit_images(tmp_path):
+    weights = SmallResNet(4, in_channels=1).state_dict()
+    torch.save(put("encoder.", weights) | {"projector.0.weight": torch.ones(1)}, tmp_path / "x.pt")
+    source = foreign.load_encoder(SmallResNet(4, in_channels=1), tmp_path / "x.pt")
+    assert (source.mean, source.std) == ([0.0], [1.0])
+
+
+def test_the_normalisation_of_a_run_comes_with_its_encoder(tmp_path):
+    checkpoint.save(TINY.state_dict(), tmp_path / "encoder.pt")
+    config.write_yaml(tmp_path / "config.yaml", {"mean": [0.0, 0.0, 0.0], "std": None})
+    source = foreign.load_encoder(Tiny(), tmp_path)
+    assert (source.mean, source.std) == ([0.0] * 3, None)
+
+
+# Whole or refused -----------------------------------------------------------------------
+
+
+def weights_of(content: dict) -> dict:
+    """The mapping of a file that holds its weights."""
+    return content.get("state_dict", content.get("model", content))
+
+
+def own_names(content: dict) -> list[str]:
+    """The names of the encoder's weights in it."""
+    plain = {id(w): name for name, w in weights_of(content).items()}
+    return [plain[id(w)] for w in TINY_STATE.values() if id(w) in plain]
+
+
+@pytest.mark.parametrize("name", sorted(tiny_layouts()))
+def test_any_missing_weight_unknown_name_or_other_shape_is_listed(name):
+    _, called, _ = tiny_layouts()[name]
+
+    def make() -> dict:
+        return tiny_layouts()[name][0]
+
+    for key in own_names(make()):
+        for change in ("removed", "renamed", "reshaped", "ruined"):
+            content = make()
+            if not weights_of(content)[key].is_floating_point() and change == "ruined":
+                continue
+            weight = weights_of(content).pop(key)
+            listed = key.split("module.")[-1]
+            listed = listed.removeprefix("encoder_q.").removeprefix("encoder.").removeprefix("backbone.")
+            if change == "renamed":
+                weights_of(content)[key + "x"] = weight
+            elif change == "reshaped":
+                weights_of(content)[key] = torch.ones(5, 1)
+            elif change == "ruined":
+                weights_of(content)[key] = torch.full_like(weight, float("nan"))
+            encoder = Tiny()
+            untouched = features(encoder)
+            words = {"removed": "lacks", "renamed": "lacks", "reshaped": "does not fit:", "ruined": "NaN or Inf, in"}
+            with pytest.raises(UserError) as raised:
+                foreign.take(encoder, content, Path("file"))
+            assert words[change] in str(raised.value) and listed in str(raised.value)
+            assert change != "renamed" or f"{listed}x" in str(raised.value)
+            assert torch.equal(features(encoder), untouched)
+    content = make()
+    prefix = own_names(content)[0].removesuffix("conv1.weight")
+    weights_of(content)[prefix + "layer9.weight"] = torch.ones(1)
+    with pytest.raises(UserError, match=r"has unknown .*layer9\.weight"):
+        foreign.take(Tiny(), content, Path("file"))
+    if prefix.endswith(("encoder.", "backbone.", "encoder_q.")):  # beside the encoder
+        content = make()
+        weights_of(content)["novel.weight"] = torch.ones(1)
+        if "Lightning" in called:  # its modules have any heads
+            assert "novel" in foreign.take(Tiny(), content, Path("file")).left_out
+        else:
+            with pytest.raises(UserError, match=r"has unknown novel\.weight"):
+                foreign.take(Tiny(), content, Path("file"))
+
+
+def fuzzed(data) -> tuple[nn.Module, bool]:
+    """An encoder after a file of which some names and tensors were changed, and whether it was taken."""
+    found = tiny_layouts()
+    content = found[data.draw(st.sampled_from(sorted(found)))][0]
+    weights = weights_of(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        key = data.draw(st.sampled_from(sorted(weights))) if weights else "x"
+        other = data.draw(st.sampled_from([
+            "module." + key, "backbone." + key, "encoder." + key, key.partition(".")[2], key.replace("1", "2"),
+            key + ".x", "fc.weight", "queue", "",
+        ]))  # fmt: skip
+        action = data.draw(st.sampled_from(["drop", "rename", "copy", "reshape", "number"]))
+        weight = weights.pop(key, torch.ones(1)) if action in ("drop", "rename") else weights.get(key, torch.ones(1))
+        if action in ("rename", "copy"):
+            weights[other] = weight
+        elif action == "reshape":
+            weights[key] = torch.ones(3)
+        elif action == "number":
+            weights[key] = 3
+    encoder = lively(Tiny(), seed=9)
+    try:
+        foreign.take(encoder, content, Path("file"), data.draw(st.sampled_from([None, *foreign.Kind.__args__])))
+    except UserError:
+        return encoder, False
+    return encoder, True
+
+
+def is_whole(encoder: nn.Module, taken: bool) -> bool:
+    """All of its weights from the file, or none of them. num_batches_tracked may be 0."""
+    expected = TINY_STATE if taken else lively(Tiny(), seed=9).state_dict()
+    return all(torch.equal(w, expected[k]) for k, w in encoder.state_dict().items() if "num_batches" not in k)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_change_of_names_gives_half_an_encoder(data):
+    encoder, taken = fuzzed(data)
+    assert is_whole(encoder, taken)
+
+
+def test_a_lenient_fill_would_give_half_an_encoder(monkeypatch):
+    """The control."""
+
+    def lenient(encoder, weights, where):
+        fitting = {k: w for k, w in weights.items() if k in TINY_STATE and w.shape == TINY_STATE[k].shape}
+        encoder.load_state_dict(fitting, strict=False)
+
+    monkeypatch.setattr(foreign, "fill", lenient)
+    halves = []
+
+    @given(st.data())
+    @settings(max_examples=100, deadline=None, database=None)
+    def count(data):
+        halves.append(not is_whole(*fuzzed(data)))
+
+    count()
+    assert any(halves)
+
+
+def test_the_same_weight_under_two_names_is_refused():
+    content = TINY_STATE | put("module.", TINY_STATE)
+    with pytest.raises(UserError, match="holds weights twice"):
+        foreign.take(Tiny(), content, Path("file"))
+
+
+@pytest.mark.parametrize(
+    "theirs, stem, size, flags",
+    [
+        ("resnet18", "imagenet", 224, "--encoder resnet18"),
+        ("wide_resnet50_2", "imagenet", 224, "--encoder wide_resnet50_2"),
+        ("resnext50_32x4d", "small", 224, "--encoder resnext50_32x4d --stem small"),
+        ("resnet50", "small", 224, "--stem small"),
+        ("resnet50", "imagenet", 32, "--stem imagenet"),
+    ],
+)
+def test_the_error_says_which_encoder_would_fit(theirs, stem, size, flags):
+    weights = build_encoder(theirs, 224, stem)[0].state_dict()
+    wanted, _ = build_encoder("resnet50", size)
+    with pytest.raises(UserError, match=f"pass {flags}$"):
+        foreign.take(wanted, {"state_dict": put("backbone.", weights)}, Path("file"))
+
+
+def test_what_holds_no_weights_names_the_formats(tmp_path):
+    for content in ([1, 2], {}, {"model": 3}, {"state_dict": {"a": 1}}, {"model": {"encoder.a": "b"}, "settings": {}}):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt: holds no weights by name; expected .*MoCo v2"):
+            foreign.load_encoder(Tiny(), tmp_path / "x.pt")
+
+
+# Code in files --------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_that_needs_code_is_refused_by_name_and_read_when_trusted(tmp_path, capsys, old):
+    content = layouts(TINY_STATE)["supcontrast"][0]
+    for number, (extra, named) in enumerate(
+        ((argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.float64(1), r"numpy\.\S+\.scalar"),
+         (Payload(tmp_path / "ran"), r"posix\.mkdir"))
+    ):  # fmt: skip
+        path = tmp_path / f"{number}.pth"
+        torch.save({"opt": extra} | content, path, _use_new_zipfile_serialization=not old)
+        with pytest.raises(UserError, match=f"refused: it holds {named}.*--trust_checkpoint"):
+            foreign.load_encoder(Tiny(), path)
+        assert not (tmp_path / "ran").exists() and "RUNS" not in capsys.readouterr().out
+        encoder = Tiny()
+        foreign.load_encoder(encoder, path, trust=True)
+        assert torch.equal(features(encoder), features(TINY))
+        assert f"*** --trust_checkpoint: reading {path} RUNS THE CODE IN IT" in capsys.readouterr().out
+    assert (tmp_path / "ran").is_dir()  # the control: it was live
+
+
+# Published weights ----------------------------------------------------------------------
+
+
+def test_published_weights_are_downloaded_or_it_says_what_to_do(monkeypatch):
+    asked = []
+    state = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or state)
+    encoder, _ = build_encoder("resnet18", 224)
+    source = foreign.load_published(encoder, "baseline", "resnet18")
+    assert source.path == asked[0] == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    assert torch.equal(encoder.conv1.weight, state["conv1.weight"]) and source.mean is None
+    with pytest.raises(UserError, match="torchvision has no weights of 'ssl"):
+        foreign.load_published(encoder, "baseline", "ssl.encoders.SmallResNet")
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    for kind in ("baseline", "barlow_twins"):
+        with pytest.raises(UserError, match=r"cannot be downloaded \(no network\). Fetch https://\S+ elsewhere"):
+            foreign.load_published(encoder, kind, "resnet18")
+
+
+# The scripts ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simclr_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("foreign") / "simclr.tar"
+    weights = lively(SmallResNet(8, 2)).state_dict()
+    torch.save(put("encoder.", weights) | {"projector.0.weight": torch.ones(2)}, path)
+    return path
+
+
+def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):  # noqa: F811
+    common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
+    done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
+    assert "Spijkervet's SimCLR" in done.stdout and "mean [0.0, 0.0, 0.0], as those weights are used to" in done.stdout
+    saved = config.read_yaml(tmp_path / "run" / "config.yaml")
+    assert (saved["mean"], saved["std"]) == ([0.0] * 3, [1.0] * 3)
+    run(*common, "--output_dir", tmp_path / "own", "--mean", 0.5, 0.5, 0.5)
+    own = config.read_yaml(tmp_path / "own" / "config.yaml")
+    assert (own["mean"], own["std"]) == ([0.5] * 3, [1.0] * 3)
+    again = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")  # the run goes on as before
+    assert "continuing at step 1" in again.stdout
+
+    size = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--image_size", 32]
+    judge = ["evaluate.py", "--data_dir", images, "--protocol", "features", "--workers", 1]
+    for name, how in (
+        ("foreign", ["--init", simclr_file, *size]),
+        ("second", ["--model_path", tmp_path / "run", "--image_size", 32]),  # what the run was used to, on named data
+    ):
+        run(*judge, *how, "--output_dir", tmp_path / name)
+        encoder = SmallResNet(8, 2)
+        foreign.load_encoder(encoder, how[1])
+        found = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]
+        pixels = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255 for path in found["names"]]
+        with torch.no_grad():
+            expected = encoder.eval()(torch.stack(pixels))
+            other = encoder((torch.stack(pixels) - 0.45) / 0.23)  # the control
+        assert torch.allclose(found["features"], expected, atol=1e-5)
+        assert not torch.allclose(found["features"], other, atol=1e-1)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["train.py", "--init_format", "moco", *tiny()], "name it with --init"),
+        (["evaluate.py", "--trust_checkpoint"], "name it with --model_path"),
+        (["evaluate.py", "--init", "a", "--model_path", "b"], "two names for one thing"),
+        (["train.py", "--init", "FILE", "--init_format", "moco", *tiny()], "asked for as moco (MoCo v2), but by its"),
+        (["train.py", "--init", "FILE", "--init_format", "mocov2"], "'mocov2' is none of ours, barlow_twins"),
+    ],
+)
+def test_wrong_words_about_a_file_are_one_clear_line(simclr_file, tmp_path, arguments, expected):
+    arguments = [simclr_file if word == "FILE" else word for word in arguments]
+    done = run(*arguments, "--dataset", "shapes", "--output_dir", tmp_path, check=False)
+    assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
