@@ -357,7 +357,7 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected
         ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
         ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
         ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
-        ("--rotation 200", "rotation: 200 degrees is not in 0..180"),
+        ("--rotation 200", "rotation: 200.0 degrees is not in 0..180"),
         ("--rotation_prob 2", "rotation_prob: 2.0 is not in 0..1"),
         ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
         ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),
