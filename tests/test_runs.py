@@ -427,6 +427,18 @@ def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
     assert "workers: None -> 7" in said and "log_every: 10 -> 3" in said and "max_steps" not in said
 
 
+def test_a_setting_that_the_checkpoint_is_too_old_to_know_was_at_its_default(tmp_path):
+    run, settings = saved_run(tmp_path)
+    path = run.folder / "checkpoint.pt"
+    state = checkpoint.load(path)
+    del state["settings"]["vertical_flip"]
+    checkpoint.save(state, path)
+    assert resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)["step"] == 3
+    settings.vertical_flip = 0.5
+    with pytest.raises(UserError, match="vertical_flip: 0.0 -> 0.5"):
+        resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)
+
+
 def test_other_images_are_refused(tmp_path):
     run, settings = saved_run(tmp_path)
     with pytest.raises(UserError, match="data: '96 images, names 1234' -> '97 images, names 9'"):
