@@ -435,7 +435,7 @@ def test_a_setting_that_the_checkpoint_is_too_old_to_know_was_at_its_default(tmp
     checkpoint.save(state, path)
     assert resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)["step"] == 3
     settings.vertical_flip = 0.5
-    with pytest.raises(UserError, match="vertical_flip: 0.0 -> 0.5"):
+    with pytest.raises(UserError, match=r"vertical_flip: 0\.0 -> 0\.5"):
         resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)
 
 
