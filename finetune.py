@@ -49,12 +49,13 @@ from ssl.data.files import Batch
 from ssl.data.images import Images, hold_out
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
+from ssl.data.slides import MAJOR
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.precision import choose_precision
 from ssl.predictions import write_predictions
-from ssl.report import Metrics, Progress, say, table
+from ssl.report import Metrics, Progress, json_text, say, table
 from ssl.schedules import plateau, warmup_cosine
 from ssl.watchdog import Watchdog
 
@@ -130,7 +131,7 @@ class Settings:
     test_only: bool = False  # test --model_path, train nothing
     model_path: str | None = None  # with test_only: run folder of finetune.py, or its best.pt
     copies: int = 1  # 1: the plain image; more: mean of the scores of so many random views of it
-    major: list[str] | None = None  # classes whose test images are also reported apart, and the others, 'minor'
+    major: list[str] | None = None  # classes whose test images are also reported apart from the others; unset: tissue's
     runs: int = 1  # repeat with seed, seed + 1, ..., and report mean and standard deviation
     # Machine
     gpus: int | None = None  # start so many processes here, as torchrun would
@@ -309,7 +310,7 @@ def main() -> None:
         found = test(model, splits["test"], settings, device, seed, place)
         results.append({"seed": seed, "epochs": len(fit.history), "best": best, "test": found})
         if is_main():
-            checkpoint.write_text(json.dumps(results[-1], indent=2) + "\n", place / "results.json")
+            checkpoint.write_text(json_text(results[-1]), place / "results.json")
 
     watchdog.rest()
     distributed.leave()
@@ -331,7 +332,9 @@ class Model(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(x))
+        h = self.encoder(x)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 has too few digits to order images by
+            return self.head(h.float())
 
 
 def load_init(encoder: nn.Module, settings: Settings) -> str:
@@ -467,6 +470,9 @@ def load_splits(settings: Settings) -> dict[str, Images | None]:
                 f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
                 f"train of {first.channels} channels and {', '.join(first.classes)}"
             )
+    unknown = set(settings.major or ()) - set(first.classes)
+    if unknown:
+        raise UserError(f"major: {', '.join(sorted(unknown))} is none of the classes {', '.join(first.classes)}")
     leaks.check(splits)
     distributed.barrier()
     return splits
@@ -519,20 +525,20 @@ def score(
                    std=settings.std, title=title)  # fmt: skip
     if copies == 1:
         found, read, unread = inference.outputs(
-            lambda x: predict(x).log_softmax(1), data, size=settings.image_size, **options
+            lambda x: predict(x).double().log_softmax(1), data, size=settings.image_size, **options
         )
     else:
         found, read, unread = inference.mean_over_views(
-            lambda x: predict(x).softmax(1), data, random_view(settings), copies, seed=seed, **options
+            lambda x: predict(x).double().softmax(1), data, random_view(settings), copies, seed=seed, **options
         )
-        found = found.clamp(min=1e-38).log()
+        found = found.clamp(min=1e-300).log()
     tell_left_out(unread, len(data), settings)
     read = read.cpu()
     return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
 
 
 def loss_of_scores(scores: Tensor, truth: Tensor) -> float:
-    return F.nll_loss(scores.double(), truth).item()
+    return F.nll_loss(scores, truth).item()
 
 
 def validated(scores: Tensor, data: Images) -> dict:
@@ -681,7 +687,7 @@ def report(results: list[dict], settings: Settings, folder: Path) -> None:
     summary = results[0]
     if len(results) > 1:
         summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
-    checkpoint.write_text(json.dumps(summary, indent=2) + "\n", folder / "results.json")
+    checkpoint.write_text(json_text(summary), folder / "results.json")
     names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
     rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
     for name in names:
@@ -739,6 +745,7 @@ def check(settings: Settings) -> None:
     settings.seed = settings.seed or 0
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
+    settings.major = settings.major or MAJOR.get(settings.dataset)
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")

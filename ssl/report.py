@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -97,6 +98,14 @@ def json_lines(path: Path) -> list[dict]:
             continue
         found += [value] if isinstance(value, dict) else []
     return found
+
+
+def json_text(value) -> str:
+    """JSON to read: indented, but a list of plain values, as a row of a matrix, on one line."""
+    return (
+        re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda list_: f"[{' '.join(list_[1].split())}]", json.dumps(value, indent=2))
+        + "\n"
+    )
 
 
 def _tidy(value):

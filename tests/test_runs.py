@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssl import checkpoint, resume, runs
 from ssl.errors import UserError
-from ssl.report import Metrics
+from ssl.report import Metrics, json_text
 from ssl.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -458,3 +460,13 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path):
         checkpoint.save(content, tmp_path / "other.pt")
         with pytest.raises(UserError, match=r"other.pt: not a checkpoint of train.py \(expected"):
             resume.find_state(run, train.Settings(resume=str(tmp_path / "other.pt")), IDENTITY, train.CHECKPOINT)
+
+
+# Words for people
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner) |
+                    st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
+def test_json_for_people_is_json(value):
+    text = json_text(value)
+    assert json.loads(text) == value
