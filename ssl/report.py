@@ -102,10 +102,8 @@ def json_lines(path: Path) -> list[dict]:
 
 def json_text(value) -> str:
     """JSON to read: indented, but a list of plain values, as a row of a matrix, on one line."""
-    return (
-        re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda list_: f"[{' '.join(list_[1].split())}]", json.dumps(value, indent=2))
-        + "\n"
-    )
+    text = json.dumps(value, indent=2)  # a line break in it is layout: within words it is written \\n
+    return re.sub(r'\[\n([^][{}"]*)\n *\]', lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
 
 
 def _tidy(value):

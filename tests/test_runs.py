@@ -468,5 +468,10 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path):
 @given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner) |
                     st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
 def test_json_for_people_is_json(value):
+    assert json.loads(json_text(value)) == value
+
+
+def test_rows_stand_on_one_line_and_words_are_left_alone():
+    value = {"matrix": [[1, 2], [3, None]], "word": "[  5  ]", "words": ["a", "[\n 5\n]"]}
     text = json_text(value)
-    assert json.loads(text) == value
+    assert json.loads(text) == value and "[1, 2]" in text and "[3, null]" in text
