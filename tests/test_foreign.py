@@ -458,6 +458,7 @@ def simclr_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):  # noqa: F811
     common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
     done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
