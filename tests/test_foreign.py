@@ -356,6 +356,11 @@ def test_a_lenient_fill_would_give_half_an_encoder(monkeypatch):
 
 
 def test_the_same_weight_under_two_names_is_refused():
+    content = layouts(TINY_STATE)["lightly, numbered"][0]
+    foreign.take(Tiny(), content, Path("file"))  # the control
+    content["state_dict"] |= put("backbone.", {"conv1.weight": torch.zeros(4, 3, 3, 3)})
+    with pytest.raises(UserError, match=r"lacks bn1\.weight"):
+        foreign.take(Tiny(), content, Path("file"))
     content = TINY_STATE | put("module.", TINY_STATE)
     with pytest.raises(UserError, match="holds weights twice"):
         foreign.take(Tiny(), content, Path("file"))
