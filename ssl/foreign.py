@@ -166,7 +166,8 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
     form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
     if "0.weight" not in encoder.state_dict() and {"0.weight", "4.0.conv1.weight"} <= set(weights):
         numbered = (name.partition(".") for name in weights)
-        weights = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+        named = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+        weights = named if len(named) == len(weights) else weights  # else some stand there under both
     fill(encoder, weights, f"{path} ({form.name})")
     mean = std = None
     if "ours" in form.kinds and isinstance(path, Path):

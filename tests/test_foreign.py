@@ -356,6 +356,11 @@ def test_a_lenient_fill_would_give_half_an_encoder(monkeypatch):
 
 
 def test_the_same_weight_under_two_names_is_refused():
+    content = layouts(TINY_STATE)["lightly, numbered"][0]
+    foreign.take(Tiny(), content, Path("file"))  # the control
+    content["state_dict"] |= put("backbone.", {"conv1.weight": torch.zeros(4, 3, 3, 3)})
+    with pytest.raises(UserError, match=r"lacks bn1\.weight"):
+        foreign.take(Tiny(), content, Path("file"))
     content = TINY_STATE | put("module.", TINY_STATE)
     with pytest.raises(UserError, match="holds weights twice"):
         foreign.take(Tiny(), content, Path("file"))
@@ -458,6 +463,7 @@ def simclr_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):  # noqa: F811
     common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
     done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
