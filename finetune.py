@@ -17,6 +17,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,7 @@ from ssl import (
     checkpoint,
     config,
     distributed,
+    finetuned,
     foreign,
     inference,
     inherit,
@@ -54,7 +56,7 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
 from ssl.precision import choose_precision
 from ssl.predictions import write_predictions
-from ssl.report import Metrics, Progress, say, table
+from ssl.report import Metrics, Progress, say
 from ssl.schedules import plateau, warmup_cosine
 from ssl.watchdog import Watchdog
 
@@ -172,7 +174,8 @@ def main() -> None:
     # Data
     splits = load_splits(settings)
     everything, classes = splits["train"], splits["train"].classes
-    order = order_of(choose_labels(settings, splits, settings.seed)[0], settings, settings.seed)
+    train, val = choose_labels(settings, splits, settings.seed)
+    order = order_of(train, settings, settings.seed)
     total = settings.epochs * order.steps_per_epoch  # of one run
 
     # Model
@@ -203,9 +206,9 @@ def main() -> None:
     identity = {
         "global_batch": order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
-        "data": everything.fingerprint(settings.data_dir),
-        "val_data": None if splits["val"] is None else splits["val"].fingerprint(settings.data_dir),
-        "test_data": splits["test"].fingerprint(settings.data_dir),
+        "data": identity_of(train, settings),
+        "val_data": identity_of(val, settings),
+        "test_data": identity_of(splits["test"], settings),
     }
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     if is_main():
@@ -241,7 +244,7 @@ def main() -> None:
 
     # Runs: the same again from other seeds
     done = min(state["number"], settings.runs) if state else 0
-    results = [read_results(place_of(folder, settings, number)) for number in range(done)]
+    results = [finetuned.read_results(place_of(folder, settings, number)) for number in range(done)]
     while len(results) < settings.runs:
         number, seed = len(results), settings.seed + len(results)
         place = place_of(folder, settings, number)
@@ -251,7 +254,7 @@ def main() -> None:
         fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device))
         if state is not None:
             take_up(state, model, fit)
-            write_best(place, fit.best)  # what is there may be of epochs that were lost
+            finetuned.write_best(place, fit.best)  # what is there may be of epochs that were lost
             state = None
 
         # Loop
@@ -298,7 +301,7 @@ def main() -> None:
                 if best_of(fit.history, settings) is entry:
                     fit.best = {"model": runs.copied(model.state_dict()), "classes": classes, "seed": seed,
                                 "settings": dataclasses.asdict(settings), "best": entry}  # fmt: skip
-                    write_best(place, fit.best)
+                    finetuned.write_best(place, fit.best)
                 if is_main() and run.due(settings.save_minutes):
                     save(fit)
                 began, losses = time.monotonic(), []
@@ -326,7 +329,8 @@ def main() -> None:
     watchdog.rest()
     distributed.leave()
     run.end("finished", "")
-    report(results, settings, folder)
+    finetuned.report(results, folder)
+    say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
 
 
 # Model -----------------------------------------------------------------------------
@@ -508,6 +512,12 @@ def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, 
     return train, val
 
 
+def identity_of(data: Images, settings: Settings) -> str:
+    """Which images these are, and under which labels."""
+    seen = zlib.crc32(repr((data.classes, data.labels.tolist())).encode("utf-8", "surrogateescape"))
+    return f"{data.fingerprint(settings.data_dir)}, labels {seen:08x}"
+
+
 def order_of(train: Images, settings: Settings, seed: int) -> Order:
     """Batches of `batch_size`, or of all images where there are fewer than a global batch."""
     batch_size = min(settings.batch_size, len(train) // world_size())
@@ -597,15 +607,6 @@ def finished(history: list[dict], settings: Settings) -> bool:
     return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience
 
 
-def write_best(place: Path, best: dict) -> None:
-    try:
-        if best and is_main():
-            checkpoint.save(best, place / "best.pt")
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command "
-                        "continues") from None  # fmt: skip
-
-
 def test(model: Model, data: Images, settings: Settings, device: torch.device, seed: int, place: Path) -> dict:
     """Score the test images; write predictions.csv, roc.png and confusion.png into `place`; return the metrics."""
     model.eval()
@@ -635,18 +636,15 @@ def test_only(settings: Settings, origin: dict) -> None:
     """Test what a fine-tuning left, on its own or on other images; with several runs each, and their mean."""
     if settings.model_path is None:
         raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
-    models = finished_models(Path(settings.model_path))
-    contents = [checkpoint.load(path) for path in models]
-    for path, content in zip(models, contents):
-        if not isinstance(content, dict) or not {"model", "classes", "seed", "settings", "best"} <= set(content):
-            raise UserError(f"{path}: not a best.pt of finetune.py")
+    models = finetuned.models(Path(settings.model_path))
+    first = next(iter(models))
     own_data = settings.dataset is not None or settings.data_dir is not None
-    as_fine_tuned(settings, origin, contents[0]["settings"], models[0])
+    as_fine_tuned(settings, origin, models[first]["settings"], first)
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
     device = begin(settings)
-    home = models[0].parent if len(models) == 1 else Path(settings.model_path)
+    home = first.parent if len(models) == 1 else Path(settings.model_path)
     which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
     folder = Path(settings.output_dir or home / f"test_{which}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
@@ -656,13 +654,17 @@ def test_only(settings: Settings, origin: dict) -> None:
     # Of data that it was not tuned on, all that is not set apart for training.
     data = load_split(settings, "all" if own_data else "test")
     results = []
-    for number, (path, content) in enumerate(zip(models, contents)):
+    say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
+    say(f"data        {settings.dataset}: {counted(data)}")
+    for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
-        if data.classes != classes:
+        if not set(data.classes) <= set(classes):
             raise UserError(
                 f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
                 "table, --positive says which labels are class 'positive'"
             )
+        number = torch.tensor([classes.index(name) for name in data.classes])  # it may lack some
+        shown = dataclasses.replace(data, labels=number[data.labels], classes=classes)
         require_named(settings.major, classes)
         model = Model(settings, len(classes), data.channels)
         try:
@@ -670,28 +672,12 @@ def test_only(settings: Settings, origin: dict) -> None:
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: its weights do not fit the encoder it names ({error})") from None
         model = model.to(device, memory_format=torch.channels_last)
-        if number == 0:
-            say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
-            say(f"data        {settings.dataset}: {counted(data)}")
         place = made(folder if len(models) == 1 else folder / path.parent.name)
-        found = test(model, data, settings, device, content["seed"], place)
+        found = test(model, shown, settings, device, content["seed"], place)
         results.append({"seed": content["seed"], "best": content["best"], "test": found})
     distributed.leave()
     run.end("finished", "")
-    report(results, settings, folder)
-
-
-def finished_models(path: Path) -> list[Path]:
-    """The best.pt that `path`, a file or a run folder, stands for; of a folder of several runs, every one's."""
-    if path.is_file():
-        return [path]
-    found = [path / "best.pt"]
-    if not found[0].is_file():
-        ended = (results.parent for results in path.glob("seed_*/results.json"))
-        found = sorted((folder / "best.pt" for folder in ended), key=lambda best: (len(str(best)), best))
-    if not found:
-        raise UserError(f"model_path: {path} holds no best.pt; is it the output_dir of finetune.py, and has it ended?")
-    return found
+    finetuned.report(results, folder)
 
 
 def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> None:
@@ -706,37 +692,6 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
             setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
     if origin["encoder"] == "default":
         restore.require_known(settings.encoder, settings.encoder_kwargs)
-
-
-def report(results: list[dict], settings: Settings, folder: Path) -> None:
-    """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
-    if not is_main():
-        return
-    summary = results[0]
-    if len(results) > 1:
-        summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
-    checkpoint.write_text(json.dumps(summary, indent=2) + "\n", folder / "results.json")
-    names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
-    rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
-    for name in names:
-        if len(results) == 1 and results[0]["test"][name] is not None:
-            value = results[0]["test"][name]
-            rows.append([name, value if isinstance(value, str) else f"{value:.4f}"])
-        elif len(results) > 1 and name in summary["mean"]:
-            mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
-            rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
-    say("\n" + table(rows) + "\n")
-    say(f"results     {folder / 'results.json'}")
-    if not settings.test_only:
-        say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
-
-
-def read_results(place: Path) -> dict:
-    """What a run that had ended before this process left."""
-    try:
-        return json.loads((place / "results.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place}: the results of an earlier run of this folder cannot be read ({error})") from None
 
 
 # What the loop is made of ----------------------------------------------------------

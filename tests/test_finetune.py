@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from test_scripts import ROOT, run
 
 import finetune
-from ssl import checkpoint, inference, restore
+from ssl import checkpoint, finetuned, inference, restore
 from ssl.augment import View, apply, draw
 from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
@@ -252,6 +252,19 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     assert max(steps) > steps[0]  # later runs are longer than the first
 
 
+def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
+    command = ["finetune.py", "--data_dir", images, "--csv", table, "--label_column", "label", "--split_column",
+               "split", "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]  # fmt: skip
+    for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
+        lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
+        table.write_text("\n".join(["image,label,split", *lines]))
+        done = run(*command, check=False)
+        assert done.returncode == status, done.stderr
+    assert "val data: " in done.stderr and "labels" in done.stderr
+
+
 # Scores of all images ---------------------------------------------------------------------
 
 
@@ -424,12 +437,12 @@ def test_images_to_judge_of_which_none_can_be_read(tmp_path):
 def test_runs_that_have_not_ended_are_not_tested(tmp_path):
     for name in ("seed_10", "seed_2", "seed_11"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "best.pt").touch()
+        checkpoint.save(dict.fromkeys(finetuned.CONTENTS), tmp_path / name / "best.pt")
     with pytest.raises(UserError, match="has it ended"):
-        finetune.finished_models(tmp_path)
+        finetuned.models(tmp_path)
     for name in ("seed_10", "seed_2"):
         (tmp_path / name / "results.json").touch()
-    assert finetune.finished_models(tmp_path) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
+    assert list(finetuned.models(tmp_path)) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
 
 
 def test_a_leak_between_splits_is_named(images, tmp_path):
@@ -449,6 +462,20 @@ def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
     done = run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "data",
                "--output_dir", tmp_path / "out", check=False)  # fmt: skip
     assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
+
+
+def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
+    for name in ("ring", "square"):
+        shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "two", "--workers", 1,
+        "--copies", 1, "--output_dir", tmp_path / "two_tested")  # fmt: skip
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--copies", 1, "--workers", 1,
+        "--output_dir", tmp_path / "all_tested")  # fmt: skip
+    two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
+    assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"
+    assert {name: two["recall"][name] for name in ("ring", "square")} == {
+        name: everything["recall"][name] for name in ("ring", "square")
+    }
 
 
 def test_a_model_s_file_does_not_get_code_imported(tuned, tmp_path):
