@@ -144,9 +144,7 @@ class Settings:
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # Run
     seed: int | None = None  # of head, order, views, label subset; unset: the run's, or 0
-    output_dir: str | None = (
-        None  # run folder; unset: runs/finetune_DATASET; with test_only MODEL/test_(DATASET or FOLDER)
-    )
+    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET; of test_only MODEL/test_DATA
     resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
     resume_force: bool = False  # continue although settings differ that change what is learnt
     save_minutes: float = 10.0  # between checkpoints; the end of every run is always saved
