@@ -13,7 +13,6 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -30,6 +29,7 @@ from ssl import (
     checkpoint,
     config,
     distributed,
+    finetuned,
     foreign,
     inference,
     inherit,
@@ -52,10 +52,10 @@ from ssl.data.order import Order
 from ssl.data.slides import MAJOR
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
-from ssl.errors import UserError, one_line, one_line_errors
+from ssl.errors import UserError, nearest, one_line, one_line_errors
 from ssl.precision import choose_precision
 from ssl.predictions import write_predictions
-from ssl.report import Metrics, Progress, json_text, say, table
+from ssl.report import Metrics, Progress, json_text, say
 from ssl.schedules import plateau, warmup_cosine
 from ssl.watchdog import Watchdog
 
@@ -143,7 +143,7 @@ class Settings:
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # Run
     seed: int | None = None  # of head, order, views, label subset; unset: the run's, or 0
-    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET, or with test_only MODEL/test_DATASET
+    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET; of test_only MODEL/test_DATA
     resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
     resume_force: bool = False  # continue although settings differ that change what is learnt
     save_minutes: float = 10.0  # between checkpoints; the end of every run is always saved
@@ -171,7 +171,8 @@ def main() -> None:
     # Data
     splits = load_splits(settings)
     everything, classes = splits["train"], splits["train"].classes
-    order = order_of(choose_labels(settings, splits, settings.seed)[0], settings, settings.seed)
+    train, val = choose_labels(settings, splits, settings.seed)
+    order = order_of(train, settings, settings.seed)
     total = settings.epochs * order.steps_per_epoch  # of one run
 
     # Model
@@ -199,9 +200,13 @@ def main() -> None:
     predict = predictor(model, settings, device)
 
     # Take up what the run folder holds
-    identity = {"global_batch": order.global_batch}
-    for name, data in splits.items():
-        identity[name] = data and f"{data.fingerprint(settings.data_dir)}, labels {data.label_checksum()}"
+    identity = {
+        "global_batch": order.global_batch,
+        "several_runs": settings.runs > 1,  # each in a folder of its own
+        "data": identity_of(train, settings),
+        "val_data": identity_of(val, settings),
+        "test_data": identity_of(splits["test"], settings),
+    }
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -227,14 +232,16 @@ def main() -> None:
             "identity": identity,
             "versions": runs.versions(),
         }
-        run.save(state, model.encoder.state_dict(), wait)
+        weights = fit.best.get("model", state["model"])  # encoder.pt, too, is of the best epoch
+        run.save(state, {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}, wait)
 
     if world_size() > 1:
         rehearse(loss_of, order.batch_size, everything.channels, settings.image_size, device)
         model.zero_grad(set_to_none=True)
 
     # Runs: the same again from other seeds
-    results = [read_results(place_of(folder, settings, number)) for number in range(state["number"] if state else 0)]
+    done = min(state["number"], settings.runs) if state else 0
+    results = [finetuned.read_results(place_of(folder, settings, number)) for number in range(done)]
     while len(results) < settings.runs:
         number, seed = len(results), settings.seed + len(results)
         place = place_of(folder, settings, number)
@@ -244,11 +251,13 @@ def main() -> None:
         fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device))
         if state is not None:
             take_up(state, model, fit)
+            finetuned.write_best(place, fit.best)  # what is there may be of epochs that were lost
             state = None
 
         # Loop
-        batches = training_batches(train, [view], order, fit.step, total, settings.workers, device)
-        log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(total, fit.step)
+        length = settings.epochs * order.steps_per_epoch  # where groups are held out, not the same from seed to seed
+        batches = training_batches(train, [view], order, fit.step, length, settings.workers, device)
+        log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(length, fit.step)
         began, losses, asked_to_stop = time.monotonic(), [], None
         while not asked_to_stop and not finished(fit.history, settings):
             requests.ask()
@@ -277,6 +286,7 @@ def main() -> None:
                 rate = len(losses) * order.global_batch / (time.monotonic() - began)
                 ruined = bad_images.agree()
                 watchdog.pause()
+                distributed.share_buffers(model)
                 model.eval()
                 scores, judged = score(predict, val, settings, device)
                 entry = {"epoch": epoch, "train_loss": train_loss} | validated(scores, judged)
@@ -285,8 +295,10 @@ def main() -> None:
                 lrs = {f"lr_{group['name']}": group["lr"] for group in fit.optimizer.param_groups}
                 log.write(step=fit.step, **entry, **lrs, samples_per_second=rate, bad_images=ruined)
                 progress.update(fit.step, words_of(entry, lrs))
-                if is_main() and best_of(fit.history, settings) is entry:
-                    save_best(place, model, classes, settings, entry)
+                if best_of(fit.history, settings) is entry:
+                    fit.best = {"model": runs.copied(model.state_dict()), "classes": classes, "seed": seed,
+                                "settings": dataclasses.asdict(settings), "best": entry}  # fmt: skip
+                    finetuned.write_best(place, fit.best)
                 if is_main() and run.due(settings.save_minutes):
                     save(fit)
                 began, losses = time.monotonic(), []
@@ -305,17 +317,17 @@ def main() -> None:
             stopping.leave_preempted()
 
         # Test
-        model.load_state_dict(checkpoint.load(place / "best.pt")["model"])
-        best = best_of(fit.history, settings)
+        model.load_state_dict(fit.best["model"])
         found = test(model, splits["test"], settings, device, seed, place)
-        results.append({"seed": seed, "epochs": len(fit.history), "best": best, "test": found})
+        results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found})
         if is_main():
             checkpoint.write_text(json_text(results[-1]), place / "results.json")
 
     watchdog.rest()
     distributed.leave()
     run.end("finished", "")
-    report(results, settings, folder)
+    finetuned.report(results, folder)
+    say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
 
 
 # Model -----------------------------------------------------------------------------
@@ -379,25 +391,30 @@ def make_scaler(settings: Settings, device: torch.device) -> torch.amp.GradScale
 
 @dataclass
 class Fit:
-    """What run `number` has reached. `history` has an entry an epoch: its training loss, and what validation gave."""
+    """What run `number` has reached.
+
+    `history` has an entry an epoch: its training loss, and what validation gave. `best` is what best.pt holds.
+    """
 
     number: int
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
     history: list[dict] = field(default_factory=list)
+    best: dict = field(default_factory=dict)
 
     def state_dict(self, total: int) -> dict:
         """With the step counted on from run to run, `total` steps each."""
         return {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "number": self.number,
             "step": self.number * total + self.step, "step_of_run": self.step, "history": list(self.history),
+            "best": self.best,
         }  # fmt: skip
 
 
 def take_up(state: dict, model: Model, fit: Fit) -> None:
     """Put what a checkpoint holds in place; learning rates stay this run's."""
-    fit.step, fit.history = state["step_of_run"], state["history"]
+    fit.step, fit.history, fit.best = state["step_of_run"], state["history"], state["best"]
     own = [group["base_lr"] for group in fit.optimizer.param_groups]
     try:
         model.load_state_dict(state["model"])
@@ -470,21 +487,33 @@ def load_splits(settings: Settings) -> dict[str, Images | None]:
                 f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
                 f"train of {first.channels} channels and {', '.join(first.classes)}"
             )
-    unknown = set(settings.major or ()) - set(first.classes)
-    if unknown:
-        raise UserError(f"major: {', '.join(sorted(unknown))} is none of the classes {', '.join(first.classes)}")
+    require_named(settings.major, first.classes)
     leaks.check(splits)
     distributed.barrier()
     return splits
+
+
+def require_named(major: list[str] | None, classes: list[str]) -> None:
+    for name in major or []:
+        if name not in classes:
+            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")
 
 
 def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, Images]:
     """(train, val) of one run: the labels that may be used, and what of them is kept for validation."""
     train = labels.choose(splits["train"], settings.train_percent, settings.train_files, seed)
     labels.require_each(train, 1 if splits["val"] is not None else 2, "one to learn from and one to validate with")
-    if splits["val"] is not None:
-        return train, splits["val"]
-    return hold_out(train, settings.val_fraction, seed)
+    val = splits["val"]
+    if val is None:
+        train, val = hold_out(train, settings.val_fraction, seed)
+    if settings.watch == "auc" and len(val.labels.unique()) < len(val.classes):
+        raise UserError("watch: auc needs validation images of every class; watch the loss, or choose other splits")
+    return train, val
+
+
+def identity_of(data: Images, settings: Settings) -> str:
+    """Which images these are, and under which labels."""
+    return f"{data.fingerprint(settings.data_dir)}, labels {data.label_checksum()}"
 
 
 def order_of(train: Images, settings: Settings, seed: int) -> Order:
@@ -534,6 +563,8 @@ def score(
         found = found.clamp(min=1e-300).log()
     tell_left_out(unread, len(data), settings)
     read = read.cpu()
+    if not read.any():
+        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(unread))}")
     return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
 
 
@@ -574,15 +605,6 @@ def finished(history: list[dict], settings: Settings) -> bool:
     return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience
 
 
-def save_best(place: Path, model: Model, classes: list[str], settings: Settings, entry: dict) -> None:
-    content = {"model": model.state_dict(), "classes": classes, "settings": dataclasses.asdict(settings), "best": entry}
-    try:
-        checkpoint.save(content, place / "best.pt")
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command "
-                        "continues") from None  # fmt: skip
-
-
 def test(model: Model, data: Images, settings: Settings, device: torch.device, seed: int, place: Path) -> dict:
     """Score the test images; write predictions.csv, roc.png and confusion.png into `place`; return the metrics."""
     model.eval()
@@ -612,57 +634,48 @@ def test_only(settings: Settings, origin: dict) -> None:
     """Test what a fine-tuning left, on its own or on other images; with several runs each, and their mean."""
     if settings.model_path is None:
         raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
-    models = finished_models(Path(settings.model_path))
-    contents = [checkpoint.load(path) for path in models]
-    for path, content in zip(models, contents):
-        if not isinstance(content, dict) or not {"model", "classes", "settings", "best"} <= set(content):
-            raise UserError(f"{path}: not a best.pt of finetune.py")
+    models = finetuned.models(Path(settings.model_path))
+    first = next(iter(models))
     own_data = settings.dataset is not None or settings.data_dir is not None
-    as_fine_tuned(settings, origin, contents[0]["settings"], models[0])
+    as_fine_tuned(settings, origin, models[first]["settings"], first)
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
     device = begin(settings)
-    home = models[0].parent if len(models) == 1 else Path(settings.model_path)
-    folder = Path(settings.output_dir or home / f"test_{settings.dataset}")
+    home = first.parent if len(models) == 1 else Path(settings.model_path)
+    which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
+    folder = Path(settings.output_dir or home / f"test_{which}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
+    if is_main():
+        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 
     # Of data that it was not tuned on, all that is not set apart for training.
     data = load_split(settings, "all" if own_data else "test")
     results = []
-    for number, (path, content) in enumerate(zip(models, contents)):
+    say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
+    say(f"data        {settings.dataset}: {counted(data)}")
+    for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
-        if data.classes != classes:
+        if not set(data.classes) <= set(classes):
             raise UserError(
                 f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
                 "table, --positive says which labels are class 'positive'"
             )
+        number = torch.tensor([classes.index(name) for name in data.classes])  # it may lack some
+        shown = dataclasses.replace(data, labels=number[data.labels], classes=classes)
+        require_named(settings.major, classes)
         model = Model(settings, len(classes), data.channels)
         try:
             model.load_state_dict(content["model"])
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: its weights do not fit the encoder it names ({error})") from None
         model = model.to(device, memory_format=torch.channels_last)
-        if number == 0:
-            say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
-            say(f"data        {settings.dataset}: {counted(data)}")
         place = made(folder if len(models) == 1 else folder / path.parent.name)
-        seed = settings.seed + number
-        found = test(model, data, settings, device, seed, place)
-        results.append({"seed": seed, "best": content["best"], "test": found})
+        found = test(model, shown, settings, device, content["seed"], place)
+        results.append({"seed": content["seed"], "best": content["best"], "test": found})
     distributed.leave()
     run.end("finished", "")
-    report(results, settings, folder)
-
-
-def finished_models(path: Path) -> list[Path]:
-    """The best.pt that `path`, a file or a run folder, stands for; of a folder of several runs, every one's."""
-    if path.is_file():
-        return [path]
-    found = [path / "best.pt"] if (path / "best.pt").is_file() else sorted(path.glob("seed_*/best.pt"))
-    if not found:
-        raise UserError(f"model_path: {path} holds no best.pt; is it the output_dir of finetune.py?")
-    return found
+    finetuned.report(results, folder)
 
 
 def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> None:
@@ -671,44 +684,12 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
     where = set(ABOUT_DATA) - {"mean", "std", "seed"}
-    keep = FREE_TO_CHANGE - {"copies", "major"}
-    keep = keep | where if own_data else keep - where
+    keep = FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
             setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
     if origin["encoder"] == "default":
         restore.require_known(settings.encoder, settings.encoder_kwargs)
-
-
-def report(results: list[dict], settings: Settings, folder: Path) -> None:
-    """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
-    if not is_main():
-        return
-    summary = results[0]
-    if len(results) > 1:
-        summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
-    checkpoint.write_text(json_text(summary), folder / "results.json")
-    names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
-    rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
-    for name in names:
-        if len(results) == 1 and results[0]["test"][name] is not None:
-            value = results[0]["test"][name]
-            rows.append([name, value if isinstance(value, str) else f"{value:.4f}"])
-        elif len(results) > 1 and name in summary["mean"]:
-            mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
-            rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
-    say("\n" + table(rows) + "\n")
-    say(f"results     {folder / 'results.json'}")
-    if not settings.test_only:
-        say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
-
-
-def read_results(place: Path) -> dict:
-    """What a run that had ended before this process left."""
-    try:
-        return json.loads((place / "results.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place}: the results of an earlier run of this folder cannot be read ({error})") from None
 
 
 # What the loop is made of ----------------------------------------------------------
@@ -721,12 +702,12 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
-    "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "copies", "major",
-    "test_only", "model_path",
+    "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "test_only",
+    "model_path",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "finetune.py",
-    dict.fromkeys(("model", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
+    dict.fromkeys(("model", "best", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
     | {"step": int, "step_of_run": int, "number": int, "history": list},
     FREE_TO_CHANGE,
 )
@@ -751,6 +732,14 @@ def check(settings: Settings) -> None:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
     ranges.check(settings)
     ranges.check_training(settings)
+    if (
+        settings.init is None
+        and not settings.test_only
+        and (settings.trust_checkpoint or settings.method not in (None, "baseline"))
+    ):
+        raise UserError("method and trust_checkpoint say how to read a file of weights; name it with --init")
+    if settings.warmup_epochs and settings.schedule == "plateau":
+        raise UserError("warmup_epochs: is of the cosines; set --schedule cosine, or leave it away")
     if settings.jitter[3] > 0.5:
         raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
     if not 0 < settings.val_fraction < 1:

@@ -114,6 +114,12 @@ def gather_objects(value) -> list:
     return box
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0: batch norm's running statistics, where each rank has its own."""
+    for buffer in module.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, src=0)
+
+
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from test_scripts import ROOT, run
 
 import finetune
-from ssl import checkpoint, inference, restore
+from ssl import checkpoint, finetuned, inference, restore
 from ssl.augment import View, apply, draw
 from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
@@ -123,12 +123,16 @@ def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewh
     run("finetune.py", "--test_only", "--model_path", tuned, "--output_dir", tmp_path / "own", "--encoder",
         "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--workers", 1)  # fmt: skip
     shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
-    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1" / "best.pt", "--copies", 1,
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1" / "best.pt",
         "--data_dir", tmp_path / "elsewhere", "--output_dir", tmp_path / "there", "--workers", 1)  # fmt: skip
     for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
         assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
-    plain = results(tmp_path / "there")["test"]
-    assert plain["images"] == 21 and plain["loss"] != results(tuned)["runs"][1]["test"]["loss"]  # copies 1, not 3
+    there = results(tmp_path / "there")["test"]
+    assert there["loss"] == pytest.approx(results(tuned)["runs"][1]["test"]["loss"], rel=1e-6)  # the same views
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1", "--copies", 1, "--workers", 1,
+        "--output_dir", tmp_path / "plain")  # fmt: skip
+    plain = results(tmp_path / "plain")["test"]
+    assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
 
 def test_a_frozen_encoder_is_as_it_was(images, encoder, tmp_path):
@@ -190,10 +194,75 @@ def test_an_interrupted_run_ends_as_one_that_was_not(images, encoder, tmp_path, 
     assert results(tmp_path / "cut")["mean"] == results(tmp_path / "whole")["mean"]
 
 
-def test_another_run_is_not_continued(tuned, images, encoder):
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--lr", 0.2], "lr: 0.05 -> 0.2"),
+        (["--copies", 5], "copies: 3 -> 5"),  # or the mean would be of runs that were tested otherwise
+        (["--runs", 1], "several runs: True -> False"),  # or they would lie in other folders
+    ],
+)
+def test_another_run_is_not_continued(tuned, images, encoder, changed, words):
+    before = (tuned / "results.json").read_bytes()
     done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tuned,
-               *tiny("--runs", 2, "--copies", 3, "--lr", 0.2), check=False)  # fmt: skip
-    assert done.returncode == 2 and "lr: 0.05 -> 0.2" in done.stderr
+               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring", *changed), check=False)  # fmt: skip
+    assert done.returncode == 2 and words in done.stderr
+    assert (tuned / "results.json").read_bytes() == before
+
+
+def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_and_may_be_followed_by_more(
+    tuned, images, encoder, tmp_path
+):
+    folder = shutil.copytree(tuned, tmp_path / "run")
+    lost = checkpoint.load(folder / "seed_1" / "best.pt")
+    lost["model"] = {name: torch.zeros_like(value) for name, value in lost["model"].items()}
+    checkpoint.save(lost, folder / "seed_1" / "best.pt")
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
+        *tiny("--runs", 3, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    assert torch.equal(best(folder / "seed_1"), best(tuned / "seed_1"))
+    assert results(folder)["runs"][:2] == results(tuned)["runs"] and len(results(folder)["runs"]) == 3
+    model = checkpoint.load(folder / "seed_2" / "best.pt")["model"]
+    for name, value in checkpoint.load(folder / "encoder.pt").items():
+        assert torch.equal(model[f"encoder.{name}"], value)
+
+
+def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation_images(images, encoder, tmp_path):
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run", "--sync_bn", "false",
+        *tiny("--batch_size", 4, "--epochs", 3), processes=2)  # fmt: skip
+    shutil.copytree(images / "val", tmp_path / "validation" / "test")
+    run("finetune.py", "--test_only", "--model_path", tmp_path / "run", "--data_dir", tmp_path / "validation",
+        "--workers", 1)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lowest = min(lines, key=lambda line: line["val_loss"])
+    assert results(tmp_path / "run")["best"]["epoch"] == lowest["epoch"]
+    again = results(tmp_path / "run" / "test_validation")["test"]
+    assert again["loss"] == pytest.approx(lowest["val_loss"], rel=1e-5) and again["images"] == 15
+
+
+def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp_path):
+    paths = sorted(images.glob("*/*/*.png"))
+    rows = [f"{path.relative_to(images)},{path.parent.name},{path.parts[-3]},p{(i // 5) % 9 if i % 2 else i}"
+            for i, path in enumerate(paths) if path.parts[-3] != "val"]  # fmt: skip
+    rows = [row.replace(",p", ",t") if ",test," in row else row for row in rows]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
+    run("finetune.py", "--data_dir", images, "--csv", tmp_path / "table.csv", "--label_column", "label",
+        "--split_column", "split", "--group_column", "patient", "--output_dir", tmp_path / "run",
+        *tiny("--runs", 3, "--batch_size", 2, "--val_fraction", 0.2, "--epochs", 1))  # fmt: skip
+    steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
+    assert max(steps) > steps[0]  # later runs are longer than the first
+
+
+def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
+    command = ["finetune.py", "--data_dir", images, "--csv", table, "--label_column", "label", "--split_column",
+               "split", "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]  # fmt: skip
+    for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
+        lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
+        table.write_text("\n".join(["image,label,split", *lines]))
+        done = run(*command, check=False)
+        assert done.returncode == status, done.stderr
+    assert "val data: " in done.stderr and "labels" in done.stderr
 
 
 # Scores of all images ---------------------------------------------------------------------
@@ -295,6 +364,11 @@ def test_what_is_watched_may_be_the_auc():
     settings = small_settings(watch="auc")
     history = [{"epoch": 1, "val_loss": 0.1, "val_auc": 0.7}, {"epoch": 2, "val_loss": 0.2, "val_auc": 0.8}]
     assert finetune.best_of(history, settings)["epoch"] == 2
+    labels = torch.tensor([0, 1, 1, 0])
+    splits = {"train": Images("folder", labels, ["a", "b"]), "val": Images("folder", labels[:1], ["a", "b"])}
+    with pytest.raises(UserError, match="needs validation images of every class"):  # before training
+        finetune.choose_labels(settings, splits, 0)
+    finetune.choose_labels(small_settings(), splits, 0)
     with pytest.raises(UserError, match="undefined; they need every class"):
         finetune.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
 
@@ -328,6 +402,8 @@ def test_without_a_split_of_its_own_validation_is_cut_from_train_by_the_run_s_se
         (["--test_only", "--model_path", "/nowhere"], "holds no best.pt"),
         (["--patience", "0"], "patience: 0 must be at least 1"),
         (["--train_percent", "0"], "train_percent: 0 is not a share"),
+        (["--method", "moco"], "name it with --init"),
+        (["--warmup_epochs", "2"], "is of the cosines"),
         (["--method", "dino"], "none of simclr, swav, byol, moco, infomin, baseline"),
         (["--schedule", "cosine", "--warmup_epochs", "5", "--epochs", "5"], "must be fewer than epochs"),
     ],
@@ -343,6 +419,30 @@ def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
     shutil.rmtree(tmp_path / "images" / "train" / "ring")
     done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
     assert done.returncode == 2 and "ring" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_major_class_that_there_is_not_is_named_before_training(images, tmp_path):
+    done = run("finetune.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--major", "rings"), check=False)
+    assert done.returncode == 2 and "did you mean 'ring'?" in done.stderr and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_images_to_judge_of_which_none_can_be_read(tmp_path):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    data = Images("folder", torch.arange(3) % 2, ["a", "b"], paths=Paths(paths))
+    settings = small_settings(workers=0, mean=[0.0] * 3, std=[1.0] * 3)
+    with pytest.raises(UserError, match="none of the 3 images to judge can be read"):
+        finetune.score(Net(), data, settings, torch.device("cpu"))
+
+
+def test_runs_that_have_not_ended_are_not_tested(tmp_path):
+    for name in ("seed_10", "seed_2", "seed_11"):
+        (tmp_path / name).mkdir()
+        checkpoint.save(dict.fromkeys(finetuned.CONTENTS), tmp_path / name / "best.pt")
+    with pytest.raises(UserError, match="has it ended"):
+        finetuned.models(tmp_path)
+    for name in ("seed_10", "seed_2"):
+        (tmp_path / name / "results.json").touch()
+    assert list(finetuned.models(tmp_path)) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
 
 
 def test_a_leak_between_splits_is_named(images, tmp_path):
@@ -362,6 +462,20 @@ def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
     done = run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "data",
                "--output_dir", tmp_path / "out", check=False)  # fmt: skip
     assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
+
+
+def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
+    for name in ("ring", "square"):
+        shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "two", "--workers", 1,
+        "--copies", 1, "--output_dir", tmp_path / "two_tested")  # fmt: skip
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--copies", 1, "--workers", 1,
+        "--output_dir", tmp_path / "all_tested")  # fmt: skip
+    two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
+    assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"
+    assert {name: two["recall"][name] for name in ("ring", "square")} == {
+        name: everything["recall"][name] for name in ("ring", "square")
+    }
 
 
 def test_a_model_s_file_does_not_get_code_imported(tuned, tmp_path):

@@ -197,7 +197,7 @@ class Images:
 
     def label_checksum(self) -> str:
         """Changes with the labels, or with the names of the classes."""
-        return f"{zlib.crc32('|'.join(self.classes).encode(), zlib.crc32(self.labels.numpy().tobytes())):08x}"
+        return f"{zlib.crc32(os.fsencode('|'.join(self.classes)), zlib.crc32(self.labels.numpy().tobytes())):08x}"
 
     def subset(self, indices: Tensor) -> "Images":
         return replace(
