@@ -13,11 +13,9 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,12 +49,13 @@ from ssl.data.files import Batch
 from ssl.data.images import Images, hold_out
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
+from ssl.data.slides import MAJOR
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
 from ssl.precision import choose_precision
 from ssl.predictions import write_predictions
-from ssl.report import Metrics, Progress, say
+from ssl.report import Metrics, Progress, json_text, say
 from ssl.schedules import plateau, warmup_cosine
 from ssl.watchdog import Watchdog
 
@@ -132,7 +131,7 @@ class Settings:
     test_only: bool = False  # test --model_path, train nothing
     model_path: str | None = None  # with test_only: run folder of finetune.py, or its best.pt
     copies: int = 1  # 1: the plain image; more: mean of the scores of so many random views of it
-    major: list[str] | None = None  # classes whose test images are also reported apart, and the others, 'minor'
+    major: list[str] | None = None  # classes whose test images are also reported apart from the others; unset: tissue's
     runs: int = 1  # repeat with seed, seed + 1, ..., and report mean and standard deviation
     # Machine
     gpus: int | None = None  # start so many processes here, as torchrun would
@@ -322,7 +321,7 @@ def main() -> None:
         found = test(model, splits["test"], settings, device, seed, place)
         results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found})
         if is_main():
-            checkpoint.write_text(json.dumps(results[-1], indent=2) + "\n", place / "results.json")
+            checkpoint.write_text(json_text(results[-1]), place / "results.json")
 
     watchdog.rest()
     distributed.leave()
@@ -345,7 +344,9 @@ class Model(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(x))
+        h = self.encoder(x)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 has too few digits to order images by
+            return self.head(h.float())
 
 
 def load_init(encoder: nn.Module, settings: Settings) -> str:
@@ -512,8 +513,7 @@ def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, 
 
 def identity_of(data: Images, settings: Settings) -> str:
     """Which images these are, and under which labels."""
-    seen = zlib.crc32(repr((data.classes, data.labels.tolist())).encode("utf-8", "surrogateescape"))
-    return f"{data.fingerprint(settings.data_dir)}, labels {seen:08x}"
+    return f"{data.fingerprint(settings.data_dir)}, labels {data.label_checksum()}"
 
 
 def order_of(train: Images, settings: Settings, seed: int) -> Order:
@@ -554,13 +554,13 @@ def score(
                    std=settings.std, title=title)  # fmt: skip
     if copies == 1:
         found, read, unread = inference.outputs(
-            lambda x: predict(x).log_softmax(1), data, size=settings.image_size, **options
+            lambda x: predict(x).double().log_softmax(1), data, size=settings.image_size, **options
         )
     else:
         found, read, unread = inference.mean_over_views(
-            lambda x: predict(x).softmax(1), data, random_view(settings), copies, seed=seed, **options
+            lambda x: predict(x).double().softmax(1), data, random_view(settings), copies, seed=seed, **options
         )
-        found = found.clamp(min=1e-38).log()
+        found = found.clamp(min=1e-300).log()
     tell_left_out(unread, len(data), settings)
     read = read.cpu()
     if not read.any():
@@ -569,7 +569,7 @@ def score(
 
 
 def loss_of_scores(scores: Tensor, truth: Tensor) -> float:
-    return F.nll_loss(scores.double(), truth).item()
+    return F.nll_loss(scores, truth).item()
 
 
 def validated(scores: Tensor, data: Images) -> dict:
@@ -699,7 +699,7 @@ ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label
               "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
+    "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
     "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "test_only",
@@ -726,6 +726,7 @@ def check(settings: Settings) -> None:
     settings.seed = settings.seed or 0
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
+    settings.major = settings.major or MAJOR.get(settings.dataset)
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")

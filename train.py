@@ -16,7 +16,6 @@ import dataclasses
 import math
 import os
 import time
-import zlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -221,7 +220,7 @@ def main() -> None:
     # Take up what the run folder holds
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     if labels is not None:
-        identity["labels"] = f"{zlib.crc32(labels.numpy().tobytes()):08x}"
+        identity["labels"] = data.label_checksum()
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():

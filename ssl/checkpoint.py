@@ -109,6 +109,8 @@ def load(path: str | Path, trust: bool = False):
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if trust and isinstance(error, ImportError | AttributeError):
+            raise UserError(f"{path}: its code needs what is not installed here ({first})") from None
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
         ) from None

@@ -36,7 +36,7 @@ class SmallResNet(nn.Module):
 
 
 def resnet_names() -> list[str]:
-    return [name for name in torchvision.models.list_models() if "resnet" in name or "resnext" in name
+    return [name for name in torchvision.models.list_models(torchvision.models) if "resnet" in name or "resnext" in name
             if "quant" not in name and "3d" not in name]  # fmt: skip
 
 

@@ -73,11 +73,12 @@ class Export:
         """The same encoder without its weights."""
         return build_encoder(**self.about)[0].eval()
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """(mean, std) that images in 0..1 are normalised with; ImageNet's where nothing says otherwise."""
+    def normalisation(self) -> dict[str, list[float]]:
+        """{mean, std} that images in 0..1 were normalised with in training; nothing where that was not written down."""
         dataset = foreign.run_settings(self.source.path).get("dataset")
-        known = KNOWN.get(dataset, KNOWN["ImageNet"])[1:] if dataset != "array" else KNOWN["ImageNet"][1:]
-        return list(self.source.mean or known[0]), list(self.source.std or known[1])
+        known = KNOWN.get(dataset if isinstance(dataset, str) else None, KNOWN["ImageNet"])[1:]
+        found = {"mean": self.source.mean or known[0], "std": self.source.std or known[1]}
+        return {name: list(values) for name, values in found.items()} if all(found.values()) else {}
 
     def resnet(self, target: str) -> str:
         """The name of the torchvision ResNet that it is. Raises `UserError` if it is none as `target` knows them."""
@@ -179,14 +180,13 @@ def to_safetensors(export: Export, folder: Path) -> tuple[Path, str]:
 def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
     name = export.resnet("timm")
     size = export.about["image_size"]
-    mean, std = export.normalisation()
     cfg = {
         "architecture": name,
         "num_classes": 0,
-        "num_features": export.encoder.layer4[-1].bn1.num_features,
+        "num_features": features(export.encoder, export, 1).shape[1],
         "pretrained_cfg": {
-            "num_classes": 0, "input_size": [3, size, size], "mean": list(mean), "std": list(std),
-            "interpolation": "bicubic", "first_conv": "conv1", "classifier": "fc",
+            "num_classes": 0, "input_size": [3, size, size], "interpolation": "bicubic", "first_conv": "conv1",
+            "classifier": "fc", **export.normalisation(),
         },
     }  # fmt: skip
     target = folder / "timm"
@@ -216,7 +216,7 @@ def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
             torch.onnx.export(
                 export.encoder, (images,), str(partial), dynamo=True, external_data=False, verbose=False,
                 input_names=["images"], output_names=["features"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
@@ -269,10 +269,15 @@ def main(arguments: list[str] | None = None) -> None:
         settings.init_format, settings.trust_checkpoint,
     ))  # fmt: skip
     folder = Path(settings.output_dir or Path(export.source.path).parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {folder} ({error})") from None
     h = features(export.encoder, export)
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
     say(f"checksum    {checksum(h)} of its features of two fixed images")
+    pixels = " ".join(f"{name} {values}" for name, values in export.normalisation().items())
+    say(f"images      in 0..1, normalised with {pixels or 'what train.py measured on its data'}")
     for name in dict.fromkeys(settings.to):
         path, words = TARGETS[name](export, folder)
         say(f"{name:<11} {path}: {words}")

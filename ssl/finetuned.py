@@ -6,7 +6,7 @@ from pathlib import Path
 from ssl import checkpoint, metrics
 from ssl.distributed import is_main
 from ssl.errors import UserError
-from ssl.report import say, table
+from ssl.report import json_text, say, table
 
 CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
 
@@ -54,7 +54,7 @@ def report(results: list[dict], folder: Path) -> None:
     summary = results[0]
     if len(results) > 1:
         summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
-    checkpoint.write_text(json.dumps(summary, indent=2) + "\n", folder / "results.json")
+    checkpoint.write_text(json_text(summary), folder / "results.json")
     names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
     rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
     for name in names:

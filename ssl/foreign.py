@@ -7,6 +7,7 @@ what is missing and what is unknown. `kind` insists on a format where names alon
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import checkpoint, config, safetensors
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line
 from ssl.report import say
 
 Kind = Literal["ours", "barlow_twins", "simclr", "swav", "byol", "moco", "infomin", "vicreg", "supcontrast",
@@ -100,8 +101,8 @@ class Source:
     left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{self.path} ({self.format}{left_out})"
+        left_out = f"; left out: {_first(self.left_out, 10)}" if self.left_out else ""
+        return one_line(f"{self.path} ({self.format}{left_out})")
 
 
 def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None, trust: bool = False) -> Source:
@@ -165,14 +166,15 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
     form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
     if "0.weight" not in encoder.state_dict() and {"0.weight", "4.0.conv1.weight"} <= set(weights):
         numbered = (name.partition(".") for name in weights)
-        weights = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+        named = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+        weights = named if len(named) == len(weights) else weights  # else some stand there under both
     fill(encoder, weights, f"{path} ({form.name})")
     mean = std = None
     if "ours" in form.kinds and isinstance(path, Path):
         run, kinds = _settings_beside(path), list[float] | None
         mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
     elif form.unit or kind == "simclr":
-        channels = input_channels(weights)
+        channels = input_channels(encoder, encoder.state_dict())
         mean, std = [0.0] * channels, [1.0] * channels
     name = form.name
     if form.doubt:
@@ -181,9 +183,10 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
     return Source(path, name, mean, std, tuple(left_out))
 
 
-def input_channels(weights: dict[str, Tensor]) -> int:
-    """How many channels the first convolution reads; 3 if there is none."""
-    return next((weight.shape[1] for weight in weights.values() if weight.ndim == 4), 3)
+def input_channels(encoder: nn.Module, weights: dict[str, Tensor]) -> int:
+    """How many channels the encoder's first convolution reads by the `weights` of a file; 3 if they do not say."""
+    first = next((name for name, weight in encoder.state_dict().items() if weight.ndim == 4), None)
+    return weights[first].shape[1] if first in weights and weights[first].ndim == 4 else 3
 
 
 # Recognising ------------------------------------------------------------------------
@@ -270,7 +273,7 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     encoder.load_state_dict(found)
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def _first(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 

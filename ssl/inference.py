@@ -26,7 +26,7 @@ def outputs(
     std: list[float],
     title: str | None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Outputs (N, F), float32, of all un-augmented images, in order, on every rank.
+    """Outputs (N, F), in float32 or wider, of all un-augmented images, in order, on every rank.
 
     `net` maps normalised pixels (n, C, size, size) to (n, F). Returns (outputs, read, bad): `read` (N,) is
     false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
@@ -37,7 +37,7 @@ def outputs(
     for pixels, counts, bad in plain_batches(data, size, batch_size, workers, device):
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         # The last batch may leave nothing for this rank.
-        h = net(x).float() if len(x) else net(x.new_zeros(1, *x.shape[1:]))[:0].float()
+        h = _wide(net(x) if len(x) else net(x.new_zeros(1, *x.shape[1:]))[:0])
         read = h.new_ones(len(h), 1)
         read[list(bad)] = 0
         unread |= dict(bad.values())
@@ -78,7 +78,7 @@ def mean_over_views(
     for step, batch in enumerate(training_batches(data, [view], order, 0, steps, workers, device)):
         (x,) = finish(batch, [view], *statistics)
         counts = [len(x)] * world_size()
-        parts.append(gather_rows(net(x).float(), counts))
+        parts.append(gather_rows(_wide(net(x)), counts))
         shown.append(gather_rows(batch.index.to(device), counts))
         unread |= dict(batch.bad)
         if progress:
@@ -90,6 +90,10 @@ def mean_over_views(
     # Another image stood in for a file that cannot be read.
     read = (index == torch.arange(len(data), device=device)).all(0)
     return found.mean(0), read, _of_all_ranks(unread)
+
+
+def _wide(h: Tensor) -> Tensor:
+    return h.to(torch.promote_types(h.dtype, torch.float32))
 
 
 def _of_all_ranks(bad: dict[str, str]) -> dict[str, str]:

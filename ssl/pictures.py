@@ -50,9 +50,7 @@ def roc(path: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> bool:
             axes.plot(*rates, color=line[0], linestyle=line[1], linewidth=1.5, label=f"AUC {area:.3f}  {name}")
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005))
         axes.set_aspect("equal")
-        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
     return True
 
 
@@ -60,7 +58,8 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
     """Draw a confusion matrix of counts, row = label, column = prediction; colours are shares of the row.
 
     Up to 20 classes the share stands in each field, up to 10 the count too; up to 60 have their
-    names at the sides. Returns whether it was drawn, as `roc` does.
+    names at the sides. A class without images has no shares: its row is of dashes. Returns whether it was drawn, as
+    `roc` does.
     """
     counts = torch.tensor(matrix)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -72,13 +71,13 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
         axes.figure.colorbar(image, ax=axes, fraction=0.046, label="share of the label's images")
         axes.set(xlabel="predicted", ylabel="label")
         places, names = (range(len(classes)), [_shown(name) for name in classes]) if len(classes) <= 60 else ([], [])
-        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False, fontsize=8)
-        axes.set_yticks(places, names, parse_math=False, fontsize=8)
+        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(places, names, fontsize=8)
         if len(classes) <= 20:
             for row in range(len(classes)):
                 for column in range(len(classes)):
                     share, count = shares[row, column].item(), counts[row, column].item()
-                    text = f"{share:.2f}" + (f"\n{count}" if len(classes) <= 10 else "")
+                    text = (f"{share:.2f}" if counts[row].any() else "–") + (f"\n{count}" if len(classes) <= 10 else "")
                     axes.text(column, row, text, ha="center", va="center", fontsize=7,
                               color="white" if share > 0.5 else "black")  # fmt: skip
     return True
@@ -107,7 +106,8 @@ def _canvas(path: Path, inches: tuple[float, float]):
 
 def _shown(name: str) -> str:
     name = one_line(name)
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return cut.replace("$", r"\$")
 
 
 def _spread(count: int) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -97,6 +98,12 @@ def json_lines(path: Path) -> list[dict]:
             continue
         found += [value] if isinstance(value, dict) else []
     return found
+
+
+def json_text(value) -> str:
+    """JSON to read: indented, but a list of plain values, as a row of a matrix, on one line."""
+    text = json.dumps(value, indent=2)  # a line break in it is layout: within words it is written \\n
+    return re.sub(r'\[\n([^][{}"]*)\n *\]', lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
 
 
 def _tidy(value):

@@ -63,9 +63,12 @@ def restore(
         "image_size": image_size or _of_run(run, "image_size", int | None) or 224,
         "stem": stem or "imagenet",
         "kwargs": encoder_kwargs,
-        "channels": foreign.input_channels(weights),
+        "channels": 3,
     }
     network, _ = build_encoder(**about)
+    about["channels"] = foreign.input_channels(network, weights)
+    if about["channels"] != 3:
+        network, _ = build_encoder(**about)
     source = foreign.take(network, content, path, init_format)
     return network.eval(), source, about
 

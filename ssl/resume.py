@@ -52,7 +52,7 @@ def find_state(run: runs.RunFolder, settings, identity: dict, kind: Kind) -> dic
             raise UserError(f"{path}: not a checkpoint of {kind.script} (expected {', '.join(sorted(kind.contents))})")
     if state is None:
         return None
-    before = state["settings"] | state["identity"]
+    before = _defaults(settings) | state["settings"] | state["identity"]  # a setting that came later was its default
     now = dataclasses.asdict(settings) | identity
     changed = {
         name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
@@ -76,6 +76,14 @@ def find_state(run: runs.RunFolder, settings, identity: dict, kind: Kind) -> dic
     if told:
         say(f"changed     {'; '.join(told)}")
     return state
+
+
+def _defaults(settings) -> dict:
+    fields = dataclasses.fields(settings)
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in fields
+    }
 
 
 def _plain(value):

@@ -119,6 +119,16 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
     assert len(counts) == 24 and stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
+def test_flips_and_rotation_are_drawn_apart_from_everything_else():
+    n = 20_000
+    view = View(blur_prob=0.5, solarize_prob=0.2, vertical_flip=0.5, rotation=30.0)
+    crop, params = draw(0, 0, torch.arange(n), 0, view)
+    own = params[:, [COLUMNS.index(name) for name in ("flip", "vertical", "angle")]].double()
+    rest = torch.cat([crop, params[:, 1:9], params[:, 1:9].abs()], 1).double()
+    r = np.corrcoef(torch.cat([own, rest], 1).T.numpy())[:3]
+    assert np.abs(r[~np.eye(*r.shape, dtype=bool)]).max() < 4.5 / n**0.5
+
+
 # Crop boxes -------------------------------------------------------------------
 
 

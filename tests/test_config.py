@@ -228,6 +228,27 @@ def test_mistakes_in_any_row_are_found_whichever_is_chosen(tmp_path, rows, expec
     assert expected in refused_rows(tmp_path, "--row", "1", text=f"rows:\n  {rows}\n")
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.integers(-3, 3), st.text(max_size=4)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(st.sampled_from(["lr", "epochs", "row", "rows", "name", "config", "x"]), inner, max_size=3),
+        ),
+    ),
+    st.sampled_from(["-1", "1", "2"]),
+)
+def test_any_rows_are_read_or_refused_with_the_file(tmp_path_factory, rows, row):
+    path = tmp_path_factory.getbasetemp() / "any_rows.yaml"
+    path.write_text(yaml.safe_dump({"rows": rows}), encoding="utf-8")
+    try:
+        read, _ = config.parse(WithRows, ["--config", str(path), "--row", row])
+        assert isinstance(rows, list) and read.lr == rows[int(row) - 1].get("lr", 0.2)
+    except UserError as error:
+        assert str(error).startswith(str(path))
+
+
 def test_rows_where_there_are_none_to_choose_are_refused(tmp_path):
     assert "has no rows to choose from" in refused_rows(tmp_path, "--row", "1", text="lr: 1\n")
     assert "which this script does not do" in refused_rows(tmp_path, cls=Example)

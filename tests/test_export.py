@@ -99,8 +99,15 @@ def test_timm_takes_the_file_and_the_folder(resnet_run, capsys):
         with torch.no_grad():
             assert torch.equal(network.eval()(images()), expected(resnet_run, images()))
     assert timm.data.resolve_model_data_config(network)["mean"] == [0.0, 0.0, 0.0]
-    assert timm.data.resolve_model_data_config(network)["input_size"] == (3, 64, 64)
-    assert json.loads((resnet_run / "timm" / "config.json").read_text())["num_features"] == 512
+    assert timm.data.resolve_model_data_config(network)["input_size"] == [3, 64, 64]
+
+
+def test_timms_config_says_how_wide_a_bottleneck_is(tmp_path):
+    torch.save(build_encoder("resnet50", 64, "imagenet")[0].state_dict(), tmp_path / "encoder.pt")
+    export.main([str(tmp_path), "--to", "timm", "--image_size", "32"])
+    about = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert (about["architecture"], about["num_features"]) == ("resnet50", 2048)
+    assert about["pretrained_cfg"]["std"] == [0.229, 0.224, 0.225]
 
 
 def test_torch_hub_gives_the_encoder_in_another_process(resnet_run, tmp_path):
@@ -132,6 +139,23 @@ def test_a_class_that_a_strangers_folder_names_is_not_imported(small_run, tmp_pa
     kwargs = {"width": 4, "stages": 2}
     torch.hub.load(str(ROOT), "encoder", encoder="evil.Net", encoder_kwargs=kwargs, image_size=32, **hub)
     assert (tmp_path / "ran").exists()  # the control
+
+
+def test_one_channel_is_read_off_the_weights(tmp_path, capsys):
+    torch.save(lively(SmallResNet(4, 2, in_channels=1)).state_dict(), tmp_path / "encoder.pt")
+    settings = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32}
+    config.write_yaml(tmp_path / "config.yaml", settings | {"dataset": "array"})
+    export.main([str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "encoder.safetensors: identical features" in told and "what train.py measured on its data" in told
+    encoder = torch.hub.load(str(ROOT), "encoder", path=str(tmp_path / "encoder.safetensors"), source="local")
+    assert encoder(torch.rand(2, 1, 32, 32)).shape == (2, 16)
+
+
+def test_the_normalisation_is_told(resnet_run, small_run, capsys):
+    """That of the settings, or else the data set's; both fixtures write to one folder, the second stays."""
+    export.main([str(small_run)])
+    assert "normalised with mean [0.4914, 0.4822, 0.4465] std [0.247, 0.2435, 0.2616]" in capsys.readouterr().out
 
 
 # ONNX -----------------------------------------------------------------------------------

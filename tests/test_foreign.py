@@ -216,6 +216,14 @@ def test_of_two_encoders_the_trained_one_is_taken():
         assert {"encoder_k", "momentum_backbone"} & set(source.left_out)  # and the other is named
 
 
+def test_names_in_a_file_do_not_steer_a_terminal():
+    """A Lightning module may have any names beside the encoder, and the first lines tell them."""
+    content = tiny_layouts()["solo-learn"][0]
+    content["state_dict"] |= {f"\x1b[2Jforged\n{i}": torch.ones(1) for i in range(100)}
+    told = str(foreign.take(Tiny(), content, Path("x")))
+    assert told.isprintable() and r"\x1b[2Jforged\n0" in told and len(told) < 500
+
+
 def test_one_channel_of_unit_images(tmp_path):
     weights = SmallResNet(4, in_channels=1).state_dict()
     torch.save(put("encoder.", weights) | {"projector.0.weight": torch.ones(1)}, tmp_path / "x.pt")
@@ -348,6 +356,11 @@ def test_a_lenient_fill_would_give_half_an_encoder(monkeypatch):
 
 
 def test_the_same_weight_under_two_names_is_refused():
+    content = layouts(TINY_STATE)["lightly, numbered"][0]
+    foreign.take(Tiny(), content, Path("file"))  # the control
+    content["state_dict"] |= put("backbone.", {"conv1.weight": torch.zeros(4, 3, 3, 3)})
+    with pytest.raises(UserError, match=r"lacks bn1\.weight"):
+        foreign.take(Tiny(), content, Path("file"))
     content = TINY_STATE | put("module.", TINY_STATE)
     with pytest.raises(UserError, match="holds weights twice"):
         foreign.take(Tiny(), content, Path("file"))
@@ -407,6 +420,15 @@ def test_a_file_that_needs_code_is_refused_by_name_and_read_when_trusted(tmp_pat
     assert (tmp_path / "ran").is_dir()  # the control: it was live
 
 
+def test_trusted_code_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"opt": argparse.Namespace(lr=1)} | layouts(TINY_STATE)["supcontrast"][0], path,
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    path.write_bytes(path.read_bytes().replace(b"cargparse\nNamespace", b"cabsenting\nNamespac"))
+    with pytest.raises(UserError, match=r"not installed here \(No module named 'absenting'\)"):
+        foreign.load_encoder(Tiny(), path, trust=True)
+
+
 # Published weights ----------------------------------------------------------------------
 
 
@@ -441,6 +463,7 @@ def simclr_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):  # noqa: F811
     common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
     done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")

@@ -1,6 +1,7 @@
 """Choosing labels: shares of every class, lists, whole groups, and what is refused before training."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,13 @@ def test_what_is_held_out_keeps_its_groups():
     train, held = hold_out(data, 0.2, 0)
     assert len(train) + len(held) == 20 and not set(train.groups) & set(held.groups)
     assert Counter(train.groups) + Counter(held.groups) == Counter(data.groups)
+
+
+def test_where_nothing_can_be_held_out_it_is_said():
+    one_group_a_class = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], groups=["p", "p", "q", "q"])
+    with pytest.raises(UserError, match="no image of the 4 can be held out for validation"):
+        hold_out(one_group_a_class, 0.1, 0)
+    assert len(hold_out(replace(one_group_a_class, groups=["p", "r", "q", "s"]), 0.1, 0)[1]) == 2  # control
 
 
 def test_sets_without_a_validation_split_have_none():

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from PIL import Image
+from test_scripts import run
 
 from ssl.data import datasets, leaks
 from ssl.data.images import Images, Paths
@@ -140,6 +141,25 @@ def test_a_folder_with_numbered_files_and_a_cut_folder_pass(tmp_path, capsys):
         Image.new("RGB", (70, 70), (number, path, 0)).save(place)
     parts = {split: datasets.load("folder", str(tmp_path / "cut"), split) for split in ("train", "test")}
     assert said(capsys, **parts) == ""
+
+
+@pytest.mark.slow
+def test_a_leak_ends_all_ranks_before_training_with_one_line(tmp_path):
+    for part in ("train", "test"):
+        for number in range(8):
+            place = tmp_path / part / "ab"[number % 2] / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (70, 70), (number, 20 * len(part), 0)).save(place)
+    (tmp_path / "test" / "a" / "copy.png").symlink_to(tmp_path / "train" / "a" / "0.png")
+    small = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 1}", "--image_size", 32,
+             "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu"]  # fmt: skip
+    order = ["finetune.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "run", *small]
+    done = run(*order, processes=2, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("finetune.py: error: ")]
+    assert done.returncode and len(lines) == 1 and "leak: 1 images of test are in train too" in lines[0]
+    assert not list((tmp_path / "run").rglob("*.pt"))
+    (tmp_path / "test" / "a" / "copy.png").unlink()  # control
+    run(*order, processes=2)
 
 
 @pytest.mark.data

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import finetune
@@ -144,6 +146,18 @@ def test_the_others_are_tests_alone(tmp_path, name):
     assert "pass it as --csv FILE" in refusal(datasets.load, name, images, "test")
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(lesions.TABLES)), st.text(st.sampled_from('01.23*,;"\n\0mel'), max_size=40))
+def test_any_table_is_labels_or_one_clear_error(tmp_path_factory, name, content):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    delimiter, column, _ = lesions.TABLES[name]
+    path.write_text(f"image{delimiter}{column}\n{content}")
+    try:
+        assert all(label in (0, 1) for _, label in lesions.read_labels(name, path))
+    except UserError as error:
+        assert str(error).startswith("csv: ") and str(path) in str(error)
+
+
 def test_what_is_not_as_published_is_refused(tmp_path):
     images, splits = isic2019(tmp_path)
     assert "pass the folder they are in as --splits_folder" in refusal(datasets.load, "isic2019", images, "train")
@@ -201,6 +215,21 @@ def test_the_published_splits_share_no_image_and_the_label_is_melanoma(real_data
     with open(folder / "train_split_1.csv", newline="") as file:
         melanoma = {row["image"]: int(float(row["MEL"])) for row in csv.DictReader(file)}
     assert dict(lesions.read_labels("isic2019", folder / "train_split_1.csv")) == melanoma
+
+
+@pytest.mark.data
+def test_the_published_splits_share_lesions_by_the_metadata_of_the_challenge(real_data):
+    folder = real_data / "isic_csv"
+    file = {row["image"].removesuffix("_downsampled"): row["lesion_id"]
+            for row in csv.DictReader((folder / lesions.METADATA).read_text().splitlines())}  # fmt: skip
+    known = {}
+    for split in lesions.SPLITS:
+        table = folder / "datasplits" / "isic2019" / "splits" / f"{split}_split_1.csv"
+        names = tuple(name for name, _ in lesions.read_labels("isic2019", table))
+        known[split] = lesions.lesions_of(names, folder)
+        assert known[split] == [file.get(name) or None for name in names]
+    shared = (set(known["train"]) & set(known["test"])) - {None}
+    assert len(shared) == 1610 and sum(lesion in shared for lesion in known["test"]) == 2107
 
 
 @pytest.mark.data

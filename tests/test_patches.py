@@ -146,6 +146,8 @@ def test_codes_are_told_by_the_column_that_is_asked_for(tmp_path):
 def test_what_is_dropped_can_be_said(tmp_path):
     slide(tmp_path, 40, 40)
     assert cut(tmp_path, drop=["Tumor"]).keys() == {"EXCLUDE", "StromaNOS", "white_space"}
+    shutil.rmtree(tmp_path / "out")
+    assert cut(tmp_path, drop=[]).keys() == {"EXCLUDE", "Tumor", "StromaNOS", "white_space"}
 
 
 @pytest.mark.parametrize("kind", ["palette", "RGB", "16 bits"])

@@ -109,7 +109,7 @@ def test_pictures_are_drawn(tmp_path, classes):
 
 def test_names_are_drawn_as_they_are(tmp_path):
     matplotlib = pytest.importorskip("matplotlib", reason="pictures are drawn where matplotlib is installed")
-    names = [r"$\frac{$", "_hidden", "", "x" * 5000, "a\nb\x1b[31m", os.fsdecode(b"\xff"), "中文"]
+    names = [r"$\frac{$", r"\$\frac{\$", "_hidden", "", "x" * 5000, "a\nb\x1b[31m", os.fsdecode(b"\xff"), "中文"]
     with matplotlib.rc_context({"text.usetex": True, "figure.dpi": 3}):  # the user's settings
         assert draw_both(tmp_path, names) == [True, True]
         assert matplotlib.rcParams["text.usetex"]

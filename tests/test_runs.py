@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssl import checkpoint, resume, runs
 from ssl.errors import UserError
-from ssl.report import Metrics
+from ssl.report import Metrics, json_text
 from ssl.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -427,6 +429,18 @@ def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
     assert "workers: None -> 7" in said and "log_every: 10 -> 3" in said and "max_steps" not in said
 
 
+def test_a_setting_that_the_checkpoint_is_too_old_to_know_was_at_its_default(tmp_path):
+    run, settings = saved_run(tmp_path)
+    path = run.folder / "checkpoint.pt"
+    state = checkpoint.load(path)
+    del state["settings"]["vertical_flip"]
+    checkpoint.save(state, path)
+    assert resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)["step"] == 3
+    settings.vertical_flip = 0.5
+    with pytest.raises(UserError, match=r"vertical_flip: 0\.0 -> 0\.5"):
+        resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)
+
+
 def test_other_images_are_refused(tmp_path):
     run, settings = saved_run(tmp_path)
     with pytest.raises(UserError, match="data: '96 images, names 1234' -> '97 images, names 9'"):
@@ -446,3 +460,18 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path):
         checkpoint.save(content, tmp_path / "other.pt")
         with pytest.raises(UserError, match=r"other.pt: not a checkpoint of train.py \(expected"):
             resume.find_state(run, train.Settings(resume=str(tmp_path / "other.pt")), IDENTITY, train.CHECKPOINT)
+
+
+# Words for people
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner) |
+                    st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
+def test_json_for_people_is_json(value):
+    assert json.loads(json_text(value)) == value
+
+
+def test_rows_stand_on_one_line_and_words_are_left_alone():
+    value = {"matrix": [[1, 2], [3, None]], "word": "[  5  ]", "words": ["a", "[\n 5\n]"]}
+    text = json_text(value)
+    assert json.loads(text) == value and "[1, 2]" in text and "[3, null]" in text

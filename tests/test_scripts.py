@@ -180,6 +180,14 @@ def test_accumulation_is_several_processes_in_turn(images, tmp_path):
             assert torch.allclose(value, four[name], rtol=1e-3, atol=1e-4), name
 
 
+def test_an_interrupted_balanced_run_continues_to_the_same_weights(images, tmp_path):
+    common = ["train.py", "--data_dir", images, "--method", "supcon", "--balanced", *tiny(), "--output_dir"]
+    run(*common, tmp_path / "whole")
+    run(*common, tmp_path / "parts", "--max_steps", "3")
+    assert "continuing at step 3 of 8" in run(*common, tmp_path / "parts").stdout
+    assert torch.equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
 def test_gpus_starts_torchrun_by_itself(images, tmp_path):
     done = run("train.py", "--gpus", "2", "--device", "cpu", "--data_dir", images, "--output_dir", tmp_path, *tiny())
     assert "× 2 processes" in done.stdout and "= 32 (global)" in done.stdout
@@ -349,7 +357,7 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected
         ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
         ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
         ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
-        ("--rotation 200", "rotation: 200 degrees is not in 0..180"),
+        ("--rotation 200", "rotation: 200.0 degrees is not in 0..180"),
         ("--rotation_prob 2", "rotation_prob: 2.0 is not in 0..1"),
         ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
         ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),

@@ -1,5 +1,7 @@
 """Patches of slides: the test is hospitals or slides, and no patient is on two sides."""
 
+import csv
+import json
 import random
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_scripts import ROOT, run
 
+import finetune
+from ssl import config
 from ssl.data import datasets, leaks
 from ssl.data import slides as room
 from ssl.data.images import hold_out
@@ -16,6 +21,7 @@ from ssl.data.patches import patches
 from ssl.data.slides import FOLDERS, MAJOR, Slide, slide_of, slides
 from ssl.errors import UserError
 
+RECIPE = str(ROOT / "configs" / "tissue_finetune.yaml")
 SLIDES = [f"TCGA-{h}-{p}-DX{i}" for h, p, i in
           [("A1", "A0SK", 1), ("A1", "A0SP", 1), ("A2", "A04P", 1), ("A2", "A04P", 2), ("A2", "A0SK", 1),
            ("BH", "A0B3", 1), ("BH", "A0B4", 1), ("BH", "A0B5", 1), ("GI", "A2C9", 1), ("HN", "A2NL", 1)]]  # fmt: skip
@@ -271,3 +277,40 @@ def test_what_patches_writes_is_read(tmp_path):
     assert [names_of(part) for part in parts] == [set(SLIDES[2:4]), set(SLIDES[:2])]
     patches(tmp_path / "slides", tmp_path / "all", patch=32, step=16, workers=0)
     assert len(slides("slides", tmp_path / "all", "unlabelled", test=["A1"])) == 50
+
+
+# finetune.py
+
+
+def test_the_recipe_of_the_study():
+    rows = [config.parse(finetune.Settings, ["--config", RECIPE, "--row", str(row)])[0] for row in (1, 2)]
+    for row in rows:
+        assert row.dataset == "tissue_6" and row.major == MAJOR["tissue_6"]
+        assert (row.batch_size, row.epochs, row.weight_decay, row.watch) == (256, 30, 0.0, "auc")
+    one, two = rows
+    assert (one.optimizer, one.momentum, one.lr, one.lr_backbone) == ("sgd", 0.9, 0.03, None)
+    assert (one.schedule, one.warmup_epochs, one.min_lr) == ("cosine", 3, 0.0)
+    assert (two.optimizer, two.lr, two.schedule, two.plateau_factor) == ("adam", 5e-3, "plateau", 0.2)
+    assert two.encoder == "ssl.preact.ResNet50V2"
+
+
+@pytest.mark.parametrize("name", ["tissue_resnet20v2", "tissue_resnet50v2"])
+def test_the_recipes_pretrain_on_no_slide_that_fine_tuning_is_tested_on(name):
+    shared = config.read_yaml(ROOT / "configs" / f"{name}.yaml")
+    assert shared["dataset"] == "slides"
+    assert shared["test_slides"] == config.read_yaml(RECIPE)["test_slides"] == ["A1", "A2", "GI", "HN"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_tests_the_hospitals_that_it_was_told(tmp_path):
+    tree(tmp_path / "patches", folders=["TUMOR", "STROMA", "TILS", "JUNK", "WHITE"], each=2)
+    run("finetune.py", "--config", RECIPE, "--row", 1, "--dataset", "tissue_5", "--data_dir", tmp_path / "patches",
+        "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--image_size", 32,
+        "--batch_size", 8, "--epochs", 2, "--warmup_epochs", 1, "--workers", 1, "--amp", "off",
+        "--test_slides", "A1", "GI", "--output_dir", tmp_path / "run")  # fmt: skip
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    assert found["major"]["count"] == {"tumor": 6, "stroma": 6, "tils": 0, "junk": 0, "white": 0}
+    assert sum(found["minor"]["count"].values()) == 18
+    with open(next((tmp_path / "run").rglob("predictions.csv")), encoding="utf-8") as file:
+        tested = [Path(row["name"]).name for row in csv.DictReader(file)]
+    assert len(tested) == 30 and {name.split("-")[1] for name in tested} == {"A1", "GI"}

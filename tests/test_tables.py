@@ -267,6 +267,8 @@ def test_where_a_table_has_no_test_rows_its_val_rows_judge(tmp_path):
     test = datasets.load("folder", root, "test", **options)
     assert numbers(test) == {i for i in range(40) if i // 4 % 2}
     assert datasets.load("folder", root, "val", **options) is None
+    del options["label_column"]
+    assert "label_column: is not set" in refusal(lambda: datasets.load("folder", root, "test", **options))
 
 
 def test_splits_that_are_none_are_refused(tmp_path):

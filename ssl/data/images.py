@@ -195,6 +195,10 @@ class Images:
         names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
         return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
 
+    def label_checksum(self) -> str:
+        """Changes with the labels, or with the names of the classes."""
+        return f"{zlib.crc32('|'.join(self.classes).encode(), zlib.crc32(self.labels.numpy().tobytes())):08x}"
+
     def subset(self, indices: Tensor) -> "Images":
         return replace(
             self,
@@ -236,8 +240,16 @@ def split_validation(
 
 
 def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """(what is left, what is held out): `fraction` of every class by `seed`, whole groups where they are known."""
+    """(what is left, what is held out): `fraction` of every class by `seed`, whole groups where they are known.
+
+    Raises `UserError` where nothing can be held out.
+    """
     train, held = split_validation(data.labels, fraction, seed, data.groups)
+    if not len(held):
+        raise UserError(
+            f"no image of the {len(train)} can be held out for validation: every class has one image, or is in one "
+            "group (patient, lesion, slide). Give more of them, or a validation split"
+        )
     return data.subset(train), data.subset(held)
 
 
@@ -252,5 +264,5 @@ def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images | 
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")
     if not everything.classes or split == "all":
         return everything
-    train, test = hold_out(everything, 0.1, seed)
-    return test if split == "test" else train
+    train, test = split_validation(everything.labels, 0.1, seed, everything.groups)
+    return everything.subset(test if split == "test" else train)

@@ -67,7 +67,7 @@ def load(name: str, root: Path, split: str, csv: str | None, splits_folder: str 
     there = images_in(root)
     files = [image if image in there or image + SMALLER not in there else image + SMALLER for image in names]
     paths = find_images(root, files)
-    groups = _lesions(names, root, file.parent) if name == "isic2019" else None
+    groups = lesions_of(names, root, file.parent) if name == "isic2019" else None
     return Images(name, torch.tensor(labels), BINARY, paths=Paths(paths), groups=groups, named=True)
 
 
@@ -91,7 +91,7 @@ def tell_twins(file: Path) -> list[str]:
     """Name the sibling folders whose train file holds the same images: as a repetition they say nothing new."""
     names, twins = {image for image, _ in read_labels("isic2019", file)}, []
     for other in sorted(file.parent.absolute().parent.glob(f"*/{file.name}")):
-        with contextlib.suppress(UserError):  # another's fault is none of this run
+        with contextlib.suppress(UserError, OSError):  # another's fault is none of this run
             if not other.samefile(file) and {image for image, _ in read_labels("isic2019", other)} == names:
                 twins.append(other.parent.name)
     if twins:
@@ -100,7 +100,7 @@ def tell_twins(file: Path) -> list[str]:
     return twins
 
 
-def _lesions(names: tuple[str, ...], *folders: Path) -> list[str | None] | None:
+def lesions_of(names: tuple[str, ...], *folders: Path) -> list[str | None] | None:
     """The lesion that each image is of, by METADATA, should it lie in one of the folders."""
     file = next((folder / METADATA for folder in folders if (folder / METADATA).is_file()), None)
     if file is None:

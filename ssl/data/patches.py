@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--codes", type=Path, help="CSV: which class a code of the masks is")
     parser.add_argument("--code_column", default="GT_code", help="of the CSV (default GT_code)")
     parser.add_argument("--class_column", default="main_classes", help="of the CSV (default main_classes)")
-    parser.add_argument("--drop", nargs="+", metavar="CLASS", help="left out (default EXCLUDE and WhiteSpace)")
+    parser.add_argument("--drop", nargs="*", metavar="CLASS", help="left out (default EXCLUDE and WhiteSpace)")
     parser.add_argument("--patch", type=int, default=224, metavar="N", help="pixels of a side (default 224)")
     parser.add_argument("--step", type=int, default=112, metavar="N", help="pixels from patch to patch (default 112)")
     parser.add_argument("--share", type=float, default=0.3, help="of the class, at least (default 0.3)")

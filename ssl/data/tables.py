@@ -125,7 +125,7 @@ def table(root: Path, csv: str, columns: Columns, split: str, seed: int) -> Imag
     if splits is None:
         return cut(everything, split, seed, unlabelled)
     part = _part(csv, splits, columns.split, "test" if split == "all" else split)
-    if part == "test" and not classes:
+    if part in ("test", "val") and not classes:
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")
     return part and everything.subset(torch.tensor([at for at, row in enumerate(order) if splits[row] == part]))
 
