@@ -106,7 +106,7 @@ class Settings:
     epochs: int = 100  # at most
     lr: float = 1e-3  # of the head
     lr_backbone: float | None = None  # of the encoder; unset: the same
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # of head and encoder
     momentum: float = 0.9  # of sgd
     weight_decay: float = 1e-3  # of everything
     schedule: Literal["plateau", "cosine", "cosine_by_epoch"] = "plateau"  # plateau: of the validation
@@ -154,10 +154,10 @@ def main() -> None:
     settings, origin = config.parse(Settings)
     if settings.test_only:
         return test_only(settings, origin)
-    run = foreign.run_settings(settings.init) if settings.init else {}
-    inherit.fill(settings, run, ABOUT_DATA)
+    before = foreign.run_settings(settings.init) if settings.init else {}
+    inherit.fill(settings, before, ABOUT_DATA)
     if settings.image_size is None:
-        settings.image_size = config.coerce(run.get("image_size"), int | None, "the run's image_size")
+        settings.image_size = config.coerce(before.get("image_size"), int | None, "the run's image_size")
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)

@@ -27,6 +27,7 @@ from ssl.heads import projector
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import evaluate
+import finetune
 import train
 
 TINY = {
@@ -484,7 +485,7 @@ def test_help_is_a_manual():
     assert "images per process" in printed and "Views" in printed
 
 
-@pytest.mark.parametrize("script", [train, evaluate])
+@pytest.mark.parametrize("script", [train, evaluate, finetune])
 def test_help_names_every_setting_with_a_comment_and_its_choices(script):
     manual = config.manual(script.Settings)
     for field in dataclasses.fields(script.Settings):
