@@ -203,6 +203,7 @@ def main() -> None:
     identity = {
         "global_batch": order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
+        "init_weights": runs.checksum(untouched) if settings.init else None,
         "data": identity_of(train, settings),
         "val_data": identity_of(val, settings),
         "test_data": identity_of(splits["test"], settings),

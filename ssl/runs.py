@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -137,11 +138,12 @@ class RunFolder:
         return state
 
     def _choose(self, is_ours) -> tuple[str | None, dict | None]:
-        found, damage = checkpoint.kept(self.folder), []
+        found, damage, others = checkpoint.kept(self.folder), [], 0
         for path in found:
             try:
                 state = checkpoint.load(path)
                 if not is_ours(state):
+                    others += 1
                     raise UserError(f"{path}: not a checkpoint of this script")
             except UserError as error:
                 damage.append(str(error))
@@ -150,6 +152,8 @@ class RunFolder:
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
                 say(f"*** {one_line(reason)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
             return path.name, state
+        if found and others == len(found):
+            raise UserError(f"output_dir: {self.folder} holds a run of another script; choose another --output_dir")
         if found or any(self.folder.glob("checkpoint*.pt.damaged")):
             raise UserError(
                 f"output_dir: {self.folder} has checkpoints, but none that is whole, and is not begun anew over them "
@@ -221,6 +225,14 @@ def copied(value):
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     return [copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def checksum(weights: dict[str, torch.Tensor]) -> str:
+    """Of the bytes of tensors on the CPU."""
+    seen = 0
+    for value in weights.values():
+        seen = zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy(), seen)
+    return f"{seen:08x}"
 
 
 def _lock(path: Path):

@@ -414,6 +414,16 @@ def test_a_mistake_is_one_line(arguments, words, monkeypatch, capsys):
         finetune.main()
 
 
+def test_other_weights_to_start_from_are_another_run(tmp_path, images, encoder):
+    settings = ["--data_dir", images, "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]
+    run("finetune.py", *settings, "--init", encoder)
+    shutil.copy(encoder, tmp_path / "moved.pt")
+    run("finetune.py", *settings, "--init", tmp_path / "moved.pt")  # the same, elsewhere
+    torch.save({name: value + 1 for name, value in torch.load(encoder).items()}, tmp_path / "other.pt")
+    done = run("finetune.py", *settings, "--init", tmp_path / "other.pt", check=False)
+    assert done.returncode == 2 and "init weights: '" in done.stderr
+
+
 def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     shutil.rmtree(tmp_path / "images" / "train" / "ring")

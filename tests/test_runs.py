@@ -415,6 +415,13 @@ def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, ca
     assert "lambd: 0.005 -> 0.1" in capsys.readouterr().out
 
 
+def test_a_folder_of_another_script_is_called_that(tmp_path):
+    checkpoint.save({"model": {}, "step": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="holds a run of another script; choose another --output_dir"):
+        RunFolder(tmp_path, 2).newest(train.CHECKPOINT.fits)
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
 def test_another_optimizer_is_refused_even_by_force(tmp_path):
     run, _ = saved_run(tmp_path)
     with pytest.raises(UserError, match=r"optimizer: 'lars' -> 'adam'.*--init"):
