@@ -280,7 +280,7 @@ RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projec
 def test_every_recipe_of_finetune_is_valid(path):
     rows = len(config.read_yaml(path).get("rows", []))
     for row in [["--row", str(number)] for number in range(1, rows + 1)] or [[]]:
-        read, _ = config.parse(finetune.Settings, ["--config", str(path), *row])
+        read, _ = config.parse(finetune.Settings, ["--config", str(path), "--init", "x.pth", *row])
         finetune.check(read)
 
 
