@@ -210,7 +210,7 @@ def recognise(content, path, kind: Kind | None = None, own=()) -> tuple[Format, 
         raise UserError(
             f"{path}: asked for as {kind} ({meant}), but by its names it is {form.name}"
             + (f" ({form.doubt})" if form.doubt else "")
-            + f". If that is right, ask for {' or '.join(form.kinds)}"
+            + f". If that is right, ask for {' or '.join(form.kinds)}, or for nothing"
         )
     out = [name for name in weights if not name.startswith(prefix) or re.match(form.leftover, name)]
     unknown = [name for name in out if not re.match(form.leftover, name)]
