@@ -23,7 +23,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssl import (
     checkpoint,
@@ -186,14 +185,7 @@ def main() -> None:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
     untouched = runs.copied(model.state_dict())
-    runner = model
-    if world_size() > 1:
-        runner = DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **distributed.OWN_BUFFERS,
-        )
+    runner = distributed.parallel(model, device)
     if settings.compile:
         runner = torch.compile(runner)
     view = random_view(settings)

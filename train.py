@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssl import config, distributed, foreign, ranges, resume, runs, stopping
 from ssl.augment import COLUMNS, View
@@ -233,14 +232,7 @@ def main() -> None:
     bad_steps = BadSteps(folder)
     bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction,
                            state["bad_images"] if state else {})  # fmt: skip
-    runner = model
-    if world_size() > 1:
-        runner = DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **distributed.OWN_BUFFERS,
-        )
+    runner = distributed.parallel(model, device)
     if settings.compile:
         runner = torch.compile(runner)
 

@@ -142,8 +142,20 @@ def all_reduce(x: Tensor) -> Tensor:
 # Two things under two names each: from torch 2.14 on the older ones warn.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _ddp_names = inspect.signature(DistributedDataParallel).parameters
-# For DDP: batch norm's running statistics stay each rank's own. Training does not read them.
-OWN_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp_names else "broadcast_buffers": False}
+# Batch norm's running statistics stay each rank's own. Training does not read them.
+_OWN_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp_names else "broadcast_buffers": False}
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` whose backward averages gradients over the ranks; `model` itself on one process."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **_OWN_BUFFERS,
+    )
 
 
 def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
