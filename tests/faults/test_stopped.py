@@ -135,6 +135,7 @@ def test_to_run_a_finished_run_again_changes_nothing(new_run):
 @pytest.mark.parametrize("launcher, number", [([], signal.SIGINT), (["torchrun"], signal.SIGTERM)])
 def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, number):
     """It has no state: nothing half written, nobody left."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher else []
     (tmp_path / "results.json").write_text("{}")
     images = undisturbed(1).images

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,9 +75,8 @@ def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, t
         assert run.finish(process) == 2
         kept = newest(run)
         assert run.printed().count("*** could not save") == 1 and "training goes on" in run.printed()
-        assert f"could not be saved ([Errno 28] No space left on device); the last that was is step {kept}" in (
-            run.printed()
-        )
+        # The reason is the system's words or PyTorch's, by who met the end of the disk.
+        assert re.search(rf"step 16 could not be saved \(.+\); the last that was is step {kept}\.", run.printed())
         assert "16/16" in run.printed() and 9 <= kept < 16  # it trained to the end
         ballast.unlink()
         run.finished()
