@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, foreign, inference, inherit, ranges
+from ssl import checkpoint, config, distributed, foreign, inference, inherit, ranges, trouble
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
@@ -375,5 +375,5 @@ def results_table(results: dict, subjects: dict, protocols: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_errors("evaluate.py"):
+    with one_line_errors("evaluate.py", trouble.explain):
         main()

@@ -39,6 +39,7 @@ from ssl import (
     resume,
     runs,
     stopping,
+    trouble,
 )  # fmt: skip
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets, labels, leaks
@@ -807,5 +808,5 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("finetune.py"):
+    with one_line_errors("finetune.py", trouble.explain):
         main()

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, ranges, resume, runs, stopping
+from ssl import config, distributed, foreign, ranges, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -304,6 +304,9 @@ def main() -> None:
     bad_images.agree()
     metrics = Metrics(folder / "metrics.jsonl", step)
     progress = Progress(stop, step)
+    shape = data.channels, settings.image_size, settings.image_size
+    batch = settings.batch_size, settings.accumulate
+    trouble.advise(lambda: trouble.batch_that_fits(model, shape, *batch, autocast_dtype, runner, optimizer))
     watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
     logged, logged_step, waited = time.monotonic(), step, 0.0
     asked_to_stop = None
@@ -543,9 +546,11 @@ def require_labels(settings: Settings, data: Images) -> Tensor:
 
 def require_whole_batches(settings: Settings, order: Order) -> None:
     if order.steps_per_epoch == 0:
+        largest = order.count // (world_size() * settings.accumulate)
+        to_do = f"--batch_size {largest} is the largest" if largest > 1 else "use fewer processes, or more images"
         raise UserError(
             f"batch_size: the global batch, {settings.batch_size} per process × {world_size()} processes × accumulate "
-            f"{settings.accumulate} = {order.global_batch}, is larger than the data set ({order.count} images)"
+            f"{settings.accumulate} = {order.global_batch}, is larger than the data set ({order.count} images); {to_do}"
         )
 
 
@@ -653,6 +658,7 @@ def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order
 def introduce(settings, origin, device, data, statistics, order, scale, dtype, folder, step, stop) -> None:
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
     if origin["dataset"] == origin["data_dir"] == "default":
         say(
             "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, "
@@ -670,7 +676,7 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
     where = "in memory" if data.resident is not None else where
     say(f"recipe      {recipe}")
-    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
+    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}{no_gpu}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
     if learns_from_labels(settings):
         say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes"
@@ -693,5 +699,5 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.py"):
+    with one_line_errors("train.py", trouble.explain):
         main()

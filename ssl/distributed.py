@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl.errors import UserError
+from ssl.trouble import no_gpu
 
 
 def rank() -> int:
@@ -52,8 +53,12 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
         count = torch.cuda.device_count()
         if local_rank >= count:
             raise UserError(
-                f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}. "
-                "Start fewer processes (--nproc_per_node), or pass --device cpu"
+                f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}"
+                + (
+                    f" ({no_gpu()}). Pass --device cpu to do without"
+                    if count == 0
+                    else f". Start {count} processes (--nproc_per_node, --gpus), or pass --device cpu"
+                )
             )
         torch.cuda.set_device(local_rank)
         place = torch.device("cuda", local_rank)

@@ -36,20 +36,24 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def one_line_errors(script: str):
-    """Turn a `UserError` into one line and exit status 2.
+def one_line_errors(script: str, explain: Callable[[Exception], str | None] = lambda error: None):
+    """Turn a `UserError`, and what `explain` has words for, into one line and exit status 2.
 
     Most errors are met by every rank. Rank 0 speaks at once, and its end makes torchrun end the
     others; one that is still there after some seconds met the error alone, and speaks too.
     """
     try:
         yield
-    except UserError as error:
+    except Exception as error:
+        words = str(error) if isinstance(error, UserError) else explain(error)
         rank = int(os.environ.get("RANK", 0))
+        if words is None:
+            _tell_heirs(one_line(f"{script}: rank {rank}: {type(error).__name__}: {error}"))
+            raise
         if rank:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, which the run heard as a request to save
             time.sleep(10)
-        line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(error)}"
+        line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(words)}"
         _tell_heirs(line)
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
@@ -58,9 +62,6 @@ def one_line_errors(script: str):
             with contextlib.suppress(OSError), open(report, "w", encoding="utf-8") as file:
                 json.dump({"message": line, "timestamp": int(time.time())}, file)
         os._exit(2)  # not sys.exit: leaving the process group could wait for the other ranks
-    except Exception as error:
-        _tell_heirs(one_line(f"{script}: rank {os.environ.get('RANK', 0)}: {type(error).__name__}: {error}"))
-        raise
 
 
 def _tell_heirs(reason: str) -> None:
