@@ -67,9 +67,9 @@ def _writer(folder: Path, purge_step: int | None):
 
 
 def _images(writer, folder: Path) -> None:
-    from torchvision.io import decode_image
+    from ssl.data.images import decode
 
     for name in ("views", "neighbours", "correlation"):
         path = folder / f"{name}.png"
         if path.is_file():
-            writer.add_image(name, decode_image(str(path)), 0)
+            writer.add_image(name, decode(path), 0)

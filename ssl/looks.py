@@ -75,7 +75,7 @@ def make(folder: Path, run: Run) -> None:
 
 
 def images_of(run: Run) -> tuple[Images, Images]:
-    """(train, test) of the data set that a run names; without labels both are all its images."""
+    """(train, test) of the data set that a run names; without labels every second of its images stands for test."""
     given = {name: config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}")
              for name, kind in OF_DATA.items()}  # fmt: skip
     name = datasets.resolve_name(given.pop("dataset"), given["data_dir"])
@@ -86,15 +86,15 @@ def images_of(run: Run) -> tuple[Images, Images]:
     except UserError as error:
         if "without labels" not in str(error):
             raise
-        train = test = datasets.load(name, data_dir, "unlabelled", **options)
+        everything = datasets.load(name, data_dir, "unlabelled", **options)
+        train, test = (everything.subset(torch.arange(first, len(everything), 2)) for first in (0, 1))
     return train, test
 
 
 def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor) -> bytes:
     """A PNG page of some test images, each followed by the nearest of `train`, framed by whether the class is one."""
     chosen = torch.tensor(spread(len(test), ROWS))
-    alike = len(test_x) <= len(train_x) and torch.equal(test_x, train_x[: len(test_x)])  # no test split of its own
-    nearest = projections.neighbours(test_x[chosen], train_x, COLUMNS, chosen if alike else None)
+    nearest = projections.neighbours(test_x[chosen], train_x, COLUMNS)
     rows, frames = [], []
     for i, found in zip(chosen.tolist(), nearest.tolist()):
         rows.append([test.pixels(i), *(train.pixels(j) for j in found)])
@@ -133,7 +133,7 @@ def embeddings(
 
 def heat(matrix: Tensor) -> bytes:
     """PNG of a matrix in -1..1: white at 0, blue above, red below, at least 512 pixels wide."""
-    strength = matrix.abs().clamp(max=1).sqrt()[..., None]  # a root: what is small matters here
+    strength = matrix.abs().clamp(max=1)[..., None]
     colour = torch.where(matrix[..., None] >= 0, torch.tensor([0.0, 0.29, 0.62]), torch.tensor([0.78, 0.12, 0.1]))
     pixels = (1 - strength + strength * colour).mul(255).round().byte()
     times = -(-512 // len(matrix))

@@ -11,57 +11,22 @@ from html import escape
 from ssl import svg
 from ssl.errors import one_line
 from ssl.runfiles import Run, finite
+from ssl.style import COLOURS, STYLE
 
 LONGEST = 300  # characters of a value
 CAPTIONS = {
     "views.png": "Views that training sees: each row an image, then its two views in the first epochs",
-    "neighbours.png": "Test images and their nearest neighbours among the training images, by cosine",
-    "correlation.png": "Cross-correlation of the embeddings of two views: blue is positive, red negative, white zero",
+    "neighbours.png": "Test images and their nearest neighbours among the training images; "
+    "framed blue: of the same class, orange: of another",
+    "correlation.png": "Cross-correlation of two views' embeddings, at most 256 dimensions: blue is 1, white 0, red -1",
     "roc.png": "ROC curves of the fine-tuned network on the test split",
     "confusion.png": "Confusion matrix of the fine-tuned network on the test split",
 }
 # Curves that belong in one picture each, in this order; all others follow, by name.
 FIRST = ("loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "lr_weights", "lr_head")
 SPEED = ("samples_per_second", "data_wait")
+MAIN = ("acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc")  # shown at once
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
-
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfa;--fg:#1c1e21;--soft:#565c64;--line:#d9dce0;--card:#fff;--link:#0b57d0;
---warn:#8a3b00;--warnbg:#fff3e2;
---c0:#0064b0;--c1:#b34700;--c2:#00734f;--c3:#9c2f7c;--c4:#6b5700;--c5:#4b45b5;--c6:#b3261e;--c7:#00707a;--c8:#5c5f66;
---c9:#6d4c2f}
-@media (prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e8eaed;--soft:#a9b0b9;--line:#363b42;--card:#1d2024;
---link:#8ab4f8;--warn:#ffc48a;--warnbg:#3a2a17;
---c0:#6cb6ff;--c1:#ff9d5c;--c2:#57d3a3;--c3:#f08fd0;--c4:#e0c84d;--c5:#aaa5ff;--c6:#ff8f87;--c7:#5cd0da;--c8:#b9bec7;
---c9:#d3a988}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:76rem;padding:1rem 1rem 4rem;background:var(--bg);color:var(--fg);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.6rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
-h3{font-size:1rem;margin:1rem 0 .3rem}
-a{color:var(--link)}p{margin:.4rem 0}.soft{color:var(--soft)}
-.skip{position:absolute;left:-999rem}.skip:focus{left:1rem;top:1rem;background:var(--card);padding:.5rem 1rem;z-index:1}
-:focus-visible{outline:3px solid var(--link);outline-offset:2px}
-nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;padding:0;list-style:none;margin:.6rem 0}
-.grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
-.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem;align-items:start}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;min-width:0}
-figcaption{font-size:.9rem;color:var(--soft);margin-bottom:.4rem}figcaption b{color:var(--fg)}
-img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;margin:auto}
-svg{display:block;width:100%;height:auto}
-.grid{stroke:var(--line);fill:none}.tick{font-size:11px;fill:var(--soft)}.line{fill:none;stroke-width:1.8;
-stroke-linejoin:round}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;stroke-opacity:.75}.none{stroke:var(--soft)}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:var(--card)}
-table{border-collapse:collapse;width:100%;font-size:.92rem;overflow-wrap:normal}
-th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
-tbody tr:last-child>*{border-bottom:0}td.n{text-align:right;font-variant-numeric:tabular-nums}th.n{text-align:right}
-td{max-width:28rem;overflow-wrap:anywhere}tr.differs>*{background:var(--warnbg)}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}
-.note{background:var(--warnbg);color:var(--warn);border-radius:8px;padding:.6rem .9rem;margin:.5rem 0}
-.note ul{margin:.2rem 0;padding-left:1.2rem}
-details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
-""" + "".join(f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
-              for i in range(svg.COLOURS))  # fmt: skip
 
 
 def page(runs: list[Run]) -> str:
@@ -141,7 +106,11 @@ def _judged(runs: list[Run]) -> str:
         return "<p>Not judged yet: <code>python evaluate.py --model_path RUN</code></p>"
     rows = [[_text(path), _text(file), *map(_number, values)] for (path, file), values in measured.items()]
     names = [_short(run) for run in runs] if len(runs) > 1 else ["Value"]
-    return _table("Accuracies are fractions in 0..1", ["Measure", "From", *names], rows)
+    main = [row for row in rows if row[0].rpartition(" ")[2] in MAIN]
+    return (
+        _table("Accuracies are fractions in 0..1", ["Measure", "From", *names], main)
+        + _folded(f"All {len(rows)} numbers", ["Measure", "From", *names], rows)
+    )  # fmt: skip
 
 
 def _curves(runs: list[Run]) -> str:
@@ -178,25 +147,27 @@ def _throughput(runs: list[Run]) -> str:
 
 
 def _pictures(runs: list[Run]) -> str:
-    parts = []
-    for name, caption in CAPTIONS.items():
-        shown = [_image(run, name, caption, len(runs) > 1) for run in runs if name in run.pictures]
-        parts.append(f'<div class="pairs">{"".join(shown)}</div>' if shown else "")
-    projections = [_projection(run, len(runs) > 1) for run in runs if run.projection]
-    parts.append(f'<div class="pairs">{"".join(projections)}</div>' if any(projections) else "")
-    spectra = {i: _numbers(run.projection.get("spectrum")) for i, run in enumerate(runs)}
-    if any(spectra.values()):
-        lines = [[(place + 1, value) for place, value in enumerate(spectra[i]) if value > 0] for i in spectra]
-        drawn = svg.curves(lines, "Spectrum of the embeddings", "dimension", log=True)
-        words = "eigenvalues of their correlation matrix; flat where all dimensions are used"
-        parts.append(
-            f'<div class="pairs"><figure><figcaption><b>Spectrum of the embeddings</b>: {words}</figcaption>'
-            f"{_legend(runs)}{drawn}</figure></div>"
-        )
-    else:
+    named = len(runs) > 1
+    figures = [[_image(run, name, caption, named) for run in runs if name in run.pictures]
+               for name, caption in CAPTIONS.items()]  # fmt: skip
+    figures += [[_projection(run, named) for run in runs], [_spectra(runs)]]
+    kinds = [[figure for figure in kind if figure] for kind in figures]
+    rows = kinds if named else [sum(kinds, [])]  # several runs: the same picture of each in a row
+    parts = [f'<div class="pairs">{"".join(row)}</div>' for row in rows if row]
+    if not any(run.projection for run in runs):
         parts.append('<p class="soft">Neighbours, projection and correlation are made by '
                      "<code>python -m ssl.report RUN --pictures</code>.</p>")  # fmt: skip
-    return '<div class="stack">' + "<p></p>".join(part for part in parts if part) + "</div>"
+    return "".join(parts)
+
+
+def _spectra(runs: list[Run]) -> str:
+    spectra = [_numbers(run.projection.get("spectrum")) for run in runs]
+    if not any(spectra):
+        return ""
+    lines = [[(place + 1, value) for place, value in enumerate(values) if value > 1e-6] for values in spectra]
+    words = "eigenvalues of their correlation matrix; flat where all dimensions are used"
+    return (f"<figure><figcaption><b>Spectrum of the embeddings</b>: {words}</figcaption>{_legend(runs)}"
+            + svg.curves(lines, "Spectrum of the embeddings", "dimension", log=True) + "</figure>")  # fmt: skip
 
 
 def _settings(runs: list[Run]) -> str:
@@ -259,7 +230,7 @@ def _curve(runs: list[Run], name: str) -> str:
 def _image(run: Run, name: str, caption: str, named: bool) -> str:
     words = f"{_short(run)}. {caption}" if named else caption
     source = base64.b64encode(run.pictures[name]).decode()
-    return (f'<figure><figcaption>{_text(words)}</figcaption><img loading="lazy" alt="{_text(words)}" '
+    return (f'<figure><figcaption>{_text(words)}</figcaption><img alt="{_text(words)}" '
             f'src="data:image/png;base64,{source}"></figure>')  # fmt: skip
 
 
@@ -273,8 +244,7 @@ def _projection(run: Run, named: bool) -> str:
     classes = run.projection.get("classes")
     classes = classes if isinstance(classes, list) else []
     keys = "".join(
-        f'<span><span class="key c{i % svg.COLOURS}"></span>{_text(name)}</span> '
-        for i, name in enumerate(classes[:20])
+        f'<span><span class="key c{i % COLOURS}"></span>{_text(name)}</span> ' for i, name in enumerate(classes[:20])
     )
     more = f"… and {len(classes) - 20} more; colours repeat" if len(classes) > 20 else ""
     share = sum(_numbers(run.projection.get("explained")))
@@ -290,7 +260,7 @@ def _legend(runs: list[Run]) -> str:
 
 
 def _key(i: int) -> str:
-    return f'<span class="key c{i % svg.COLOURS}"></span>'
+    return f'<span class="key c{i % COLOURS}"></span>'
 
 
 def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float]]:

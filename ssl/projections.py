@@ -32,15 +32,10 @@ def spectrum(z: Tensor) -> Tensor:
     return torch.linalg.svdvals(_standard(z)) ** 2 / len(z)
 
 
-def neighbours(queries: Tensor, bank: Tensor, count: int, itself: Tensor | None = None) -> Tensor:
-    """Indices (Q, count) of the rows of `bank` nearest to `queries` by cosine, nearest first.
-
-    `itself` (Q,): where a query stands in the bank, to be left out.
-    """
+def neighbours(queries: Tensor, bank: Tensor, count: int) -> Tensor:
+    """Indices (Q, count) of the rows of `bank` nearest to `queries` by cosine, nearest first."""
     cosine = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    if itself is not None:
-        cosine[torch.arange(len(queries)), itself] = -2
-    return cosine.topk(min(count, len(bank) - (itself is not None)), dim=1).indices
+    return cosine.topk(min(count, len(bank)), dim=1).indices
 
 
 def _standard(z: Tensor) -> Tensor:

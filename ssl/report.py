@@ -145,7 +145,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    from ssl import looks, page, runfiles  # which read what train.py has no use for
+    from ssl import page, runfiles
 
     about, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true", help="look at the encoders, some minutes each")
     options = parser.parse_args()
     if options.pictures:
+        from ssl import looks
+
         for folder in options.runs:
             looks.make(folder, runfiles.read(folder))
     path = options.output or options.runs[0] / "report.html"

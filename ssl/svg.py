@@ -4,10 +4,12 @@ import html
 import math
 from collections.abc import Sequence
 
+from ssl.errors import one_line
+from ssl.style import COLOURS
+
 MOST_POINTS = 1000  # of a curve
 WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
-COLOURS = 10  # classes c0 to c9 of the page
 
 Points = Sequence[tuple[float, float]]
 
@@ -109,5 +111,5 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
 
 
 def _picture(title: str, content: str) -> str:
-    title = html.escape(title)
+    title = html.escape(one_line(title))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}"><title>{title}</title>{content}</svg>'
