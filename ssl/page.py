@@ -23,9 +23,13 @@ CAPTIONS = {
     "confusion.png": "Confusion matrix of the fine-tuned network on the test split",
 }
 # Curves that belong in one picture each, in this order; all others follow, by name.
-FIRST = ("loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "lr_weights", "lr_head")
+FIRST = (
+    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
+    "contrastive_acc1", "lr_weights", "lr_head",
+)  # fmt: skip
 SPEED = ("samples_per_second", "data_wait")
-MAIN = ("acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc")  # shown at once
+# Measures that are shown at once.
+MAIN = {"acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
 
 
@@ -106,7 +110,7 @@ def _judged(runs: list[Run]) -> str:
         return "<p>Not judged yet: <code>python evaluate.py --model_path RUN</code></p>"
     rows = [[_text(path), _text(file), *map(_number, values)] for (path, file), values in measured.items()]
     names = [_short(run) for run in runs] if len(runs) > 1 else ["Value"]
-    main = [row for row in rows if row[0].rpartition(" ")[2] in MAIN]
+    main = [row for row in rows if MAIN & set(row[0].split(" · "))]
     return (
         _table("Accuracies are fractions in 0..1", ["Measure", "From", *names], main)
         + _folded(f"All {len(rows)} numbers", ["Measure", "From", *names], rows)
@@ -125,9 +129,9 @@ def _curves(runs: list[Run]) -> str:
     more = "".join(drawn[6:])
     return (
         f'{_legend(runs)}<div class="grid-of">{"".join(drawn[:6])}</div>'
-        + (f'<details><summary>{len(drawn) - 6} more curves</summary><div class="grid-of">{more}</div></details>'
+        + (f'<details><summary>More curves: {len(drawn) - 6}</summary><div class="grid-of">{more}</div></details>'
            if more else "")
-        + (f"<details><summary>{len(constant)} values that never changed</summary><ul>{said}</ul></details>"
+        + (f"<details><summary>Values that never changed: {len(constant)}</summary><ul>{said}</ul></details>"
            if said else "")
     )  # fmt: skip
 

@@ -45,8 +45,9 @@ def read(folder: Path) -> Run:
         run.settings = config.read_yaml(folder / "config.yaml")
     except UserError as error:
         run.missing.append(str(error))
-    for name in ("about", "status", "best"):
-        setattr(run, name, _object(folder / f"{name}.json", run.missing, needed=name != "best"))
+    pretrained = "freeze" not in run.settings  # finetune.py leaves less
+    for name, needed in (("about", pretrained), ("status", True), ("best", False)):
+        setattr(run, name, _object(folder / f"{name}.json", run.missing, needed))
     run.projection = _object(folder / "pictures.json", run.missing, needed=False)
     for place in ("", "evaluation/"):
         if found := _object(folder / f"{place}results.json", run.missing, needed=False):
@@ -55,7 +56,7 @@ def read(folder: Path) -> Run:
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
     for name in PICTURES:
-        content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=name == "views.png")
+        content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=pretrained and name == "views.png")
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
             run.pictures[name] = content
         elif content:

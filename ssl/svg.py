@@ -37,6 +37,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [i * step for i in range(first, first + 2 * about) if i * step <= high + 1e-9 * step]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Numbers from 10^low to 10^high: powers of ten, or 1, 2 and 5 times them where those are few."""
+    powers = range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
+    if len(powers) > 4:
+        return [10.0**power for power in powers[:: -(-len(powers) // 6)] if low <= power <= high]
+    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [value for value in found if low <= math.log10(value) <= high]
+
+
 class Frame:
     """Axes from numbers to places of a picture; `log` for the logarithm of y, which must then be positive."""
 
@@ -55,11 +64,12 @@ class Frame:
 
     def axes(self) -> str:
         parts = []
-        for value in ticks(self.y0, self.y1):
-            y = self.place(self.x0, 10**value if self.log else value)[1]
-            shown = number(10**value if self.log else value)
+        for value in log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
+            y = self.place(self.x0, value)[1]
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{shown}</text>')
+            parts.append(
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>'
+            )
         for value in ticks(self.x0, self.x1):
             x = LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'

@@ -27,7 +27,7 @@ document.querySelector("iframe").onload = event => {
     for (; x; x = x.parentElement) { const c = rgb(style(x).backgroundColor); if (c.length < 4 || c[3] > 0) return c }
     return [255, 255, 255]
   }
-  const words = all.filter(x => [...x.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && x.tagName != "TITLE")
+  const words = all.filter(x => [...x.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && x.tagName != "title")
   const least = {}
   for (const x of words) {
     const ratio = contrast(rgb(x.closest("svg") ? style(x).fill : style(x).color), behind(x))

@@ -115,6 +115,8 @@ def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
     for name in ("about.json", "status.json", "metrics.jsonl", "views.png"):
         assert f"{name} is not there" in words
     assert "config.yaml" in words and "Not judged yet" in words
+    (tmp_path / "config.yaml").write_text("freeze: true\n")  # of finetune.py, which makes no views
+    assert "views.png" not in runfiles.read(tmp_path).missing[-1] and "about.json" not in make_page(tmp_path)
     full = make_page(write_run(tmp_path / "run"))
     assert "is not there" not in full and "Not judged yet" not in full
 
@@ -185,6 +187,11 @@ def test_a_long_curve_keeps_its_extremes_and_few_points():
     assert len(kept) <= svg.MOST_POINTS and {points[54_321], points[77_777]} <= set(kept)
     assert kept == sorted(kept) and set(kept) <= set(points)
     assert svg.thin(points[:10]) == points[:10]
+
+
+def test_logarithmic_ticks_are_round():
+    assert svg.log_ticks(0.1, 2.05) == [2, 5, 10, 20, 50, 100]
+    assert len(svg.log_ticks(-324, 324)) <= 8
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 4e-9), (1e6, 1e6 + 1), (-1e299, 1e299), (5, 5)])
