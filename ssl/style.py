@@ -33,7 +33,7 @@ stroke-linejoin:round}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;strok
 table{border-collapse:collapse;width:100%;font-size:.92rem;overflow-wrap:normal}
 th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
 tbody tr:last-child>*{border-bottom:0}td.n{text-align:right;font-variant-numeric:tabular-nums}th.n{text-align:right}
-td,th{max-width:28rem;min-width:5.5rem;overflow-wrap:anywhere}tr.differs>*{background:var(--warnbg)}
+td,th{max-width:28rem;min-width:7rem;overflow-wrap:anywhere}tr.differs>*{background:var(--warnbg)}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}
 .note{background:var(--warnbg);color:var(--warn);border-radius:8px;padding:.6rem .9rem;margin:.5rem 0}
 .note ul{margin:.2rem 0;padding-left:1.2rem}
