@@ -1,5 +1,14 @@
-"""What a person sees of a run: a bar or plain lines, and metrics.jsonl."""
+"""What a person sees of a run: a bar or plain lines, and metrics.jsonl. As a command: report.html of runs.
 
+python -m ssl.report RUN [RUN ...]
+    One file, report.html in the first folder, or --output FILE: settings and their origin,
+    curves, pictures, verdicts, speed and evaluations, of several runs side by side. It opens
+    from disk, needs no network and runs no script; a run may still be going on.
+--pictures first looks at the encoder: neighbours, projection and correlation of some thousand
+    of the run's own images, kept in its folder.
+"""
+
+import argparse
 import contextlib
 import json
 import math
@@ -11,9 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ssl.board import Board
 from ssl.checkpoint import write_text
 from ssl.distributed import is_main
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line_errors
 
 
 def say(text: str = "") -> None:
@@ -63,6 +73,7 @@ class Metrics:
 
     def __init__(self, path: Path, step: int, reached: Callable[[dict], bool] = lambda line: True):
         self.path, self.file, self.waiting = path, None, b""
+        self.board = Board(path.parent, step)
         if not is_main():
             return
         try:
@@ -77,6 +88,7 @@ class Metrics:
         if self.file:
             self.waiting += (json.dumps({k: _tidy(v) for k, v in values.items()}) + "\n").encode()
             self._flush()
+            self.board.scalars(values["step"], values)
 
     def _flush(self) -> None:
         with contextlib.suppress(OSError):
@@ -87,6 +99,7 @@ class Metrics:
         if self.file:
             self._flush()
             self.file.close()
+            self.board.close()
         if self.waiting:
             raise UserError(f"{self.path}: the last {self.waiting.count(10)} lines could not be written")
 
@@ -132,3 +145,34 @@ def table(rows: list[list[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def main() -> None:
+    from ssl import page, runfiles
+
+    about, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl.report", description=about, epilog=details, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of train.py or finetune.py")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: report.html in the first run folder")
+    parser.add_argument("--pictures", action="store_true", help="look at the encoders, some minutes each")
+    options = parser.parse_args()
+    if options.pictures:
+        from ssl import looks
+
+        for folder in options.runs:
+            looks.make(folder, runfiles.read(folder))
+    path = options.output or options.runs[0] / "report.html"
+    text = page.page([runfiles.read(folder) for folder in options.runs])
+    try:
+        write_text(text, path)
+    except OSError as error:
+        raise UserError(f"output: cannot write {path} ({error})") from None
+    say(f"report      {path}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("report"):
+        main()

@@ -124,9 +124,9 @@ def test_a_second_interrupt_is_immediate_and_costs_no_checkpoint(new_run, altere
 def test_to_run_a_finished_run_again_changes_nothing(new_run):
     run = new_run(2)
     run.finished()
-    content = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    content = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     run.finished()
-    again = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    again = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     assert content.keys() == again.keys()
     assert {name for name in content if content[name] != again[name]} <= {"lock", "status.json"}  # when, and by whom
     assert run.status() | {"state": "finished", "step": 16, "saved_step": 16} == run.status()

@@ -1,0 +1,45 @@
+"""What an encoder makes of images: two components, correlation and spectrum, nearest neighbours. Pure functions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pca(features: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
+    """(points (N, components), share of the variance each holds), of features (N, F), N > 1.
+
+    The sign of a component, which nothing else decides, makes its largest weight positive.
+    """
+    x = features.double() - features.double().mean(0)
+    _, singular, directions = torch.linalg.svd(x, full_matrices=False)
+    directions = directions[:components]
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    variance = singular**2
+    share = variance[:components] / variance.sum().clamp(min=1e-300)
+    return x @ (directions * torch.where(largest < 0, -1.0, 1.0)).T, share
+
+
+def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
+    """C (D, D) between dimensions of two views' embeddings (N, D), in -1..1; 0 where a dimension never changes."""
+    return _standard(z1).T @ _standard(z2) / len(z1)
+
+
+def spectrum(z: Tensor) -> Tensor:
+    """Eigenvalues of the correlation matrix of embeddings (N, D), falling: min(N, D) of them, which sum to D.
+
+    By the singular values of the standardised embeddings, so the D×D matrix is never made.
+    """
+    return torch.linalg.svdvals(_standard(z)) ** 2 / len(z)
+
+
+def neighbours(queries: Tensor, bank: Tensor, count: int) -> Tensor:
+    """Indices (Q, count) of the rows of `bank` nearest to `queries` by cosine, nearest first."""
+    cosine = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
+    return cosine.topk(min(count, len(bank)), dim=1).indices
+
+
+def _standard(z: Tensor) -> Tensor:
+    """Zero mean and unit deviation in every dimension; one that never changes is 0."""
+    z = z.double() - z.double().mean(0)
+    deviation = z.std(0, correction=0)
+    return z / torch.where(deviation > 1e-9, deviation, torch.inf)

@@ -1,0 +1,146 @@
+"""The commands of the documents, run one after the other as a reader would, with small settings; or marked.
+
+A command that cannot be run here says in its comment what it needs: GPUs, Slurm, a data set to fetch.
+"""
+
+import os
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from test_foreign import layouts
+
+import evaluate
+import finetune
+import train
+from ssl import config
+from ssl.data.shapes import CLASSES, render
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "finetune.py": finetune}
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACES = {
+    "/path/to/images": "images", "LESIONS": "images", "OTHER": "other", "DIR": "images", "RUN": "runs/mine",
+    "ALL": "slides", "OUT": "slides",
+}  # fmt: skip
+SMALL = {
+    "train.py": dict(
+        encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 2}, projector="16-16",
+        batch_size=8, epochs=2, warmup_epochs=1.0, max_steps=2, workers=0, amp="off",
+    ),
+    "evaluate.py": dict(workers=0, probe_epochs=1, linear_epochs=1, linear_batch=16, batch_size=16),
+    "finetune.py": dict(workers=0, epochs=1, batch_size=8, amp="off"),
+}  # fmt: skip
+
+
+def command_lines(document: Path) -> list[str]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    lines = re.sub(r"\\\n\s*", "", "".join(blocks)).splitlines()
+    return [line for line in lines if re.search(r"\b(train|evaluate|finetune)\.(py|sbatch)\b", line.split(" #")[0])]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """A folder with everything that the commands name."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "other"):
+        for split, count, seed in (("train", 60, 0), ("val", 6, 1), ("test", 6, 2)):
+            labels = torch.arange(count) % 3
+            for i, pixels in enumerate(render(labels, 80, seed + 10 * (folder == "other"))):
+                path = Path(folder, split, CLASSES[labels[i]], f"{split}{i:03}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    table = [f"{path.relative_to('images')},{path.parent.name}" for path in sorted(Path("images").rglob("*.png"))]
+    Path("labels.csv").write_text("\n".join(["image,diagnosis", *table, ""]))
+    pixels = render(torch.arange(80) % 3, 32, 3)
+    for i, image in enumerate(pixels):
+        hospital = ("A1", "A2", "GI", "HN", "BH")[i % 5]
+        path = Path("slides", CLASSES[i // 5 % 3], f"TCGA-{hospital}-A0{hospital}-DX1_{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    images, labels = pixels.permute(0, 2, 3, 1).numpy(), np.arange(80) % 3
+    np.save("microscope.npy", images)
+    splits = {f"{split}_{what}": value for split in ("train", "val", "test")
+              for what, value in (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez("pathmnist.npz", **splits)
+    published = {}
+    for name in ("resnet50", "resnet18"):
+        weights = torchvision.models.get_model(name).state_dict()
+        published[name] = layouts({key: value for key, value in weights.items() if not key.startswith("fc.")})
+    for name in ("moco_v2_800ep_pretrain.tar", "moco_v2_800ep_pretrain.pth.tar"):
+        torch.save(published["resnet50"]["moco"][0], name)
+    torch.save(published["resnet50"]["simclr, converted"][0], "simclr_r50_800.pth")
+    torch.save(published["resnet18"]["solo-learn"][0], "r18.ckpt")
+    for name in ("configs", "ssl"):
+        Path(name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def perform(line: str) -> None:
+    """Run a command in a child process; raises AssertionError with what it printed where it fails."""
+    words = shlex.split(line, comments=True)
+    script, arguments = words[1], [PLACES.get(word, word) for word in words[2:]]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.dup2(writer, 1), os.dup2(writer, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            small(SCRIPTS[script], SMALL[script])
+            sys.argv = [script, *arguments]
+            SCRIPTS[script].main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as printed:
+        said = printed.read()
+    assert os.waitpid(child, 0)[1] == 0, f"{line}\n{said}"
+
+
+def small(script, values: dict) -> None:
+    """Have `script` run with small settings where the command line says nothing, and write below this folder."""
+    parse = config.parse
+
+    def parse_small(cls, *arguments, **options):
+        settings, origin = parse(cls, *arguments, **options)
+        files = [getattr(settings, name, None) for name in ("init", "model_path")]
+        published = any(file and not file.startswith("runs/") for file in files)
+        settings.image_size = 80 if published else settings.image_size and 32
+        for name, value in values.items():
+            if origin[name] != "command line" and not (published and name.startswith("encoder")):
+                setattr(settings, name, value)
+        return settings, origin
+
+    config.parse, script.ROOT = parse_small, Path.cwd()
+
+
+def runs_here(line: str) -> bool:
+    return line.startswith("python ") and " needs " not in line.partition(" #")[2]
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if command_lines(d)], ids=lambda path: path.name)
+def test_the_commands_of_a_document_run_in_their_order(document, desk):
+    perform("python train.py --data_dir images --output_dir runs/first")
+    perform("python train.py --data_dir images --output_dir runs/mine")
+    done = [perform(line) for line in command_lines(document) if runs_here(line)]
+    assert done or document.name == "clusters.md"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_command_that_is_not_run_says_what_it_needs(document):
+    for line in command_lines(document):
+        assert runs_here(line) or " needs " in line.partition(" #")[2], line

@@ -1,0 +1,244 @@
+"""Pictures of views and of what an encoder makes of images, and TensorBoard's share of them."""
+
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from ssl import board, checkpoint, config, gallery, heads, looks, projections, runfiles
+from ssl.augment import View
+from ssl.data.images import Images, Paths
+from ssl.data.loader import finish, training_batches
+from ssl.data.order import Order
+from ssl.encoders import build_encoder
+from ssl.report import Metrics
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+VIEWS = [View(size=16), View(size=16, blur_prob=0.1, solarize_prob=0.5)]
+
+
+def images(count=20, channels=3, side=16):
+    pixels = torch.randint(256, (count, channels, side, side), generator=torch.Generator().manual_seed(0)).byte()
+    return Images("array", torch.arange(count) % 2, ["a", "b"], resident=pixels)
+
+
+# Views -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_the_views_shown_are_those_that_training_sees(tmp_path, kind):
+    data = images()
+    if kind == "files":
+        for i in range(len(data)):
+            Image.fromarray(data.resident[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
+        paths = Paths(str(tmp_path / f"{i:02}.png") for i in range(len(data)))
+        data = Images("folder", data.labels, data.classes, paths=paths)
+    index, shown = gallery.views_of(data, VIEWS, MEAN, STD, seed=3, epochs=2)
+    order = Order(len(data), 10, 1, 1, seed=3)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    seen = {}
+    for step, batch in enumerate(training_batches(data, VIEWS, order, 0, 4, 0, torch.device("cpu"))):
+        for number, x in enumerate(finish(batch, VIEWS, mean, std)):
+            for i, view in zip(batch.index.tolist(), x):
+                seen[i, step // 2, number] = view * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    assert shown.shape == (7, 4, 3, 16, 16)
+    for row, i in enumerate(index.tolist()):
+        for column in range(4):
+            assert torch.allclose(shown[row, column], seen[i, column // 2, column % 2], atol=1e-6)
+    _, others = gallery.views_of(data, VIEWS, MEAN, STD, seed=4, epochs=2)
+    assert not torch.allclose(shown, others, atol=0.1)  # control: the seed of another run
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_a_page_of_views_for_any_channels(tmp_path, channels):
+    path = tmp_path / "views.png"
+    gallery.write_views(path, images(3, channels), VIEWS, [0.5] * channels, [0.2] * channels, 0)
+    with Image.open(path) as page:
+        assert page.format == "PNG" and page.width > page.height
+        grey = np.asarray(page)[24:, :, 0] == np.asarray(page)[24:, :, 2]
+    assert grey.all() == (channels < 3)
+
+
+def test_images_that_cannot_be_read_stop_no_run(tmp_path, capsys):
+    data = Images("folder", torch.tensor([-1, -1]), [], paths=Paths(["/no/a.png", "/no/b.png"]))
+    gallery.write_views(tmp_path / "views.png", data, VIEWS, MEAN, STD, 0)
+    assert "could not be made" in capsys.readouterr().out and not (tmp_path / "views.png").exists()
+    gallery.write_views(tmp_path / "no" / "views.png", images(), VIEWS, MEAN, STD, 0)
+    assert "could not be made" in capsys.readouterr().out
+
+
+def test_a_tile_is_whole_and_small_images_keep_their_pixels():
+    x = torch.rand(3, 2, 4)
+    tile = gallery.tile(x)
+    assert tile.shape == (3, gallery.SIDE, gallery.SIDE)
+    middle, quarter = gallery.SIDE // 2, gallery.SIDE // 4
+    assert torch.equal(tile[:, middle - 1, [1, quarter + 1, 2 * quarter + 1, 3 * quarter + 1]], x[:, 0])
+    assert (tile[:, : quarter - 1] == 1).all()
+
+
+# An encoder's view of images ---------------------------------------------------------------
+
+
+def test_pca_is_scikit_learns_up_to_the_sign():
+    x = torch.randn(50, 8) * torch.arange(1.0, 9)
+    points, share = projections.pca(x)
+    reference = PCA(2).fit(x.double().numpy())
+    assert np.allclose(points.abs(), np.abs(reference.transform(x.double().numpy())))
+    assert np.allclose(share, reference.explained_variance_ratio_)
+    assert torch.equal(projections.pca(x)[0], points)
+    assert projections.pca(torch.ones(5, 3))[1].tolist() == [0, 0]
+
+
+def test_correlation_and_spectrum_are_numpys():
+    z1, z2 = torch.randn(2, 40, 6)
+    reference = np.corrcoef(z1.double(), z2.double(), rowvar=False)
+    assert np.allclose(projections.cross_correlation(z1, z2), reference[:6, 6:])
+    eigenvalues = np.linalg.eigvalsh(reference[:6, :6])[::-1]
+    assert np.allclose(projections.spectrum(z1), eigenvalues)
+    assert projections.spectrum(torch.randn(5, 9)).sum().item() == pytest.approx(9)  # fewer images than dimensions
+    collapsed = projections.spectrum(torch.randn(30, 1) * torch.ones(1, 4))
+    assert torch.allclose(collapsed, torch.tensor([4.0, 0, 0, 0], dtype=torch.float64), atol=1e-9)
+    z1[:, 2] = 7.0
+    assert (projections.cross_correlation(z1, z2)[2] == 0).all()
+
+
+def test_neighbours_are_the_nearest_by_cosine():
+    queries, bank = torch.randn(4, 5), torch.randn(30, 5)
+    found = projections.neighbours(queries, bank, 3)
+    cosine = torch.cosine_similarity(queries[:, None], bank[None], dim=2)
+    assert torch.equal(found, cosine.argsort(1, descending=True)[:, :3])
+    assert projections.neighbours(queries, bank[:2], 3).shape == (4, 2)
+
+
+def make_run(folder, labelled=True):
+    folder.mkdir()
+    data = images(60)
+    stored = {"images": data.resident.permute(0, 2, 3, 1).numpy()} | (
+        {"labels": data.labels.numpy()} if labelled else {}
+    )
+    np.savez(folder / "images.npz", **stored)
+    settings = {
+        "method": "barlow_twins", "dataset": "array", "data_dir": str(folder / "images.npz"), "image_size": 16,
+        "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4}, "stem": "auto", "projector": "8-8",
+        "projector_bias": False, "seed": 0, "mean": None, "std": None,
+    }  # fmt: skip
+    config.write_yaml(folder / "config.yaml", settings)
+    views = [vars(view) for view in VIEWS]
+    (folder / "about.json").write_text(json.dumps({"views": views}))
+    torch.manual_seed(0)
+    encoder, width = build_encoder(settings["encoder"], 16, "auto", settings["encoder_kwargs"], 3)
+    model = torch.nn.ModuleDict({"encoder": encoder, "projector": heads.projector(width, "8-8")})
+    checkpoint.save({"model": model.state_dict()}, folder / "checkpoint.pt")
+    checkpoint.save(encoder.state_dict(), folder / "encoder.pt")
+    return folder
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_looking_at_a_run_leaves_its_pictures(tmp_path, labelled):
+    folder = make_run(tmp_path / "run", labelled)
+    looks.make(folder, runfiles.read(folder))
+    run = runfiles.read(folder)
+    assert {"neighbours.png", "correlation.png"} <= set(run.pictures)
+    said = run.projection
+    count = 6 if labelled else 30
+    assert len(said["x"]) == len(said["y"]) == len(said["labels"]) == count
+    assert said["classes"] == (["0", "1"] if labelled else [])
+    assert sum(said["spectrum"]) == pytest.approx(8, abs=1e-3)
+
+
+def test_without_a_checkpoint_there_are_pictures_of_features_alone(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "checkpoint.pt").unlink()
+    looks.make(folder, runfiles.read(folder))
+    assert "neighbours.png" in runfiles.read(folder).pictures
+    assert "spectrum" not in runfiles.read(folder).projection and "no projector" in capsys.readouterr().out
+
+
+def test_a_matrix_is_blue_above_and_red_below_zero():
+    with Image.open(io.BytesIO(looks.heat(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])))) as image:
+        above, zero, below = image.getpixel((0, 0)), image.getpixel((500, 0)), image.getpixel((0, 500))
+    assert zero == (255, 255, 255) and above[2] > above[0] and below[0] > below[2]
+
+
+# TensorBoard ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(monkeypatch):
+    """A stand-in for TensorBoard's writer, which notes what it is given."""
+
+    class Writer:
+        made, scalars, fails = [], [], False
+
+        def __init__(self, folder, purge_step=None):
+            self.made.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            if self.fails:
+                raise OSError("No space left on device")
+            self.scalars.append((name, value, step))
+
+        def add_image(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+    Writer.made, Writer.scalars = [], []
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return Writer
+
+
+def test_scalars_reach_tensorboard_and_a_resumed_run_drops_what_was_beyond_it(tmp_path, writer):
+    log = Metrics(tmp_path / "metrics.jsonl", 40)
+    assert writer.made == []  # nothing before there is something to write
+    log.write(epoch=1.5, step=50, loss=2.0, words="x", nothing=None)
+    log.close()
+    assert writer.made == [(str(tmp_path / "tensorboard"), 41)]
+    assert writer.scalars == [("loss", 2.0, 50)]
+
+
+def test_a_writer_that_fails_is_given_up_and_the_log_goes_on(tmp_path, writer, capsys):
+    writer.fails = True
+    log = Metrics(tmp_path / "metrics.jsonl", 0)
+    for step in (1, 2, 3):
+        log.write(step=step, loss=1.0)
+    log.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert capsys.readouterr().out.count("No space left") == 1
+
+
+def test_without_tensorboard_nothing_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = Metrics(tmp_path / "metrics.jsonl", 0)
+    log.write(step=1, loss=1.0)
+    log.close()
+    assert not board.embedding(tmp_path, torch.rand(3, 2), ["a", "b", "c"])
+    assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_real_tensorboard_reads_back_what_was_logged_and_draws_nothing_at_random(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    before = torch.get_rng_state()
+    gallery.write_views(tmp_path / "views.png", images(), VIEWS, MEAN, STD, 0)
+    for start in (0, 20):
+        log = Metrics(tmp_path / "metrics.jsonl", start)
+        for step in (start + 10, start + 20, start + 30):
+            log.write(epoch=0.5, step=step, loss=float(start + step))
+        log.close()
+    assert board.embedding(tmp_path, torch.eye(5), list("abcde"))
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(10, 10), (20, 20), (30, 50), (40, 60), (50, 70)]
+    assert found.Images("views")
+    assert list((tmp_path / "tensorboard").rglob("tensors.tsv"))
+    assert torch.equal(before, torch.get_rng_state())
