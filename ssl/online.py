@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ssl import checkpoint, inference, pictures
 from ssl.augment import View
+from ssl.data.bad import check as check_bad
 from ssl.data.files import Batch
 from ssl.data.images import Images
 from ssl.data.loader import training_batches
 from ssl.data.order import Order
 from ssl.data.validation import Validation, validation_order
 from ssl.distributed import is_main, share_buffers
+from ssl.errors import UserError
 from ssl.metrics import correct_at
 from ssl.probes import knn
 from ssl.report import Metrics, json_lines, json_text, say
@@ -178,10 +180,17 @@ class Judge:
 
         mean, std = self.statistics
         size = self.settings.image_size if data.resident is None else min(data.resident.shape[2:])  # as evaluate.py
-        features, read, _ = inference.outputs(
+        features, read, unread = inference.outputs(
             net, data, size=size, batch_size=self.settings.batch_size, workers=self.workers, device=self.device,
             mean=mean, std=std, title=None,
         )  # fmt: skip
+        check_bad(unread, len(data), self.settings.max_bad_fraction, "they would judge the encoder")
+        if not read.any():
+            raise UserError(
+                f"data_dir: none of the {len(data)} images that judge the encoder can be read; are they there?"
+            )
+        if unread:
+            say(f"left out    {len(unread)} of {len(data)} images that judge the encoder; they cannot be read")
         return features, read.cpu()
 
     def _validation_loss(self, net: nn.Module, go_on: Callable[[], None]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Progress:
 class Metrics:
     """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached.
 
-    These are lines of later steps, and those that `reached`, called with the line, says are.
+    Those are lines of later steps, and lines of which `reached` says no.
     A full disk stops nobody: lines wait until there is room. Raises `UserError` where the file
     cannot be written at the beginning, and at the end where lines still wait.
     """

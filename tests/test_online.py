@@ -367,6 +367,22 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
     assert not set(map(tuple, of_training.views[0][1].tolist())) & set(map(tuple, first[0].views[0][1].tolist()))
 
 
+def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
+    how = settings(image_size=8, eval_every=None)
+    judge = online.Judge(how, None, tmp_path, Model(), None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0,
+                         torch.device("cpu"))  # fmt: skip
+    files = [*map(str, sorted((images / "val").rglob("*.png"))[:4]), *map(str, (images / "test").rglob("*.png"))]
+    data = Images("folder", torch.zeros(10, dtype=torch.long), ["a"], paths=files)
+    features, read = judge._features(nn.Flatten(), data, lambda: None)
+    assert features.shape == (10, 3 * 8 * 8) and read.tolist() == [True] * 4 + [False] * 6
+    assert "left out    6 of 10 images that judge the encoder" in capsys.readouterr().out
+    with pytest.raises(UserError, match="none of the 6 images that judge the encoder can be read"):
+        judge._features(nn.Flatten(), data.subset(torch.arange(4, 10)), lambda: None)
+    lost = Images("folder", torch.zeros(11, dtype=torch.long), ["a"], paths=[f"/nowhere/{i}.png" for i in range(11)])
+    with pytest.raises(UserError, match="11 of 11 images cannot be read, more than the 10 allowed"):
+        judge._features(nn.Flatten(), lost, lambda: None)
+
+
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
