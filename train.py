@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, ranges, resume, runs, stopping
+from ssl import config, distributed, foreign, optim, ranges, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -36,7 +36,6 @@ from ssl.errors import UserError, one_line_errors
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
-from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
@@ -611,20 +610,9 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
     exclude = settings.exclude_bias_and_norm_wd
     bias_decay = 0.0 if exclude else settings.weight_decay
-    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
-    if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=settings.momentum, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "lamb":
-        return LAMB(groups, lr=settings.lr, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
-            for p in group["params"]:
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return sgd
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
-        groups, lr=settings.lr, fused=True
-    )
+    groups = optim.parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
+    options = {"momentum": settings.momentum} if settings.optimizer in ("lars", "sgd") else {}
+    return optim.build(settings.optimizer, groups, settings.lr, exclude, **options)
 
 
 # The run folder ---------------------------------------------------------------------
