@@ -39,8 +39,8 @@ class _Estimator(Params):
     views, batch_size (per process), num_workers: for fitting samples instead of a loader, see `fit`.
     """
 
-    EXTRA: ClassVar = dict(max_epochs=None, max_steps=-1, random_state=None, device="auto", precision="off", callbacks=None,
-                 views=None, batch_size=64, num_workers=0)  # fmt: skip
+    EXTRA: ClassVar = dict(max_epochs=None, max_steps=-1, random_state=None, device="auto", precision="off",
+                           callbacks=None, views=None, batch_size=64, num_workers=0)  # fmt: skip
 
     def _adopt(self, changes: dict) -> None:
         for name in set(changes) - {"encoder"}:
