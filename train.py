@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, ranges, resume, runs, stopping, trouble
+from ssl import config, distributed, foreign, optim, ranges, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -38,7 +38,6 @@ from ssl.gallery import write_views
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
-from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
@@ -621,20 +620,9 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
     exclude = settings.exclude_bias_and_norm_wd
     bias_decay = 0.0 if exclude else settings.weight_decay
-    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
-    if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=settings.momentum, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "lamb":
-        return LAMB(groups, lr=settings.lr, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
-            for p in group["params"]:
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return sgd
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
-        groups, lr=settings.lr, fused=True
-    )
+    groups = optim.parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
+    options = {"momentum": settings.momentum} if settings.optimizer in ("lars", "sgd") else {}
+    return optim.build(settings.optimizer, groups, settings.lr, exclude, **options)
 
 
 # The run folder ---------------------------------------------------------------------
