@@ -653,8 +653,8 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
-    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint", "batch_size",
-    "accumulate", "max_bad_fraction", "max_bad_steps",
+    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint",
+    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -28,7 +28,7 @@ RULES = (
         "dead_representation", 2,
         lambda r: r["representation_std"] < 0.003,
         lambda r: f"the encoder says the same of every image (relative std {r['representation_std']:.2g}): dead; "
-        "go back to an earlier checkpoint or start again with a lower lr and a longer warm-up, and look at mean and std",
+        "go back to an earlier checkpoint or start again with a lower lr and a longer warm-up; look at mean, std",
     ),
     Rule(
         "collapse", 2,
@@ -53,7 +53,7 @@ RULES = (
     Rule(
         "exploding", 2,
         lambda r: r["update_ratio_weights"] > 0.2 or r["loss_of_unrelated"] > 3,
-        lambda r: f"a step changes the weights by {100 * r['update_ratio_weights']:.2g} % of their norm and the loss is "
+        lambda r: f"a step changes the weights by {100 * r['update_ratio_weights']:.2g} % of their norm, the loss is "
         f"{r['loss_of_unrelated']:.2g} times that of unrelated views: too large; lower lr, lengthen warmup_epochs, "
         "or set clip_grad",
     ),
@@ -67,8 +67,8 @@ RULES = (
     Rule(
         "starving", 3,
         lambda r: r["data_wait"] > 0.3,
-        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, a local "
-        "disk, or make large images small once (python -m ssl.data.prepare)",
+        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, a "
+        "local disk, or make large images small once (python -m ssl.data.prepare)",
     ),
     Rule(
         "skipping", 2,

@@ -14,7 +14,7 @@ from ssl.health import Health
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.optim import parameter_groups
 from ssl.report import Metrics, json_lines
-from ssl.smallrun import SmallRun, make_images
+from ssl.smallrun import TIMES, SmallRun, make_images
 
 N, D = 96, 40
 
@@ -199,7 +199,7 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     assert not any(best) and "collapse" in watched.health.note() and "collapsed" in watched.health.summary()
     assert "health, step 2: collapse" in capsys.readouterr().out
     control = Watched(tmp_path)
-    assert any([control.step(number)[1] for number in range(1, 21)]) and not control.health.note()
+    assert any(control.step(number)[1] for number in range(1, 21)) and not control.health.note()
 
 
 def test_health_known_to_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path):
@@ -226,8 +226,7 @@ def test_health_known_to_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path):
 
 
 def without_times(path) -> list[dict]:
-    times = ("samples_per_second", "data_wait", "health_data_wait")
-    return [{k: v for k, v in line.items() if k not in times} for line in json_lines(path)]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in json_lines(path)]
 
 
 def learnt(folder) -> dict[str, torch.Tensor]:
