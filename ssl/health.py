@@ -15,8 +15,9 @@ from ssl.distributed import gather_rows, is_main, world_size
 from ssl.report import Metrics, say
 
 ROWS = 256  # at most so many images of the global batch are looked at
+SICK = {"collapse", "dead_representation", "dimensional_collapse"}  # rules under which no encoder is the best
 CANDIDATES = 20  # times in a run that its encoder may become encoder_best.pt
-SCORE = "RankMe of the representations, mean of three readings"
+SCORE = "loss as a share of unrelated views', mean of three readings, lowest"
 
 
 class Health:
@@ -145,13 +146,13 @@ class Health:
             self.verdicts.write(step=step, rule=rule, words=words)
 
     def _is_best(self, step: int, epoch: float) -> bool:
-        """Asked at the first reading in each twentieth of the run, and never of a run that has collapsed."""
+        """Asked at the first reading in each twentieth of the run, and never where the run has collapsed."""
         due = step * CANDIDATES // self.total > (step - self.every) * CANDIDATES // self.total
-        scores = [reading.get("representation_rankme", math.nan) for reading in self.readings]
-        if not due or len(scores) < verdicts.MEMORY or {"collapse", "dead_representation"} & set(self.holding):
+        scores = [reading.get("loss_of_unrelated", math.nan) for reading in self.readings]
+        if not due or len(scores) < verdicts.MEMORY or SICK & set(self.holding):
             return False
         score = sum(scores) / len(scores)
-        if not score > (self.best["value"] if self.best else 0):
+        if not score < (self.best["value"] if self.best else math.inf):
             return False
         self.best = {"step": step, "epoch": round(epoch, 4), "chosen_by": SCORE, "value": score}
         return True

@@ -124,14 +124,7 @@ class SmallRun:
             _feed(sha, state[part])
         for line in (self.folder / "metrics.jsonl").read_text().splitlines() if metrics else []:
             values = json.loads(line)
-            _feed(
-                sha,
-                {
-                    k: values[k]
-                    for k in sorted(values)
-                    if k not in ("samples_per_second", "data_wait", "health_data_wait")
-                },
-            )
+            _feed(sha, {k: values[k] for k in sorted(values) if k not in TIMES})
         return sha.hexdigest()
 
 

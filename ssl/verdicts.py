@@ -38,21 +38,27 @@ RULES = (
     ),
     Rule(
         "dimensional_collapse", 3,
-        lambda r: r["embedding_effective_rank"] < 0.05 * attainable(r),
+        lambda r: r["embedding_effective_rank"] < 0.08 * attainable(r),
         lambda r: f"embeddings use {r['embedding_effective_rank']:.0f} of {r['dim']:.0f} dimensions (of at most "
         f"{attainable(r):.0f} that {r['rows']:.0f} images can show): collapsing; try a larger lambd (Barlow Twins), "
         "a lower lr, a wider projector, or stronger augmentation",
     ),
     Rule(
+        "same_views", 3,
+        lambda r: r["alignment"] < 0.01 and r["embedding_std"] >= 0.05,
+        lambda r: f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
+        "there is nothing left to learn from them; try stronger augmentation (crop_scale, jitter, grayscale)",
+    ),
+    Rule(
         "stuck", 3,
-        lambda r: r["loss_of_unrelated"] > 0.95,
+        lambda r: r["loss_of_unrelated"] > 0.97,
         lambda r: f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the two views unrelated: "
         "nothing is learnt; try another lr (ten times lower, then higher), weaker augmentation, and look at the views",
         warm=True,
     ),
     Rule(
         "exploding", 2,
-        lambda r: r["update_ratio_weights"] > 0.2 or r["loss_of_unrelated"] > 3,
+        lambda r: r["update_ratio_weights"] > 0.05 or r["loss_of_unrelated"] > 3,
         lambda r: f"a step changes the weights by {100 * r['update_ratio_weights']:.2g} % of their norm, the loss is "
         f"{r['loss_of_unrelated']:.2g} times that of unrelated views: too large; lower lr, lengthen warmup_epochs, "
         "or set clip_grad",

@@ -100,14 +100,15 @@ def test_losses_of_unrelated_views_are_what_is_expected():
 # Verdicts ------------------------------------------------------------------------------
 
 HEALTHY = {
-    "representation_std": 0.5, "embedding_std": 0.7, "embedding_effective_rank": 90.0, "rows": 256, "dim": 512,
-    "loss_of_unrelated": 0.4, "update_ratio_weights": 2e-3, "lr_share": 1.0, "data_wait": 0.02, "skipped": 0.0,
+    "representation_std": 0.5, "embedding_std": 0.7, "alignment": 0.5, "embedding_effective_rank": 90.0,
+    "rows": 256, "dim": 512, "loss_of_unrelated": 0.4, "update_ratio_weights": 2e-3, "lr_share": 1.0, "data_wait": 0.02, "skipped": 0.0,
     "warm": 1.0,
 }  # fmt: skip
 SICK = {
     "dead_representation": {"representation_std": 0.0},
     "collapse": {"embedding_std": 0.01},
     "dimensional_collapse": {"embedding_effective_rank": 4.0},
+    "same_views": {"alignment": 0.001},
     "stuck": {"loss_of_unrelated": 0.99},
     "exploding": {"update_ratio_weights": 0.5},
     "standing_still": {"update_ratio_weights": 1e-8},
@@ -168,7 +169,7 @@ class Watched:
         torch.manual_seed(number)
         x = torch.randn(64, 12)
         self.health.begin(number)
-        loss = self.criterion(self.head(self.encoder(x)), self.head(self.encoder(x + 0.1)))
+        loss = self.criterion(self.head(self.encoder(x)), self.head(self.encoder(x + torch.randn(64, 12))))
         loss.backward()
         before = [[p.detach().clone() for p in group["params"]] for group in self.optimizer.param_groups]
         self.health.before_update()
@@ -196,7 +197,7 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     best = [watched.step(number)[1] for number in range(1, 21)]
     said = json_lines(tmp_path / "health.jsonl")
     assert [(line["step"], line["rule"]) for line in said if line["rule"] == "collapse"] == [(2, "collapse")]
-    assert not any(best) and "collapse" in watched.health.note() and "collapsed" in watched.health.summary()
+    assert not any(best) and "collapse" in watched.health.note() and "collaps" in watched.health.summary()
     assert "health, step 2: collapse" in capsys.readouterr().out
     control = Watched(tmp_path)
     assert any(control.step(number)[1] for number in range(1, 21)) and not control.health.note()
