@@ -13,6 +13,7 @@ ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__ini
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, optim, ranges, resume, runs, stopping, trouble
+from ssl import config, distributed, foreign, online, optim, ranges, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -31,6 +32,7 @@ from ssl.data.files import Batch
 from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
+from ssl.data.validation import find_validation
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
@@ -129,6 +131,10 @@ class Settings:
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
     mean: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
     std: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
+    # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
+    eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
+    eval_at_start: bool = False  # judge the untrained encoder, too
+    ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # Machine
     gpus: int | None = None  # start so many processes here, as torchrun would
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
@@ -176,10 +182,10 @@ def main() -> None:
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
 
     # Data
-    data = datasets.load(
+    load = functools.partial(
+        datasets.load,
         settings.dataset,
         settings.data_dir,
-        "train" if learns_from_labels(settings) else "unlabelled",
         image_size=settings.image_size,
         download=settings.download,
         class_list=settings.class_list,
@@ -193,6 +199,8 @@ def main() -> None:
         test_slides=settings.test_slides,
         seed=settings.seed,
     )
+    data = load("train" if learns_from_labels(settings) else "unlabelled")
+    validation = find_validation(settings, data, load, learns_from_labels(settings))
     views = make_views(settings)
     labels = require_labels(settings, data) if learns_from_labels(settings) else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
@@ -253,6 +261,7 @@ def main() -> None:
             "guard": guard.state_dict(),
             "health": health.state_dict(),
             "bad_images": bad_images.known | bad_images.met,
+            "judge": judge.state_dict(),
             "settings": dataclasses.asdict(settings),
             "identity": identity,
             "versions": runs.versions(),
@@ -271,6 +280,7 @@ def main() -> None:
             health.load_state_dict(state.get("health", {}))
         except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
             raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+        judge.load_state_dict(state.get("judge", {}))
         return state["step"]
 
     def save(wait: bool = False) -> None:
@@ -296,7 +306,30 @@ def main() -> None:
         """The loss is the global batch's already; DDP averages gradients, so undo its division."""
         scaler.scale(loss * world_size() * guard.scale(loss)).backward()
 
+    def loss_of(net: nn.Module, micro_batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a global batch, and its parts, of another network than the one that learns."""
+        z = [torch.cat(view) for view in zip(*(embed(batch, net) for batch in micro_batches))]
+        return criterion(*z, *targets(criterion, micro_batches)), criterion.parts
+
+    def evaluate() -> str | None:
+        """Judge the encoder, if that is due; what asked to stop meanwhile. The time it takes is not training's."""
+        nonlocal logged
+        if not judge.due(step):
+            return None
+
+        def alive() -> str | None:
+            watchdog.beat(step, "evaluating")
+            requests.ask()
+            return requests.answer()
+
+        began = time.monotonic()
+        asked = judge.judge(step, metrics, alive)
+        logged += time.monotonic() - began
+        return asked
+
     # Continue, or begin
+    workers = auto_workers() if settings.workers is None else settings.workers
+    judge = online.Judge(settings, validation, folder, model, loss_of, views, order, statistics, workers, device)
     state = state or runs.copied(everything())
     if world_size() > 1:
         rehearse(runner, embed, optimizer, order.batch_size, data.channels, settings.image_size, device)
@@ -308,11 +341,10 @@ def main() -> None:
         write_views(folder / "views.png", data, views, *statistics, settings.seed)  # look at it
 
     # Loop
-    workers = auto_workers() if settings.workers is None else settings.workers
     batches = training_batches(data, views, order, step, stop, workers, device)
     bad_images.note(data.bad)
     bad_images.agree()
-    metrics = Metrics(folder / "metrics.jsonl", step)
+    metrics = Metrics(folder / "metrics.jsonl", step, judge.reached)
     health.open(folder, step)
     progress = Progress(stop, step)
     shape = data.channels, settings.image_size, settings.image_size
@@ -320,7 +352,7 @@ def main() -> None:
     trouble.advise(lambda: trouble.batch_that_fits(model, shape, *batch, autocast_dtype, runner, optimizer))
     watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
     logged, logged_step, waited = time.monotonic(), step, 0.0
-    asked_to_stop = None
+    asked_to_stop = evaluate()
     while step < stop and not asked_to_stop:
         requests.ask()
         guard.begin()
@@ -358,7 +390,8 @@ def main() -> None:
 
         if health.watching:
             share = waited / (time.monotonic() - logged)
-            if health.read(step, step / order.steps_per_epoch, loss, norm, guard.left_out, share, metrics):
+            best = health.read(step, step / order.steps_per_epoch, loss, norm, guard.left_out, share, metrics)
+            if best and not settings.eval_every:  # which chooses by labels
                 run.keep_best(model.encoder.state_dict(), health.best)
         if step % settings.log_every == 0 or step == stop:
             value = loss.item()
@@ -397,16 +430,17 @@ def main() -> None:
                 if is_main():
                     save()
                 batches = training_batches(data, views, order, step, stop, workers, device)
-                metrics = Metrics(folder / "metrics.jsonl", step)
+                metrics = Metrics(folder / "metrics.jsonl", step, judge.reached)
                 health.open(folder, step)
                 now = time.monotonic()
             logged, logged_step, waited = now, step, 0.0
+        asked_to_stop = asked_to_stop or evaluate()
         due = is_main() and step < stop and not asked_to_stop and save_is_due(run, settings, step, order)
         if due and not guard.stumbling():
             save()
 
     # Save
-    if step == stop:
+    if step == stop and not judge.due(step):
         asked_to_stop = None  # it need not have asked
     watchdog.rest()
     batches.close()
@@ -423,7 +457,8 @@ def main() -> None:
         say(f"\nstopped by {asked_to_stop} at step {step} of {stop}, saved; the same command continues")
         stopping.leave_preempted()
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
-    say(health.summary())
+    health.sum_up()
+    judge.sum_up()
     if data.classes:
         say(f"judge it    python evaluate.py --model_path {folder}")
 
@@ -652,7 +687,7 @@ FREE_TO_CHANGE = {
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint",
-    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps",
+    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "eval_every", "eval_at_start", "ssl_val_interval",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

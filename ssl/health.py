@@ -37,16 +37,22 @@ class Health:
         self.verdicts: Metrics | None = None
         self.load_state_dict({})
         if every:
+            self._listen(encoder, criterion)
+
+    def _listen(self, encoder: nn.Module, criterion: nn.Module) -> None:
+        """By functions, of which a copy of the encoder has the same: a method would be copied with all of this."""
+
+        def keep_representation(module, inputs, output: Tensor) -> None:
             # Kept at every step, not only where it is read: torch.compile then needs to compile one function.
-            encoder.register_forward_hook(self._keep_representation)
-            criterion.register_forward_pre_hook(self._keep_embeddings)
+            if module.training:
+                self.h = output.detach()
 
-    def _keep_representation(self, module, inputs, output: Tensor) -> None:
-        self.h = output.detach()
+        def keep_embeddings(module, inputs) -> None:
+            if self.watching:
+                self.z = [z.detach() for z in inputs[:2]]
 
-    def _keep_embeddings(self, module, inputs) -> None:
-        if self.watching:
-            self.z = [z.detach() for z in inputs[:2]]
+        encoder.register_forward_hook(keep_representation)
+        criterion.register_forward_pre_hook(keep_embeddings)
 
     # What a checkpoint knows ------------------------------------------------------------
 
@@ -95,6 +101,7 @@ class Health:
 
         `skipped`: steps left out so far. Returns whether the encoder, as it is now, is the best so far (rank 0).
         """
+        self.watching = False  # what runs until the next step begins is not training
         batch = len(self.z[0]) * world_size()
         z1, z2, h = (_some_rows(x) for x in (*self.z, self.h))
         dim, self.z = z1.shape[1], []
@@ -162,11 +169,11 @@ class Health:
     def note(self) -> str:
         return f"  health: {', '.join(self.holding).replace('_', ' ')}" if self.holding else ""
 
-    def summary(self) -> str:
-        if not self.count:
-            return ""
-        words = "; ".join(self.holding.values()) or "no rule holds"
-        return f"health      {words} ({self.count} readings; docs/health.md)"
+    def sum_up(self) -> None:
+        """The last line of a run."""
+        if self.count:
+            words = "; ".join(self.holding.values()) or "no rule holds"
+            say(f"health      {words} ({self.count} readings; docs/health.md)")
 
 
 def _some_rows(x: Tensor) -> Tensor:

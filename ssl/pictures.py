@@ -1,4 +1,4 @@
-"""ROC curves and confusion matrices as PNG, where matplotlib is installed; nothing else needs it.
+"""ROC curves, confusion matrices and evaluations as PNG, where matplotlib is installed; nothing else needs it.
 
 Class names are anybody's words: they are cut, and `$` in them starts no formula. The user's
 matplotlib settings do not count: with text.usetex a name would be run by LaTeX.
@@ -80,6 +80,21 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
                     text = (f"{share:.2f}" if counts[row].any() else "–") + (f"\n{count}" if len(classes) <= 10 else "")
                     axes.text(column, row, text, ha="center", va="center", fontsize=7,
                               color="white" if share > 0.5 else "black")  # fmt: skip
+    return True
+
+
+def evaluation(path: Path, lines: list[dict]) -> bool:
+    """Draw accuracies over epochs, from lines of metrics.jsonl that have them. Returns whether, as `roc` does."""
+    names = {"linear_acc1": ("linear", "-"), "knn_acc1": ("k-NN", "-"), "linear_train_acc1": ("linear, train", ":")}
+    with _canvas(path, (8, 5)) as axes:
+        if axes is None:
+            return False
+        for name, (label, style) in names.items():
+            points = [(line["epoch"], 100 * line[name]) for line in lines]
+            axes.plot(*zip(*points), linestyle=style, marker="." if len(points) < 50 else "", label=label)
+        axes.set(xlabel="epoch", ylabel="% of validation images right")
+        axes.grid(color="0.9")
+        axes.legend(frameon=False)
     return True
 
 

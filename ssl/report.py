@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -65,18 +66,20 @@ class Progress:
 class Metrics:
     """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached.
 
+    Those are lines of later steps, and lines of which `reached` says no.
     A full disk stops nobody: lines wait until there is room. Raises `UserError` where the file
     cannot be written at the beginning, and at the end where lines still wait.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int, reached: Callable[[dict], bool] = lambda line: True):
         self.path, self.file, self.waiting = path, None, b""
         self.board = Board(path.parent, step)
         if not is_main():
             return
         try:
             lines = path.read_text("utf-8", errors="replace").splitlines() if step and path.exists() else []
-            write_text("".join(line + "\n" for line in lines if _step(line) <= step), path)
+            kept = [line for line in lines if _step(line) <= step and reached(json.loads(line))]
+            write_text("".join(line + "\n" for line in kept), path)
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115, open as long as the run
         except OSError as error:
             raise UserError(f"output_dir: cannot write {path} ({error})") from None

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ssl.distributed import rank, world_size
 
-PHASES = ("starting", "reading data", "computing")  # in the order a step goes through them
+PHASES = ("starting", "evaluating", "reading data", "computing")  # in the order in which they come at a step
 
 
 class Watchdog:

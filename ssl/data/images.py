@@ -239,8 +239,8 @@ def split_validation(
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """(what is left, what is held out): `fraction` of every class by `seed`, whole groups where they are known.
+def held_out(data: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (of what is left, of what is held out): `fraction` of every class by `seed`, whole groups where known.
 
     Raises `UserError` where nothing can be held out.
     """
@@ -250,6 +250,12 @@ def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
             f"no image of the {len(train)} can be held out for validation: every class has one image, or is in one "
             "group (patient, lesion, slide). Give more of them, or a validation split"
         )
+    return train, held
+
+
+def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """`held_out` as images."""
+    train, held = held_out(data, fraction, seed)
     return data.subset(train), data.subset(held)
 
 

@@ -1,0 +1,284 @@
+"""Judge an encoder while it learns, without touching it: k-NN, a linear head, the loss on validation images.
+
+A copy of the network is judged, in evaluation mode, with random numbers that are put back afterwards: weights,
+running statistics and everything drawn in training are, to the bit, those of a run that is not judged.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl import checkpoint, inference, pictures
+from ssl.augment import View
+from ssl.data.bad import check as check_bad
+from ssl.data.files import Batch
+from ssl.data.images import Images
+from ssl.data.loader import training_batches
+from ssl.data.order import Order
+from ssl.data.validation import Validation, validation_order
+from ssl.distributed import is_main, share_buffers
+from ssl.errors import UserError
+from ssl.metrics import correct_at
+from ssl.probes import knn
+from ssl.report import Metrics, json_lines, json_text, say
+from ssl.runs import copied
+from ssl.schedules import warmup_cosine
+
+HEAD_LR, HEAD_BATCH, HEAD_EPOCHS = 0.1, 4096, 90  # of the linear head; the rate is for 256 samples
+
+
+class Abandoned(Exception):
+    """An evaluation was given up since the run was asked to stop; says by what."""
+
+
+def fit_head(features: Tensor, labels: Tensor, classes: int, seed: int, alive: Callable[[], None]) -> nn.Linear:
+    """A linear head on features (N, F) as they are, labels (N,): SGD with momentum 0.9, no decay, cosine by epoch.
+
+    The fixed evaluation of dal-toolbox: rate 0.1 × batch / 256, batches of 4096 or of all there are, 90 epochs.
+    Unlike `probes.fit_heads` nothing is swept or standardised: a curve over a training needs one judge that stays the
+    same. What an epoch has beyond whole batches is left out, other samples every time. `alive` is called every epoch.
+    """
+    count, width = features.shape
+    batch = min(HEAD_BATCH, count)
+    lr = HEAD_LR * batch / 256
+    torch.manual_seed(seed)
+    head = nn.Linear(width, classes).to(features.device)
+    optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(HEAD_EPOCHS):
+        alive()
+        optimizer.param_groups[0]["lr"] = lr * warmup_cosine(epoch, HEAD_EPOCHS, 0, 0.0)
+        order = torch.randperm(count, generator=generator).to(features.device)
+        for chosen in order[: count // batch * batch].split(batch):
+            loss = F.cross_entropy(head(features[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return head
+
+
+@torch.no_grad()
+def accuracies(
+    fit: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], classes: int, seed: int, alive: Callable[[], None]
+) -> dict[str, float]:
+    """Shares, in 0..1, that k-NN and a linear head of `fit` have right; arguments (features (N, F), labels (N,))."""
+    nearest = 0.0
+    for part in zip(*(x.split(HEAD_BATCH) for x in held)):  # in parts, so that a stop is heard
+        alive()
+        nearest += knn(fit, part, classes)["acc1"] * len(part[1])
+    with torch.enable_grad():
+        head = fit_head(*fit, classes, seed, alive)
+
+    def share(features: Tensor, labels: Tensor) -> float:
+        parts = zip(features.split(1 << 16), labels.split(1 << 16))
+        return sum(correct_at(head(x), y, 1) for x, y in parts).item() / len(labels)
+
+    return {"knn_acc1": nearest / len(held[1]), "linear_acc1": share(*held), "linear_train_acc1": share(*fit)}
+
+
+class Judge:
+    """Call `judge` where a step is `due`. `model` has an `encoder`; without a `validation` nothing is ever due.
+
+    `loss_of(net, micro_batches)` is the loss of a global batch and its parts. What was judged last and the best
+    encoder are part of a checkpoint (`state_dict`), and are taken up from it: an evaluation that
+    a checkpoint had not reached is done again, to the same numbers, and one that it had is not.
+    """
+
+    def __init__(
+        self,
+        settings,
+        validation: Validation | None,
+        folder: Path,
+        model: nn.Module,
+        loss_of: Callable[[nn.Module, list[Batch]], tuple[Tensor, dict[str, Tensor]]],
+        views: list[View],
+        order: Order,
+        statistics: tuple[list[float], list[float]],
+        workers: int,
+        device: torch.device,
+    ):
+        self.settings, self.validation, self.folder = settings, validation, folder
+        self.model, self.loss_of = model, loss_of
+        self.views, self.order, self.statistics, self.workers, self.device = views, order, statistics, workers, device
+        self.judged = -1  # the last step that was
+        self.values: dict[str, float] = {}  # what was found there
+        self.best: dict = {}
+        self.weights: dict[str, Tensor] = {}  # of the best encoder, on rank 0
+        self.written = True
+        if validation is not None:
+            self._introduce()
+
+    def due(self, step: int) -> bool:
+        return self._due(step, self.settings.eval_every) or self._due(step, self.settings.ssl_val_interval)
+
+    def _due(self, step: int, epochs: int | None) -> bool:
+        if not epochs or step <= self.judged:
+            return False
+        last = self.settings.epochs * self.order.steps_per_epoch
+        every = epochs * self.order.steps_per_epoch
+        return self.settings.eval_at_start if step == 0 else step % every == 0 or step == last
+
+    def judge(self, step: int, metrics: Metrics, alive: Callable[[], str | None]) -> str | None:
+        """Judge the network as it is at `step`; all ranks call it. Log, say and draw what was found, keep the best.
+
+        `alive` is called all through, as often on every rank; it says on all what asked the run to stop,
+        if anything did. The evaluation is then given up, stays due, and the words are returned.
+        """
+
+        def go_on() -> None:
+            if words := alive():
+                raise Abandoned(words)
+
+        try:
+            values = self._values(step, go_on)
+        except Abandoned as request:
+            return str(request)
+        epoch = round(step / self.order.steps_per_epoch, 4)
+        self.judged, self.values = step, {"epoch": epoch} | values
+        if values.get("linear_acc1", -1) > self.best.get("value", -1):
+            self.best = {"step": step, "epoch": epoch, "chosen_by": "linear_acc1", "value": values["linear_acc1"]}
+            self.weights, self.written = copied(self.model.encoder.state_dict()) if is_main() else {}, False
+        self._write_best()
+        metrics.write(step=step, **self.values)
+        say(words_of(self.values))
+        self._draw()
+        return None
+
+    @torch.no_grad()
+    def _values(self, step: int, go_on: Callable[[], None]) -> dict[str, float]:
+        values = {}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.settings.seed)
+            net = copy.deepcopy(self.model).eval()
+            share_buffers(net)  # ranks have running statistics of their own; encoder.pt has those of rank 0
+            if self._due(step, self.settings.eval_every):
+                values |= self._accuracies(net.encoder, go_on)
+            if self._due(step, self.settings.ssl_val_interval):
+                values |= self._validation_loss(net, go_on)
+        return values
+
+    def _accuracies(self, encoder: nn.Module, go_on: Callable[[], None]) -> dict[str, float]:
+        """Of features of un-augmented images, extracted once; files that cannot be read are left out."""
+        parts = [self._features(encoder, part, go_on) for part in self.validation.parts]
+        features, read = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
+        labels, split = self.validation.labels(), self.validation.split(read)
+        pairs = [(features[rows.to(self.device)], labels[rows].to(self.device)) for rows in split]
+        del parts, features  # which may be large
+        return accuracies(*pairs, len(self.validation.parts[0].classes), self.settings.seed, go_on)
+
+    def _features(self, encoder: nn.Module, data: Images, go_on: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """(features (N, F), which could be read (N,)) of all images, on every rank."""
+
+        def net(x: Tensor) -> Tensor:
+            go_on()
+            return encoder(x)
+
+        mean, std = self.statistics
+        size = self.settings.image_size if data.resident is None else min(data.resident.shape[2:])  # as evaluate.py
+        features, read, unread = inference.outputs(
+            net, data, size=size, batch_size=self.settings.batch_size, workers=self.workers, device=self.device,
+            mean=mean, std=std, title=None,
+        )  # fmt: skip
+        check_bad(unread, len(data), self.settings.max_bad_fraction, "they would judge the encoder")
+        if not read.any():
+            raise UserError(
+                f"data_dir: none of the {len(data)} images that judge the encoder can be read; are they there?"
+            )
+        if unread:
+            say(f"left out    {len(unread)} of {len(data)} images that judge the encoder; they cannot be read")
+        return features, read.cpu()
+
+    def _validation_loss(self, net: nn.Module, go_on: Callable[[], None]) -> dict[str, float]:
+        """The loss and its parts on two views of the validation images, the same views every time."""
+        order, images = self._validation_order(), self.validation.images
+        batches = training_batches(images, self.views, order, 0, order.steps_per_epoch, self.workers, self.device)
+        found: list[dict[str, Tensor]] = []
+        for _ in range(order.steps_per_epoch):
+            go_on()
+            loss, parts = self.loss_of(net, [next(batches) for _ in range(order.accumulate)])
+            found.append({"loss": loss} | {name.removeprefix("contrastive_"): part for name, part in parts.items()})
+        batches.close()
+        return {f"val_{name}": torch.stack([x[name].double() for x in found]).mean().item() for name in found[0]}
+
+    def _validation_order(self) -> Order:
+        return validation_order(self.settings, len(self.validation.images), self.order)
+
+    # What it leaves -------------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        count, images = self.settings.eval_every, len(self.validation.images)
+        whose = "a tenth of train, by seed" if len(self.validation.parts) == 1 else "the validation split"
+        also = "; training, too, sees these images, without labels" if self.validation.seen else ""
+        if count:
+            fit, held = (len(rows) for rows in self.validation.split())
+            say(f"judge       {_every(count)}: k-NN and a linear head of {fit} images on {held}, {whose}{also}")
+        if self.settings.ssl_val_interval:
+            batch = self._validation_order().global_batch
+            cut = f", as large as {images} images allow" if batch < self.order.global_batch else ""
+            say(f"val loss    {_every(self.settings.ssl_val_interval)}: of {whose}, "
+                f"in global batches of {batch}{cut}{also}")  # fmt: skip
+
+    def _write_best(self) -> None:
+        """encoder_best.pt and best.json; where they cannot be written it is tried again another time."""
+        if self.written or not is_main():
+            return
+        about = self.folder / "best.json"
+        try:
+            about.unlink(missing_ok=True)  # it never speaks of another encoder
+            checkpoint.save(self.weights, self.folder / "encoder_best.pt")
+            checkpoint.write_text(json_text(self.best), about)
+            self.written = True
+        except (OSError, RuntimeError) as error:
+            say(f"*** could not save the best encoder: {str(error).splitlines()[0]}; it is tried again ***")
+
+    def _draw(self) -> None:
+        if is_main() and "linear_acc1" in self.values:
+            lines = [line for line in json_lines(self.folder / "metrics.jsonl") if "linear_acc1" in line]
+            with contextlib.suppress(OSError):  # it is drawn again next time
+                pictures.evaluation(self.folder / "evaluation.png", lines)
+
+    def sum_up(self) -> None:
+        """The last lines of a run."""
+        self._write_best()
+        if self.values:
+            say(f"judged      {words_of(self.values)}")
+        if self.best:
+            say(f"best        {self.folder / 'encoder_best.pt'}: "
+                f"linear {100 * self.best['value']:.1f} % at epoch {self.best['epoch']:g}")  # fmt: skip
+
+    # Checkpoints ----------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        return {"judged": self.judged, "values": self.values, "best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state`, {} if a checkpoint has none. What lies in the folder may be of steps that were lost."""
+        self.judged, self.values = state.get("judged", -1), state.get("values", {})
+        self.best, self.weights = state.get("best", {}), state.get("weights", {})
+        self.written = not self.best
+        self._write_best()
+
+    def reached(self, line: dict) -> bool:
+        """Whether a line of metrics.jsonl is one that the checkpoint had reached."""
+        return not {"linear_acc1", "val_loss"} & set(line) or float(line["step"]) <= self.judged
+
+
+def words_of(values: dict[str, float]) -> str:
+    """'epoch 10  k-NN 61.2 %  linear 64.0 % (train 70.1 %)', and the validation loss."""
+    words = [f"epoch {values['epoch']:g}"]
+    if "linear_acc1" in values:
+        knn, linear, train = (100 * values[name] for name in ("knn_acc1", "linear_acc1", "linear_train_acc1"))
+        words += [f"k-NN {knn:.1f} %", f"linear {linear:.1f} % (train {train:.1f} %)"]
+    if "val_loss" in values:
+        words.append(f"val loss {values['val_loss']:.4g}")
+        words += [f"val acc{k} {100 * values[f'val_acc{k}']:.1f} %" for k in (1, 5) if f"val_acc{k}" in values]
+    return "  ".join(words)
+
+
+def _every(epochs: int) -> str:
+    return "every epoch" if epochs == 1 else f"every {epochs} epochs"
