@@ -2,6 +2,7 @@
 
 python evaluate.py --model_path runs/barlow_twins_shapes
 torchrun --nproc_per_node 8 evaluate.py --model_path RUN --protocol linear
+python evaluate.py --features RUN/features.pt
 python evaluate.py --help
 """
 
@@ -14,6 +15,7 @@ ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__ini
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, foreign, inference, inherit, ranges, trouble
+from ssl import checkpoint, config, distributed, features, foreign, inference, inherit, npz, ranges, trouble
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks
 from ssl.data.bad import check as check_bad
@@ -32,9 +34,12 @@ from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
+from ssl.features import Split
 from ssl.metrics import accuracy
 from ssl.probes import knn, probe
 from ssl.report import Progress, say, table
+from ssl.restore import restore
+from ssl.rows import Rows, statistics
 from ssl.schedules import warmup_cosine
 
 ROOT = Path(__file__).resolve().parent
@@ -66,6 +71,7 @@ class Settings:
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
     random_init: bool = False  # also judge the same encoder untrained
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
+    features: str | None = None  # or judge this file of --protocol features, without encoder and images
     # On what
     dataset: str | None = None  # unset: the run's
     data_dir: str | None = None  # unset: the run's
@@ -87,6 +93,8 @@ class Settings:
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
     protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more
+    standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
+    npz: bool = False  # protocol features: also write features.npz
     k: int = 20  # neighbours
     knn_temperature: float = 0.07  # of their votes
     probe_epochs: int = 30  # passes over the features
@@ -107,6 +115,8 @@ def main() -> None:
     if settings.init and settings.model_path:
         raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
     settings.model_path = settings.model_path or settings.init
+    if settings.features:
+        return judge_features(settings)
     run = foreign.run_settings(settings.model_path) if settings.model_path else {}
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
@@ -116,7 +126,7 @@ def main() -> None:
 
     # Data
     given = settings.mean, settings.std
-    train, test = labelled_splits(settings, protocols)
+    train, val, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
     classes = len(train.classes)
@@ -146,16 +156,16 @@ def main() -> None:
             subject.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
             before = {key: value.clone() for key, value in subject.state_dict().items()}
         if {"probe", "knn", "features"} & set(protocols):
-            (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
-            train_y, test_y = train.labels.to(device), test.labels.to(device)
-            if "probe" in protocols and is_main():
-                fit_and_held_out = split_validation(train.labels, 0.1, settings.seed)
-                parts = [(train_x[index], train_y[index]) for index in fit_and_held_out]
-                judged["probe"] = probe(*parts, (test_x, test_y), classes, settings.probe_epochs, seed=settings.seed)
-            if "knn" in protocols and is_main():
-                judged["knn"] = knn((train_x, train_y), (test_x, test_y), classes, settings.k, settings.knn_temperature)
-            if "features" in protocols and is_main() and name == "trained":
-                write_features(folder, settings, train, train_x, test, test_x)
+            if name == "trained" and "features" in protocols:
+                train, test = write_features(
+                    folder, settings, subject, {"train": train, "val": val, "test": test}, device
+                )
+                pairs = [features.load(folder, device).splits[x].pair() for x in ("train", "test")] if is_main() else []
+            else:
+                (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
+                pairs = [(Rows((x,), device), data.labels.to(device)) for x, data in ((train_x, train), (test_x, test))]
+            if is_main():
+                judged |= judge(*pairs, classes, settings, protocols)
         distributed.barrier()
         if "linear" in protocols and subject is not None:
             judged["linear"] = linear_evaluation(subject, width, train, test, settings, device)
@@ -164,11 +174,49 @@ def main() -> None:
         results |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
-    # Report
     if is_main() and set(protocols) != {"features"}:
-        checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
-        say("\n" + results_table(results, subjects, protocols) + "\n")
-        say(f"results     {folder / 'results.json'}")
+        report(results, subjects, protocols, folder)
+
+
+def judge_features(settings: Settings) -> None:
+    """Probe and k-NN from a features file. An encoder or images, where they are named too, must be those it is of."""
+    protocols = ["probe", "knn"] if "all" in settings.protocol else settings.protocol
+    if not set(protocols) <= {"probe", "knn"}:
+        raise UserError(f"protocol: {' '.join(protocols)} needs images; from --features there are probe and knn")
+    if settings.random_init or settings.raw_pixels or settings.npz:
+        raise UserError("random_init, raw_pixels and npz need images; leave them away with --features")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("features: one process judges a features file; start evaluate.py without torchrun")
+    ranges.check(settings)
+    labels.check_choice(settings.train_percent, settings.train_files)
+    found = features.load(settings.features, distributed.join(settings.device))
+    settings.output_dir = settings.output_dir or str(Path(settings.features).parent)
+    folder = open_folder(settings)
+    if settings.seed is None:
+        settings.seed = config.coerce(found.settings.get("seed", 0), int, "features: seed")
+    counts = ", ".join(f"{len(x)} {name}" for name, x in found.splits.items())
+    say(f"features    {settings.features}: {counts}, "
+        f"{found.splits['train'].rows.shape[1]} a sample, {len(found.classes)} classes")  # fmt: skip
+    if settings.model_path:
+        built = settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size
+        encoder, _, _ = restore(settings.model_path, *built, settings.init_format, settings.trust_checkpoint)
+        features.require_encoder(found, encoder, settings.features, settings.model_path)
+    if settings.dataset or settings.data_dir:
+        settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+        images = {name: load_split(settings, name) for name in ("train", "test")}
+        percent = config.coerce(found.settings.get("train_percent", 100), float, "features: train_percent")
+        images["train"] = labels.choose(images["train"], percent, None, settings.seed)
+        features.require_data(found, images, settings.features, settings.data_dir)
+    train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
+    require_enough(train, protocols)
+    results = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols)
+    report(results, {"trained": None}, protocols, folder)
+
+
+def report(results: dict, subjects: dict, protocols: list[str], folder: Path) -> None:
+    checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
+    say("\n" + results_table(results, subjects, protocols) + "\n")
+    say(f"results     {folder / 'results.json'}")
 
 
 # Settings -----------------------------------------------------------------------------
@@ -226,27 +274,37 @@ def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
         say(f"left out    {one_line(f'{path}: {reason}')}")
 
 
-def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images]:
-    """(train, test) of the data set, train cut to the labels that may be used."""
+def load_split(settings: Settings, split: str) -> Images | None:
     names = ("image_size", "class_list", *OF_TABLE, "seed")
     options = {name: getattr(settings, name) for name in names}
-    train, test = (
-        datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
-        for split in ("train", "test")
-    )
-    for data in (train, test):
-        tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
+    return datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
+
+
+def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images | None, Images]:
+    """(train, val, test) of the data set, train cut to the labels that may be used.
+
+    val only for protocol features, and where the data set has one of its own.
+    """
+    train, test = (load_split(settings, split) for split in ("train", "test"))
+    val = load_split(settings, "val") if "features" in protocols else None
+    for data in (train, val, test):
+        if data is not None:
+            tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
     settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
     labels.require_classes(train, settings.data_dir)
     train = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
+    require_enough(train, protocols)
+    leaks.check({"train": train, "val": val, "test": test})
+    return train, val, test
+
+
+def require_enough(train: Images | Split, protocols: list[str]) -> None:
     least = 2 if "probe" in protocols else 1
     labels.require_each(
         train, least, "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
     )
-    leaks.check({"train": train, "test": test})
-    return train, test
 
 
 def judged_size(settings: Settings, run: dict, data: Images) -> int:
@@ -281,6 +339,30 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 # Protocols ------------------------------------------------------------------------------
 
 
+def judge(
+    train: tuple[Rows, Tensor], test: tuple[Rows, Tensor], classes: int, settings: Settings, protocols: list[str]
+) -> dict:
+    """The probe, its winner chosen on a held-out tenth of `train`, and k-NN, of (features, labels)."""
+    judged: dict = {}
+    if settings.standardize and {"probe", "knn"} & set(protocols):
+        mean, std = statistics(train[0])
+        train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
+    if "probe" in protocols:
+        rows, y = train
+        fit_and_held_out = split_validation(y.cpu(), 0.1, settings.seed)
+        parts = [(rows.subset(index), y[index.to(y.device)]) for index in fit_and_held_out]
+        judged["probe"] = probe(*parts, test, classes, settings.probe_epochs, seed=settings.seed)
+    if "knn" in protocols:
+        judged["knn"] = knn(train, test, classes, settings.k, settings.knn_temperature)
+    return judged
+
+
+def reading(settings: Settings, device: torch.device, name: str) -> dict:
+    """How un-augmented images are read, for `inference`."""
+    return dict(size=settings.image_size, batch_size=settings.batch_size, workers=settings.workers, device=device,
+                mean=settings.mean, std=settings.std, title=f"features, {name}")  # fmt: skip
+
+
 def extract(
     encoder: nn.Module | None, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
@@ -288,14 +370,11 @@ def extract(
 
     Returned with the images they are of: `data` without those that cannot be read.
     """
-    features, read, unread = inference.outputs(
-        encoder or nn.Flatten(), data, size=settings.image_size, batch_size=settings.batch_size,
-        workers=settings.workers, device=device, mean=settings.mean, std=settings.std, title=f"features, {name}",
-    )  # fmt: skip
+    h, read, unread = inference.outputs(encoder or nn.Flatten(), data, **reading(settings, device, name))
     if not unread:
-        return features, data
+        return h, data
     tell_left_out(unread, len(data), settings)
-    return features[read], data.subset(read.nonzero()[:, 0].cpu())
+    return h[read], data.subset(read.nonzero()[:, 0].cpu())
 
 
 def linear_evaluation(
@@ -339,25 +418,47 @@ def linear_evaluation(
             progress.update(step + 1, f"linear  loss {loss.item():.3f}  epoch {epoch + 1}")
     progress.close()
     with torch.no_grad():
-        features, test = extract(encoder, test, settings, device, "test")
-        scores = head(features)
+        h, test = extract(encoder, test, settings, device, "test")
+        scores = head(h)
     return {f"acc{k}": accuracy(scores, test.labels.to(device), k) for k in (1, 5)}
 
 
-def write_features(folder: Path, settings: Settings, train: Images, train_x, test: Images, test_x) -> None:
-    """features.pt: plain tensors, loadable with weights_only."""
-    splits = {
-        split: {
-            "features": x.cpu(),
-            "labels": data.labels,
-            "names": [data.sample_name(i) for i in range(len(data))],
-        }
-        for split, data, x in (("train", train, train_x), ("test", test, test_x))
-    }
-    checkpoint.save(
-        splits | {"classes": train.classes, "settings": dataclasses.asdict(settings)}, folder / "features.pt"
-    )
-    say(f"features    {folder / 'features.pt'}")
+def write_features(
+    folder: Path, settings: Settings, encoder: nn.Module, images: dict[str, Images | None], device: torch.device
+) -> tuple[Images, Images]:
+    """Write features.pt and its shards (`ssl.features`), and features.npz if wanted; return train and test.
+
+    Rank 0 writes, and holds a shard at a time. Images that cannot be read stay out of both.
+    """
+    written, kept = {}, {}
+    for split, data in images.items():
+        if data is not None:
+            unread: dict[str, str] = {}
+            read: list[Tensor] = []
+            batches = inference.stream(encoder, data, unread, **reading(settings, device, split))
+            batches = noting(batches, read)
+            if is_main():
+                written[split] = features.write_split(folder, split, data, batches)
+            for _ in batches:  # the other ranks take part, and keep nothing
+                pass
+            unread = inference.of_all_ranks(unread)
+            tell_left_out(unread, len(data), settings)
+            kept[split] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
+    if is_main():
+        about = dataclasses.asdict(settings)
+        path = features.finish(folder, written, images["train"].classes, features.encoder_checksum(encoder), about)
+        say(f"features    {path}")
+        if settings.npz:
+            npz.write(features.load(folder), folder / "features.npz")
+            say(f"features    {folder / 'features.npz'}")
+    return kept["train"], kept["test"]
+
+
+def noting(batches: Iterator[tuple[Tensor, Tensor]], read: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches; which of their images were read is put into `read`."""
+    for h, good in batches:
+        read.append(good.cpu())
+        yield h, good
 
 
 def results_table(results: dict, subjects: dict, protocols: list[str]) -> str:

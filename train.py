@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, online, ranges, resume, runs, stopping, trouble
+from ssl import config, distributed, foreign, online, optim, ranges, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets
 from ssl.data.bad import BadImages
@@ -39,8 +39,8 @@ from ssl.errors import UserError, one_line_errors
 from ssl.gallery import write_views
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
+from ssl.health import Health
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
-from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.precision import choose_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
@@ -157,6 +157,7 @@ class Settings:
     save_epochs: int | None = None  # also save every so many epochs
     keep_checkpoints: int = 2  # how many of the newest stay
     log_every: int = 10  # steps between lines of metrics.jsonl
+    health_every: int | None = 100  # steps between readings of the run's health, docs/health.md; null: none
 
 
 def main() -> None:
@@ -240,6 +241,8 @@ def main() -> None:
 
     model.train()
     guard = Guard(model, optimizer)
+    health = Health(settings.health_every, total, settings.warmup_epochs * order.steps_per_epoch, model.encoder,
+                    criterion, optimizer)  # fmt: skip
     bad_steps = BadSteps(folder)
     bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction,
                            state["bad_images"] if state else {})  # fmt: skip
@@ -256,6 +259,7 @@ def main() -> None:
             "step": step,
             "retries": retries,
             "guard": guard.state_dict(),
+            "health": health.state_dict(),
             "bad_images": bad_images.known | bad_images.met,
             "judge": judge.state_dict(),
             "settings": dataclasses.asdict(settings),
@@ -273,6 +277,7 @@ def main() -> None:
             if state["scaler"]:  # empty where the run was not in float16 so far
                 scaler.load_state_dict(state["scaler"])
             guard.load_state_dict(state["guard"])
+            health.load_state_dict(state.get("health", {}))
         except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
             raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
         judge.load_state_dict(state.get("judge", {}))
@@ -340,6 +345,7 @@ def main() -> None:
     bad_images.note(data.bad)
     bad_images.agree()
     metrics = Metrics(folder / "metrics.jsonl", step, judge.reached)
+    health.open(folder, step)
     progress = Progress(stop, step)
     shape = data.channels, settings.image_size, settings.image_size
     batch = settings.batch_size, settings.accumulate
@@ -350,6 +356,7 @@ def main() -> None:
     while step < stop and not asked_to_stop:
         requests.ask()
         guard.begin()
+        health.begin(step + 1)
         set_lr(optimizer, lr_factor(settings, step, order.steps_per_epoch) * settings.retry_lr**retries)
 
         watchdog.beat(step, "reading data")
@@ -373,12 +380,19 @@ def main() -> None:
         else:
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         guard.judge(loss, norm)
+        health.before_update()
         optimizer.step()  # unless the guard found it bad
+        health.after_update()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         step = run.step = step + 1
         asked_to_stop = requests.answer()
 
+        if health.watching:
+            share = waited / (time.monotonic() - logged)
+            best = health.read(step, step / order.steps_per_epoch, loss, norm, guard.left_out, share, metrics)
+            if best and not settings.eval_every:  # which chooses by labels
+                run.keep_best(model.encoder.state_dict(), health.best)
         if step % settings.log_every == 0 or step == stop:
             value = loss.item()
             now = time.monotonic()
@@ -396,6 +410,7 @@ def main() -> None:
                 f"loss {value:.4g}  lr {lrs['lr_weights']:.3g}  {rate:.0f} samples/s  epoch {epoch:.1f}"
                 + (f"  bad images {ruined}" if ruined else "")
                 + (f"  bad steps {guard.total}" if guard.total else "")
+                + health.note()
                 + (f"  NOT SAVED since step {run.saved_step}: {run.trouble}" if run.trouble else ""),
             )
             if guard.row >= settings.max_bad_steps:
@@ -404,6 +419,7 @@ def main() -> None:
                     raise UserError(f"{words}, again after going back with lr × {settings.retry_lr:g}. {runs.DIVERGED}")
                 batches.close()
                 metrics.close()
+                health.close()
                 run.settle()
                 newest = run.newest(CHECKPOINT.fits)
                 if newest is None:
@@ -415,6 +431,7 @@ def main() -> None:
                     save()
                 batches = training_batches(data, views, order, step, stop, workers, device)
                 metrics = Metrics(folder / "metrics.jsonl", step, judge.reached)
+                health.open(folder, step)
                 now = time.monotonic()
             logged, logged_step, waited = now, step, 0.0
         asked_to_stop = asked_to_stop or evaluate()
@@ -432,6 +449,7 @@ def main() -> None:
         save(wait=True)
     progress.close()
     metrics.close()
+    health.close()
     distributed.barrier()
     distributed.leave()
     run.end("preempted" if asked_to_stop else "finished", asked_to_stop or "")
@@ -439,6 +457,7 @@ def main() -> None:
         say(f"\nstopped by {asked_to_stop} at step {step} of {stop}, saved; the same command continues")
         stopping.leave_preempted()
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
+    health.sum_up()
     judge.sum_up()
     if data.classes:
         say(f"judge it    python evaluate.py --model_path {folder}")
@@ -655,20 +674,9 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
     bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
     exclude = settings.exclude_bias_and_norm_wd
     bias_decay = 0.0 if exclude else settings.weight_decay
-    groups = parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
-    if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=settings.momentum, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "lamb":
-        return LAMB(groups, lr=settings.lr, exclude_bias_and_norm=exclude)
-    if settings.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
-            for p in group["params"]:
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return sgd
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
-        groups, lr=settings.lr, fused=True
-    )
+    groups = optim.parameter_groups(model, settings.lr * scale, bias_lr * scale, settings.weight_decay, bias_decay)
+    options = {"momentum": settings.momentum} if settings.optimizer in ("lars", "sgd") else {}
+    return optim.build(settings.optimizer, groups, settings.lr, exclude, **options)
 
 
 # The run folder ---------------------------------------------------------------------
@@ -678,8 +686,8 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
-    "save_epochs", "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size",
-    "accumulate", "max_bad_fraction", "max_bad_steps", "eval_every", "eval_at_start", "ssl_val_interval",
+    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint",
+    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "eval_every", "eval_at_start", "ssl_val_interval",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -84,10 +84,10 @@ class Refused(UserError):
     """A file that cannot be read without running its code."""
 
 
-def load(path: str | Path, trust: bool = False):
+def load(path: str | Path, trust: bool = False, mmap: bool = False):
     """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code.
 
-    With `trust` the code is run.
+    With `trust` the code is run. With `mmap` tensors stay in the file and are read as they are used.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,7 +96,7 @@ def load(path: str | Path, trust: bool = False):
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
         vetting.look_before(path)
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         vetting.look_after(value, path.stat().st_size)
         return value
     except MemoryError:

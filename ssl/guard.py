@@ -33,6 +33,7 @@ class Guard:
         self.before = [buffer.clone() for buffer in self.buffers]
         self.record: list[Tensor] = []  # a step each, since the last `read`: was it bad; was the loss, on this rank
         self.row = self.total = 0  # bad steps in a row, up to the last that was read; and in all
+        self.left_out = 0  # steps that did not count, those too by which a scaler tries things out
 
     def begin(self) -> None:
         """A step begins."""
@@ -65,6 +66,7 @@ class Guard:
         bad, lost = self._recorded().tolist()
         everyone = gather_objects(lost) if any(bad) else []  # any(bad) is the same on all ranks
         steps, found = len(self.record), []
+        self.left_out += int(sum(bad))
         self.record = []
         for i in range(steps):
             ranks = [rank for rank, losses in enumerate(everyone) if losses[i]]
@@ -79,11 +81,11 @@ class Guard:
         return torch.stack(self.record, 1) if self.record else torch.zeros(2, 0)
 
     def state_dict(self) -> dict:
-        return {"record": self._recorded(), "row": self.row, "total": self.total}
+        return {"record": self._recorded(), "row": self.row, "total": self.total, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict) -> None:
         self.record = list(state["record"].to(self.before[0].device if self.before else "cpu").unbind(1))
-        self.row, self.total = state["row"], state["total"]
+        self.row, self.total, self.left_out = state["row"], state["total"], state.get("left_out", 0)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

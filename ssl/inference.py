@@ -1,6 +1,6 @@
 """What a network says of all images of a data set, each counted once, on any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,32 @@ def outputs(
     `net` maps normalised pixels (n, C, size, size) to (n, F). Returns (outputs, read, bad): `read` (N,) is
     false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
     """
+    options = dict(size=size, batch_size=batch_size, workers=workers, device=device, mean=mean, std=std, title=title)
+    unread: dict[str, str] = {}
+    found, read = map(torch.cat, zip(*stream(net, data, unread, **options)))
+    return found, read, of_all_ranks(unread)
+
+
+@torch.no_grad()
+def stream(
+    net: nn.Module | Callable[[Tensor], Tensor],
+    data: Images,
+    unread: dict[str, str],
+    *,
+    size: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    mean: list[float],
+    std: list[float],
+    title: str | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`outputs` a batch at a time: (outputs, read), in order, on every rank, each of which must take them all.
+
+    What could not be read by this rank is put into `unread`; `of_all_ranks` gathers it.
+    """
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
-    parts, unread, done = [], {}, 0
+    done = 0
     progress = Progress(len(data), 0, "image") if title else None
     for pixels, counts, bad in plain_batches(data, size, batch_size, workers, device):
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -41,14 +65,13 @@ def outputs(
         read = h.new_ones(len(h), 1)
         read[list(bad)] = 0
         unread |= dict(bad.values())
-        parts.append(gather_rows(torch.cat([h, read], dim=1), counts))
+        rows = gather_rows(torch.cat([h, read], dim=1), counts)
+        yield rows[:, :-1], rows[:, -1] > 0
         done += sum(counts)
         if progress:
             progress.update(done, title)
     if progress:
         progress.close()
-    found = torch.cat(parts)
-    return found[:, :-1], found[:, -1] > 0, _of_all_ranks(unread)
 
 
 @torch.no_grad()
@@ -89,12 +112,13 @@ def mean_over_views(
     index = torch.cat(shown).view(copies, -1)[:, : len(data)]
     # Another image stood in for a file that cannot be read.
     read = (index == torch.arange(len(data), device=device)).all(0)
-    return found.mean(0), read, _of_all_ranks(unread)
+    return found.mean(0), read, of_all_ranks(unread)
 
 
 def _wide(h: Tensor) -> Tensor:
     return h.to(torch.promote_types(h.dtype, torch.float32))
 
 
-def _of_all_ranks(bad: dict[str, str]) -> dict[str, str]:
+def of_all_ranks(bad: dict[str, str]) -> dict[str, str]:
+    """{path: reason} of every rank, on every rank."""
     return {path: reason for found in gather_objects(bad) for path, reason in found.items()}

@@ -26,6 +26,24 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def build(name: str, groups: list[dict], lr: float, exclude_bias_and_norm: bool = True, **options) -> Optimizer:
+    """The optimizer called `name` (sgd, adam, adamw, lars, lamb) of `groups`; `options` are its own arguments.
+
+    torch's own are fused, unless `options` ask for another kind: the device then leaves a step out by itself.
+    """
+    if name in ("lars", "lamb"):
+        kind = LARS if name == "lars" else LAMB
+        return kind(groups, lr=lr, exclude_bias_and_norm=exclude_bias_and_norm, **options)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    fused = not {"fused", "foreach", "differentiable"} & set(options)
+    optimizer = kind(groups, lr=lr, **({"fused": True} if fused else {}), **options)
+    if name == "sgd" and options.get("momentum") and not options.get("dampening"):
+        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
 class _Layerwise(Optimizer):
     """What LARS and LAMB share: which tensors they adapt, and the conventions of torch.optim."""
 

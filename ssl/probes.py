@@ -1,4 +1,8 @@
-"""Judges of frozen features: a grid of linear heads in one pass, and weighted k-NN."""
+"""Judges of frozen features: a grid of linear heads in one pass, and weighted k-NN.
+
+Features are a tensor (N, F), or `rows.Rows` where they are more than memory holds: of those a batch, or a block of
+some ten MiB, is read at a time.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl.metrics import accuracy
+from ssl.metrics import correct_at
+from ssl.rows import Rows, at_a_time, statistics
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
@@ -29,7 +34,7 @@ class Heads:
 
 @torch.no_grad()
 def fit_heads(
-    features: Tensor,
+    features: Tensor | Rows,
     labels: Tensor,
     classes: int,
     grid: list[tuple[float, float]],
@@ -45,7 +50,7 @@ def fit_heads(
     """
     device, (count, width), heads = features.device, features.shape, len(grid)
     lrs, decays = (torch.tensor(column, device=device).view(-1, 1, 1) for column in zip(*grid))
-    mean, std = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    mean, std = statistics(features)
     weight = torch.zeros(heads, classes, width, device=device)
     bias = torch.zeros(heads, 1, classes, device=device)
     moving_weight, moving_bias = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -72,10 +77,19 @@ def fit_heads(
     return Heads(weight, bias[:, 0], mean, std)
 
 
+@torch.no_grad()
+def correct(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tensor, k: int = 1) -> list[float]:
+    """Share, in 0..1, of labels (N,) among the k best classes of each `chosen` head."""
+    count, counts = at_a_time(features), torch.zeros(len(chosen), dtype=torch.float64, device=labels.device)
+    for x, y in zip(features.split(count), labels.split(count)):
+        counts += torch.stack([correct_at(heads.scores(x, head), y, k) for head in chosen])
+    return (counts / len(labels)).tolist()
+
+
 def probe(
-    train: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Tensor | Rows, Tensor],
+    held_out: tuple[Tensor | Rows, Tensor],
+    test: tuple[Tensor | Rows, Tensor],
     classes: int,
     epochs: int = 30,
     batch_size: int = 256,
@@ -83,17 +97,17 @@ def probe(
 ) -> dict[str, float]:
     """Sweep LRS × WEIGHT_DECAYS on `train`, choose by accuracy on `held_out`, report that one on `test`.
 
-    Each argument is (features (N, F), labels (N,)). The test split is scored once, by the
-    winner. Returns acc1, acc5 (0..1), the winner's lr and weight_decay, and held_out_acc1.
+    Each argument is (features (N, F), labels (N,)). The test split is scored by the
+    winner alone. Returns acc1, acc5 (0..1), the winner's lr and weight_decay, and held_out_acc1.
     """
     grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
     heads = fit_heads(*train, classes, grid, epochs, batch_size, seed)
-    held_out_acc1 = [accuracy(heads.scores(held_out[0], head), held_out[1]) for head in range(len(grid))]
+    held_out_acc1 = correct(heads, list(range(len(grid))), *held_out)
     best = max(range(len(grid)), key=held_out_acc1.__getitem__)
-    scores = heads.scores(test[0], best)
+    (acc1,), (acc5,) = (correct(heads, [best], *test, k) for k in (1, 5))
     return {
-        "acc1": accuracy(scores, test[1]),
-        "acc5": accuracy(scores, test[1], 5),
+        "acc1": acc1,
+        "acc5": acc5,
         "lr": grid[best][0],
         "weight_decay": grid[best][1],
         "held_out_acc1": held_out_acc1[best],
@@ -102,8 +116,8 @@ def probe(
 
 @torch.no_grad()
 def knn(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Tensor | Rows, Tensor],
+    test: tuple[Tensor | Rows, Tensor],
     classes: int,
     k: int = 20,
     temperature: float = 0.07,
@@ -111,14 +125,23 @@ def knn(
     """Weighted k-NN accuracy (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
     Each argument is (features (N, F), labels (N,)). Returns acc1 (0..1) and k, which is cut to
-    the number of training samples.
+    the number of training samples. Training samples are read once, a block at a time.
     """
-    bank, labels = F.normalize(train[0], dim=1), train[1]
-    k = min(k, len(bank))
-    scores = []
-    for queries in test[0].split(1024):
-        cosine, nearest = (F.normalize(queries, dim=1) @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(queries), classes, device=bank.device)
+    bank, labels = train
+    k, count = min(k, len(bank)), at_a_time(bank)
+    nearest = [
+        (queries.new_empty(len(queries), 0), labels.new_empty(len(queries), 0)) for queries in test[0].split(1024)
+    ]
+    for rows, own in zip(bank.split(count), labels.split(count)):
+        rows = F.normalize(rows, dim=1)
+        for number, queries in enumerate(test[0].split(1024)):
+            cosine, place = (F.normalize(queries, dim=1) @ rows.T).topk(min(k, len(rows)), dim=1)
+            cosines, votes = (torch.cat(pair, dim=1) for pair in zip(nearest[number], (cosine, own[place])))
+            cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
+            nearest[number] = cosines, votes.gather(1, best)
+    right = torch.zeros((), dtype=torch.float64)
+    for (cosines, votes), y in zip(nearest, test[1].split(1024)):
+        scores = torch.zeros(len(y), classes, device=cosines.device, dtype=cosines.dtype)
         # exp((cosine - 1) / T) has the same winner and cannot overflow.
-        scores.append(votes.scatter_add_(1, labels[nearest], ((cosine - 1) / temperature).exp()))
-    return {"acc1": accuracy(torch.cat(scores), test[1]), "k": k}
+        right += correct_at(scores.scatter_add_(1, votes, ((cosines - 1) / temperature).exp()), y, 1).cpu()
+    return {"acc1": (right / len(test[1])).item(), "k": k}

@@ -6,7 +6,7 @@ from ssl.errors import UserError
 
 AT_LEAST_1 = (
     "image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs", "max_bad_steps", "k",
-    "probe_epochs", "linear_epochs", "linear_batch", "patience", "plateau_patience", "runs", "copies",
+    "probe_epochs", "linear_epochs", "linear_batch", "patience", "plateau_patience", "runs", "copies", "health_every",
 )  # fmt: skip
 AT_LEAST_0 = (
     "bias_lr", "lr_backbone", "weight_decay", "linear_weight_decay", "momentum", "warmup_epochs", "final_lr", "min_lr",

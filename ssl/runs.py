@@ -47,6 +47,8 @@ class RunFolder:
         self.trouble: str | None = None  # why the last save failed
         self.step = self.length = 0
         self.saved_step: int | None = None
+        self.best: tuple[dict, dict] | None = None  # encoder, and why it is the best, for encoder_best.pt
+        self.best_written = None  # the one that is there
         self.state, self.reason = "running", ""
         self.status_lock = threading.Lock()
         self.tried = time.monotonic()
@@ -178,7 +180,7 @@ class RunFolder:
         for patience in (5, 5, None) if wait else (None,):
             self._note_outcome(block=True)
             self.tried = time.monotonic()
-            self.pending = self.pool.submit(self._save, state["step"], copied(state), copied(encoder))
+            self.pending = self.pool.submit(self._save, state["step"], copied(state), copied(encoder), self.best)
             if wait:
                 self._note_outcome(block=True)
                 if self.trouble is None:
@@ -192,10 +194,21 @@ class RunFolder:
                 "Make room, then run the same command again: it continues from there"
             )
 
-    def _save(self, step: int, state: dict, encoder: dict) -> None:
+    def keep_best(self, encoder: dict, about: dict) -> None:
+        """encoder_best.pt and best.json are this encoder's from the next save on. Rank 0 alone.
+
+        Written before the checkpoint that knows of it, so that a run continued from there need not find it again.
+        """
+        self.best = (copied(encoder), dict(about))
+
+    def _save(self, step: int, state: dict, encoder: dict, best: tuple[dict, dict] | None) -> None:
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
         checkpoint.save(encoder, self.folder / "encoder.pt")  # first: a failure here must not move the checkpoints
+        if best is not None and best is not self.best_written:
+            checkpoint.save(best[0], self.folder / "encoder_best.pt")
+            checkpoint.write_text(json.dumps(best[1], indent=2) + "\n", self.folder / "best.json")
+            self.best_written = best
         checkpoint.rotate(state, self.folder, self.keep)
         self.saved_step = step
         self.status()

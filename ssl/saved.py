@@ -1,0 +1,86 @@
+"""An estimator's file: tensors and plain values, read without running anything."""
+
+import importlib
+import inspect
+import math
+
+from torch import nn
+
+from ssl import checkpoint, fitting
+from ssl.distributed import barrier, is_main
+from ssl.encoders import is_known
+from ssl.errors import UserError, one_line
+from ssl.runs import copied
+
+
+def write(model, path) -> None:
+    """As the estimator's `save`."""
+    params = model.get_params()
+    encoder = params.pop("encoder")
+    kind = encoder if inspect.isclass(encoder) else type(encoder)
+    plain = {name: value for name, value in params.items() if _is_plain(value)}
+    content = {
+        "estimator": type(model).__name__,
+        "encoder": f"{kind.__module__}.{kind.__qualname__}",
+        "params": plain,
+        "unsaved": sorted(set(params) - set(plain)),
+        "instance": not inspect.isclass(encoder),
+        "model": copied(model.net.state_dict()),
+        "progress": copied(fitting._progress(model)),
+        "step": model.step,
+        "seed": model.seed,
+        "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
+    }
+    if is_main():
+        checkpoint.save(content, path)
+    barrier()
+
+
+def read(cls, path, encoder, params: dict):
+    """As the estimator's `load`."""
+    content = checkpoint.load(path)
+    kinds = dict(estimator=str, encoder=str, params=dict, unsaved=list, instance=bool, model=dict, step=int, seed=int,
+                 history=list)  # fmt: skip
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path}: not a file of an estimator's save")
+    if content["estimator"] != cls.__name__:
+        raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
+    if encoder is None:
+        encoder = _known(path, content)
+    kept = {name: value for name, value in content["params"].items() if name not in params}
+    missing = {str(name) for name in content["unsaved"]} - set(params)
+    if "encoder_kwargs" in missing and inspect.isclass(encoder):
+        raise UserError(f"{path}: could not hold encoder_kwargs; pass them to load, or an encoder that is built")
+    model = cls(encoder, **kept, **params)
+    try:
+        model.net.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit this encoder and projection head ({one_line(error)[:300]})") from None
+    model.step, model.seed, model.history = content["step"], content["seed"], content["history"]
+    model.progress, model.unsaved = content.get("progress"), missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
+    return model
+
+
+def _known(path, content: dict) -> type[nn.Module]:
+    """The encoder's class, if importing it runs nobody else's code and it can be built from what is saved."""
+    name = content["encoder"]
+    known = is_known(name) and "." in name
+    if not known or content["instance"]:
+        raise UserError(f"{path}: its encoder is a {one_line(name)}; pass that class, or an instance, as encoder=…")
+    module, _, kind = name.rpartition(".")
+    kind = getattr(importlib.import_module(module), kind, None)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        raise UserError(f"{path}: its encoder, {one_line(name)}, is no nn.Module class here")
+    return kind
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _number(value) -> float:
+    return value if isinstance(value, int) else float(value) if value is not None else math.nan

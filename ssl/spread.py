@@ -1,0 +1,81 @@
+"""How features spread: their rank, and their place on the sphere. Pure functions of rows (N, D), no labels.
+
+All compute in float64, whatever the rows are in, and never hold more than N×N or D×D numbers.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """Of x (N, D), the min(N, D) largest first, from the smaller of xxᵀ and xᵀx.
+
+    What is below a 10⁻⁷th of the largest is rounding, and 0 here. Raises `RuntimeError` for what is not finite.
+    """
+    x = x.double()
+    gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+    sigma = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+    return torch.where(sigma > 1e-7 * sigma[:1], sigma, 0)
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of the centred rows: 0..min(N - 1, D).
+
+    How many directions the rows use: k for a spectrum that is even over k of them, 0 where all rows are one.
+    """
+    x = x.double()
+    sigma = singular_values(x - x.mean(0))
+    # Rows that are one point differ by the rounding of their mean, which has a spectrum, too.
+    spread = sigma.square().sum() > x.shape[0] * (1e-12 * x.square().mean(0).sum())
+    share = sigma / sigma.sum()
+    return torch.where(spread, torch.special.entr(share).sum().exp(), 0.0)
+
+
+def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
+    """RankMe (Garrido et al. 2023, eq. 1): the same of the rows as they are, with `eps` added to each share."""
+    sigma = singular_values(x)
+    share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + eps
+    return torch.special.entr(share).sum().exp()
+
+
+def on_sphere(x: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays."""
+    return torch.nn.functional.normalize(x.double(), dim=1)
+
+
+def alignment(x1: Tensor, x2: Tensor) -> Tensor:
+    """Mean squared distance of the two views on the sphere (Wang & Isola 2020, alpha 2): 0 where they agree, 0..4."""
+    return (on_sphere(x1) - on_sphere(x2)).square().sum(1).mean()
+
+
+def uniformity(x: Tensor) -> Tensor:
+    """log of the mean over pairs of exp(-2 · squared distance) on the sphere (Wang & Isola 2020, t 2).
+
+    0 where all rows are one point; near -4 where they are spread evenly in many dimensions.
+    """
+    x = on_sphere(x)
+    pairs = (2 - 2 * (x @ x.T)).clamp_min(0)
+    i, j = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    return pairs[i, j].mul(-2).exp().mean().log()
+
+
+def relative_std(x: Tensor) -> Tensor:
+    """√D × the mean over dimensions of the deviation of rows on the sphere (Chen & He 2021, section 4.1).
+
+    1 where rows are spread evenly, 0 where they are one point.
+    """
+    return on_sphere(x).std(0, correction=0).mean() * math.sqrt(x.shape[1])
+
+
+def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0) -> float:
+    """What a loss is expected to be where the views have nothing to do with each other.
+
+    Barlow Twins: entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal
+    samples), so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1). InfoNCE and SupCon: of 2N - 1
+    others none is nearer, log(2N - 1).
+    """
+    if method == "barlow_twins":
+        return dim * (1 + (1 + lambd * (dim - 1)) / (rows - 1))
+    return math.log(2 * rows - 1)

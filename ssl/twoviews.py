@@ -1,0 +1,194 @@
+"""Two views of every sample, of any kind: what a batch of them may be, and where batches come from."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+
+from ssl.data.order import Order, counted
+from ssl.distributed import rank, world_size
+from ssl.errors import UserError
+
+
+def split(batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(X1, X2, y) of a batch `[X1, X2]` or `([X1, X2], y)`; y is None where there is none.
+
+    Raises ValueError for another structure, shapes that differ or a y that is no tensor, TypeError for
+    views that are none.
+    """
+    views, y = batch, None
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], list | tuple):
+        views, y = batch
+        if not isinstance(y, Tensor):
+            raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)` with a tensor y, got {_describe(batch)}")
+    if not isinstance(views, list | tuple) or len(views) != 2:
+        raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)`, got {_describe(batch)}")
+    if not all(isinstance(view, Tensor) for view in views):
+        raise TypeError(f"X1 and X2 should be tensors, got {_describe(batch)}")
+    if views[0].shape != views[1].shape:
+        raise ValueError(f"X1 and X2 should have the same shape, got {_describe(batch)}")
+    return *views, y
+
+
+def _describe(value) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_describe, value[:4])) + (", …" if len(value) > 4 else "")
+        return f"{type(value).__name__} of {len(value)} [{inside}]"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """What torch (CPU), numpy and random draw comes from `seed`; afterwards they go on as if nothing had been."""
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+def are_samples(data) -> bool:
+    """Whether `data` are samples, not a loader of batches. Raises TypeError for what is neither."""
+    if isinstance(data, Tensor | np.ndarray | list) or (isinstance(data, Dataset) and hasattr(data, "__len__")):
+        return True
+    if isinstance(data, Dataset) or not hasattr(data, "__iter__"):
+        raise TypeError(f"expected a DataLoader, a tensor, an array or a Dataset with a length, got {type(data)}")
+    return False
+
+
+class Samples(Dataset):
+    """Samples by number, as `views` and encoders are given them: of tensors and arrays float32, a copy each time."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        item = self.data[index]
+        if isinstance(self.data, Dataset):
+            return item
+        return torch.as_tensor(item).to(torch.float32, copy=True)
+
+
+class _Views(Dataset):
+    """((epoch, index)) -> [view 1, view 2], drawn from (seed, epoch, index) and the number of the stream."""
+
+    def __init__(self, data, views: Callable, seed: int, streams: tuple[int, int]):
+        self.samples, self.views, self.seed, self.streams = Samples(data), views, seed, streams
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+        out = []
+        for stream in self.streams:
+            with drawn_from(counted(self.seed, *key, stream)):
+                sample = self.samples[key[1]]
+                sample = sample[0] if isinstance(sample, list | tuple) else sample  # a Dataset's (sample, label)
+                view = self.views(sample)
+            if not isinstance(view, Tensor | np.ndarray):
+                raise TypeError(f"views: expected it to return a tensor or an array, got {type(view)}")
+            out.append(torch.as_tensor(view))
+        return out
+
+
+def _stack(items: list[list[Tensor]]) -> list[Tensor]:
+    shapes = {tuple(view.shape) for item in items for view in item}
+    if len(shapes) > 1:
+        raise UserError(f"views: expected all views of a batch to have one shape, got {sorted(shapes)[:4]}")
+    return [torch.stack(views) for views in zip(*items)]
+
+
+class FromSamples:
+    """Batches of views of samples. Which samples and which views depends on (seed, epoch, index) alone."""
+
+    def __init__(self, data, views: Callable | None, batch_size: int, workers: int, seed: int):
+        if not callable(views):
+            raise UserError(
+                "views: samples need a callable, sample -> view, which is called twice for each; pass views=…, or a "
+                "DataLoader of `[X1, X2]`"
+            )
+        self.data, self.views, self.workers, self.seed = data, views, workers, seed
+        self.order = Order(len(data), batch_size, 1, world_size(), seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
+
+    def require_steps(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"batch_size: the global batch, {self.order.batch_size} per process × {world_size()} processes, is "
+                f"larger than the data ({len(self.data)} samples)"
+            )
+
+    def epoch(self, epoch: int, first: int) -> Iterator[list[Tensor]]:
+        """The batches of this rank in an epoch, from number `first` on; the last, incomplete one is left out."""
+        steps = range(epoch * self.steps_per_epoch + first, (epoch + 1) * self.steps_per_epoch)
+        places = [self.order.indices(step, 0, rank())[1].tolist() for step in steps]
+        return self._read([[(epoch, i) for i in indices] for indices in places], (0, 1))
+
+    def once(self) -> Iterator[list[Tensor]]:
+        """All samples in order, in the same views each time: what a validation compares between epochs."""
+        parts = torch.arange(len(self.data)).split(self.order.global_batch)
+        shares = [part.tensor_split(world_size())[rank()] for part in parts if len(part) >= max(2, world_size())]
+        return self._read([[(0, i) for i in share.tolist()] for share in shares], (2, 3))
+
+    def _read(self, keys: list, streams: tuple[int, int]) -> Iterator[list[Tensor]]:
+        views = _Views(self.data, self.views, self.seed, streams)
+        return iter(DataLoader(views, batch_sampler=keys, num_workers=self.workers, collate_fn=_stack))
+
+
+class FromLoader:
+    """Batches of the user's loader. What it draws from torch, numpy and random comes from (seed, epoch, rank)."""
+
+    def __init__(self, loader, seed: int):
+        self.loader, self.seed = loader, seed
+        if not hasattr(loader, "__len__"):
+            raise UserError("train: the loader needs a length, the number of its batches")
+        self.steps_per_epoch = len(loader)
+        alike = type(getattr(loader, "sampler", None)) in (RandomSampler, SequentialSampler)
+        if world_size() > 1 and alike:
+            raise UserError(
+                "train: every process would train on the same batches; give the loader a "
+                "torch.utils.data.DistributedSampler, or pass samples and views instead of a loader"
+            )
+
+    def require_steps(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise UserError("train: the loader gives no batch; is its batch_size larger than its data?")
+
+    def epoch(self, epoch: int, first: int) -> Iterator:
+        """As `FromSamples.epoch`; those before `first` are read and left out."""
+        sampler = getattr(self.loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        return (batch for number, batch in enumerate(self._drawn(epoch)) if number >= first)
+
+    def once(self) -> Iterator:
+        return self._drawn(0)
+
+    def _drawn(self, epoch: int) -> Iterator:
+        torch.default_generator.manual_seed(counted(self.seed, epoch, rank(), 4))
+        np.random.seed(counted(self.seed, epoch, rank(), 5))
+        random.seed(counted(self.seed, epoch, rank(), 6))
+        return iter(self.loader)
+
+
+def in_order(data, batch_size: int, workers: int):
+    """A loader of all of `data` in order, on every rank. Raises `UserError` for one that parts it among them."""
+    if are_samples(data):
+        return DataLoader(Samples(data), batch_size, num_workers=workers)
+    if isinstance(getattr(data, "sampler", None), DistributedSampler):
+        raise UserError(
+            "transform: a DistributedSampler changes the order and pads; pass an ordinary loader, of which the "
+            "processes share the work by themselves"
+        )
+    return data

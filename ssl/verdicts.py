@@ -1,0 +1,117 @@
+"""What readings of a run's health mean, in plain words. docs/health.md explains every rule."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Reading = dict[str, float]  # what health.Health measured at one step
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Newly holds when the last `readings` readings all show `sign`, and ends when as many do not."""
+
+    name: str
+    readings: int
+    sign: Callable[[Reading], bool]
+    words: Callable[[Reading], str]
+    warm: bool = False  # only readings after the warm-up count
+
+
+def attainable(r: Reading) -> float:
+    """The largest effective rank that so many centred rows of such embeddings can have."""
+    return min(r["rows"] - 1, r["dim"])
+
+
+RULES = (
+    Rule(
+        "dead_representation", 2,
+        lambda r: r["representation_std"] < 0.003,
+        lambda r: f"the encoder says the same of every image (relative std {r['representation_std']:.2g}): dead; "
+        "go back to an earlier checkpoint or start again with a lower lr and a longer warm-up; look at mean, std",
+    ),
+    Rule(
+        "collapse", 2,
+        lambda r: r["embedding_std"] < 0.05,
+        lambda r: f"embeddings of all images are nearly one point (relative std {r['embedding_std']:.2g}, healthy "
+        "0.3 to 1): collapsed; try a lower lr, a longer warm-up, other augmentation, and a batch that is not tiny",
+    ),
+    Rule(
+        "dimensional_collapse", 3,
+        lambda r: r["embedding_effective_rank"] < 0.08 * attainable(r),
+        lambda r: f"embeddings use {r['embedding_effective_rank']:.0f} of {r['dim']:.0f} dimensions (of at most "
+        f"{attainable(r):.0f} that {r['rows']:.0f} images can show): collapsing; try a larger lambd (Barlow Twins), "
+        "a lower lr, a wider projector, or stronger augmentation",
+    ),
+    Rule(
+        "same_views", 3,
+        lambda r: r["alignment"] < 0.01 and r["embedding_std"] >= 0.05,
+        lambda r: f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
+        "there is nothing left to learn from them; try stronger augmentation (crop_scale, jitter, grayscale)",
+    ),
+    Rule(
+        "stuck", 3,
+        lambda r: r["loss_of_unrelated"] > 0.97,
+        lambda r: f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the two views unrelated: "
+        "nothing is learnt; try another lr (ten times lower, then higher), weaker augmentation, and look at the views",
+        warm=True,
+    ),
+    Rule(
+        "exploding", 2,
+        lambda r: r["update_ratio_weights"] > 0.05 or r["loss_of_unrelated"] > 3,
+        lambda r: f"a step changes the weights by {100 * r['update_ratio_weights']:.2g} % of their norm, the loss is "
+        f"{r['loss_of_unrelated']:.2g} times that of unrelated views: too large; lower lr, lengthen warmup_epochs, "
+        "or set clip_grad",
+    ),
+    Rule(
+        "standing_still", 3,
+        lambda r: r["update_ratio_weights"] < 1e-6 * r["lr_share"] and r["lr_share"] > 0.1,
+        lambda r: f"a step changes the weights by only {r['update_ratio_weights']:.1e} of their norm: too little to "
+        "learn; raise lr, and look at lr_scaling and the optimizer's settings",
+        warm=True,
+    ),
+    Rule(
+        "starving", 3,
+        lambda r: r["data_wait"] > 0.3,
+        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, a "
+        "local disk, or make large images small once (python -m ssl.data.prepare)",
+    ),
+    Rule(
+        "skipping", 2,
+        lambda r: r["skipped"] > 0.05,
+        lambda r: f"{100 * r['skipped']:.0f} % of the steps are left out because their gradient is not finite; use "
+        "--amp bf16 or --amp off, or a lower lr",
+    ),
+)  # fmt: skip
+MEMORY = max(rule.readings for rule in RULES)
+
+
+def judge(readings: list[Reading], holding: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """What changed with the last of `readings`: rules that newly hold, with words, and names of those that ended.
+
+    `holding` are the names of the rules that held before. A value that is missing or not a number is no sign.
+    """
+    begun, ended = [], []
+    for rule in RULES:
+        signs = [_shows(rule, reading) for reading in readings[-rule.readings :]]
+        if len(signs) < rule.readings:
+            continue
+        if rule.name not in holding and all(signs):
+            begun.append((rule.name, rule.words(readings[-1])))
+        elif rule.name in holding and not any(signs):
+            ended.append(rule.name)
+    return begun, ended
+
+
+def _shows(rule: Rule, reading: Reading) -> bool:
+    if rule.warm and not reading["warm"]:
+        return False
+    try:
+        return rule.sign(reading)
+    except KeyError:
+        return False
+
+
+def finite(reading: Reading) -> Reading:
+    """Without what is not a number."""
+    return {name: value for name, value in reading.items() if math.isfinite(value)}

@@ -1,0 +1,382 @@
+"""Estimators: documented arguments, steps and errors; the same fit from the same random_state; scikit-learn's ways."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ssl.encoders import SmallResNet
+from ssl.errors import UserError
+from ssl.estimators import BarlowTwins, SimCLR
+from ssl.losses import barlow_twins, info_nce
+
+ROOT = Path(__file__).resolve().parents[1]
+BOTH = pytest.mark.parametrize("kind", [BarlowTwins, SimCLR])
+
+
+class Encoder(nn.Module):
+    """Anything (N, ...) with six numbers a sample -> (N, 8)."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(6, width), nn.ReLU(), nn.Dropout(0.1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def noisy(sample):
+    return sample + 0.1 * torch.randn_like(sample)
+
+
+def numbers(n=40):
+    return torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+
+
+def make(kind=BarlowTwins, encoder=Encoder, **changes):
+    small = dict(proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=3, random_state=0, batch_size=8)
+    return kind(encoder, **small | {"views": noisy} | changes)
+
+
+def pairs(n=40, labels=False, batch_size=8):
+    x = numbers(n)
+    data = [((a, a + 0.1), i % 2) if labels else (a, a + 0.1) for i, a in enumerate(x)]
+    return DataLoader(data, batch_size=batch_size, shuffle=True)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+
+
+def test_the_documented_defaults():
+    assert BarlowTwins(Encoder).get_params() | {"encoder": None} == dict(
+        encoder=None, encoder_kwargs=None, proj_input_dim=2048, proj_hidden_dim=2048, proj_output_dim=2048,
+        lambd=0.005, optimizer="adamW", learning_rate=0.0003, weight_decay=0.0005, exclude_bias_and_norm_wd=True,
+        optimizer_kwargs=None, lr_scheduler="warmup_cosine", lr_scheduler_kwargs=None, max_epochs=None, max_steps=-1,
+        random_state=None, device="auto", precision="off", callbacks=None, views=None, batch_size=64, num_workers=0,
+    )  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("labels", [False, True])
+def test_fit_on_a_loader_and_transform(kind, labels):
+    model = make(kind).fit(pairs(labels=labels))
+    h = model.transform(DataLoader(numbers(), batch_size=7))
+    with torch.no_grad():
+        torch.testing.assert_close(h, model.encoder.eval()(numbers()))
+    assert len(model.history) == 3 and model.step == 15
+    targets = torch.arange(40)
+    features, seen = model.transform_with_targets(DataLoader(TensorDataset(numbers(), targets), batch_size=7))
+    assert torch.equal(features, h) and torch.equal(seen, targets)
+
+
+def test_a_step_returns_the_loss_of_the_embeddings():
+    x1, x2 = numbers(), numbers() + 0.1
+    for kind, loss in ((BarlowTwins, barlow_twins), (SimCLR, info_nce)):
+        model = make(kind)
+        model.net.eval()
+        for step in (model.training_step, model.validation_step):
+            out = step(([x1, x2], torch.arange(40)), 0)
+            assert set(out) == {"loss", "z1", "z2", "y"} and torch.equal(out["y"], torch.arange(40))
+            assert not out["z1"].requires_grad and out["z1"].shape == (40, 8)
+            torch.testing.assert_close(out["loss"].detach(), loss(out["z1"], out["z2"])[0])
+        assert model.training_step([x1, x2], 0)["y"] is None
+        assert model.test_step([x1, x2], 0) is None
+        assert torch.equal(model.transform_step(x1, 0), model.encoder(x1))
+
+
+X = torch.zeros(4, 6)
+
+
+@pytest.mark.parametrize(
+    "batch, error, words",
+    [
+        (X, ValueError, r"batch should be `\[X1, X2\]` or `\(\[X1, X2\], y\)`, got Tensor \(4, 6\)"),
+        ([X, X, X], ValueError, r"batch should be .* got list of 3 \[Tensor"),
+        (([X], X), ValueError, "batch should be"),
+        (([X, X, X], X), ValueError, "batch should be"),
+        ([X, 3], TypeError, "should be tensors, got list of 2"),
+        ([X, X[1:]], ValueError, r"same shape, got .*\(4, 6\), Tensor \(3, 6\)"),
+        (([X, X], [1, 2]), ValueError, "with a tensor y"),
+        ([X, X + torch.nan], UserError, "not finite"),
+    ],
+)
+def test_bad_batches(batch, error, words):
+    with pytest.raises(error, match=words):
+        make().training_step(batch, 0)
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        (dict(encoder="resnet18"), TypeError, "Encoder must be a PyTorch nn.Module, or a class inheriting"),
+        (dict(encoder=lambda: Encoder()), TypeError, "Encoder must be"),
+        (dict(optimizer="lion"), ValueError, "Optimizer 'lion' is not implemented. Please use one of the available"),
+        (dict(optimizer=nn.Linear), TypeError, "optimizer: expected a name"),
+        (dict(lr_scheduler="cosine"), ValueError, "Unknown `lr_scheduler`: 'cosine'"),
+        (dict(lr_scheduler_kwargs={"interval": "batch"}), ValueError, "Unknown interval: batch"),
+        (dict(lr_scheduler_kwargs={"warmup_epoch": 1}), ValueError, "did you mean 'warmup_epochs'"),
+        (dict(max_epoch=3), ValueError, "there is no argument 'max_epoch'; did you mean 'max_epochs'"),
+        (dict(precision="half"), ValueError, "none of auto, bf16, fp16, off"),
+    ],
+)
+def test_bad_arguments(changes, error, words):
+    with pytest.raises(error, match=words):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        (dict(max_epochs=None), ValueError, "`max_epochs` must be set"),
+        (dict(max_epochs=0), ValueError, "`max_epochs` must be set"),
+        (dict(proj_input_dim=5), ValueError, r"Encoder output dim \(8\) does not match proj_input_dim \(5\). Either"),
+        (dict(encoder=nn.Identity, views=lambda s: s.mean()), RuntimeError, "Encoder output must be"),
+        (dict(lr_scheduler_kwargs={"warmup_epochs": 3}), ValueError, "warmup_epochs 3 must be at least 0 and less"),
+        (dict(views=None), ValueError, "views: samples need a callable"),
+        (dict(batch_size=41), ValueError, "larger than the data"),
+        (dict(learning_rate=1e-7), ValueError, "learning_rate: .* must be above warmup_start_lr"),
+    ],
+)
+def test_bad_fits(changes, error, words):
+    model = make(**changes)
+    with pytest.raises(error, match=words):
+        model.fit(numbers())
+    with pytest.raises(RuntimeError, match=f"This {type(model).__name__} instance is not fitted yet. Call 'fit'"):
+        model.transform(numbers())
+
+
+def test_a_loader_of_pairs_or_labels_is_no_input_of_transform():
+    model = make().fit(numbers())
+    with pytest.raises(ValueError, match="call transform_with_targets"):
+        model.transform(pairs())
+
+
+# The same fit -------------------------------------------------------------------------
+
+
+def test_the_same_random_state_is_the_same_init_and_fit_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    one = make(encoder_kwargs={"width": 8})
+    torch.manual_seed(2)
+    other = make(encoder_kwargs={"width": 8})
+    assert torch.equal(weights(one), weights(other))
+    assert not torch.equal(weights(one), weights(make(random_state=1)))
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    one.fit(pairs())
+    assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+    torch.rand(5)
+    other.fit(pairs())
+    assert torch.equal(weights(one), weights(other))
+    once = weights(one).clone()
+    assert torch.equal(weights(one.fit(pairs())), once)  # a second fit begins anew
+
+
+def test_views_depend_on_sample_and_epoch_and_not_on_workers():
+    def mixed(sample):
+        return sample + float(np.random.rand()) + torch.rand(())
+
+    one, two = (make(views=mixed, num_workers=workers, max_epochs=1).fit(numbers()) for workers in (0, 2))
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_the_callers_objects_stay_as_they_are():
+    kwargs = dict(
+        encoder_kwargs={"width": 8}, optimizer_kwargs={"betas": (0.8, 0.9)}, lr_scheduler_kwargs={"min_lr": 0}
+    )
+    before = copy.deepcopy(kwargs)
+    encoder, x = Encoder(), numbers()
+    model = make(**kwargs).fit(x)
+    assert kwargs == before and model.get_params()["lr_scheduler_kwargs"] is kwargs["lr_scheduler_kwargs"]
+    used = make(encoder=encoder, views=lambda s: s.add_(1)).fit(x)
+    assert used.encoder is encoder and torch.equal(x, numbers())
+
+
+def test_constant_features_give_no_nan():
+    class Constant(Encoder):
+        def forward(self, x):
+            return super().forward(x) * 0
+
+    assert math.isfinite(make(encoder=Constant).fit(numbers()).history[-1]["loss"])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_the_schedule_never_rises_above_the_rate_and_ends_at_its_floor(interval):
+    lrs = []
+    options = dict(interval=interval, warmup_epochs=1.5, min_lr=1e-5)
+
+    class Seen(torch.optim.SGD):
+        def step(self, closure=None):
+            lrs.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    model = make(optimizer=Seen, lr_scheduler_kwargs=options, max_epochs=7, max_steps=33).fit(numbers())
+    assert len(lrs) == model.step == 33 and lrs[0] == pytest.approx(1e-6)
+    assert max(lrs) == pytest.approx(3e-4) and lrs[-1] < 6e-5  # N1: 2.0 times the rate there
+    peak = lrs.index(max(lrs))
+    assert lrs[peak:] == sorted(lrs[peak:], reverse=True)
+    short = make(max_epochs=2).fit(numbers())  # N2: ten epochs of warm-up are longer than this run
+    assert short.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamW", "lars", "lamb", torch.optim.RMSprop])
+def test_every_optimizer_spares_biases_and_norms_the_decay(optimizer):
+    model = make(optimizer=optimizer, max_epochs=1).fit(numbers())
+    decays = {group["name"]: group["weight_decay"] for group in model.optimizer.param_groups}
+    assert decays == {"weights": 0.0005, "biases": 0.0}
+    model = make(optimizer=optimizer, max_epochs=1, exclude_bias_and_norm_wd=False).fit(numbers())
+    assert {group["weight_decay"] for group in model.optimizer.param_groups} == {0.0005}
+
+
+def test_instances_of_optimizer_and_scheduler():
+    encoder = Encoder()
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    model = make(
+        encoder=encoder, optimizer=optimizer, lr_scheduler=scheduler, lr_scheduler_kwargs={"interval": "epoch"}
+    )
+    model.fit(numbers())
+    assert model.optimizer is optimizer and optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+    with pytest.raises(ValueError, match="holds no parameter of this encoder"):
+        make(optimizer=optimizer).fit(numbers())
+
+
+# Interruptions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_resume_after_an_interruption_ends_in_the_same_weights(loader, tmp_path):
+    data = pairs() if loader else numbers()
+    whole = make().fit(data)
+    stopped = make()
+    steps = stopped.training_step
+
+    def interrupted(batch, number):
+        if stopped.step == 7:  # in the midst of an epoch
+            raise KeyboardInterrupt
+        return steps(batch, number)
+
+    stopped.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(data)
+    assert stopped.step == 7 and stopped.transform(numbers()).isfinite().all()
+    stopped.save(tmp_path / "model.pt")
+    loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder, views=noisy)
+    del stopped.training_step
+    for model in (stopped, loaded):
+        assert not torch.equal(weights(model), weights(whole))
+        assert torch.equal(weights(model.fit(data, resume=True)), weights(whole))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    model = make().fit(numbers())
+    before, loss = weights(model).clone(), model.loss
+    model.set_params(max_epochs=4)
+    model.loss = lambda z1, z2: loss(z1, z2) * torch.inf
+    with pytest.raises(UserError, match="not finite"):
+        model.fit(numbers(), resume=True)
+    assert torch.equal(weights(model), before)
+
+
+# Files --------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_without_code_and_checked(tmp_path):
+    path = tmp_path / "model.pt"
+    model = make().fit(numbers())
+    model.save(path)
+    torch.load(path, weights_only=True)
+    assert torch.equal(BarlowTwins.load(path, encoder=Encoder).transform(numbers()), model.transform(numbers()))
+    for kind, encoder, words in (
+        (BarlowTwins, None, "pass that class"),
+        (BarlowTwins, nn.Flatten, "does not fit"),
+        (SimCLR, Encoder, "holds a BarlowTwins"),
+    ):
+        with pytest.raises(UserError, match=words):
+            kind.load(path, encoder=encoder)
+    torch.save({"estimator": "BarlowTwins"}, path)
+    with pytest.raises(UserError, match="not a file of an estimator"):
+        BarlowTwins.load(path)
+
+
+def test_an_encoder_of_ours_needs_no_naming(tmp_path):
+    images = torch.rand(8, 2, 8, 8)
+    model = make(encoder=SmallResNet, encoder_kwargs=dict(width=4, stages=1, in_channels=2), max_epochs=1).fit(images)
+    model.save(tmp_path / "model.pt")
+    assert torch.equal(BarlowTwins.load(tmp_path / "model.pt").transform(images), model.transform(images))
+
+
+# scikit-learn and others --------------------------------------------------------------
+
+
+@BOTH
+def test_clone_set_params_and_pipeline(kind):
+    model = make(kind, encoder_kwargs={"width": 8})
+    copied = clone(model.fit(numbers()))
+    assert copied.step == 0 and repr(copied) == repr(model)
+    assert torch.equal(copied.fit(numbers()).transform(numbers()), model.transform(numbers()))
+    x, y = numbers().numpy().astype(np.float64), (numbers()[:, 0] > 0).long().numpy()
+    pipe = make_pipeline(make(kind), LogisticRegression())
+    assert pipe.set_params(**{f"{kind.__name__.lower()}__max_epochs": 2}).fit(x, y).score(x, y) > 0.6
+    assert pipe[0].step == 10 and "val_loss" not in pipe[0].history[-1]  # labels are no validation
+    with pytest.raises(UserError, match="did you mean 'batch_size'"):
+        model.set_params(batch_sise=3)
+    model.set_params(batch_size=4)
+    assert model.step == 15 and "batch_size=4" in repr(model)  # what was learnt is still there
+
+
+def test_validation_and_callbacks():
+    seen = []
+
+    class Listener:
+        def on_epoch_end(self, estimator, epoch, metrics):
+            seen.append((epoch, metrics["val_loss"]))
+
+    plain, listened = make(), make(callbacks=[Listener(), lambda model, epoch, metrics: seen.append(model.step)])
+    listened.fit(numbers(), TensorDataset(numbers(20)))
+    assert [item for item in seen if isinstance(item, int)] == [5, 10, 15] and len(seen) == 6
+    assert torch.equal(weights(listened), weights(plain.fit(numbers())))  # validation changes nothing
+
+
+@pytest.mark.parametrize(
+    "shape, layers",
+    [
+        (
+            (1, 6, 6, 6),
+            lambda: nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.AdaptiveAvgPool3d(1), nn.Flatten()),
+        ),
+        ((2, 30), lambda: nn.Sequential(nn.Conv1d(2, 8, 5), nn.BatchNorm1d(8), nn.AdaptiveAvgPool1d(1), nn.Flatten())),
+        (
+            (7, 9, 9),
+            lambda: nn.Sequential(nn.Conv2d(7, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        ),
+    ],
+    ids=["volumes", "signals", "seven channels"],
+)
+@BOTH
+def test_any_kind_of_sample(kind, shape, layers):
+    x = torch.rand(16, *shape).numpy()
+    h = make(kind, encoder=layers(), max_epochs=1).fit_transform(x)
+    assert h.shape == (16, 8) and h.isfinite().all()
+
+
+def test_in_a_notebook_that_has_the_standard_ssl_already(tmp_path):
+    code = (
+        f"import sys, ssl; assert not hasattr(ssl, '__path__'); ROOT = {str(ROOT)!r}\n"
+        "sys.path.insert(0, ROOT); ssl.__path__ = [ROOT + '/ssl']\n"
+        "from ssl.estimators import BarlowTwins, SimCLR; print(BarlowTwins.__name__, ssl.SSLContext.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.stdout == "BarlowTwins SSLContext\n", done.stderr
