@@ -75,7 +75,7 @@ class Settings:
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
-    encoder: str = "resnet50"  # a torchvision ResNet, or the dotted path of an nn.Module class
+    encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
@@ -504,7 +504,8 @@ def find_recipe(asked: dict) -> Path | None:
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
     size = asked.get("image_size", datasets.KNOWN[name][0])
     similar = "cifar10" if size <= datasets.SMALL and not name.startswith("ImageNet") else "imagenet"
-    paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (name.lower(), similar)]
+    own = "imagenet100" if name in ("ImageNet50", "ImageNet200") else name.lower()
+    paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (own, similar)]
     return next((path for path in paths if path.exists()), None)
 
 
