@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ssl import config, distributed, foreign, ranges, resume, runs, stopping
 from ssl.augment import COLUMNS, View
-from ssl.data import datasets
+from ssl.data import datasets, preload
 from ssl.data.bad import BadImages
 from ssl.data.files import Batch
 from ssl.data.images import Images
@@ -133,6 +133,7 @@ class Settings:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
     compile: bool = False  # torch.compile the model
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    preload: bool = False  # decode image files once, into memory that a machine's processes and workers share
     deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # What may go wrong with data and numbers
@@ -190,6 +191,8 @@ def main() -> None:
         test_slides=settings.test_slides,
         seed=settings.seed,
     )
+    if settings.preload:
+        data = preload.hold(data, settings.image_size)
     views = make_views(settings)
     labels = require_labels(settings, data) if learns_from_labels(settings) else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
@@ -636,7 +639,7 @@ FREE_TO_CHANGE = {
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "init", "init_format", "trust_checkpoint", "batch_size",
-    "accumulate", "max_bad_fraction", "max_bad_steps",
+    "accumulate", "max_bad_fraction", "max_bad_steps", "preload",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",
@@ -669,7 +672,7 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
     }[settings.lr_scaling]
     bias = settings.lr if settings.bias_lr is None else settings.bias_lr
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
-    where = "in memory" if data.resident is not None else where
+    where = "in memory" if data.resident is not None or data.held is not None else where
     say(f"recipe      {recipe}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")

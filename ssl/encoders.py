@@ -55,8 +55,8 @@ def build_encoder(
     `name` is a torchvision ResNet ('resnet50'), 'wide_resnet_28_10' or the dotted path of an `nn.Module`
     class ('timm.models.ConvNeXt'), built with `kwargs`. A torchvision ResNet loses its classifier and
     starts every residual branch at zero. `stem`, of all that are no classes, is 'imagenet' (7×7, stride 2,
-    max-pool), 'small' (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class that has an
-    argument `in_channels` or `in_chans` is told of channels other than 3.
+    max-pool), 'small' (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class
+    that has an argument `in_channels` or `in_chans` is told of channels other than 3.
     Raises `UserError` for a name that is not there, cannot read the images or does not give (N, width).
     """
     kwargs = kwargs or {}

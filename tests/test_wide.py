@@ -22,7 +22,10 @@ def test_wide_resnet_28_10_has_the_published_size():
     assert weight.std().item() == pytest.approx((2 / (9 * 160)) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("size, stem, side", [(32, "auto", 32), (64, "auto", 64), (96, "auto", 24), (32, "imagenet", 8)])
+SIDES = [(32, "auto", 32), (64, "auto", 64), (96, "auto", 24), (32, "imagenet", 8)]
+
+
+@pytest.mark.parametrize("size, stem, side", SIDES)
 def test_its_stem_follows_the_image_size_and_any_channels(size, stem, side):
     small = {"depth": 10, "widen_factor": 1}
     encoder, width = build_encoder("wide_resnet_28_10", size, stem, small, channels=2)
