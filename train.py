@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, ranges, resume, runs, stopping
+from ssl import config, distributed, foreign, ranges, recipes, resume, runs, stopping
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets, preload
 from ssl.data.bad import BadImages
@@ -78,7 +78,7 @@ class Settings:
     encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
-    projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
+    projector: str = "8192-8192-8192"  # widths of the projector's layers, the last the embedding's; auto: by the images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder or file, ours or of others
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
@@ -92,10 +92,10 @@ class Settings:
     batch_size: int = 256  # images per process and micro-batch
     accumulate: int = 1  # micro-batches a step
     accumulate_mode: Literal["exact", "split"] = "exact"  # loss of all of them together, or the mean of their losses
-    epochs: int = 100  # length of the run and of the schedule
+    epochs: int | Literal["auto"] = 100  # length of the run and of the schedule; auto: by the number of images
     max_steps: int | None = None  # stop after so many steps; the schedule still spans all epochs
     optimizer: Literal["lars", "lamb", "sgd", "adam", "adamw"] = "lars"  # lars and lamb for large batches
-    lr: float = 0.2  # of weights, before scaling with the batch
+    lr: float | Literal["auto"] = 0.2  # of weights, before scaling with the batch; auto: by the authors' table
     bias_lr: float | None = 0.0048  # of biases and norms, before scaling; unset: the same as lr
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # lr x batch/256, x sqrt(batch), or as it is
     weight_decay: float = 1e-6  # of weights
@@ -120,7 +120,7 @@ class Settings:
     color_distortion_strength: float = 1.0  # multiplies jitter
     jitter_prob: float = 0.8  # probability
     grayscale: float = 0.2  # probability
-    blur_prob: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of view 1, view 2
+    blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # auto: by the image size
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
@@ -193,11 +193,15 @@ def main() -> None:
     )
     if settings.preload:
         data = preload.hold(data, settings.image_size)
-    views = make_views(settings)
     labels = require_labels(settings, data) if learns_from_labels(settings) else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
                   labels if settings.balanced else None)  # fmt: skip
     require_whole_batches(settings, order)
+    for name, (value, why) in recipes.resolve(vars(settings), order.global_batch, len(data)).items():
+        setattr(settings, name, value)
+        say(f"auto        {name} {value} ({why})")
+    ranges.check_training(settings)
+    views = make_views(settings)
     total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
 
@@ -508,6 +512,7 @@ def find_recipe(asked: dict) -> Path | None:
     size = asked.get("image_size", datasets.KNOWN[name][0])
     similar = "cifar10" if size <= datasets.SMALL and not name.startswith("ImageNet") else "imagenet"
     own = "imagenet100" if name in ("ImageNet50", "ImageNet200") else name.lower()
+    own = similar if name == "folder" and similar == "cifar10" else own
     paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (own, similar)]
     return next((path for path in paths if path.exists()), None)
 
@@ -517,7 +522,7 @@ def check(settings: Settings) -> None:
     ranges.check(settings)
     ranges.check_training(settings)
     for name in ("blur_prob", "solarize_prob"):
-        if len(getattr(settings, name)) != 2:
+        if getattr(settings, name) != "auto" and len(getattr(settings, name)) != 2:
             raise UserError(
                 f"{name}: expected two values, of view 1 and view 2, got {getattr(settings, name)}; "
                 f"{settings.method} compares two views"

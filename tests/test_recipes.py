@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl import config
+from ssl import config, recipes
 from ssl.augment import View
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
+from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,9 +39,10 @@ def with_rows(path: Path) -> list[train.Settings]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_builds_its_model_and_takes_a_step(path):
-    settings = with_rows(path)[0]
-    for row in with_rows(path):
+    for row in (rows := with_rows(path)):
         train.check(row)
+    found = recipes.resolve(vars(rows[0]), 256, 50_000)
+    settings = dataclasses.replace(rows[0], **{name: value for name, (value, _) in found.items()})
     widths = [int(width) for width in settings.projector.split("-")]
     with torch.device("meta"):  # shapes alone: no memory, no time
         model = train.Model(settings)
@@ -103,3 +105,63 @@ def test_the_rows_of_the_search_are_the_studys_grid():
         assert (s.epochs, s.projector, s.accumulate_mode, s.mean, s.std) == (801, "128-128", "split", [0] * 3, [1] * 3)
         assert (s.image_size, s.color_distortion_strength) == ((224, 1.0) if s in large else (32, 0.5))
     assert {s.encoder for s in small[:16]} == {"resnet18"} and {s.encoder for s in large} == {"resnet50"}
+
+
+# What says auto ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch, lr", [
+    (128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2),  # the authors' table
+    (16, 0.7), (8192, 0.2), (362, 0.35), (1448, 0.225),  # beyond its ends; in the middle, as a factor
+])  # fmt: skip
+def test_the_learning_rate_follows_the_authors_table(batch, lr):
+    assert recipes.learning_rate(batch) == pytest.approx(lr, abs=2e-4)
+
+
+def test_between_its_points_a_line_over_the_logarithm_and_never_up():
+    rates = [recipes.learning_rate(batch) for batch in range(2, 5000, 7)]
+    assert rates == sorted(rates, reverse=True)
+    for (x0, y0), (x1, y1) in zip(recipes.BARLOW_TWINS_LR, recipes.BARLOW_TWINS_LR[1:]):
+        assert recipes.interpolate((x0 * x1) ** 0.5, recipes.BARLOW_TWINS_LR) == pytest.approx((y0 + y1) / 2)
+        linear = recipes.interpolate((x0 + x1) / 2, recipes.BARLOW_TWINS_LR)  # the control: of the batch itself
+        assert y0 == y1 or linear != pytest.approx((y0 + y1) / 2, rel=1e-3)
+
+
+def test_epochs_projector_and_blur_follow_images_and_their_size():
+    lengths = [recipes.epochs(n) for n in (500, 50_000, 80_000, 126_689, 400_000, 1_281_167, 10**8)]
+    assert lengths == [1000, 1000, 630, 400, 200, 100, 100]
+    assert [recipes.projector("barlow_twins", n) for n in (50_000, 1_281_167)] == ["2048-2048-2048", "8192-8192-8192"]
+    assert recipes.projector("simclr", 50_000) == "512-128"
+    assert [recipes.blur_prob("barlow_twins", size) for size in (32, 64, 65, 224)] == [[0, 0]] * 2 + [[1.0, 0.1]] * 2
+
+
+def test_only_what_says_auto_is_resolved_and_with_a_reason():
+    own = read("--data_dir", "x")
+    found = recipes.resolve(vars(own), 512, 126_689)
+    assert {name: value for name, (value, _) in found.items()} == {
+        "lr": 0.3, "epochs": 400, "projector": "2048-2048-2048", "blur_prob": [1.0, 0.1]
+    }  # fmt: skip
+    assert "512" in found["lr"][1] and "126689" in found["epochs"][1]
+    chosen = read("--data_dir", "x", "--lr", "0.2", "--projector", "64-64", "--blur_prob", "0", "0")
+    assert recipes.resolve(vars(chosen), 512, 126_689).keys() == {"epochs"}
+
+
+def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
+    published = read("--dataset", "ImageNet", "--data_dir", "x")
+    assert recipes.resolve(vars(published), 2048, 1_281_167) == {}
+    auto = recipes.resolve(vars(read("--data_dir", "x")), 2048, 1_281_167)
+    for name, (value, _) in auto.items():  # images of your own, as many as ImageNet's, on 8 GPUs
+        assert value == getattr(published, name)
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--method", "simclr", "--lr", "auto"], "lr: auto is known of barlow_twins"),
+    (["--optimizer", "sgd", "--lr", "auto"], "lr: auto is known of barlow_twins"),
+    (["--lr", "automatic"], "'automatic' is not a number"),
+    (["--lr", "null"], "None is not a number"),
+    (["--epochs", "autos"], "'autos' is not an integer"),
+    (["--temperature", "auto"], "'auto' is not a number"),
+])  # fmt: skip
+def test_auto_that_cannot_be_is_refused(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        recipes.resolve(vars(read("--dataset", "ImageNet", "--data_dir", "x", *arguments)), 256, 1000)

@@ -529,6 +529,7 @@ def test_there_are_recipes():
     ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
     ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
     ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
+    ({"data_dir": "x"}, "barlow_twins_folder"),
     ({"dataset": "CIFAR100", "method": "simclr"}, "simclr_cifar10"),
     ({"dataset": "ImageNet", "image_size": 64}, "barlow_twins_imagenet"),
     ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet100"),
