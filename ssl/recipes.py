@@ -59,12 +59,16 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
     known = (method, settings["optimizer"], settings["lr_scaling"]) == ("barlow_twins", "lars", "linear")
     if settings["lr"] == "auto" and not known:
         raise UserError("lr: auto is known of barlow_twins with optimizer lars and lr_scaling linear; set a number")
-    found = {
-        "lr": lambda: (learning_rate(global_batch), f"global batch {global_batch}; the authors' table: 0.7 up to 128, 0.2 from 2048"),
-        "epochs": lambda: (epochs(images), f"{images} images; published: 1000 on CIFAR, 400 on ImageNet-100, 100 on ImageNet"),
-        "projector": lambda: (projector(method, images),
-                              f"{images} images, {'at least' if images >= LARGE_SET else 'fewer than'} {LARGE_SET}"),
-        "blur_prob": lambda: (blur_prob(method, size),
-                              f"views of {size} pixels; none up to {SMALL_IMAGE}"),
-    }  # fmt: skip
-    return {name: value() for name, value in found.items() if settings[name] == "auto"}
+    found: dict[str, tuple[object, str]] = {}
+    if settings["lr"] == "auto":
+        why = f"global batch {global_batch}; the authors' table: 0.7 up to 128, 0.4 at 256, 0.2 from 2048 on"
+        found["lr"] = learning_rate(global_batch), why
+    if settings["epochs"] == "auto":
+        why = f"{images} images; published: 1000 on CIFAR, 400 on ImageNet-100, 100 on ImageNet"
+        found["epochs"] = epochs(images), why
+    if settings["projector"] == "auto":
+        why = f"{images} images; larger from {LARGE_SET} on"
+        found["projector"] = projector(method, images), why
+    if settings["blur_prob"] == "auto":
+        found["blur_prob"] = blur_prob(method, size), f"views of {size} pixels; none up to {SMALL_IMAGE}"
+    return found
