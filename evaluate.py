@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl import checkpoint, config, distributed, features, foreign, inference, inherit, npz, ranges, trouble
 from ssl.augment import View
-from ssl.data import datasets, labels, leaks
+from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, training_batches
@@ -106,6 +106,7 @@ class Settings:
     # Machine and files
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    preload: bool = False  # decode the training files once, into shared memory: protocol linear reads them every epoch
     seed: int | None = None  # of held-out slices, label subsets, heads; unset: the run's, or 0
     output_dir: str | None = None  # where results.json goes; unset: the run folder
 
@@ -129,6 +130,8 @@ def main() -> None:
     train, val, test = labelled_splits(settings, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
+    if settings.preload:
+        train = preload.hold(train, settings.image_size)
     classes = len(train.classes)
 
     # Encoder

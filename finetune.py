@@ -42,7 +42,7 @@ from ssl import (
     trouble,
 )  # fmt: skip
 from ssl.augment import COLUMNS, View
-from ssl.data import datasets, labels, leaks
+from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import BadImages
 from ssl.data.bad import check as check_bad
 from ssl.data.files import Batch
@@ -139,6 +139,7 @@ class Settings:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
     compile: bool = False  # torch.compile the model
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    preload: bool = False  # decode the files of train and val once, into memory that processes and workers share
     deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # Run
@@ -484,6 +485,8 @@ def load_splits(settings: Settings) -> dict[str, Images | None]:
     require_named(settings.major, first.classes)
     leaks.check(splits)
     distributed.barrier()
+    for name in ("train", "val") if settings.preload else ():
+        splits[name] = splits[name] and preload.hold(splits[name], settings.image_size)
     return splits
 
 
@@ -697,7 +700,7 @@ FREE_TO_CHANGE = {
     "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
     "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "test_only",
-    "model_path",
+    "model_path", "preload",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "finetune.py",

@@ -24,9 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, online, optim, ranges, resume, runs, stopping, trouble
+from ssl import config, distributed, foreign, online, optim, ranges, recipes, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
-from ssl.data import datasets
+from ssl.data import datasets, preload
 from ssl.data.bad import BadImages
 from ssl.data.files import Batch
 from ssl.data.images import Images
@@ -79,10 +79,10 @@ class Settings:
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
     # Model
-    encoder: str = "resnet50"  # a torchvision ResNet, or the dotted path of an nn.Module class
+    encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
-    projector: str = "8192-8192-8192"  # widths of the projector's layers; the last is the embedding
+    projector: str = "8192-8192-8192"  # widths of the projector's layers, the last the embedding's; auto: by the images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder or file, ours or of others
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
@@ -96,10 +96,10 @@ class Settings:
     batch_size: int = 256  # images per process and micro-batch
     accumulate: int = 1  # micro-batches a step
     accumulate_mode: Literal["exact", "split"] = "exact"  # loss of all of them together, or the mean of their losses
-    epochs: int = 100  # length of the run and of the schedule
+    epochs: int | Literal["auto"] = 100  # length of the run and of the schedule; auto: by the number of images
     max_steps: int | None = None  # stop after so many steps; the schedule still spans all epochs
     optimizer: Literal["lars", "lamb", "sgd", "adam", "adamw"] = "lars"  # lars and lamb for large batches
-    lr: float = 0.2  # of weights, before scaling with the batch
+    lr: float | Literal["auto"] = 0.2  # of weights, before scaling with the batch; auto: by the authors' table
     bias_lr: float | None = 0.0048  # of biases and norms, before scaling; unset: the same as lr
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # lr x batch/256, x sqrt(batch), or as it is
     weight_decay: float = 1e-6  # of weights
@@ -124,7 +124,7 @@ class Settings:
     color_distortion_strength: float = 1.0  # multiplies jitter
     jitter_prob: float = 0.8  # probability
     grayscale: float = 0.2  # probability
-    blur_prob: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of view 1, view 2
+    blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # auto: by the image size
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
@@ -141,6 +141,7 @@ class Settings:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
     compile: bool = False  # torch.compile the model
     workers: int | None = None  # loader processes per process; unset: the cores it may use
+    preload: bool = False  # decode image files once, into memory that a machine's processes and workers share
     deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # What may go wrong with data and numbers
@@ -200,12 +201,18 @@ def main() -> None:
         seed=settings.seed,
     )
     data = load("train" if learns_from_labels(settings) else "unlabelled")
-    validation = find_validation(settings, data, load, learns_from_labels(settings))
-    views = make_views(settings)
+    if settings.preload:
+        data = preload.hold(data, settings.image_size)
     labels = require_labels(settings, data) if learns_from_labels(settings) else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
                   labels if settings.balanced else None)  # fmt: skip
     require_whole_batches(settings, order)
+    for name, (value, why) in recipes.resolve(vars(settings), order.global_batch, len(data)).items():
+        setattr(settings, name, value)
+        say(f"auto        {name} {value} ({why})")
+    ranges.check_training(settings)
+    validation = find_validation(settings, data, load, learns_from_labels(settings))
+    views = make_views(settings)
     total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
 
@@ -565,7 +572,9 @@ def find_recipe(asked: dict) -> Path | None:
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
     size = asked.get("image_size", datasets.KNOWN[name][0])
     similar = "cifar10" if size <= datasets.SMALL and not name.startswith("ImageNet") else "imagenet"
-    paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (name.lower(), similar)]
+    own = "imagenet100" if name in ("ImageNet50", "ImageNet200") else name.lower()
+    own = similar if name == "folder" and similar == "cifar10" else own
+    paths = [ROOT / "configs" / f"{method}_{name}.yaml" for name in (own, similar)]
     return next((path for path in paths if path.exists()), None)
 
 
@@ -574,7 +583,7 @@ def check(settings: Settings) -> None:
     ranges.check(settings)
     ranges.check_training(settings)
     for name in ("blur_prob", "solarize_prob"):
-        if len(getattr(settings, name)) != 2:
+        if getattr(settings, name) != "auto" and len(getattr(settings, name)) != 2:
             raise UserError(
                 f"{name}: expected two values, of view 1 and view 2, got {getattr(settings, name)}; "
                 f"{settings.method} compares two views"
@@ -687,7 +696,8 @@ FREE_TO_CHANGE = {
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint",
-    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "eval_every", "eval_at_start", "ssl_val_interval",
+    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_at_start",
+    "ssl_val_interval",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",
@@ -729,7 +739,7 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
     }[settings.lr_scaling]
     bias = settings.lr if settings.bias_lr is None else settings.bias_lr
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
-    where = "in memory" if data.resident is not None else where
+    where = "in memory" if data.resident is not None or data.held is not None else where
     say(f"recipe      {recipe}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}{no_gpu}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")

@@ -38,7 +38,7 @@ class Block(nn.Module):
 class ResNet3d(nn.Module):
     """Volumes (N, 1, S, S, S) -> representations (N, width · 8)."""
 
-    def __init__(self, width: int = 16):
+    def __init__(self, width: int = 8):
         super().__init__()
         stem = nn.Sequential(nn.Conv3d(1, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm3d(width), nn.ReLU())
         self.layers = nn.Sequential(stem, *(Block(width * 2**i, width * 2 ** (i + 1)) for i in range(3)))
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     with np.load(args.file) as file:  # allow_pickle is off
         data = {
@@ -99,7 +99,7 @@ def main() -> None:
         }
     for seed in args.seeds:
         model = BarlowTwins(
-            ResNet3d, proj_input_dim=128, proj_hidden_dim=256, proj_output_dim=256, lambd=0.01, learning_rate=1e-3,
+            ResNet3d, proj_input_dim=64, proj_hidden_dim=256, proj_output_dim=256, lambd=0.01, learning_rate=1e-3,
             max_epochs=args.epochs, views=view, batch_size=128, random_state=seed,
         )  # fmt: skip
 

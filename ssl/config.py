@@ -105,21 +105,27 @@ def write_yaml(path: str | Path, values: dict) -> None:
 # Types ------------------------------------------------------------------------
 
 
-def _without_none(kind):
-    """X of `X | None`; any other kind as it is."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    return kind
+AUTO = typing.Literal["auto"]
+
+
+def _alternatives(kind) -> tuple:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _plain(kind):
+    """X of `X | None`, `X | Literal["auto"]`; any other kind as it is."""
+    return next((arg for arg in _alternatives(kind) if arg not in (type(None), AUTO)), kind)
 
 
 def coerce(value, kind, where: str):
     """`value` as type `kind`, or a `UserError` that begins with `where`.
 
-    Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...] and `X | None`. An
-    integer is a fine float; nothing else changes its type, and numbers must be finite.
+    Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...], `X | None` and
+    `X | Literal["auto"]`. An integer is a fine float; nothing else changes its type, and numbers must be finite.
     """
-    if _without_none(kind) is not kind:
-        return None if value is None else coerce(value, _without_none(kind), where)
+    if _plain(kind) is not kind:
+        other = type(None) if value is None else AUTO if value == "auto" else None
+        return value if other in _alternatives(kind) else coerce(value, _plain(kind), where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
@@ -231,7 +237,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             raise UserError(f"command line: unknown setting --{key}{nearest(key, kinds)}")
         if not equals:
             following = []
-            takes_many = typing.get_origin(_without_none(kinds[key])) in (list, tuple)
+            takes_many = typing.get_origin(_plain(kinds[key])) in (list, tuple)
             while position < len(arguments) and not arguments[position].startswith("--"):
                 following.append(arguments[position])
                 position += 1
@@ -304,6 +310,6 @@ def manual(cls) -> str:
 
 def _choices(kind) -> str:
     """'a|b' where a field's values are words of a list."""
-    kind = _without_none(kind)
+    kind = _plain(kind)
     inner = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
     return "|".join(map(str, typing.get_args(inner))) if typing.get_origin(inner) is typing.Literal else ""

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 
 import torch
 import torchvision
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ssl.errors import UserError
+from ssl.wide import WideResNet
 
 
 class SmallResNet(nn.Module):
@@ -42,7 +44,7 @@ def resnet_names() -> list[str]:
 
 def is_known(name: str) -> bool:
     """Whether building the encoder `name` imports nothing but our encoders and torchvision's models."""
-    return "." not in name or name.startswith(("ssl.encoders.", "ssl.preact.", "torchvision.models."))
+    return "." not in name or name.startswith(("ssl.encoders.", "ssl.preact.", "ssl.wide.", "torchvision.models."))
 
 
 def build_encoder(
@@ -50,35 +52,36 @@ def build_encoder(
 ) -> tuple[nn.Module, int]:
     """The encoder called `name` for images of so many channels, freshly initialised, and its representation's width.
 
-    `name` is a torchvision ResNet ('resnet50') or the dotted path of an `nn.Module` class
-    ('timm.models.ConvNeXt'), built with `kwargs`. A ResNet loses its classifier and starts
-    every residual branch at zero; `stem` is 'imagenet' (7×7, stride 2, max-pool), 'small'
-    (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class that has an
-    argument `in_channels` or `in_chans` is told of channels other than 3.
+    `name` is a torchvision ResNet ('resnet50'), 'wide_resnet_28_10' or the dotted path of an `nn.Module`
+    class ('timm.models.ConvNeXt'), built with `kwargs`. A torchvision ResNet loses its classifier and
+    starts every residual branch at zero. `stem`, of all that are no classes, is 'imagenet' (7×7, stride 2,
+    max-pool), 'small' (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class
+    that has an argument `in_channels` or `in_chans` is told of channels other than 3.
     Raises `UserError` for a name that is not there, cannot read the images or does not give (N, width).
     """
     kwargs = kwargs or {}
+    small = stem == "small" or (stem == "auto" and image_size <= 64)
     if "." in name:
         encoder = _from_path(name, kwargs, channels)
+    elif name == "wide_resnet_28_10":
+        its_stem = {"in_channels": channels, "stem": "small" if small else "imagenet"}
+        encoder = _built(name, WideResNet, kwargs, its_stem | kwargs)
     elif name in resnet_names():
-        encoder = _resnet(name, image_size, stem, kwargs, channels)
+        encoder = _resnet(name, small, kwargs, channels)
     else:
         raise UserError(
-            f"encoder: {name!r} is neither a torchvision ResNet ({', '.join(resnet_names())}) "
+            f"encoder: {name!r} is neither a torchvision ResNet ({', '.join(resnet_names())}), nor wide_resnet_28_10, "
             "nor the dotted path of an nn.Module class"
         )
     return encoder, representation_width(encoder, image_size, channels)
 
 
-def _resnet(name: str, image_size: int, stem: str, kwargs: dict, channels: int) -> ResNet:
-    try:
-        encoder = torchvision.models.get_model(name, weights=None, zero_init_residual=True, **kwargs)
-    except Exception as error:
-        raise UserError(
-            f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
-        ) from error
+def _resnet(name: str, small: bool, kwargs: dict, channels: int) -> ResNet:
+    def make(**given) -> ResNet:
+        return torchvision.models.get_model(name, weights=None, zero_init_residual=True, **given)
+
+    encoder = _built(name, make, kwargs, kwargs)
     encoder.fc = nn.Identity()
-    small = stem == "small" or (stem == "auto" and image_size <= 64)
     if small or channels != 3:
         shape = dict(kernel_size=3, padding=1) if small else dict(kernel_size=7, stride=2, padding=3)
         encoder.conv1 = nn.Conv2d(channels, 64, **shape, bias=False)
@@ -97,11 +100,16 @@ def _from_path(path: str, kwargs: dict, channels: int) -> nn.Module:
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise UserError(f"encoder: {path!r} is not an nn.Module class")
     takes = {"in_channels", "in_chans"} & set(inspect.signature(cls).parameters) if channels != 3 else ()
+    return _built(path, cls, kwargs, dict.fromkeys(takes, channels) | kwargs)
+
+
+def _built(name: str, make: Callable, kwargs: dict, arguments: dict) -> nn.Module:
+    """make(**arguments), of which the user gave `kwargs`."""
     try:
-        return cls(**dict.fromkeys(takes, channels) | kwargs)
+        return make(**arguments)
     except Exception as error:  # also sizes that are negative, or no memory has room for
         raise UserError(
-            f"encoder: {path} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
+            f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
         ) from error
 
 

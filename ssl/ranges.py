@@ -57,7 +57,7 @@ def check_training(settings) -> None:
         raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
     if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
         raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
-    if settings.warmup_epochs >= settings.epochs:
+    if settings.epochs != "auto" and settings.warmup_epochs >= settings.epochs:
         raise UserError(
             f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
             "rate would never come down; set --warmup_epochs"
@@ -70,6 +70,6 @@ def _refuse(settings, name: str, wrong, words: str) -> None:
 
 
 def _values(settings, name: str) -> list:
-    """The numbers of a setting: none where it is unset, or no setting of this script."""
+    """The numbers of a setting: none where it is unset, or still `auto`, or no setting of this script."""
     value = getattr(settings, name, None)
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    return [] if value in (None, "auto") else list(value) if isinstance(value, list | tuple) else [value]

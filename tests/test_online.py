@@ -55,8 +55,8 @@ class Dropping(nn.Module):
 
 TINY = {
     "encoder": "test_online.Dropping", "encoder_kwargs": "{}", "projector": "16-16", "image_size": 32, "batch_size": 16,
-    "epochs": 3, "warmup_epochs": 1, "log_every": 1, "workers": 1, "amp": "off", "max_bad_fraction": 1.0,
-    "health_every": 2,
+    "epochs": 3, "warmup_epochs": 1, "log_every": 1, "health_every": 2, "workers": 1, "amp": "off",
+    "max_bad_fraction": 1.0,
 }  # fmt: skip
 JUDGED = {"eval_every": 1, "eval_at_start": "true", "ssl_val_interval": 1}
 EVALUATIONS = ("knn_acc1", "linear_acc1", "val_loss")

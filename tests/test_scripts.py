@@ -216,10 +216,16 @@ class Dropping(SmallResNet):
         return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
-@pytest.mark.parametrize("method, micro_batches", [("barlow_twins", 2), ("barlow_twins", 4), ("supcon", 4)])
-def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches):
+DROPPING = ("test_scripts.Dropping", {"width": 8, "stages": 1})
+WIDE = ("wide_resnet_28_10", {"depth": 10, "widen_factor": 1})
+
+
+@pytest.mark.parametrize("method, micro_batches, encoder", [
+    ("barlow_twins", 2, DROPPING), ("barlow_twins", 4, DROPPING), ("supcon", 4, DROPPING), ("simclr", 2, WIDE),
+])  # fmt: skip
+def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches, encoder):
     settings = train.Settings(method=method, image_size=16, projector="12-8", sync_bn=False,
-                              encoder="test_scripts.Dropping", encoder_kwargs={"width": 8, "stages": 1})  # fmt: skip
+                              encoder=encoder[0], encoder_kwargs=encoder[1])  # fmt: skip
     torch.manual_seed(0)
     model = train.Model(settings).train()
     criterion = train.make_criterion(settings)
@@ -523,7 +529,13 @@ def test_there_are_recipes():
     ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
     ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
     ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
-    ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet"),
+    ({"data_dir": "x"}, "barlow_twins_folder"),
+    ({"dataset": "CIFAR100", "method": "simclr"}, "simclr_cifar10"),
+    ({"dataset": "ImageNet", "image_size": 64}, "barlow_twins_imagenet"),
+    ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet100"),
+    ({"dataset": "ImageNet50"}, "barlow_twins_imagenet100"),
+    ({"dataset": "ImageNet200", "method": "simclr"}, "simclr_imagenet100"),
+    ({"dataset": "ImageNet200", "method": "supcon"}, "supcon_imagenet"),
     ({"dataset": "STL10"}, "barlow_twins_stl10"),
 ])  # fmt: skip
 def test_the_recipe_under_a_run_is_that_of_the_method_and_the_data(asked, expected):

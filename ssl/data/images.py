@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from ssl.data.arrays import Stack
 from ssl.data.groups import hold_out_groups
 from ssl.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from ssl.data.preload import Held
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 # What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
@@ -56,8 +60,8 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: os.fsencode(path))
 
 
-def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None) -> Tensor:
-    """The image at `path` as (3, H, W) uint8, upright and in RGB.
+def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None, held: bytes | None = None) -> Tensor:
+    """The image at `path`, whose bytes may be `held` already, as (3, H, W) uint8, upright and in RGB.
 
     Grey, palette and CMYK are converted; transparency is laid on white; 16-bit grey is
     scaled to 8; EXIF orientation is obeyed; an animation gives its first frame.
@@ -67,7 +71,7 @@ def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None)
     empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes.
     """
     try:
-        with Image.open(io.BytesIO(_content(path)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content(path) if held is None else held), formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
@@ -88,7 +92,7 @@ def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None)
         raise BadImage(path, f"cannot be read as an image ({type(error).__name__}: {reason})") from None
 
 
-def _content(path: str | Path) -> bytes:
+def content(path: str | Path) -> bytes:
     """The bytes of the file. From these Pillow cannot take more memory than there are, whatever a header claims."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -149,6 +153,7 @@ class Images:
 
     labels (N,) int64, -1 unlabelled. `groups` (N,) says which images belong together (of one patient, lesion, slide),
     None where that is not known. `named`: a table gave the files' names, so one name is one image wherever it lies.
+    `held`: what the files hold, already in memory (ssl/data/preload.py).
     `bad` holds (path, reason) of files that were left out since they cannot be read.
     """
 
@@ -162,6 +167,7 @@ class Images:
     groups: Sequence[str | None] | None = None
     named: bool = False
     bad: tuple[tuple[str, str], ...] = ()
+    held: "Held | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,6 +180,8 @@ class Images:
 
     def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
         """Image `index` as (C, H, W); `reduction` as in `images.decode`. Raises `BadImage`."""
+        if self.held is not None:
+            return self.held.pixels(index, self.paths[index], reduction)
         if self.paths is not None:
             return decode(self.paths[index], reduction)
         held = self.resident if self.stored is None else self.stored
@@ -207,6 +215,7 @@ class Images:
             paths=None if self.paths is None else Paths(self.paths[i] for i in indices.tolist()),
             stored=None if self.stored is None else self.stored.subset(indices.numpy()),
             groups=None if self.groups is None else [self.groups[i] for i in indices.tolist()],
+            held=None if self.held is None else self.held.subset(indices.numpy()),
         )
 
 

@@ -1,0 +1,227 @@
+"""Images of files decoded once, into memory that all processes and workers of a machine share.
+
+The memory is a file without a name (memfd): nothing can be left behind, however the run ends, and a container's small
+/dev/shm is no limit. Each process maps it read-only. A batch has the same bits as one that is read from the files.
+"""
+
+import contextlib
+import mmap
+import os
+import stat
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+
+from ssl.data.images import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Images, content, decode
+from ssl.data.loader import auto_workers
+from ssl.distributed import gather_objects, rank, world_size
+from ssl.errors import UserError, one_line
+from ssl.report import say
+
+SHARE = 0.9  # of the free memory that the images may take
+
+
+class Held:
+    """The images of a data set in a shared file: first a table (N, 4) of start, bytes, height, width, then the bytes.
+
+    An image is (height, width, 3) pixels or, where the height is 0, its file; one of no bytes is read from
+    its path, as without preloading. `rows` are those of the table that the data set's images have.
+    """
+
+    def __init__(self, fd: int, total: int, rows: np.ndarray):
+        self.fd, self.total, self.rows = fd, total, rows
+        shared = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it cannot be written to, as it should be
+            self.bytes = torch.frombuffer(shared, dtype=torch.uint8)
+        self.table = np.frombuffer(shared, np.int64, 4 * total).reshape(total, 4)
+
+    def __reduce__(self):
+        """For a worker that is spawned: it opens the file of the process that starts it."""
+        return _reopened, (_where(self.fd), self.total, self.rows)
+
+    def subset(self, indices: np.ndarray) -> "Held":
+        return Held(self.fd, self.total, self.rows[indices])
+
+    def pixels(self, index: int, path: str, reduction: Callable[[int, int], int] | None) -> Tensor:
+        """As `images.decode` of `path`."""
+        start, size, height, width = self.table[self.rows[index]].tolist()
+        if not size:
+            return decode(path, reduction)
+        held = self.bytes[start : start + size]
+        if not height:
+            return decode(path, reduction, held.numpy().tobytes())
+        if reduction is not None:
+            reduction(height, width)  # whoever asks learns the size by this
+        return held.view(height, width, 3).permute(2, 0, 1)
+
+
+def _where(fd: int) -> str:
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def _reopened(path: str, total: int, rows: np.ndarray) -> Held:
+    return Held(os.open(path, os.O_RDONLY), total, rows)
+
+
+def hold(data: Images, size: int) -> Images:
+    """`data` for views of `size` pixels with its files' images in memory; as it is if they are already, or no files.
+
+    All ranks call it. Raises `UserError`, on all of them, before anything is decoded if the images do not fit.
+    """
+    if data.paths is None or data.resident is not None:
+        return data
+    began = time.monotonic()
+    table = _measure(data.paths, size)
+    table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
+    need = int(table.nbytes + table[:, 1].sum())
+    local = int(os.environ.get("LOCAL_RANK", 0))  # torchrun numbers the ranks of a machine one after another
+    say(f"preload     decoding {len(data)} images, {need / 1e9:.1f} GB, into memory")
+    fd, trouble = -1, shortage(need)
+    if trouble is None and local == 0:
+        fd, trouble = _created(need)
+    _agree(trouble)
+    where = gather_objects(_where(fd))[rank() - local]
+    try:
+        fd = fd if local == 0 else os.open(where, os.O_RDWR)
+        _fill(mmap.mmap(fd, need), table, data.paths)
+    except (OSError, MemoryError) as error:
+        trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"
+    _agree(trouble)
+    held = Held(fd, len(data), np.arange(len(data)))
+    files = int(((held.table[:, 2] == 0) & (held.table[:, 1] > 0)).sum())
+    say(f"preload     done in {time.monotonic() - began:.0f} s"
+        + (f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
+           if files else ""))  # fmt: skip
+    return replace(data, held=held)
+
+
+def _agree(trouble: str | None) -> None:
+    """Raise `UserError` on every rank where any has trouble."""
+    for words in gather_objects(trouble):
+        if words is not None:
+            raise UserError(f"preload: {words}")
+
+
+def _created(need: int) -> tuple[int, str | None]:
+    """A file of `need` bytes in memory, or what is wrong."""
+    if not hasattr(os, "memfd_create"):
+        return -1, "needs Linux; leave --preload out"
+    try:
+        fd = os.memfd_create("preload")
+        os.ftruncate(fd, need)
+        return fd, None
+    except OSError as error:
+        return -1, f"no memory to share can be had here ({one_line(error)}); leave --preload out"
+
+
+def _measure(paths: Sequence[str], size: int) -> np.ndarray:
+    """Table (N, 4) of 0, bytes to hold, height or 0 for a file, width, from the headers alone; ranks share the work."""
+    mine = range(rank(), len(paths), world_size())
+    with ThreadPoolExecutor(auto_workers()) as pool:
+        measured = list(pool.map(lambda index: _size(paths[index], size), mine))
+    table = np.zeros((len(paths), 4), np.int64)
+    for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
+        table[other :: world_size(), 1:] = part
+    return table
+
+
+def _size(path: str, size: int) -> tuple[int, int, int]:
+    """(bytes, height, width) of the image as it will be held; zeros if it cannot be.
+
+    A JPEG of at least four times the views' size is held as its file (height 0): it is decoded at a reduced size
+    if the crops allow it, which other pixels would come of than of the whole.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+            return 0, 0, 0
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LARGEST_IMAGE:
+                return 0, 0, 0
+            if isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
+                return status.st_size, 0, 0
+            return 3 * width * height, height, width
+    except Exception:  # whatever is wrong with it is told when it is wanted
+        return 0, 0, 0
+
+
+def _fill(shared: mmap.mmap, table: np.ndarray, paths: Sequence[str]) -> None:
+    """Write this process's share of the images, and their rows of the table. Pillow decodes outside Python's lock."""
+    rows = np.frombuffer(shared, np.int64, table.size).reshape(table.shape)
+    everything = np.frombuffer(shared, np.uint8)
+
+    def read(index: int) -> None:
+        start, size, height, width = table[index].tolist()
+        if not size:
+            return
+        with contextlib.suppress(BadImage):
+            if height:
+                pixels = decode(paths[index]).permute(1, 2, 0)
+                height, width = pixels.shape[:2]  # upright
+                held = pixels.numpy().reshape(-1)
+            else:
+                held = np.frombuffer(content(paths[index]), np.uint8)
+            if len(held) == size:  # else the file has changed
+                everything[start : start + size] = held
+                rows[index] = start, size, height, width
+
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    with ThreadPoolExecutor(auto_workers()) as pool:
+        for _ in pool.map(read, range(local, len(paths), count)):
+            pass
+
+
+# Does it fit? -----------------------------------------------------------------
+
+
+def shortage(need: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> str | None:
+    """What to say where `need` bytes are too much for this machine, or for this job's or container's limit."""
+    free, whose = free_memory(proc, cgroups)
+    if need <= SHARE * free:
+        return None
+    return (
+        f"the decoded images take {need / 1e9:.1f} GB, and of the {free / 1e9:.1f} GB that {whose} has free they may "
+        f"take {SHARE:.0%}. Make them smaller (python -m ssl.data.prepare), take fewer, or leave --preload out"
+    )
+
+
+def free_memory(proc: Path, cgroups: Path) -> tuple[int, str]:
+    """(bytes, whose): what is free, counting files that the system merely caches, of the machine or a tighter limit."""
+    found = [(1 << 62, "this machine")]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        found.append((1024 * int(lines["MemAvailable"].split()[0]), "this machine"))
+    with contextlib.suppress(OSError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            number, kinds, path = line.split(":", 2)
+            if number == "0":
+                found += _of_groups(cgroups, path, "memory.max", "memory.current", "")
+            elif "memory" in kinds.split(","):
+                limits = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+                found += _of_groups(cgroups / "memory", path, *limits)
+    return min(found)
+
+
+def _of_groups(root: Path, path: str, limit: str, usage: str, prefix: str) -> list[tuple[int, str]]:
+    """What the limit of a control group, and of each above it, leaves free."""
+    group, found = Path(path.lstrip("/")), []
+    for part in (group, *group.parents):
+        folder = root / part
+        with contextlib.suppress(OSError, ValueError):  # 'max' is no limit; what is not mounted here is none, too
+            most = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
+            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cached = sum(int(numbers.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            found.append((max(0, most - used + cached), "this job's or container's memory limit"))
+    return found

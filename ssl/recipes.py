@@ -1,0 +1,74 @@
+"""Settings that say `auto`: what the published runs took for such a batch, image size and number of images.
+
+Pure functions; the reason for a value comes with it. Sources: the authors' table of learning rates for 300 epochs of
+Barlow Twins on ImageNet (facebookresearch/barlowtwins, issue 7), and solo-learn's published settings for smaller sets.
+"""
+
+import math
+from collections.abc import Sequence
+
+from ssl.errors import UserError
+
+# Global batch: learning rate before scaling with batch / 256.
+BARLOW_TWINS_LR = ((128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2))
+# Images: epochs, of CIFAR, ImageNet-100 and the short form of ImageNet.
+EPOCHS = ((50_000, 1000), (126_689, 400), (1_281_167, 100))
+LARGE_SET = 400_000  # images, midway (as a factor) between ImageNet-100 and ImageNet
+SMALL_IMAGE = 64  # pixels: up to here views are not blurred
+BLUR = {"barlow_twins": [1.0, 0.1], "simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}
+
+
+def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
+    """The value at `x` > 0 of the line through `points` over the logarithm of x; beyond their ends, that of the end."""
+    x = min(max(x, points[0][0]), points[-1][0])
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if x == x1:
+            return y1
+        if x < x1:
+            return y0 + (y1 - y0) * math.log(x / x0) / math.log(x1 / x0)
+    return points[-1][1]
+
+
+def learning_rate(global_batch: int) -> float:
+    """Barlow Twins' learning rate for a global batch, before scaling with batch / 256."""
+    return float(f"{interpolate(global_batch, BARLOW_TWINS_LR):.3g}")
+
+
+def epochs(images: int) -> int:
+    """Passes over so many images, by tens: what sets of that size are published with."""
+    return 10 * round(math.exp(interpolate(images, [(n, math.log(length)) for n, length in EPOCHS])) / 10)
+
+
+def projector(method: str, images: int) -> str:
+    if method == "barlow_twins":
+        return "8192-8192-8192" if images >= LARGE_SET else "2048-2048-2048"
+    return "2048-128" if images >= LARGE_SET else "512-128"
+
+
+def blur_prob(method: str, image_size: int) -> list[float]:
+    """Of view 1 and view 2."""
+    return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR[method]
+
+
+def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
+    """{name: (value, reason)} of the settings that are 'auto', and of no others.
+
+    Raises `UserError` for a learning rate that the table does not speak of.
+    """
+    method, size = settings["method"], settings["image_size"]
+    known = (method, settings["optimizer"], settings["lr_scaling"]) == ("barlow_twins", "lars", "linear")
+    if settings["lr"] == "auto" and not known:
+        raise UserError("lr: auto is known of barlow_twins with optimizer lars and lr_scaling linear; set a number")
+    found: dict[str, tuple[object, str]] = {}
+    if settings["lr"] == "auto":
+        why = f"global batch {global_batch}; the authors' table: 0.7 up to 128, 0.4 at 256, 0.2 from 2048 on"
+        found["lr"] = learning_rate(global_batch), why
+    if settings["epochs"] == "auto":
+        why = f"{images} images; published: 1000 on CIFAR, 400 on ImageNet-100, 100 on ImageNet"
+        found["epochs"] = epochs(images), why
+    if settings["projector"] == "auto":
+        why = f"{images} images; larger from {LARGE_SET} on"
+        found["projector"] = projector(method, images), why
+    if settings["blur_prob"] == "auto":
+        found["blur_prob"] = blur_prob(method, size), f"views of {size} pixels; none up to {SMALL_IMAGE}"
+    return found

@@ -1,0 +1,167 @@
+"""Recipes of pre-training: each is read, builds its model and takes a step; SimCLR's are those of their study."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl import config, recipes
+from ssl.augment import View
+from ssl.data.images import Images
+from ssl.data.loader import finish, training_batches
+from ssl.data.order import Order
+from ssl.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train
+
+RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
+SMALL = {
+    "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 8, "stages": 1}, "image_size": 16,
+    "batch_size": 4, "accumulate": 1,
+}  # fmt: skip
+
+
+def read(*arguments) -> train.Settings:
+    return config.parse(train.Settings, [*map(str, arguments)], recipe=train.find_recipe)[0]
+
+
+def with_rows(path: Path) -> list[train.Settings]:
+    """The settings of each row of a recipe, or its only ones, for a data set that it is meant for."""
+    values = config.read_yaml(path)
+    known = "shapes" if "shapes" in path.stem else "CIFAR10" if values.get("image_size", 32) <= 64 else "ImageNet"
+    rows = [["--row", number] for number in range(1, 1 + len(values.get("rows", [])))] or [[]]
+    return [read("--config", path, "--dataset", values.get("dataset", known), *row) for row in rows]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_model_and_takes_a_step(path):
+    for row in (rows := with_rows(path)):
+        train.check(row)
+    found = recipes.resolve(vars(rows[0]), 256, 50_000)
+    settings = dataclasses.replace(rows[0], **{name: value for name, (value, _) in found.items()})
+    widths = [int(width) for width in settings.projector.split("-")]
+    with torch.device("meta"):  # shapes alone: no memory, no time
+        model = train.Model(settings)
+        z = model(torch.zeros(2, 3, settings.image_size, settings.image_size))[0]
+    assert z.shape == (2, widths[-1])
+
+    tiny = dataclasses.replace(settings, **SMALL, projector="-".join(["8"] * len(widths)))
+    torch.manual_seed(0)
+    model = train.Model(tiny).train()
+    data = Images("fake", torch.tensor([0, 1] * 4), ["a", "b"], torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8))
+    views, order = train.make_views(tiny), Order(8, 4, 1, 1, 0)
+    batch = next(training_batches(data, views, order, 0, 1, 0, torch.device("cpu")))
+    criterion = train.make_criterion(tiny)
+    z = model(*finish(batch, views, torch.tensor([0.5] * 3), torch.tensor([0.25] * 3)))
+    before = [p.detach().clone() for p in model.parameters()]
+    criterion(*z, *train.targets(criterion, [batch])).backward()
+    train.make_optimizer(tiny, model, train.lr_scale(tiny, 4)).step()
+    for p, old in zip(model.parameters(), before):
+        assert p.isfinite().all() and not torch.equal(p, old)
+
+
+def test_simclrs_recipes_are_those_of_the_study():
+    crop = View(size=32, crop_scale=(0.08, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, grayscale=0.2,
+                blur_prob=0.5, blur_kernel=3, solarize_prob=0)  # fmt: skip
+    turn = dataclasses.replace(crop, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, rotation=30, rotation_prob=0.33)
+    large = dataclasses.replace(crop, size=224, jitter=(0.8, 0.8, 0.8, 0.2), blur_kernel=23)
+    expected = {"CIFAR10": crop, "CIFAR100": crop, "SVHN": turn} | dict.fromkeys(
+        ["ImageNet50", "ImageNet100", "ImageNet200"], large
+    )
+    for dataset, view in expected.items():
+        settings = read("--method", "simclr", "--dataset", dataset, "--data_dir", "x")
+        assert train.make_views(settings) == [view, view]
+        assert (settings.encoder, settings.projector, settings.temperature) == ("resnet18", "64-64", 0.1)
+        model = train.Model(settings)
+        rates = [g["lr"] for g in train.make_optimizer(settings, model, train.lr_scale(settings, 1024)).param_groups]
+        assert rates == pytest.approx([0.075 * 1024**0.5] * 2)
+        assert (settings.epochs, settings.weight_decay, settings.accumulate) == (100, 1e-6, 1)
+        for epoch in range(100):  # the study's schedule changes by epoch
+            factor = 0.01 + 0.99 * epoch / 10
+            if epoch >= 10:
+                factor = (1 + torch.cos(torch.tensor(torch.pi * (epoch - 10) / 90))).item() / 2
+            assert train.lr_factor(settings, epoch * 7 + 3, 7) == pytest.approx(factor, abs=1e-6)
+
+
+def test_the_rows_of_the_search_are_the_studys_grid():
+    def row(number, dataset):
+        return read("--config", ROOT / "configs/simclr_search.yaml", "--row", number, "--dataset", dataset)
+
+    small = [row(number, "CIFAR100") for number in range(1, 18)]
+    grid = {(s.temperature, s.lr, s.batch_size, s.accumulate) for s in small[:16]}
+    rates = (0.025, 0.075, 0.125, 0.175)
+    assert grid == {(t, lr, 512, a) for t in (0.1, 0.5) for lr in rates for a in (1, 4)}
+    wide = small[16]
+    assert (wide.encoder, wide.batch_size, wide.accumulate, wide.lr, wide.temperature) == (
+        "wide_resnet_28_10", 256, 2, 0.125, 0.5
+    )  # fmt: skip
+    large = [row(number, "ImageNet100") for number in (18, 19, 20)]
+    assert [(s.batch_size, s.accumulate) for s in large] == [(125, 4), (125, 16), (256, 16)]
+    for s in [*small, *large]:
+        assert (s.epochs, s.projector, s.accumulate_mode, s.mean, s.std) == (801, "128-128", "split", [0] * 3, [1] * 3)
+        assert (s.image_size, s.color_distortion_strength) == ((224, 1.0) if s in large else (32, 0.5))
+    assert {s.encoder for s in small[:16]} == {"resnet18"} and {s.encoder for s in large} == {"resnet50"}
+
+
+# What says auto ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch, lr", [
+    (128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2),  # the authors' table
+    (16, 0.7), (8192, 0.2), (362, 0.35), (1448, 0.225),  # beyond its ends; in the middle, as a factor
+])  # fmt: skip
+def test_the_learning_rate_follows_the_authors_table(batch, lr):
+    assert recipes.learning_rate(batch) == pytest.approx(lr, abs=2e-4)
+
+
+def test_between_its_points_a_line_over_the_logarithm_and_never_up():
+    rates = [recipes.learning_rate(batch) for batch in range(2, 5000, 7)]
+    assert rates == sorted(rates, reverse=True)
+    for (x0, y0), (x1, y1) in zip(recipes.BARLOW_TWINS_LR, recipes.BARLOW_TWINS_LR[1:]):
+        assert recipes.interpolate((x0 * x1) ** 0.5, recipes.BARLOW_TWINS_LR) == pytest.approx((y0 + y1) / 2)
+        linear = recipes.interpolate((x0 + x1) / 2, recipes.BARLOW_TWINS_LR)  # the control: of the batch itself
+        assert y0 == y1 or linear != pytest.approx((y0 + y1) / 2, rel=1e-3)
+
+
+def test_epochs_projector_and_blur_follow_images_and_their_size():
+    lengths = [recipes.epochs(n) for n in (500, 50_000, 80_000, 126_689, 400_000, 1_281_167, 10**8)]
+    assert lengths == [1000, 1000, 630, 400, 200, 100, 100]
+    assert [recipes.projector("barlow_twins", n) for n in (50_000, 1_281_167)] == ["2048-2048-2048", "8192-8192-8192"]
+    assert recipes.projector("simclr", 50_000) == "512-128"
+    assert [recipes.blur_prob("barlow_twins", size) for size in (32, 64, 65, 224)] == [[0, 0]] * 2 + [[1.0, 0.1]] * 2
+
+
+def test_only_what_says_auto_is_resolved_and_with_a_reason():
+    own = read("--data_dir", "x")
+    found = recipes.resolve(vars(own), 512, 126_689)
+    assert {name: value for name, (value, _) in found.items()} == {
+        "lr": 0.3, "epochs": 400, "projector": "2048-2048-2048", "blur_prob": [1.0, 0.1]
+    }  # fmt: skip
+    assert "512" in found["lr"][1] and "126689" in found["epochs"][1]
+    chosen = read("--data_dir", "x", "--lr", "0.2", "--projector", "64-64", "--blur_prob", "0", "0")
+    assert recipes.resolve(vars(chosen), 512, 126_689).keys() == {"epochs"}
+
+
+def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
+    published = read("--dataset", "ImageNet", "--data_dir", "x")
+    assert recipes.resolve(vars(published), 2048, 1_281_167) == {}
+    auto = recipes.resolve(vars(read("--data_dir", "x")), 2048, 1_281_167)
+    for name, (value, _) in auto.items():  # images of your own, as many as ImageNet's, on 8 GPUs
+        assert value == getattr(published, name)
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--method", "simclr", "--lr", "auto"], "lr: auto is known of barlow_twins"),
+    (["--optimizer", "sgd", "--lr", "auto"], "lr: auto is known of barlow_twins"),
+    (["--lr", "automatic"], "'automatic' is not a number"),
+    (["--lr", "null"], "None is not a number"),
+    (["--epochs", "autos"], "'autos' is not an integer"),
+    (["--temperature", "auto"], "'auto' is not a number"),
+])  # fmt: skip
+def test_auto_that_cannot_be_is_refused(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        recipes.resolve(vars(read("--dataset", "ImageNet", "--data_dir", "x", *arguments)), 256, 1000)
