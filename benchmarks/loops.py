@@ -24,7 +24,6 @@ from ssl.guard import Guard, gradient_norm
 from ssl.precision import choose_precision
 from ssl.schedules import set_lr
 
-
 Lap = Callable[[str], None]
 
 
@@ -33,8 +32,8 @@ class Loop:
     """`batches(start, stop)` of those steps; `prepare` makes of a batch what `step(ready, factor, lap)` learns from.
 
     `factor` is what the schedule multiplies the learning rates by; `lap` is called with the name of each
-    part of the step once that has been asked of the device (see turns.PARTS). `quiet()`: a context in which gradients stay on
-    their rank.
+    part of the step once that has been asked of the device (see turns.PARTS). `quiet()`: a context in which
+    gradients stay on their rank.
     """
 
     model: nn.Module

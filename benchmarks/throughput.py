@@ -4,10 +4,10 @@ python benchmarks/throughput.py --config configs/barlow_twins_imagenet.yaml --da
 torchrun --nproc_per_node 8 benchmarks/throughput.py --data_dir DIR [any setting of train.py]
 More: --steps 20 (timed, a turn)  --turns 3  --json FILE
 
-What train.py does, with its pieces: `real` reads the data set, `synthetic` takes the same batch again and again (its
-views are still made anew), as if reading cost nothing. They take turns, and turns in the middle are compared. On several
-processes the gradients' exchange is measured by leaving it out: what it costs beyond what backward hides. Other
-collectives (batch norm, the loss) are within forward, loss and backward.
+What train.py does, with its pieces: `real` reads the data set, `synthetic` takes the same batch again and
+again (its views are still made anew), as if reading cost nothing. They take turns, and turns in the middle
+are compared. On several processes the gradients' exchange is measured by leaving it out: what it costs
+beyond what backward hides. Other collectives (batch norm, the loss) are within forward, loss and backward.
 """
 
 import sys
