@@ -147,7 +147,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         drawn = options.data_dir is None
-        where = str(make_photographs(Path(folder), 64 if tiny else IMAGES)) if drawn else options.data_dir
+        where = str(make_photographs(Path(folder), 32 if tiny else IMAGES)) if drawn else options.data_dir
         if not drawn:
             for path in datasets.load("folder", where, "unlabelled").paths[: 4 * IMAGES]:
                 Path(os.fsdecode(path)).read_bytes()  # into the page cache

@@ -1,4 +1,4 @@
-"""JPEGs like photographs, where none are at hand: about 500×375 pixels and 100 kB, smooth and rough as photographs are."""
+"""JPEGs like photographs, where none are at hand: 500×375 pixels, about as large in bytes, as smooth and as rough."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor

@@ -177,9 +177,8 @@ def main() -> None:
         bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile), **waiting,
     )  # fmt: skip
     say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
-    say(
-        f"{len(data)} images of {settings.dataset}, views of {settings.image_size} px, {results['workers']} workers each"
-    )
+    where = f"{results['workers']} workers each" if results["workers"] else "in memory"
+    say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
     say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process")
     say(f"{options.turns} turns of {options.steps} steps; per process, of the one that waits the longest\n")
     say(turns_table(results["parts"]))
