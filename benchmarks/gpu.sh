@@ -43,7 +43,7 @@ for part in "${parts[@]}"; do
             fi ;;
     esac
     # What was measured before is not to be taken for today's; training alone goes on from it.
-    [ "$part" = cifar ] && [ -n "$cifar" ] || rm -f "$out/$part.json"
+    if [ "$part" != cifar ] || [ -z "$cifar" ]; then rm -f "$out/$part.json"; fi
     printf '\n== %s ==\n' "$part"
     began=$SECONDS
     timeout -k "$grace" "$limit" "$python" "$here/gpu_$part.py" "${arguments[@]}"

@@ -5,6 +5,7 @@ backward, so every rank runs its backward in its own thread.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 import torch
@@ -31,10 +32,14 @@ def on_ranks(world: int, function: Callable[[int], object], patience: float = 60
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(patience)
-            if failed or thread.is_alive():
-                raise failed[0] if failed else TimeoutError(f"{world} ranks did not end within {patience:g} s")
+        end, grace = time.monotonic() + patience, 2.0  # who waits for a rank that has failed waits for ever
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end and grace > 0:
+            time.sleep(0.001)
+            grace -= 0.001 if failed else 0
+        if failed:
+            raise failed[0]
+        if any(thread.is_alive() for thread in threads):
+            raise TimeoutError(f"{world} ranks did not end within {patience:g} s")
     finally:
         threaded._uninstall_threaded_pg()
         torch._C._distributed_c10d._set_thread_isolation_mode(False)
