@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
 done
 [ ${#parts[@]} -gt 0 ] || parts=(correct kernels resnet50 cifar project)
 
-declare -A seconds=([correct]=110 [kernels]=60 [resnet50]=250 [cifar]=70 [project]=20)  # and 5 each to be killed: 535
+declare -A seconds=([correct]=105 [kernels]=60 [resnet50]=280 [cifar]=50 [project]=15)  # and 5 each to be killed: 535
 mkdir -p "$out" || exit 1
 failed=0
 for part in "${parts[@]}"; do

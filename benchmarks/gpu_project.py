@@ -42,6 +42,9 @@ LINKS = {
     "one machine": dict(bandwidth=300e9, delay=20e-6),  # NVLink and NVSwitch, 450e9 in one direction on paper
     "between machines": dict(bandwidth=40e9, delay=40e-6),  # 400 Gb/s a GPU, 50e9 on paper
 }
+# nn.SyncBatchNorm has the host wait for the GPU once a layer and view; until the next kernel has been launched
+# the GPU stands still for about so many seconds.
+STANDSTILL = 50e-6
 # (GPUs, how they are connected, batch per GPU): the published global batch, 2048
 PLANS = [(8, "one machine", 256), (32, "between machines", 64)]
 
@@ -89,7 +92,7 @@ def project(model: nn.Module, plan: tuple[int, str, int], row: dict, dimensions:
     loss = loss_messages(world, batch, dimensions, torch.bfloat16)
     norms = norm_messages(model, world)
     gradients = 2 * (world - 1) / world * 4 * sum(p.numel() for p in model.parameters())
-    at_once = sum(loss + norms) / speed["bandwidth"] + len(loss + norms) * speed["delay"]
+    at_once = sum(loss + norms) / speed["bandwidth"] + len(loss + norms) * speed["delay"] + len(norms) / 2 * STANDSTILL
     later = gradients / speed["bandwidth"] + speed["delay"]
     alone = batch / row["samples_per_second"]
     hidden = min(later, row["shares"]["backward"] * alone)
@@ -129,6 +132,7 @@ def show(results: dict) -> str:
         ])  # fmt: skip
     links = "; ".join(f"{name}: {speed['bandwidth'] / 1e9:.0f} GB/s a GPU, {1e6 * speed['delay']:.0f} µs a message"
                       for name, speed in LINKS.items())  # fmt: skip
+    links += f"; {1e6 * STANDSTILL:.0f} µs of standstill a batch norm"
     real = results["of_synthetic"]
     return (
         f"{table(rows)}\nassumed, not measured: {links}; input keeps up"
@@ -153,7 +157,7 @@ def main() -> None:
     dimensions = int(settings.projector.split("-")[-1])
     results = dict(
         tiny=measured["tiny"], measured_on=measured["machine"], images=IMAGES, epochs=EPOCHS, links=LINKS,
-        paper_hours=PAPER_HOURS, of_synthetic=measured.get("of_synthetic"),
+        standstill=STANDSTILL, paper_hours=PAPER_HOURS, of_synthetic=measured.get("of_synthetic"),
         rows=[project(model, plan, measured_at(measured, plan[2]), dimensions) for plan in PLANS],
     )  # fmt: skip
     write_json(options.json, results)

@@ -37,7 +37,7 @@ from ssl import config, distributed
 from ssl.data import datasets
 from ssl.errors import one_line_errors
 
-IMAGES = 4096  # drawn, where there are none: 16 batches an epoch
+IMAGES = 2048  # drawn, where there are none: 8 batches an epoch
 AIMS = {"of_synthetic": 0.97, "of_published": 2.5, "samples_per_second": 1300}
 TINY = ["--image_size", "96", "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}",
         "--projector", "64-64", "--batch_size", "8", "--workers", "1"]  # fmt: skip
@@ -82,7 +82,7 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     forget(kind)
 
     published = published_loop(settings, data, device)
-    found["published, real JPEGs"] = timed(published, 3 if tiny else 2 * workers, drain, batch, kind)
+    found["published, real JPEGs"] = timed(published, 3 if tiny else workers, drain, batch, kind)
     results["of_published"] = rate(found, "real JPEGs") / rate(found, "published, real JPEGs")
     note(results)
     del published
@@ -147,7 +147,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         drawn = options.data_dir is None
-        where = str(make_photographs(Path(folder), 32 if tiny else IMAGES)) if drawn else options.data_dir
+        where = str(make_photographs(Path(folder), 16 if tiny else IMAGES)) if drawn else options.data_dir
         if not drawn:
             for path in datasets.load("folder", where, "unlabelled").paths[: 4 * IMAGES]:
                 Path(os.fsdecode(path)).read_bytes()  # into the page cache
