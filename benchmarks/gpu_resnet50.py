@@ -4,8 +4,8 @@ python benchmarks/gpu_resnet50.py --json FILE [--data_dir PHOTOGRAPHS]
 
 Ours (bf16, channels_last) on the same batch again and again, eager and compiled, and on JPEGs through its loader;
 then the plain published loop (PIL pipeline, two forwards, D×D loss, LARS parameter by parameter, fp16) on the
-same files with as many workers. Without --data_dir the JPEGs are drawn (photographs.py). All files are in the
-page cache, as on a machine with enough memory or a fast disk. A sample is an image, which is two views.
+same files with as many workers. Without --data_dir the JPEGs are drawn (photographs.py), and just written, so in
+the page cache; with it the disk counts, too. A sample is an image, which is two views.
 
 Without a GPU everything is tiny: that says whether it runs, not how fast.
 """
@@ -21,7 +21,6 @@ sys.path.append(str(ROOT))  # for train.py
 
 import argparse
 import gc
-import os
 import tempfile
 from dataclasses import replace
 
@@ -148,9 +147,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         drawn = options.data_dir is None
         where = str(make_photographs(Path(folder), 16 if tiny else IMAGES)) if drawn else options.data_dir
-        if not drawn:
-            for path in datasets.load("folder", where, "unlabelled").paths[: 4 * IMAGES]:
-                Path(os.fsdecode(path)).read_bytes()  # into the page cache
         settings = parse(where, tiny)
         measured = measure(settings, device, tiny, lambda results: write_json(options.json, results | {"drawn": drawn}))
     print(f"{measured['machine']}\n{show(measured)}")
