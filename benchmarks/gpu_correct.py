@@ -17,6 +17,7 @@ sys.path.append(str(ROOT))  # for train.py
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from ssl import config, distributed
 from ssl.augment import View, apply, draw
 from ssl.data import datasets
 from ssl.data.files import Batch
+from ssl.data.images import Images
 from ssl.data.loader import finish
 from ssl.losses import barlow_twins, info_nce, sup_con
 from ssl.report import table
@@ -107,11 +109,44 @@ def views_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
     yield check("views, apply on the device as on the CPU: levels of 255", levels, 2.0)
 
 
-def trainings_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
-    """The losses of the first steps of a training, beside float32's."""
+def host_waits(function: Callable[[], None]) -> int:
+    """How often the host waits for the GPU in it. PyTorch does not notice copies from memory that is not pinned."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+def nothing_waits(device: torch.device, tiny: bool) -> Iterator[dict]:
+    """Steps are asked for without waiting for those before, or the GPU would wait for the next."""
+    if tiny:
+        return  # a CPU has nobody to wait for
+    settings, data = small_training(tiny)
+    for amp in ("bf16", "fp16"):
+        loop = our_loop(replace(settings, amp=amp), data, device)
+        batches = loop.batches(0, 8)
+
+        def steps(loop=loop, batches=batches) -> None:
+            for _ in range(4):
+                loop.step(loop.prepare(next(batches)), 1.0)
+
+        steps()  # what is brought to the GPU once
+        yield check(f"4 steps, {amp}: times that the host waited for the GPU", float(host_waits(steps)), 0.0)
+
+
+def small_training(tiny: bool) -> tuple[train.Settings, Images]:
     own = ["--dataset", "fake", "--image_size", "32", "--batch_size", "16" if tiny else "256", "--lr", "0.05"]
     settings, _ = config.parse(train.Settings, own + (TINY if tiny else []), recipe=train.find_recipe)
-    data = datasets.load("fake", None, "unlabelled", image_size=32)
+    return settings, datasets.load("fake", None, "unlabelled", image_size=32)
+
+
+def trainings_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
+    """The losses of the first steps of a training, beside float32's."""
+    settings, data = small_training(tiny)
     steps = 4 if tiny else STEPS
 
     def losses(amp: str, compiled: bool = False) -> Tensor:
@@ -146,7 +181,7 @@ def resume_agrees(device: torch.device, tiny: bool) -> Iterator[dict]:
 
 
 # What may take long last: a time limit then loses the least.
-CHECKS = [losses_agree, ranks_agree, views_agree, resume_agrees, trainings_agree]
+CHECKS = [losses_agree, ranks_agree, views_agree, nothing_waits, resume_agrees, trainings_agree]
 
 
 def show(results: dict) -> str:

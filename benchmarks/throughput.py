@@ -87,10 +87,11 @@ def measure(settings: train.Settings, data: Images, device: torch.device, steps:
         parts=found,
         peak_memory_mb=peak_memory(kind) / 1e6,
         workers=workers,
+        resident=data.resident is not None,
         of_synthetic=found["real"]["samples_per_second"] / found["synthetic"]["samples_per_second"],
         communication=0.0,
     )
-    if workers:
+    if data.resident is None:
         numbers["input_samples_per_second"] = input_rate(loop, steps, 2 * workers, batch, kind)
     if world_size() > 1:
         alone = found["synthetic, gradients not exchanged"]["samples_per_second"]
@@ -103,7 +104,7 @@ def bottleneck(numbers: dict, device: str, cores: int, compiled: bool) -> str:
     real, rate = numbers["parts"]["real"], numbers["parts"]["synthetic"]["samples_per_second"]
     who, wait = "the GPU" if device == "cuda" else "the processor", real["data_wait"]
     shares = {part: share for part, share in real["shares"].items() if part != "wait"}
-    if wait >= SERIOUS and numbers["workers"]:
+    if wait >= SERIOUS and not numbers["resident"]:
         brings, workers = numbers["input_samples_per_second"], numbers["workers"]
         words = (
             f"input: {who} waits {wait:.0%} of the time for images; {workers} workers bring {brings:.0f} samples/s, "
@@ -177,7 +178,7 @@ def main() -> None:
         bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile), **waiting,
     )  # fmt: skip
     say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
-    where = f"{results['workers']} workers each" if results["workers"] else "in memory"
+    where = "in memory" if results["resident"] else f"{results['workers']} workers each"
     say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
     say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process")
     say(f"{options.turns} turns of {options.steps} steps; per process, of the one that waits the longest\n")

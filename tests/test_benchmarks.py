@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_losses_views_and_trainings_are_compared_and_every_check_can_fail(tmp_pa
     assert len(rows) >= 29 and missed == ["4 steps, fp16 as float32: loss"] and ended.value.code == 1
     assert all(row["difference"] > 0 for row in rows if "bfloat16" in row["check"])  # they were not the same thing
     assert not gpu_correct.check("what is not a number", float("nan"), 1.0)["holds"]
+
+
+def test_each_time_that_the_host_waits_is_counted(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait() -> None:
+        assert modes == ["warn"]
+        for _ in range(2):  # at the same place, which Python would tell once
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    assert gpu_correct.host_waits(wait) == 2 and modes == ["warn", "default"]
 
 
 def test_kernels_are_set_beside_their_plain_forms(tmp_path, monkeypatch):
@@ -107,13 +121,13 @@ def test_the_rate_on_cifar_is_measured_without_it(tmp_path, monkeypatch):
 def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
     photographs.make_photographs(tmp_path / "photographs", 17)
     said = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "throughput.py"), "--gpus", "2", "--device", "cpu", *gpu_resnet50.TINY,
-         "--data_dir", str(tmp_path / "photographs"), "--epochs", "3", "--warmup_epochs", "0",
-         "--steps", "2", "--turns", "1", "--json", str(tmp_path / "t.json")],
+        [sys.executable, str(BENCHMARKS / "throughput.py"), "--gpus", "2", "--device", "cpu",
+         *gpu_resnet50.TINY[:-1], "0", "--data_dir", str(tmp_path / "photographs"), "--epochs", "3",
+         "--warmup_epochs", "0", "--steps", "2", "--turns", "1", "--json", str(tmp_path / "t.json")],
         capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     ).stdout  # fmt: skip
     found = json.loads((tmp_path / "t.json").read_text())
-    assert found["processes"] == 2 and len(found["samples_per_second_per_process"]) == 2 and found["workers"] == 1
+    assert found["processes"] == 2 and len(found["samples_per_second_per_process"]) == 2 and not found["resident"]
     assert found["samples_per_second"] == pytest.approx(sum(found["samples_per_second_per_process"]), rel=1e-3)
     assert found["hours"] == pytest.approx(3 * 16 / found["samples_per_second"] / 3600, rel=1e-3)
     assert set(found["parts"]) == {"real", "synthetic", "synthetic, gradients not exchanged"}
@@ -127,7 +141,7 @@ def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, *
     shares = dict.fromkeys(turns.PARTS, 0.0) | {"forward": 0.3, "backward": 0.6} | shares | {"wait": wait}
     return dict(
         parts={"real": {"data_wait": wait, "shares": shares}, "synthetic": {"samples_per_second": rate}},
-        workers=workers, input_samples_per_second=brings, communication=communication,
+        workers=workers, resident=workers is None, input_samples_per_second=brings, communication=communication,
     )  # fmt: skip
 
 
@@ -136,9 +150,10 @@ def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, *
     [
         (numbers(0.34), "input: the GPU waits 34% of the time for images; 4 workers bring 800 samples/s, training "
          "without waiting takes 1000. Pass --workers 16, the cores this process may use"),
+        (numbers(0.34, workers=0), "Pass --workers 16"),
         (numbers(0.34, workers=16), "20 workers on as many cores would do, or smaller files"),
         (numbers(0.34, workers=16, brings=2000.0), "Give the job more cores"),
-        (numbers(0.2, workers=0), "input: cutting views from memory takes 20% of the time, for which the GPU waits"),
+        (numbers(0.2, workers=None), "input: cutting views from memory takes 20% of the time, for which the GPU waits"),
         (numbers(communication=0.3), "communication: exchanging gradients takes 30% of a step"),
         (numbers(), "the model: forward and backward are 90% of a step, try --compile true"),
         (numbers(forward=0.1, backward=0.2, loss=0.6), "loss: 60% of a step"),
