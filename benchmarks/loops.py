@@ -37,6 +37,7 @@ class Loop:
     """
 
     model: nn.Module
+    optimizer: torch.optim.Optimizer
     batches: Callable[[int, int], Iterator]
     prepare: Callable
     step: Callable[[tuple, float, Lap], None]
@@ -92,7 +93,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
         lap("optimizer")
         return loss.detach()
 
-    return Loop(model, batches, prepare, step, getattr(parallel, "no_sync", contextlib.nullcontext))
+    return Loop(model, optimizer, batches, prepare, step, getattr(parallel, "no_sync", contextlib.nullcontext))
 
 
 class PublishedFiles(Dataset):
@@ -168,7 +169,7 @@ def published_loop(settings: train.Settings, data: Images, device: torch.device)
         scaler.update()
         lap("optimizer")
 
-    return Loop(model, batches, lambda batch: [view.to(device, non_blocking=True) for view in batch], step)
+    return Loop(model, optimizer, batches, lambda batch: [view.to(device, non_blocking=True) for view in batch], step)
 
 
 def loader_workers(settings: train.Settings) -> int:

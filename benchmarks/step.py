@@ -124,7 +124,7 @@ def main() -> None:
     finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {
         "ours": ours,
-        "ours, same batch": Loop(ours.model, lambda *steps: endless(finished), lambda x: x, ours.step),
+        "ours, same batch": Loop(ours.model, ours.optimizer, lambda *steps: endless(finished), lambda x: x, ours.step),
     }
     if data.paths is not None:
         contenders["published"] = published_loop(settings, data, device)

@@ -28,9 +28,19 @@ import turns
 from losses import plain_info_nce
 
 from ssl import losses
+from ssl.data import datasets
+from ssl.data.images import Images
 from ssl.errors import UserError
 
 PARTS = ["correct", "kernels", "resnet50", "cifar", "project"]
+
+
+@pytest.fixture(autouse=True)
+def little_noise(monkeypatch):
+    """The data set `fake` with 256 images; to make 50,000 takes longer than the tests."""
+    noise = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images("fake", torch.zeros(256, dtype=torch.long), ["0"], resident=noise)
+    monkeypatch.setattr(datasets, "_fake", lambda *arguments: images)
 
 
 def run(module, path: Path, monkeypatch, *arguments) -> dict:
