@@ -68,6 +68,27 @@ def launches(function: Callable) -> int:
                for event in profile.events())  # fmt: skip
 
 
+def network(encoder: str, head: str, device: str) -> nn.Module:
+    """A network with gradients."""
+    built, width = build_encoder(encoder, 224)
+    model = nn.Sequential(built, projector(width, head)).to(device)
+    for p in model.parameters():
+        p.grad = 1e-3 * torch.randn_like(p)
+    return model
+
+
+def contenders(name: str, model: nn.Module) -> list[Callable]:
+    """Steps of LARS or LAMB: ours one tensor after the other, ours all at once, the loop."""
+    params = list(model.parameters())
+    cls = {"LARS": LARS, "LAMB": LAMB}[name]
+    own = [cls(parameter_groups(model, 0.2, 0.2, 1e-6), lr=0.2, foreach=foreach).step for foreach in (False, True)]
+    moments = [[torch.zeros_like(p) for p in params] for _ in range(1 if cls is LARS else 2)]
+    count = [0]
+    if cls is LARS:
+        return [*own, lambda: plain_lars(params, *moments)]
+    return [*own, lambda: plain_lamb(params, *moments, count)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -75,32 +96,23 @@ def main() -> None:
     parser.add_argument("--projector", default="8192-8192-8192")
     parser.add_argument("--json", help="write the numbers to this file")
     options = parser.parse_args()
-    encoder, width = build_encoder(options.encoder, 224)
-    model = nn.Sequential(encoder, projector(width, options.projector)).to(options.device)
+    model = network(options.encoder, options.projector, options.device)
     params = list(model.parameters())
-    for p in params:
-        p.grad = 1e-3 * torch.randn_like(p)
     numbers = sum(p.numel() for p in params)
     print(f"{machine(options.device)}\n{len(params)} tensors, {numbers / 1e6:.0f} million parameters")
 
     rows, results = [["", "one by one", "all at once", "loop", "faster"]], []
-    for name, cls in (("LARS", LARS), ("LAMB", LAMB)):
-        own = [cls(parameter_groups(model, 0.2, 0.2, 1e-6), lr=0.2, foreach=foreach).step for foreach in (False, True)]
-        moments = [[torch.zeros_like(p) for p in params] for _ in range(1 if cls is LARS else 2)]
-        count = [0]
-        loop = (lambda m=moments: plain_lars(params, *m)) if cls is LARS else (
-            lambda m=moments, count=count: plain_lamb(params, *m, count)
-        )  # fmt: skip
-        contenders = [*own, loop]
-        seconds = medians(contenders, options.device)
+    for name in ("LARS", "LAMB"):
+        steps = contenders(name, model)
+        seconds = medians(steps, options.device)
         default = seconds[1 if options.device == "cuda" else 0]
         rows.append([name, *(f"{1e3 * s:.1f} ms" for s in seconds), f"{seconds[2] / default:.2f}×"])
         results.append(dict(optimizer=name, one_by_one=seconds[0], all_at_once=seconds[1], loop=seconds[2]))
         if options.device == "cuda":
-            counts = [launches(contender) for contender in contenders]
+            counts = [launches(step) for step in steps]
             rows.append(["  kernels", *map(str, counts), f"{counts[2] / counts[1]:.1f}× fewer"])
             results[-1]["kernels"] = counts
-        del own, moments, loop, contenders
+        del steps
     print("\n" + table(rows))
     if options.json:
         Path(options.json).write_text(json.dumps(dict(machine=machine(options.device), optimizers=results)) + "\n")

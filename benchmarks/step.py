@@ -7,7 +7,7 @@ python benchmarks/step.py --dataset fake --image_size 224           noise: the w
 Ours is what train.py does: its loader, views, model, loss, precision and optimizer. `same batch` gives it
 one finished batch again and again: how fast it would be if input cost nothing. The published loop is
 written here from the paper: PIL pipeline in loader workers, two forwards, the D×D loss, LARS parameter by
-parameter, float32; same images, same model. It needs files, so it is left out for data made in memory.
+parameter, float32 (fp16 on a GPU); same images, same model. It needs files, so it is left out for data made in memory.
 All take turns in one run, and medians over the turns are compared. With `--epochs` both are then trained
 for so many, an epoch of one after an epoch of the other, from the same weights by the same recipe (a tenth of
 the epochs is warm-up, unless set), and their encoders are judged by k-NN on the folder's test split.
@@ -26,13 +26,12 @@ sys.path.append(str(ROOT))  # for train.py
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Iterator
 
 import torch
 from loops import Loop, loader_workers, our_loop, published_loop
 from measure import machine
+from turns import endless, summary, take_turn, turns_table
 
 import evaluate
 import train
@@ -44,51 +43,7 @@ from ssl.errors import UserError, one_line_errors
 from ssl.probes import knn
 from ssl.report import table
 
-WARM_UP = 2  # steps at the start of each turn that are not counted: workers start, queues fill
 DEFAULTS = {"image_size": "32", "encoder": "resnet18", "projector": "2048-2048-2048", "batch_size": "256"}
-PARTS = {"wait": "waiting for data", "views": "the views' pixels", "model": "the model"}
-
-
-# Measuring ---------------------------------------------------------------------------
-
-
-def take_turn(loop: Loop, turn: int, steps: int, device: torch.device) -> dict:
-    """Seconds of `steps` steps by part, those of the warm-up left out."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    batches = loop.batches(turn * (WARM_UP + steps), (turn + 1) * (WARM_UP + steps))
-    seconds = dict.fromkeys(PARTS, 0.0)
-    for i in range(WARM_UP + steps):
-        marks = [now()]
-        batch = next(batches)
-        marks.append(now())
-        x = loop.prepare(batch)
-        marks.append(now())
-        loop.step(x, 1.0)
-        marks.append(now())
-        if i >= WARM_UP:
-            for part, begin, end in zip(PARTS, marks, marks[1:]):
-                seconds[part] += end - begin
-    return seconds
-
-
-def endless(batch) -> Iterator:
-    while True:
-        yield batch
-
-
-def summary(turns: list[dict], samples: int) -> dict:
-    """Of the turn in the middle: samples per second, each part's share, and the largest in words."""
-    turns = sorted(turns, key=lambda seconds: sum(seconds.values()))
-    total = statistics.median_low(sum(seconds.values()) for seconds in turns)
-    middle = turns[(len(turns) - 1) // 2]
-    shares = {part: seconds / total for part, seconds in middle.items()}
-    largest = max(shares, key=shares.get)
-    return dict(samples_per_second=samples / total, data_wait=shares["wait"], shares=shares, bottleneck=PARTS[largest])
 
 
 # Training ----------------------------------------------------------------------------
@@ -169,7 +124,7 @@ def main() -> None:
     finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {
         "ours": ours,
-        "ours, same batch": Loop(ours.model, lambda *steps: endless(finished), lambda x: x, ours.step),
+        "ours, same batch": Loop(ours.model, ours.optimizer, lambda *steps: endless(finished), lambda x: x, ours.step),
     }
     if data.paths is not None:
         contenders["published"] = published_loop(settings, data, device)
@@ -177,7 +132,7 @@ def main() -> None:
     turns = {name: [] for name in contenders}
     for turn in range(options.turns):
         for name, loop in contenders.items():
-            turns[name].append(take_turn(loop, turn, options.steps, device))
+            turns[name].append(take_turn(loop, turn, options.steps, device.type))
     results = {name: summary(own, options.steps * settings.batch_size) for name, own in turns.items()}
 
     where = "in memory" if data.resident is not None else f"{loader_workers(settings)} workers"
@@ -185,11 +140,7 @@ def main() -> None:
     print(f"{len(data)} images of {settings.dataset}, ours {where}, views of {settings.image_size} px")
     print(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size}")
     print(f"{options.turns} turns of {options.steps} steps\n")
-    rows = [["", "samples/s", *PARTS.values(), "bottleneck"]]
-    for name, found in results.items():
-        shares = [f"{share:.1%}" for share in found["shares"].values()]
-        rows.append([name, f"{found['samples_per_second']:.1f}", *shares, found["bottleneck"]])
-    print(table(rows))
+    print(turns_table(results))
     rate = {name: found["samples_per_second"] for name, found in results.items()}
     numbers = dict(
         samples_per_second=rate["ours"],

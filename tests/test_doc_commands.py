@@ -28,7 +28,7 @@ SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "finetune.py": finetune}
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = {
     "/path/to/images": "images", "LESIONS": "images", "OTHER": "other", "DIR": "images", "RUN": "runs/mine",
-    "ALL": "slides", "OUT": "slides",
+    "ALL": "slides", "OUT": "slides", "RUN/features.pt": "runs/mine/features.pt",
 }  # fmt: skip
 SMALL = {
     "train.py": dict(

@@ -94,16 +94,22 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
         for micro in range(order.accumulate):
             epoch, index, repeats = order.indices(step, micro, rank())
             # index_select: on a CPU ten times as fast as pixels[index]
-            chosen = pixels.index_select(0, index.to(device, non_blocking=True)).view(kind)
+            chosen = pixels.index_select(0, _sent(index, device)).view(kind)
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view, repeats)
                 height, width = side.expand(len(index), 2).unbind(1)
-                boxes = crop_boxes(crop, height, width, view)
+                boxes = _sent(crop_boxes(crop, height, width, view), device)
                 most = _at_a_time(chosen[0].numel(), device)
                 parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
-                shown.append((torch.cat(parts), params))
-            yield Batch(shown, index, data.labels[index], order.batch_seed(step, micro, rank())).to(device)
+                shown.append((torch.cat(parts), _sent(params, device)))
+            labels = _sent(data.labels[index], device)
+            yield Batch(shown, _sent(index, device), labels, order.batch_seed(step, micro, rank()))
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. From memory that is not pinned a GPU would first end all it was asked to do before."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.device) -> Iterator[Batch]:

@@ -1,0 +1,199 @@
+"""Where a run's time goes, before it is started: any recipe, any data, any number of processes.
+
+python benchmarks/throughput.py --config configs/barlow_twins_imagenet.yaml --data_dir DIR
+torchrun --nproc_per_node 8 benchmarks/throughput.py --data_dir DIR [any setting of train.py]
+More: --steps 20 (timed, a turn)  --turns 3  --json FILE
+
+What train.py does, with its pieces: `real` reads the data set, `synthetic` takes the same batch again and
+again (its views are still made anew), as if reading cost nothing. They take turns, and turns in the middle
+are compared. On several processes the gradients' exchange is measured by leaving it out: what it costs
+beyond what backward hides. Other collectives (batch norm, the loss) are within forward, loss and backward.
+"""
+
+import sys
+from pathlib import Path
+
+import ssl
+
+ROOT = Path(__file__).resolve().parents[1]
+ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py
+sys.path.append(str(ROOT))  # for train.py
+
+import argparse
+import inspect
+import os
+import time
+from dataclasses import replace
+
+import torch
+from loops import Loop, loader_workers, our_loop
+from measure import machine, peak_memory, reset_peak, synchronise, write_json
+from turns import endless, summary, take_turn, turns_table
+
+import train
+from ssl import config, distributed
+from ssl.data import datasets
+from ssl.data.images import Images
+from ssl.data.loader import auto_workers
+from ssl.data.order import Order
+from ssl.distributed import gather_objects, world_size
+from ssl.errors import UserError, one_line_errors
+from ssl.report import say
+
+SERIOUS = 0.05  # a share of the time from which on it is worth doing something about
+
+
+def synthetic(loop: Loop) -> Loop:
+    """The same loop on its first batch again and again."""
+    batches = loop.batches(0, 1)
+    batch = next(batches)
+    batches.close()
+    return replace(loop, batches=lambda start, stop: endless(batch))
+
+
+def input_rate(loop: Loop, steps: int, drain: int, samples: int, device: str) -> float:
+    """Samples per second of this process that the loader brings while nobody trains."""
+    batches = loop.batches(0, drain + steps)
+    for _ in range(drain):
+        next(batches)
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    synchronise(device)
+    rate = samples * steps / (time.perf_counter() - began)
+    batches.close()
+    return rate
+
+
+def measure(settings: train.Settings, data: Images, device: torch.device, steps: int, turns: int) -> dict:
+    """Numbers of this process; every process calls it."""
+    kind, batch = device.type, settings.batch_size
+    workers = 0 if data.resident is not None else loader_workers(settings)
+    loop = our_loop(settings, data, device)
+    free = synthetic(loop)
+    take_turn(free, 0, 1, kind)  # compiling and choosing kernels is not the training's peak
+    reset_peak(kind)
+    taken: dict[str, list] = {"real": [], "synthetic": []}
+    if world_size() > 1:
+        taken["synthetic, gradients not exchanged"] = []
+    for turn in range(turns):
+        for name, own in taken.items():
+            real = name == "real"
+            drain = 2 * workers if real else 0
+            own.append(take_turn(loop if real else free, turn, steps, kind, drain, quiet="not exchanged" in name))
+    found = {name: summary(own, steps * batch) for name, own in taken.items()}
+    numbers = dict(
+        parts=found,
+        peak_memory_mb=peak_memory(kind) / 1e6,
+        workers=workers,
+        resident=data.resident is not None,
+        of_synthetic=found["real"]["samples_per_second"] / found["synthetic"]["samples_per_second"],
+        communication=0.0,
+    )
+    if data.resident is None:
+        numbers["input_samples_per_second"] = input_rate(loop, steps, 2 * workers, batch, kind)
+    if world_size() > 1:
+        alone = found["synthetic, gradients not exchanged"]["samples_per_second"]
+        numbers["communication"] = max(0.0, 1 - found["synthetic"]["samples_per_second"] / alone)
+    return numbers
+
+
+def bottleneck(numbers: dict, device: str, cores: int, compiled: bool) -> str:
+    """What a run waits for, and what can be done about it. `cores`: this process's share of the machine's."""
+    real, rate = numbers["parts"]["real"], numbers["parts"]["synthetic"]["samples_per_second"]
+    who, wait = "the GPU" if device == "cuda" else "the processor", real["data_wait"]
+    shares = {part: share for part, share in real["shares"].items() if part != "wait"}
+    if wait >= SERIOUS and not numbers["resident"]:
+        brings, workers = numbers["input_samples_per_second"], numbers["workers"]
+        words = (
+            f"input: {who} waits {wait:.0%} of the time for images; {workers} workers bring {brings:.0f} samples/s, "
+            f"training without waiting takes {rate:.0f}. "
+        )
+        if workers < cores:
+            return words + f"Pass --workers {cores}, the cores this process may use"
+        if brings > rate:
+            return words + "Alone they are fast enough: training and they want the same cores. Give the job more cores"
+        needed = -(-workers * rate // brings)
+        return words + (f"{needed:.0f} workers on as many cores would do, or smaller files: python -m ssl.data.prepare")
+    if wait >= SERIOUS:
+        return f"input: cutting views from memory takes {wait:.0%} of the time" + (
+            ", for which the GPU waits: a larger batch_size, or more cores" if device == "cuda" else ""
+        )
+    if numbers["communication"] > max(SERIOUS, shares["optimizer"], shares["loss"]):
+        return (
+            f"communication: exchanging gradients takes {numbers['communication']:.0%} of a step beyond what backward "
+            "hides. A larger batch_size per process exchanges less often"
+        )
+    if shares["forward"] + shares["backward"] >= 0.5:
+        words = f"the model: forward and backward are {shares['forward'] + shares['backward']:.0%} of a step"
+        return words + (", try --compile true" if device == "cuda" and not compiled else ", as they should be")
+    largest = max(shares, key=shares.get)
+    return f"{largest}: {shares[largest]:.0%} of a step; a larger batch_size spreads what every step costs"
+
+
+def parse() -> tuple[argparse.Namespace, train.Settings]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", help="write the numbers to this file")
+    options, rest = parser.parse_known_args()
+    if min(options.steps, options.turns) < 1:
+        raise UserError("steps, turns: each must be at least 1")
+    settings, _ = config.parse(train.Settings, rest, recipe=train.find_recipe)
+    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    train.check(settings)
+    if settings.accumulate != 1:
+        raise UserError("accumulate: micro-batches cost the same each; measure one, with --accumulate 1")
+    return options, settings
+
+
+def load(settings: train.Settings) -> Images:
+    given = [name for name in inspect.signature(datasets.load).parameters if hasattr(settings, name)]
+    split = "train" if train.learns_from_labels(settings) else "unlabelled"
+    chosen = {name: getattr(settings, name) for name in given if name != "data_dir"}
+    return datasets.load(settings.dataset, settings.data_dir, split, **chosen)
+
+
+def main() -> None:
+    options, settings = parse()
+    if settings.gpus is not None and "RANK" not in os.environ:
+        distributed.start_processes(settings.gpus)
+    device = distributed.join(settings.device)
+    torch.backends.cudnn.benchmark = True
+    data = load(settings)
+    order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
+    train.require_whole_batches(settings, order)
+    numbers = measure(settings, data, device, options.steps, options.turns)
+
+    everyone = gather_objects(numbers)
+    rates = [own["parts"]["real"]["samples_per_second"] for own in everyone]
+    waiting = max(everyone, key=lambda own: own["parts"]["real"]["data_wait"])
+    images = settings.epochs * order.steps_per_epoch * order.global_batch
+    results = dict(
+        machine=machine(device.type), processes=world_size(), dataset=settings.dataset, images=len(data),
+        encoder=settings.encoder, projector=settings.projector, batch_size=settings.batch_size, epochs=settings.epochs,
+        compile=settings.compile, samples_per_second_per_process=rates, samples_per_second=sum(rates),
+        data_wait=waiting["parts"]["real"]["data_wait"], hours=images / sum(rates) / 3600,
+        bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile), **waiting,
+    )  # fmt: skip
+    say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
+    where = "in memory" if results["resident"] else f"{results['workers']} workers each"
+    say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
+    say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process")
+    say(f"{options.turns} turns of {options.steps} steps; per process, of the one that waits the longest\n")
+    say(turns_table(results["parts"]))
+    say(f"\nreal reaches {results['of_synthetic']:.0%} of synthetic; peak memory {results['peak_memory_mb']:.0f} MB")
+    if world_size() > 1:
+        say(f"exchanging gradients: {results['communication']:.0%} of a step beyond what backward hides")
+    say(f"all processes: {sum(rates):.1f} samples/s; {settings.epochs} epochs would take {results['hours']:.1f} hours")
+    say(f"bottleneck: {results['bottleneck']}")
+    if options.json and distributed.is_main():
+        write_json(options.json, results)
+    distributed.barrier()
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    with one_line_errors("throughput.py"):
+        main()
