@@ -147,8 +147,21 @@ def fit(model, train, val, resume: bool) -> None:
     device = distributed.join(model.device)
     if resume and model.unsaved:
         raise UserError(f"resume: the file could not hold {', '.join(sorted(model.unsaved))}; pass them to load")
+    kept = dict(model.__dict__)
     if not resume and model.step:
         model._build()
+    first = model.step
+    try:
+        _train(model, train, val, resume, device)
+    except BaseException:
+        if model.step == first:  # nothing is learnt: what was learnt before is not lost for it
+            model.__dict__.update(kept)
+        raise
+    finally:
+        model.runner = None
+
+
+def _train(model, train, val, resume: bool, device: torch.device) -> None:
     model.seed = distributed.broadcast_object(model.seed)
     source = _source(model, train)
     validation = _source(model, val) if isinstance(val, DataLoader | Dataset) else None
@@ -169,12 +182,9 @@ def fit(model, train, val, resume: bool) -> None:
     model.progress = None
     guard = Guard(model.net, model.optimizer)
     model.runner = distributed.parallel(model.net, device)
-    try:
-        with drawn_from(model.seed):
-            while model.step < total:
-                _epoch(model, source, validation, total, scaler, guard)
-    finally:
-        model.runner = None
+    with drawn_from(model.seed):
+        while model.step < total:
+            _epoch(model, source, validation, total, scaler, guard)
 
 
 def _source(model, data):

@@ -158,6 +158,12 @@ def test_bad_arguments(changes, error, words):
     ],
 )
 def test_bad_fits(changes, error, words):
+    fitted = make().fit(numbers())
+    before = weights(fitted).clone()
+    if "encoder" not in changes and "proj_input_dim" not in changes:  # which make a new network
+        with pytest.raises(error, match=words):
+            fitted.set_params(**changes).fit(numbers())
+        assert torch.equal(weights(fitted), before) and fitted.step == 15
     model = make(**changes)
     with pytest.raises(error, match=words):
         model.fit(numbers())
@@ -329,6 +335,7 @@ def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
     model.set_params(optimizer="sgd").save(tmp_path / "model.pt")  # what was learnt is AdamW's still
     with pytest.raises(UserError, match="optimizer was AdamW so far and is SGD now"):
         model.fit(numbers(), resume=True)
+    assert model.set_params(optimizer="adamW", max_epochs=6).fit(numbers(), resume=True).step == 30
     whole, parted = [], []
     options = dict(lr_scheduler_kwargs={"interval": "epoch"}, max_epochs=4)
     make(callbacks=lambda *told: whole.append(told[2]["lr"]), **options).fit(numbers())
