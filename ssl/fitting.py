@@ -30,7 +30,7 @@ def check(params: dict) -> None:
         if not isinstance(params[name], dict | None):
             raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
     given, wanted = params["optimizer"], params["lr_scheduler"]
-    if isinstance(given, str) and given not in OPTIMIZERS:
+    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py says adamw
         raise UserError(
             f"Optimizer {given!r} is not implemented. Please use one of the available optimizers: "
             f"{', '.join(OPTIMIZERS)}{nearest(given, OPTIMIZERS)}"

@@ -48,7 +48,9 @@ def read(cls, path, encoder, params: dict):
     content = checkpoint.load(path)
     kinds = dict(estimator=str, encoder=str, params=dict, unsaved=list, instance=bool, model=dict, step=int, seed=int,
                  history=list)  # fmt: skip
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
+    if not whole or content["step"] < 0 or not isinstance(content.get("progress"), dict | None):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
         raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")

@@ -99,7 +99,8 @@ class _Views(Dataset):
                 view = self.views(self.samples[key[1]])
             if not isinstance(view, Tensor | np.ndarray):
                 raise TypeError(f"views: expected it to return a tensor or an array, got {type(view)}")
-            out.append(torch.as_tensor(view))
+            view = torch.as_tensor(view)
+            out.append(view.float() if view.dtype == torch.float64 else view)  # numpy's, as samples are
         return out
 
 
