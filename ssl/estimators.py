@@ -160,13 +160,14 @@ class _Estimator(Params):
         train: a loader of batches `[X1, X2]` or `([X1, X2], y)`; or samples, a tensor, array, list or
         Dataset, of which `views` (sample -> view, called twice with other random numbers) makes them:
         tensors and arrays are given to it as float32, and the view depends on (random_state, epoch,
-        index) alone where it draws from torch, numpy or random. `val`: likewise a loader or Dataset;
+        index) alone where it draws from torch, numpy or random. `val`: likewise, a DataLoader or Dataset;
         anything else, as the labels that a Pipeline passes, is not used.
 
         Where a process group is there, or torchrun has started this process, the batch is that of all
         processes together. A second fit begins anew (an encoder given as instance keeps its weights);
         with `resume` it goes on where the last one, in this process or in the file loaded, ended.
-        KeyboardInterrupt passes through, and leaves what was learnt so far.
+        KeyboardInterrupt passes through, and leaves what was learnt so far; what fails before its first step
+        leaves what an earlier fit has learnt.
 
         Raises ValueError for a loss or gradient that is not finite; weights and running statistics are then those
         of the step before.
@@ -177,6 +178,8 @@ class _Estimator(Params):
 
     def transform(self, data) -> Tensor:
         """Representations (N, d), float32 on the CPU, in order, the same on every process.
+
+        A loader that shuffles is a `UserError`.
 
         data: a loader of X; or samples as `fit` takes them, tensors and arrays given to the encoder as float32.
         """

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -488,3 +489,12 @@ def test_in_a_notebook_that_has_the_standard_ssl_already(tmp_path):
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.stdout == "BarlowTwins SSLContext\n", done.stderr
+
+
+def test_the_example_of_volumes_runs(tmp_path, monkeypatch, capsys):
+    volumes = np.random.default_rng(0).integers(0, 255, (128, 8, 8, 8), dtype=np.uint8)
+    splits = {f"{split}_images": volumes for split in ("train", "val", "test")}
+    np.savez(tmp_path / "x.npz", **splits, **{name[:-6] + "labels": np.arange(128)[:, None] % 2 for name in splits})
+    monkeypatch.setattr(sys, "argv", ["volumes.py", str(tmp_path / "x.npz"), "--seeds", "0", "--epochs", "1"])
+    runpy.run_path(str(ROOT / "examples" / "volumes.py"), run_name="__main__")
+    assert "seed 0: AUC val / test, untrained" in capsys.readouterr().out
