@@ -193,7 +193,8 @@ def judge_features(settings: Settings) -> None:
     ranges.check(settings)
     labels.check_choice(settings.train_percent, settings.train_files)
     found = features.load(settings.features, distributed.join(settings.device))
-    settings.output_dir = settings.output_dir or str(Path(settings.features).parent)
+    path = Path(settings.features)
+    settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
     folder = open_folder(settings)
     if settings.seed is None:
         settings.seed = config.coerce(found.settings.get("seed", 0), int, "features: seed")
@@ -247,6 +248,10 @@ def check(settings: Settings, protocols: list[str]) -> None:
     if settings.batch_size < 1:
         raise UserError(f"batch_size: {settings.batch_size} must be at least 1")
     labels.check_choice(settings.train_percent, settings.train_files)
+    if settings.npz and "features" not in protocols:
+        raise UserError("npz: features are written by --protocol features; add it")
+    if settings.standardize and not {"probe", "knn"} & set(protocols):
+        raise UserError("standardize is for probe and knn; features are written as the encoder gives them")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if "linear" in protocols and settings.linear_batch % processes:
         raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {processes} processes")

@@ -7,6 +7,7 @@
 Losses, optimizers, schedules, processes and files are those of train.py.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 from ssl.params import Params
 from ssl.schedules import warmup_cosine
-from ssl.twoviews import are_samples, in_order, split
+from ssl.twoviews import are_samples, describe, in_order, split
 
 # What is part of the network: another value makes a new one.
 BUILT = {"encoder", "encoder_kwargs", "proj_input_dim", "proj_hidden_dim", "proj_output_dim", "random_state"}
@@ -42,27 +43,28 @@ class _Estimator(Params):
     EXTRA: ClassVar = dict(max_epochs=None, max_steps=-1, random_state=None, device="auto", precision="off",
                            callbacks=None, views=None, batch_size=64, num_workers=0)  # fmt: skip
 
+    MADE: ClassVar = {"encoder", "optimizer", "lr_scheduler"}
+
+    def _check(self, params: dict) -> None:
+        fitting.check(params)
+
     def _adopt(self, changes: dict) -> None:
-        for name in set(changes) - {"encoder"}:
-            setattr(self, name, changes[name])
-        fitting.check(self)
         self.loss = self._make_loss()
         if BUILT & set(changes):
             self._build()
+        if self.step == 0:
+            self.optimizer, self.lr_scheduler = self._params["optimizer"], self._params["lr_scheduler"]
 
     def _build(self) -> None:
         """New weights, from random_state alone; of an encoder that is an instance the projection head's only."""
         self.step, self.history, self.progress, self.unsaved = 0, [], None, set()
         self.steps_per_epoch = self.runner = None
-        self.seed = self.random_state
-        if self.seed is None:
-            self.seed = int(torch.randint(2**31, ()))
+        self.seed = int(torch.randint(2**31, ()) if self.random_state is None else self.random_state)
         given = self._params["encoder"]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             encoder = given if isinstance(given, nn.Module) else given(**(self.encoder_kwargs or {}))
             self.net = _Twins(encoder, self._make_projector(), self.proj_input_dim)
-        self.optimizer, self.lr_scheduler = self._params["optimizer"], self._params["lr_scheduler"]
 
     @property
     def encoder(self) -> nn.Module:
@@ -101,8 +103,8 @@ class _Estimator(Params):
         """The encoder's representations (n, d) of X, without the projection head."""
         if not isinstance(batch, Tensor):
             raise ValueError(
-                f"transform: expected batches that are a tensor X, got {type(batch).__name__}; for batches (X, y) "
-                "call transform_with_targets"
+                f"transform: expected batches that are a tensor X, got {describe(batch)}; for batches (X, y) call "
+                "transform_with_targets"
             )
         device = next(self.net.parameters()).device
         return self.encoder(batch.to(device))
@@ -136,19 +138,19 @@ class _Estimator(Params):
             self.lr_scheduler = None if wanted in (None, "none") else self._warmup_cosine()
         return self.optimizer, self.lr_scheduler
 
-    def _warmup_cosine(self) -> LRScheduler:
+    def _warmup_cosine(self, done: int = 0) -> LRScheduler:
+        """The schedule, `done` steps (or epochs) into it."""
         total, warmup, options = fitting.schedule_length(self)
-
-        def factor(base: float):
-            start, floor = options["warmup_start_lr"] / base, options["min_lr"] / base
-            return lambda t: warmup_cosine(min(t, total), total, warmup, floor, start, hold=1)
-
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
         if not all(rate >= max(options["warmup_start_lr"], options["min_lr"]) and rate > 0 for rate in rates):
             raise UserError(f"learning_rate: {rates} must be above warmup_start_lr and min_lr of lr_scheduler_kwargs")
-        for group in self.optimizer.param_groups:
-            group.pop("initial_lr", None)
-        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, [factor(rate) for rate in rates])
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+        factors = [
+            partial(warmup_cosine, total=total, warmup=warmup, floor=options["min_lr"] / rate,
+                    start=options["warmup_start_lr"] / rate, hold=1) for rate in rates
+        ]  # fmt: skip
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors, last_epoch=done - 1)
 
     # Fit and transform ----------------------------------------------------------------
 
@@ -158,23 +160,28 @@ class _Estimator(Params):
         train: a loader of batches `[X1, X2]` or `([X1, X2], y)`; or samples, a tensor, array, list or
         Dataset, of which `views` (sample -> view, called twice with other random numbers) makes them:
         tensors and arrays are given to it as float32, and the view depends on (random_state, epoch,
-        index) alone where it draws from torch, numpy or random. `val`: likewise a loader or Dataset;
+        index) alone where it draws from torch, numpy or random. `val`: likewise, a DataLoader or Dataset;
         anything else, as the labels that a Pipeline passes, is not used.
 
         Where a process group is there, or torchrun has started this process, the batch is that of all
         processes together. A second fit begins anew (an encoder given as instance keeps its weights);
         with `resume` it goes on where the last one, in this process or in the file loaded, ended.
-        KeyboardInterrupt passes through, and leaves what was learnt so far.
+        KeyboardInterrupt passes through, and leaves what was learnt so far; what fails before its first step
+        leaves what an earlier fit has learnt.
 
-        Raises `UserError` for a loss or gradient that is not finite, before it changes a weight.
+        Raises ValueError for a loss or gradient that is not finite; weights and running statistics are then those
+        of the step before.
         """
+        self.set_params(**self._assigned())
         fitting.fit(self, train, val, resume)
         return self
 
     def transform(self, data) -> Tensor:
         """Representations (N, d), float32 on the CPU, in order, the same on every process.
 
-        data: a loader of X, or a tensor, array or list of samples, given to the encoder as float32.
+        A loader that shuffles is a `UserError`.
+
+        data: a loader of X; or samples as `fit` takes them, tensors and arrays given to the encoder as float32.
         """
         return self._encode(data, targets=False)[0]
 
@@ -193,10 +200,10 @@ class _Estimator(Params):
         device = distributed.join(self.device)
         self.net.to(device).eval()
         parts, seen = [], []
-        for batch in in_order(data, self.batch_size, self.num_workers):
+        for batch in in_order(data, self.batch_size, self.num_workers, targets):
             if targets:
                 if not (isinstance(batch, list | tuple) and len(batch) == 2):
-                    raise ValueError(f"transform_with_targets: expected batches (X, y), got {type(batch).__name__}")
+                    raise ValueError(f"transform_with_targets: expected batches (X, y), got {describe(batch)}")
                 batch, y = batch
                 seen.append(torch.as_tensor(y))
             if isinstance(batch, Tensor):  # this rank's share of the rows; perhaps none, of which no encoder knows

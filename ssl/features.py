@@ -89,7 +89,7 @@ def write_split(
         h, own, start = h[own].cpu(), own.cpu() + start, start + len(read)
         if not h.isfinite().all():
             first = data.sample_name(own[~h.isfinite().all(1)][0].item())
-            raise UserError(f"features: those of {first} are not finite; nothing was written. Are the weights sound?")
+            raise UserError(f"features: those of {first} are not finite; nothing was replaced. Are the weights sound?")
         while len(h):
             if count == len(held):
                 shards.append(_write_shard(folder, split, len(shards), _part(data, held, index)))

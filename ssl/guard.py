@@ -40,6 +40,11 @@ class Guard:
         for before, buffer in zip(self.before, self.buffers):
             before.copy_(buffer)
 
+    def undo(self) -> None:
+        """Running statistics as they were when the step began."""
+        for before, buffer in zip(self.before, self.buffers):
+            buffer.copy_(before)
+
     def scale(self, loss: Tensor) -> Tensor:
         """1, or NaN where the loss is not finite: whatever its gradient would be, it is then NaN, too."""
         return torch.where(loss.detach().isfinite(), 1.0, torch.nan)

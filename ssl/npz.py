@@ -88,8 +88,9 @@ def read(path: Path) -> dict:
     if not splits:
         rest = dict.fromkeys(arrays)  # for the error
     try:
-        rest["settings"] = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
-    except ValueError:
+        if splits and "settings" in arrays:
+            rest["settings"] = json.loads(str(arrays["settings"]))
+    except (ValueError, RecursionError):
         raise UserError(f"features: the settings in {path} are no JSON; write the features again") from None
     return splits | rest
 
@@ -98,9 +99,8 @@ def _entry(arrays: dict[str, np.ndarray], split: str) -> dict:
     entry = {}
     for key in ("features", "labels"):
         array = arrays.get(f"{split}_{key}")
-        if array is not None and array.dtype.kind in "fiu" and array.dtype.isnative:
-            if key == "labels":
-                array = array.astype(np.int64)
-            entry[key] = torch.from_numpy(array)
+        kinds = "iu" if key == "labels" else "f"
+        if array is not None and array.dtype.kind in kinds and array.dtype.isnative and array.itemsize <= 8:
+            entry[key] = torch.from_numpy(array.astype(np.int64) if key == "labels" else array)
     names = arrays.get(f"{split}_names")
     return entry if names is None else entry | {"names": names.tolist()}

@@ -4,10 +4,11 @@ import importlib
 import inspect
 import math
 
+import numpy as np
 from torch import nn
 
 from ssl import checkpoint, fitting
-from ssl.distributed import barrier, is_main
+from ssl.distributed import broadcast_object, is_main
 from ssl.encoders import is_known
 from ssl.errors import UserError, one_line
 from ssl.runs import copied
@@ -18,6 +19,7 @@ def write(model, path) -> None:
     params = model.get_params()
     encoder = params.pop("encoder")
     kind = encoder if inspect.isclass(encoder) else type(encoder)
+    params = {name: _unwrapped(value) for name, value in params.items()}
     plain = {name: value for name, value in params.items() if _is_plain(value)}
     content = {
         "estimator": type(model).__name__,
@@ -26,14 +28,19 @@ def write(model, path) -> None:
         "unsaved": sorted(set(params) - set(plain)),
         "instance": not inspect.isclass(encoder),
         "model": copied(model.net.state_dict()),
-        "progress": copied(fitting._progress(model)),
+        "progress": _unwrapped(copied(fitting._progress(model))),
         "step": model.step,
         "seed": model.seed,
         "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
     }
+    problem = None
     if is_main():
-        checkpoint.save(content, path)
-    barrier()
+        try:
+            checkpoint.save(content, path)
+        except (OSError, RuntimeError) as error:
+            problem = f"{path} cannot be written ({error})"
+    if problem := broadcast_object(problem):
+        raise UserError(f"save: {problem}")
 
 
 def read(cls, path, encoder, params: dict):
@@ -41,7 +48,9 @@ def read(cls, path, encoder, params: dict):
     content = checkpoint.load(path)
     kinds = dict(estimator=str, encoder=str, params=dict, unsaved=list, instance=bool, model=dict, step=int, seed=int,
                  history=list)  # fmt: skip
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
+    if not whole or content["step"] < 0 or not isinstance(content.get("progress"), dict | None):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
         raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
@@ -72,6 +81,15 @@ def _known(path, content: dict) -> type[nn.Module]:
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
         raise UserError(f"{path}: its encoder, {one_line(name)}, is no nn.Module class here")
     return kind
+
+
+def _unwrapped(value):
+    """`value` with numpy's numbers, as grids of parameters are made of, as Python's."""
+    if isinstance(value, dict):
+        return {key: _unwrapped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unwrapped(item) for item in value] if isinstance(value, list) else tuple(map(_unwrapped, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_plain(value) -> bool:

@@ -24,21 +24,21 @@ def split(batch) -> tuple[Tensor, Tensor, Tensor | None]:
     if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], list | tuple):
         views, y = batch
         if not isinstance(y, Tensor):
-            raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)` with a tensor y, got {_describe(batch)}")
+            raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)` with a tensor y, got {describe(batch)}")
     if not isinstance(views, list | tuple) or len(views) != 2:
-        raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)`, got {_describe(batch)}")
+        raise ValueError(f"batch should be `[X1, X2]` or `([X1, X2], y)`, got {describe(batch)}")
     if not all(isinstance(view, Tensor) for view in views):
-        raise TypeError(f"X1 and X2 should be tensors, got {_describe(batch)}")
+        raise TypeError(f"X1 and X2 should be tensors, got {describe(batch)}")
     if views[0].shape != views[1].shape:
-        raise ValueError(f"X1 and X2 should have the same shape, got {_describe(batch)}")
+        raise ValueError(f"X1 and X2 should have the same shape, got {describe(batch)}")
     return *views, y
 
 
-def _describe(value) -> str:
+def describe(value) -> str:
     if isinstance(value, Tensor):
         return f"Tensor {tuple(value.shape)}"
     if isinstance(value, list | tuple):
-        inside = ", ".join(map(_describe, value[:4])) + (", …" if len(value) > 4 else "")
+        inside = ", ".join(map(describe, value[:4])) + (", …" if len(value) > 4 else "")
         return f"{type(value).__name__} of {len(value)} [{inside}]"
     return type(value).__name__
 
@@ -68,10 +68,13 @@ def are_samples(data) -> bool:
 
 
 class Samples(Dataset):
-    """Samples by number, as `views` and encoders are given them: of tensors and arrays float32, a copy each time."""
+    """Samples by number, as `views` and encoders are given them: of tensors and arrays float32, a copy each time.
 
-    def __init__(self, data):
-        self.data = data
+    `alone`: of a Dataset's (sample, label, ...) the sample.
+    """
+
+    def __init__(self, data, alone: bool = True):
+        self.data, self.alone = data, alone
 
     def __len__(self) -> int:
         return len(self.data)
@@ -79,7 +82,7 @@ class Samples(Dataset):
     def __getitem__(self, index: int):
         item = self.data[index]
         if isinstance(self.data, Dataset):
-            return item
+            return item[0] if self.alone and isinstance(item, list | tuple) else item
         return torch.as_tensor(item).to(torch.float32, copy=True)
 
 
@@ -93,12 +96,11 @@ class _Views(Dataset):
         out = []
         for stream in self.streams:
             with drawn_from(counted(self.seed, *key, stream)):
-                sample = self.samples[key[1]]
-                sample = sample[0] if isinstance(sample, list | tuple) else sample  # a Dataset's (sample, label)
-                view = self.views(sample)
+                view = self.views(self.samples[key[1]])
             if not isinstance(view, Tensor | np.ndarray):
                 raise TypeError(f"views: expected it to return a tensor or an array, got {type(view)}")
-            out.append(torch.as_tensor(view))
+            view = torch.as_tensor(view)
+            out.append(view.float() if view.dtype == torch.float64 else view)  # numpy's, as samples are
         return out
 
 
@@ -151,9 +153,14 @@ class FromLoader:
 
     def __init__(self, loader, seed: int):
         self.loader, self.seed = loader, seed
-        if not hasattr(loader, "__len__"):
-            raise UserError("train: the loader needs a length, the number of its batches")
-        self.steps_per_epoch = len(loader)
+        try:
+            self.steps_per_epoch = len(loader)
+        except TypeError:
+            raise UserError(
+                "the loader needs a length, the number of its batches; give its IterableDataset a __len__"
+            ) from None
+        if isinstance(loader, DataLoader) and world_size() == 1 and _ends_in_one(loader):
+            raise UserError("the loader's last batch is one sample, alone; give the DataLoader drop_last=True")
         alike = type(getattr(loader, "sampler", None)) in (RandomSampler, SequentialSampler)
         if world_size() > 1 and alike:
             raise UserError(
@@ -182,10 +189,23 @@ class FromLoader:
         return iter(self.loader)
 
 
-def in_order(data, batch_size: int, workers: int):
-    """A loader of all of `data` in order, on every rank. Raises `UserError` for one that parts it among them."""
+def _ends_in_one(loader: DataLoader) -> bool:
+    """Whether the last batch has one sample, as far as one can tell: losses and batch norm are between samples."""
+    sized = loader.batch_size and hasattr(loader.sampler, "__len__")
+    return bool(sized) and not loader.drop_last and len(loader.sampler) % loader.batch_size == 1
+
+
+def in_order(data, batch_size: int, workers: int, targets: bool):
+    """A loader of all of `data` in order, on every rank: of X, or with `targets` of (X, y).
+
+    Raises `UserError` for a loader that parts the data among ranks, or has another order.
+    """
     if are_samples(data):
-        return DataLoader(Samples(data), batch_size, num_workers=workers)
+        return DataLoader(Samples(data, alone=not targets), batch_size, num_workers=workers)
+    if isinstance(getattr(data, "sampler", None), RandomSampler) and not (targets and world_size() == 1):
+        raise UserError(
+            "transform: the loader shuffles, so nobody could tell whose features these are; pass shuffle=False"
+        )
     if isinstance(getattr(data, "sampler", None), DistributedSampler):
         raise UserError(
             "transform: a DistributedSampler changes the order and pads; pass an ordinary loader, of which the "

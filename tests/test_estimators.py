@@ -3,6 +3,8 @@
 import copy
 import math
 import os
+import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +131,13 @@ def test_bad_batches(batch, error, words):
         (dict(lr_scheduler_kwargs={"warmup_epoch": 1}), ValueError, "did you mean 'warmup_epochs'"),
         (dict(max_epoch=3), ValueError, "there is no argument 'max_epoch'; did you mean 'max_epochs'"),
         (dict(precision="half"), ValueError, "none of auto, bf16, fp16, off"),
+        (dict(device="gpu"), ValueError, "none of auto, cpu, cuda"),
+        (dict(random_state=np.random.RandomState(0)), ValueError, "random_state: expected a whole number"),
+        (dict(max_steps=1e3), ValueError, "max_steps: expected a whole number"),
+        (dict(learning_rate="3e-4"), ValueError, "learning_rate: expected a number"),
+        (dict(optimizer_kwargs={"weight_decay": 0.1}), ValueError, "optimizer_kwargs: weight_decay has an argument of"),
+        (dict(lr_scheduler_kwargs={"warmup_epochs": "5"}), ValueError, "warmup_epochs: expected a number"),
+        (dict(callbacks=[print, 3]), TypeError, "callbacks: 3 is no callable"),
     ],
 )
 def test_bad_arguments(changes, error, words):
@@ -139,8 +148,8 @@ def test_bad_arguments(changes, error, words):
 @pytest.mark.parametrize(
     "changes, error, words",
     [
-        (dict(max_epochs=None), ValueError, "`max_epochs` must be set"),
-        (dict(max_epochs=0), ValueError, "`max_epochs` must be set"),
+        (dict(max_epochs=None), ValueError, "`max_epoch` must be set"),
+        (dict(max_epochs=0), ValueError, "`max_epoch` must be set"),
         (dict(proj_input_dim=5), ValueError, r"Encoder output dim \(8\) does not match proj_input_dim \(5\). Either"),
         (dict(encoder=nn.Identity, views=lambda s: s.mean()), RuntimeError, "Encoder output must be"),
         (dict(lr_scheduler_kwargs={"warmup_epochs": 3}), ValueError, "warmup_epochs 3 must be at least 0 and less"),
@@ -150,6 +159,12 @@ def test_bad_arguments(changes, error, words):
     ],
 )
 def test_bad_fits(changes, error, words):
+    fitted = make().fit(numbers())
+    before = weights(fitted).clone()
+    if "encoder" not in changes and "proj_input_dim" not in changes:  # which make a new network
+        with pytest.raises(error, match=words):
+            fitted.set_params(**changes).fit(numbers())
+        assert torch.equal(weights(fitted), before) and fitted.step == 15
     model = make(**changes)
     with pytest.raises(error, match=words):
         model.fit(numbers())
@@ -159,8 +174,10 @@ def test_bad_fits(changes, error, words):
 
 def test_a_loader_of_pairs_or_labels_is_no_input_of_transform():
     model = make().fit(numbers())
-    with pytest.raises(ValueError, match="call transform_with_targets"):
-        model.transform(pairs())
+    with pytest.raises(ValueError, match=r"got list of 2 .*; for batches \(X, y\) call transform_with_targets"):
+        model.transform(DataLoader(TensorDataset(numbers(), numbers()), batch_size=8))
+    with pytest.raises(UserError, match="the loader shuffles"):
+        model.transform(DataLoader(numbers(), batch_size=8, shuffle=True))
 
 
 # The same fit -------------------------------------------------------------------------
@@ -185,7 +202,7 @@ def test_the_same_random_state_is_the_same_init_and_fit_whatever_was_drawn_befor
 
 def test_views_depend_on_sample_and_epoch_and_not_on_workers():
     def mixed(sample):
-        return sample + float(np.random.rand()) + torch.rand(())
+        return (sample + torch.rand(())).numpy() + np.random.rand(6)  # of type float64
 
     one, two = (make(views=mixed, num_workers=workers, max_epochs=1).fit(numbers()) for workers in (0, 2))
     assert torch.equal(weights(one), weights(two))
@@ -201,6 +218,35 @@ def test_the_callers_objects_stay_as_they_are():
     assert kwargs == before and model.get_params()["lr_scheduler_kwargs"] is kwargs["lr_scheduler_kwargs"]
     used = make(encoder=encoder, views=lambda s: s.add_(1)).fit(x)
     assert used.encoder is encoder and torch.equal(x, numbers())
+
+
+def test_assigned_and_refused_arguments():
+    model = make()
+    model.max_epochs, model.lambd, model.proj_hidden_dim = 1, 0.5, np.int64(4)
+    copied = clone(model)
+    for one in (copied, model.fit(numbers())):
+        assert one.get_params()["lambd"] == one.loss.lambd == 0.5 and one.projection_head[0].out_features == 4
+    with pytest.raises(ValueError, match="not implemented"):
+        model.set_params(optimizer="lion", lambd=0.1)
+    assert model.get_params() == copied.get_params() and model.loss.lambd == 0.5
+
+
+def test_loaders_that_would_fail_after_an_epoch_are_refused_before():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield numbers(1)[0], numbers(1)[0]
+
+    for loader, words in ((DataLoader(Endless()), "give its IterableDataset a __len__"), (pairs(41), "drop_last=True")):
+        for data in ((loader, None), (numbers(), loader)):
+            with pytest.raises(UserError, match=words):
+                make().fit(*data)
+
+
+def test_a_dataset_with_labels_is_transformed_as_it_was_fitted():
+    data = TensorDataset(numbers(), torch.arange(40))
+    model = make()
+    assert torch.equal(model.fit_transform(data), model.transform(numbers()))
+    assert torch.equal(model.transform_with_targets(data)[1], torch.arange(40))
 
 
 def test_constant_features_give_no_nan():
@@ -230,7 +276,7 @@ def test_the_schedule_never_rises_above_the_rate_and_ends_at_its_floor(interval)
     assert short.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamW", "lars", "lamb", torch.optim.RMSprop])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamW", "adamw", "lars", "lamb", torch.optim.RMSprop])
 def test_every_optimizer_spares_biases_and_norms_the_decay(optimizer):
     model = make(optimizer=optimizer, max_epochs=1).fit(numbers())
     decays = {group["name"]: group["weight_decay"] for group in model.optimizer.param_groups}
@@ -279,6 +325,58 @@ def test_resume_after_an_interruption_ends_in_the_same_weights(loader, tmp_path)
         assert torch.equal(weights(model.fit(data, resume=True)), weights(whole))
 
 
+def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
+    lrs = []
+    model = make(callbacks=lambda model, epoch, metrics: lrs.append(metrics["lr"])).fit(numbers())
+    model.set_params(max_epochs=4, learning_rate=0.1, weight_decay=0.2).fit(numbers(), resume=True)
+    assert lrs[2] == 0 and model.step == 20 and lrs[3] == 0
+    assert [(g["initial_lr"], g["weight_decay"]) for g in model.optimizer.param_groups] == [(0.1, 0.2), (0.1, 0.0)]
+    model.set_params(lr_scheduler="none", max_epochs=5).fit(numbers(), resume=True)
+    assert lrs[4] == 0.1
+    model.set_params(optimizer="sgd").save(tmp_path / "model.pt")  # what was learnt is AdamW's still
+    with pytest.raises(UserError, match="optimizer was AdamW so far and is SGD now"):
+        model.fit(numbers(), resume=True)
+    assert model.set_params(optimizer="adamW", max_epochs=6).fit(numbers(), resume=True).step == 30
+    whole, parted = [], []
+    options = dict(lr_scheduler_kwargs={"interval": "epoch"}, max_epochs=4)
+    make(callbacks=lambda *told: whole.append(told[2]["lr"]), **options).fit(numbers())
+    model = make(callbacks=lambda *told: parted.append(told[2]["lr"]), max_steps=7, **options).fit(numbers())
+    model.set_params(max_steps=-1).fit(numbers(), resume=True)
+    assert parted[-3:] == whole[-3:] != parted[:3]
+
+
+def test_an_instance_of_an_optimizer_resumes_under_the_schedule():
+    model = make()
+    model.set_params(optimizer=torch.optim.SGD(model.net.parameters(), lr=0.1)).fit(numbers())
+    model.set_params(max_epochs=5).fit(numbers(), resume=True)
+    assert model.step == 25 and model.optimizer.param_groups[0]["initial_lr"] == 0.1
+
+
+def test_a_pickle_resumes_as_the_estimator_itself():
+    model = make(random_state=12345).fit(numbers())
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        one.set_params(max_epochs=4).fit(numbers(), resume=True)
+        assert one.step == 20 and torch.equal(weights(one), weights(model))
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace_in_running_statistics():
+    calls = []
+
+    def exploding(sample):
+        calls.append(1)
+        return sample * (1e30 if len(calls) > 4 * 8 else 1) + torch.rand(())
+
+    class Squared(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) ** 2
+
+    model = make(encoder=nn.Sequential(Squared(6, 8), nn.BatchNorm1d(8)), views=exploding)
+    with pytest.raises(ValueError, match="not finite"):
+        model.fit(numbers())
+    assert model.step == 2 and all(buffer.isfinite().all() for buffer in model.net.buffers())
+    assert model.transform(numbers()).isfinite().all()
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     model = make().fit(numbers())
     before, loss = weights(model).clone(), model.loss
@@ -305,9 +403,20 @@ def test_a_file_is_read_without_code_and_checked(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             kind.load(path, encoder=encoder)
-    torch.save({"estimator": "BarlowTwins"}, path)
-    with pytest.raises(UserError, match="not a file of an estimator"):
-        BarlowTwins.load(path)
+    content = torch.load(path, weights_only=True)
+    for spoilt in ({"model": None}, {"params": {1: 2}}, {"params": {"encoder": 3}}, {"progress": 3}, {"step": -1}):
+        torch.save(content | spoilt, path)
+        with pytest.raises(UserError, match="not a file of an estimator"):
+            BarlowTwins.load(path, encoder=Encoder)
+
+
+def test_numbers_of_numpy_are_saved_and_a_missing_folder_is_told(tmp_path):
+    model = make(lambd=np.float64(0.5), lr_scheduler_kwargs={"min_lr": np.float64(0)}).fit(numbers())
+    model.save(tmp_path / "model.pt")
+    loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder)
+    assert loaded.lambd == loaded.loss.lambd == 0.5 and loaded.lr_scheduler_kwargs == {"min_lr": 0.0}
+    with pytest.raises(UserError, match=r"save: .*nowhere"):
+        model.save(tmp_path / "nowhere" / "model.pt")
 
 
 def test_an_encoder_of_ours_needs_no_naming(tmp_path):
@@ -380,3 +489,12 @@ def test_in_a_notebook_that_has_the_standard_ssl_already(tmp_path):
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.stdout == "BarlowTwins SSLContext\n", done.stderr
+
+
+def test_the_example_of_volumes_runs(tmp_path, monkeypatch, capsys):
+    volumes = np.random.default_rng(0).integers(0, 255, (128, 8, 8, 8), dtype=np.uint8)
+    splits = {f"{split}_images": volumes for split in ("train", "val", "test")}
+    np.savez(tmp_path / "x.npz", **splits, **{name[:-6] + "labels": np.arange(128)[:, None] % 2 for name in splits})
+    monkeypatch.setattr(sys, "argv", ["volumes.py", str(tmp_path / "x.npz"), "--seeds", "0", "--epochs", "1"])
+    runpy.run_path(str(ROOT / "examples" / "volumes.py"), run_name="__main__")
+    assert "seed 0: AUC val / test, untrained" in capsys.readouterr().out

@@ -4,8 +4,10 @@ import pytest
 import torch
 from spawn import on_ranks
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ssl.distributed import rank, world_size
+from ssl.errors import UserError
 from ssl.estimators import BarlowTwins
 
 
@@ -32,7 +34,16 @@ def do_fit():
         model.training_step(batch, 0)
     except ValueError as error:
         told = str(error)
-    return {"features": h, "moved": model.encoder[0].weight.detach() - start, "told": told}
+    refused = []
+    few = DataLoader(
+        TensorDataset(x, x), batch_size=8 + 8 * rank(), sampler=DistributedSampler(x, world_size(), rank())
+    )
+    for do in (lambda: model.save("/nowhere/model.pt"), lambda: model.fit(x, few), lambda: model.transform(few)):
+        try:
+            do()
+        except UserError as error:
+            refused.append(str(error))
+    return {"refused": refused, "features": h, "moved": model.encoder[0].weight.detach() - start, "told": told}
 
 
 def test_two_processes_learn_and_transform_as_one(tmp_path):
@@ -43,4 +54,9 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
         for name in ("moved", "features"):
             torch.testing.assert_close(result[name], one[name], rtol=1e-3, atol=1e-5)
         assert "rank 1: batch should be" in result["told"]  # and rank 0 does not wait for it
+        for words, error in zip(
+            ("save: /nowhere", "val: every process needs", "a DistributedSampler"), result["refused"]
+        ):
+            assert words in error
+        assert len(result["refused"]) == 3
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
