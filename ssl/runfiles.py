@@ -14,6 +14,12 @@ LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginn
 LARGEST_TEXT = 8 << 20  # of any other text
 LARGEST_PICTURE = 8 << 20  # of a PNG
 MOST_CURVES = 200  # different names in metrics.jsonl
+# Curves that belong in one picture each, in this order; all others follow, by name.
+FIRST = (
+    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
+    "contrastive_acc1", "lr_weights", "lr_head",
+)  # fmt: skip
+SPEED = ("samples_per_second", "data_wait")
 PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
 
 
@@ -67,6 +73,19 @@ def read(folder: Path) -> Run:
 def finite(value) -> bool:
     """A number that can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
+    """The names of curves that change and of those that never do, in the order of a report; speed is shown apart."""
+    names = sorted({name for run in runs for name in run.curves} - set(SPEED),
+                   key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))  # fmt: skip
+    constant = [name for name in names if len({v for run in runs for _, v in run.curves.get(name, [])}) <= 1]
+    return [name for name in names if name not in constant], constant
+
+
+def wide(name: str, values: list[float]) -> bool:
+    """Whether a curve is drawn over a logarithmic axis: a loss that falls far."""
+    return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
 
 
 def _curves(path: Path, missing: list[str]) -> dict[str, list[tuple[float, float]]]:
