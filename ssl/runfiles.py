@@ -58,7 +58,10 @@ def read(folder: Path) -> Run:
     for place in ("", "evaluation/"):
         if found := _object(folder / f"{place}results.json", run.missing, needed=False):
             run.results[f"{place}results.json"] = found
-    run.curves = _curves(folder / "metrics.jsonl", run.missing)
+    seeds = sorted(path.name for path in folder.glob("seed_*") if path.is_dir())  # of finetune.py --runs
+    if seeds:
+        run.missing.append(f"curves and pictures are of a seed each: name {', '.join(seeds)} as runs of their own")
+    run.curves = _curves(folder / "metrics.jsonl", run.missing, needed=not seeds)
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
     for name in PICTURES:
@@ -88,9 +91,9 @@ def wide(name: str, values: list[float]) -> bool:
     return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
 
 
-def _curves(path: Path, missing: list[str]) -> dict[str, list[tuple[float, float]]]:
+def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list] = {}
-    for line in _objects(path, missing, needed=True):
+    for line in _objects(path, missing, needed):
         step = line.get("step")
         if not finite(step):
             continue
