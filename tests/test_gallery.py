@@ -207,7 +207,7 @@ def test_ten_classes_are_coloured_and_all_others_grey(tmp_path, drawn):
     assert [group.get_label() for group in drawn["pca.png"][0].collections] == ["no label"]
 
 
-def test_curves_are_those_of_the_report(tmp_path, drawn):
+def test_curves_are_those_of_the_report(tmp_path, drawn, monkeypatch):
     lines = [{"step": s, "loss": 1000.0 / s**3, "$x$": s % 3, "lr": 0.1, "data_wait": s / 9} for s in range(1, 9)]
     lines += [{"step": 4, "knn_acc1": 0.5}, {"step": 8, "knn_acc1": 0.75, "text": "no number"}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -218,9 +218,10 @@ def test_curves_are_those_of_the_report(tmp_path, drawn):
     assert panels["loss"].get_yscale() == "log" and panels["knn_acc1"].get_yscale() == "linear"
     for axes, name in zip(panels.values(), ("loss", "knn_acc1", "$x$")):
         assert axes.lines[0].get_xydata().tolist() == [list(point) for point in run.curves[name]]
-    run.curves = {f"curve {i}": [(0.0, 0.0), (1.0, i + 1.0)] for i in range(40)}
+    run.curves = {f"curve {i}": [(0.0, 0.0), (1.0, i + 1.0)] for i in range(9)}
+    monkeypatch.setattr(pictures, "MOST_PANELS", 5)
     assert pictures.curves(tmp_path / "curves.png", run)
-    assert len(drawn["curves.png"]) == pictures.MOST_PANELS
+    assert len(drawn["curves.png"]) == 5
 
 
 def test_without_matplotlib_the_pictures_that_need_it_are_left_out(tmp_path, monkeypatch):

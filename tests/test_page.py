@@ -229,6 +229,8 @@ def test_a_curve_lies_where_its_numbers_say():
 
 def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    for folder in (one, two):
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')  # quickly drawn
     (two / "curves.png").mkdir()  # a picture that cannot be written stops no report
     monkeypatch.setattr(sys, "argv", ["report", str(one), str(two), "--output", str(tmp_path / "both.html")])
     report.main()
@@ -243,7 +245,8 @@ def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
 
 
 def test_it_runs_as_a_module_beside_the_standard_one(tmp_path):
-    folder = write_run(tmp_path / "run")
+    folder = tmp_path / "run"
+    folder.mkdir()
     done = subprocess.run([sys.executable, "-m", "ssl.report", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "<h1>Run run</h1>" in (folder / "report.html").read_text("utf-8")
