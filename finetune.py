@@ -156,9 +156,11 @@ def main() -> None:
     if settings.test_only:
         return test_only(settings, origin)
     before = foreign.run_settings(settings.init) if settings.init else {}
+    unset = {name for name, value in vars(settings).items() if value is None}
     inherit.fill(settings, before, ABOUT_DATA)
     if settings.image_size is None:
         settings.image_size = config.coerce(before.get("image_size"), int | None, "the run's image_size")
+    inherited = {name: "the run of --init" for name in unset & set(before) if getattr(settings, name) is not None}
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
@@ -204,7 +206,9 @@ def main() -> None:
     }
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     if is_main():
+        statistics = (settings.mean, settings.std)
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
+        run.write("about.json", lambda path: runs.write_about(path, origin | inherited, [view], statistics, order))
     introduce(settings, origin, device, splits, source, order, folder)
     run.begin(state["step"] if state else 0, settings.runs * total)
     bad_images = BadImages(folder, len(everything) + len(everything.bad), settings.max_bad_fraction,

@@ -14,7 +14,6 @@ ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__ini
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import time
@@ -242,7 +241,7 @@ def main() -> None:
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write("about.json", lambda path: write_about(path, origin, views, statistics, order))
+        run.write("about.json", lambda path: runs.write_about(path, origin, views, statistics, order))
     introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
     run.begin(step, stop)
 
@@ -710,14 +709,6 @@ CHECKPOINT = resume.Kind(
 def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order) -> bool:
     every = [settings.save_steps, settings.save_epochs and settings.save_epochs * order.steps_per_epoch]
     return any(steps and step % steps == 0 for steps in every) or run.due(settings.save_minutes)
-
-
-def write_about(path: Path, origin: dict, views: list[View], statistics: tuple, order: Order) -> None:
-    """What config.yaml does not say, for ssl.report: where settings came from, and what followed from them."""
-    about = {"origin": origin, "views": [dataclasses.asdict(view) for view in views], "versions": runs.versions(),
-             "mean": statistics[0], "std": statistics[1], "images": order.count, "processes": world_size(),
-             "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch}  # fmt: skip
-    path.write_text(json.dumps(about, indent=2) + "\n")
 
 
 def introduce(settings, origin, device, data, statistics, order, scale, dtype, folder, step, stop) -> None:

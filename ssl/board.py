@@ -51,7 +51,8 @@ class Board:
 def embedding(folder: Path, features: Tensor, names: list[str]) -> bool:
     """Features (N, F) and the names of their classes for the projector. Returns whether TensorBoard is installed."""
     try:
-        writer = _writer(folder / "tensorboard", None)
+        # A folder of its own: a TensorBoard that is looking follows the newest file of a folder, and a run may go on.
+        writer = _writer(folder / "tensorboard" / "pictures", None)
     except ImportError:
         return False
     writer.add_embedding(features[:MOST], [name or "?" for name in names[:MOST]], tag="test features")
@@ -69,7 +70,7 @@ def _writer(folder: Path, purge_step: int | None):
 def _images(writer, folder: Path) -> None:
     from ssl.data.images import decode
 
-    for name in ("views", "neighbours", "correlation"):
+    for name in ("views", "neighbours", "correlation", "pca", "spectrum"):
         path = folder / f"{name}.png"
         if path.is_file():
             writer.add_image(name, decode(path), 0)

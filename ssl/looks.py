@@ -1,4 +1,5 @@
-"""Pictures of a trained encoder, for its run folder: neighbours.png, correlation.png, pictures.json.
+"""Pictures of a trained encoder, for its run folder: neighbours.png, correlation.png, pictures.json; and what that
+holds as pca.png and spectrum.png, where matplotlib is installed.
 
 Made at any time from encoder.pt, the newest checkpoint and the run's own images, some thousands
 of them at most. Nothing is chosen by what they show.
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ssl import board, checkpoint, config, heads, inference, projections
+from ssl import board, checkpoint, config, heads, inference, pictures, projections
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.images import Images, spread
@@ -64,8 +65,11 @@ def make(folder: Path, run: Run) -> None:
         "x": _rounded(points[:, 0]), "y": _rounded(points[:, 1]), "explained": _rounded(explained),
         "labels": test.labels.tolist(), "classes": test.classes,
     }  # fmt: skip
+    pictures.projection(folder / "pca.png", points, explained, test.labels, test.classes)
     if z := embeddings(folder, run, encoder, train, statistics, device):
-        said["spectrum"] = _rounded(projections.spectrum(z[0]))
+        values = projections.spectrum(z[0])
+        said["spectrum"] = _rounded(values)
+        pictures.spectrum(folder / "spectrum.png", values)
         said["embedded"] = len(z[0])
         matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z))
         checkpoint.write_bytes(heat(matrix), folder / "correlation.png")

@@ -10,24 +10,19 @@ from html import escape
 
 from ssl import svg
 from ssl.errors import one_line
-from ssl.runfiles import Run, finite
+from ssl.runfiles import SPEED, Run, finite, names_of_curves, wide
 from ssl.style import COLOURS, STYLE
 
 LONGEST = 300  # characters of a value
 CAPTIONS = {
-    "views.png": "Views that training sees: each row an image, then its two views in the first epochs",
+    "views.png": "Views that training sees, drawn when the run began: "
+    "each row an image, then its views in the first epochs",
     "neighbours.png": "Test images and their nearest neighbours among the training images; "
     "framed blue: of the same class, orange: of another",
     "correlation.png": "Cross-correlation of two views' embeddings, at most 256 dimensions: blue is 1, white 0, red -1",
     "roc.png": "ROC curves of the fine-tuned network on the test split",
     "confusion.png": "Confusion matrix of the fine-tuned network on the test split",
 }
-# Curves that belong in one picture each, in this order; all others follow, by name.
-FIRST = (
-    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
-    "contrastive_acc1", "lr_weights", "lr_head",
-)  # fmt: skip
-SPEED = ("samples_per_second", "data_wait")
 # Measures that are shown at once.
 MAIN = {"acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
@@ -118,10 +113,8 @@ def _judged(runs: list[Run]) -> str:
 
 
 def _curves(runs: list[Run]) -> str:
-    names = sorted({name for run in runs for name in run.curves} - set(SPEED),
-                   key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))  # fmt: skip
-    constant = [name for name in names if len({v for run in runs for _, v in run.curves.get(name, [])}) <= 1]
-    drawn = [_curve(runs, name) for name in names if name not in constant]
+    changing, constant = names_of_curves(runs)
+    drawn = [_curve(runs, name) for name in changing]
     said = "".join(f"<li>{_text(name)}: {_number(next(run.curves[name][0][1] for run in runs if name in run.curves))}"
                    "</li>" for name in constant)  # fmt: skip
     if not drawn and not said:
@@ -223,11 +216,10 @@ def _folded(title: str, head: list[str], rows: list[list[str]]) -> str:
 
 def _curve(runs: list[Run], name: str) -> str:
     lines = [run.curves.get(name, []) for run in runs]
-    values = [value for line in lines for _, value in line]
-    wide = min(values) > 0 and max(values) / min(values) > 50 and "loss" in name
+    log = wide(name, [value for line in lines for _, value in line])
     last = ", ".join(svg.number(line[-1][1]) for line in lines if line)
-    words = f"<b>{_text(name)}</b> {'(logarithmic) ' if wide else ''}last {last}"
-    drawn = svg.curves(lines, f"{_words(name)} by step, last {last}", log=wide)
+    words = f"<b>{_text(name)}</b> {'(logarithmic) ' if log else ''}last {last}"
+    drawn = svg.curves(lines, f"{_words(name)} by step, last {last}", log=log)
     return f"<figure><figcaption>{words}</figcaption>{drawn}</figure>"
 
 
@@ -268,15 +260,19 @@ def _key(i: int) -> str:
 
 
 def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float]]:
-    """The numbers of a nested dict with their path; at most 60."""
+    """The numbers of a nested dict with their path; at most 60 of each of its parts."""
     found: list[tuple[str, float]] = []
     for name, value in results.items():
         path = f"{above}{name}"
         if finite(value):
             found.append((path, value))
+        elif name == "runs" and isinstance(value, list):  # of finetune.py, a seed each
+            for number, one in enumerate(value):
+                if isinstance(one, dict):
+                    found += _flat(one, f"{above}seed {one.get('seed', number)} · ", depth + 1)
         elif isinstance(value, dict) and depth < 4:
             found += _flat(value, f"{path} · ", depth + 1)
-    return found[:60]
+    return found[: 60 if depth else 1000]
 
 
 def _origin(run: Run, name: str) -> str:

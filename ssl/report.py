@@ -3,9 +3,10 @@
 python -m ssl.report RUN [RUN ...]
     One file, report.html in the first folder, or --output FILE: settings and their origin,
     curves, pictures, verdicts, speed and evaluations, of several runs side by side. It opens
-    from disk, needs no network and runs no script; a run may still be going on.
---pictures first looks at the encoder: neighbours, projection and correlation of some thousand
-    of the run's own images, kept in its folder.
+    from disk, needs no network and runs no script; a run may still be going on. Where
+    matplotlib is installed, each run's curves are also curves.png in its folder.
+--pictures first looks at the encoder: neighbours, projection, correlation and spectrum of some
+    thousand of the run's own images, kept in its folder.
 """
 
 import argparse
@@ -148,7 +149,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    from ssl import page, runfiles
+    from ssl import page, pictures, runfiles
 
     about, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -165,7 +166,13 @@ def main() -> None:
         for folder in options.runs:
             looks.make(folder, runfiles.read(folder))
     path = options.output or options.runs[0] / "report.html"
-    text = page.page([runfiles.read(folder) for folder in options.runs])
+    found = [runfiles.read(folder) for folder in options.runs]
+    for folder, run in zip(options.runs, found):
+        try:
+            pictures.curves(folder / "curves.png", run)
+        except OSError as error:  # a folder that is only for reading
+            say(f"*** {folder / 'curves.png'} could not be written ({error}) ***")
+    text = page.page(found)
     try:
         write_text(text, path)
     except OSError as error:

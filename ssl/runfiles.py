@@ -14,6 +14,12 @@ LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginn
 LARGEST_TEXT = 8 << 20  # of any other text
 LARGEST_PICTURE = 8 << 20  # of a PNG
 MOST_CURVES = 200  # different names in metrics.jsonl
+# Curves that belong in one picture each, in this order; all others follow, by name.
+FIRST = (
+    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
+    "contrastive_acc1", "lr_weights", "lr_head",
+)  # fmt: skip
+SPEED = ("samples_per_second", "data_wait")
 PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
 
 
@@ -52,7 +58,10 @@ def read(folder: Path) -> Run:
     for place in ("", "evaluation/"):
         if found := _object(folder / f"{place}results.json", run.missing, needed=False):
             run.results[f"{place}results.json"] = found
-    run.curves = _curves(folder / "metrics.jsonl", run.missing)
+    seeds = sorted(path.name for path in folder.glob("seed_*") if path.is_dir())  # of finetune.py --runs
+    if seeds:
+        run.missing.append(f"curves and pictures are of a seed each: name {', '.join(seeds)} as runs of their own")
+    run.curves = _curves(folder / "metrics.jsonl", run.missing, needed=not seeds)
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
     for name in PICTURES:
@@ -69,9 +78,22 @@ def finite(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _curves(path: Path, missing: list[str]) -> dict[str, list[tuple[float, float]]]:
+def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
+    """The names of curves that change and of those that never do, in the order of a report; speed is shown apart."""
+    names = sorted({name for run in runs for name in run.curves} - set(SPEED),
+                   key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))  # fmt: skip
+    constant = [name for name in names if len({v for run in runs for _, v in run.curves.get(name, [])}) <= 1]
+    return [name for name in names if name not in constant], constant
+
+
+def wide(name: str, values: list[float]) -> bool:
+    """Whether a curve is drawn over a logarithmic axis: a loss that falls far."""
+    return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
+
+
+def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list] = {}
-    for line in _objects(path, missing, needed=True):
+    for line in _objects(path, missing, needed):
         step = line.get("step")
         if not finite(step):
             continue

@@ -5,6 +5,7 @@ also when the disk is full: then it is tried again.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -24,7 +25,9 @@ import torch
 import torchvision
 
 from ssl import checkpoint
-from ssl.distributed import barrier, broadcast_object, is_main
+from ssl.augment import View
+from ssl.data.order import Order
+from ssl.distributed import barrier, broadcast_object, is_main, world_size
 from ssl.errors import UserError, on_failure, one_line
 from ssl.report import say
 from ssl.stopping import ORPHANED
@@ -278,6 +281,14 @@ def _lock(path: Path):
     file.write(f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}\n")
     file.flush()
     return file
+
+
+def write_about(path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order) -> None:
+    """What config.yaml does not say, for ssl.report: where settings came from, and what followed from them."""
+    about = {"origin": origin, "views": [dataclasses.asdict(view) for view in views], "versions": versions(),
+             "mean": statistics[0], "std": statistics[1], "images": order.count, "processes": world_size(),
+             "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch}  # fmt: skip
+    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

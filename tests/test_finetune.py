@@ -1,6 +1,7 @@
 """finetune.py as a person runs it, and its parts beside plain references."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from test_scripts import ROOT, run
 
 import finetune
-from ssl import checkpoint, finetuned, inference, restore
+from ssl import checkpoint, config, finetuned, inference, page, restore, runfiles
 from ssl.augment import View, apply, draw
 from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
@@ -135,11 +136,33 @@ def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewh
     assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
 
-def test_a_frozen_encoder_is_as_it_was(images, encoder, tmp_path):
-    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path, "--freeze", *tiny())
-    before, after = (torch.load(path, weights_only=True) for path in (encoder, tmp_path / "encoder.pt"))
+@pytest.fixture(scope="module")
+def frozen(images, encoder, tmp_path_factory) -> Path:
+    """A head trained on the encoder of a run folder, whose data it takes."""
+    before, folder = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("frozen")
+    shutil.copy(encoder, before / "encoder.pt")
+    config.write_yaml(before / "config.yaml", {"dataset": "folder", "data_dir": str(images), "seed": 0, "csv": None})
+    run("finetune.py", "--init", before, "--output_dir", folder, "--freeze", *tiny())
+    return folder
+
+
+def test_the_folder_says_where_every_setting_came_from(frozen):
+    about = json.loads((frozen / "about.json").read_text())
+    origin = about["origin"]
+    assert set(origin) == {field.name for field in dataclasses.fields(finetune.Settings)}
+    assert {name for name, where in origin.items() if where == "the run of --init"} == {"dataset", "data_dir", "seed"}
+    assert origin["freeze"] == origin["image_size"] == "command line" and origin["csv"] == "default"
+    assert (about["images"], about["global_batch"], about["steps_per_epoch"], len(about["views"])) == (60, 12, 5, 1)
+    text = page.page([runfiles.read(frozen)])
+    assert '<th scope="row">seed</th><td>0</td><td>the run of --init</td>' in text and "unknown" not in text
+    (frozen / "about.json").rename(frozen / "away.json")
+    assert "<td>unknown</td>" in page.page([runfiles.read(frozen)])  # control
+
+
+def test_a_frozen_encoder_is_as_it_was(frozen, encoder):
+    before, after = (torch.load(path, weights_only=True) for path in (encoder, frozen / "encoder.pt"))
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    head = torch.load(tmp_path / "best.pt", weights_only=True)["model"]["head.weight"]
+    head = torch.load(frozen / "best.pt", weights_only=True)["model"]["head.weight"]
     begun = torch.empty(head.shape).normal_(std=0.01, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(head, begun, atol=1e-3)  # the head has learnt
 

@@ -1,5 +1,6 @@
 """The report of runs: whatever a folder holds it is a page, and real Chromium finds nothing wrong with it."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -176,6 +177,20 @@ def test_settings_name_their_origin_and_several_runs_what_differs(tmp_path):
     assert "<td>shapes</td><td>CIFAR10</td>" in differing and 'row">lr<' not in differing
 
 
+def test_of_several_seeds_each_has_its_numbers(tmp_path):
+    runs = [{"seed": seed, "epochs": 3, "best": {"epoch": 2}, "test": {"acc1": 0.625 + seed / 16}} for seed in (4, 5)]
+    many = {f"class {i}": {"mean": 0.5, "std": 0.1} for i in range(80)}  # as many numbers as would fill the table
+    results = {"mean": {"acc1": {"mean": 0.90625, "std": 0.044}, "recall": many}, "runs": runs}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for seed in (4, 5):
+        (tmp_path / f"seed_{seed}").mkdir()
+    text = make_page(tmp_path)
+    for measure, value in (("mean · acc1 · mean", "0.9062"), ("seed 4 · test · acc1", "0.875"),
+                           ("seed 5 · test · acc1", "0.9375")):  # fmt: skip
+        assert f'<th scope="row">{measure}</th><td>results.json</td><td>{value}</td>' in text.partition("<details>")[0]
+    assert "name seed_4, seed_5 as runs of their own" in text and "metrics.jsonl is not there" not in text
+
+
 # Curves ----------------------------------------------------------------------------------
 
 
@@ -214,17 +229,24 @@ def test_a_curve_lies_where_its_numbers_say():
 
 def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    for folder in (one, two):
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')  # quickly drawn
+    (two / "curves.png").mkdir()  # a picture that cannot be written stops no report
     monkeypatch.setattr(sys, "argv", ["report", str(one), str(two), "--output", str(tmp_path / "both.html")])
     report.main()
     assert "2 runs side by side" in (tmp_path / "both.html").read_text("utf-8")
-    assert str(tmp_path / "both.html") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(tmp_path / "both.html") in said
+    if importlib.util.find_spec("matplotlib"):
+        assert (one / "curves.png").is_file() and f"{two / 'curves.png'} could not be written" in said
     monkeypatch.setattr(sys, "argv", ["report", str(one), "--output", str(tmp_path / "no" / "where.html")])
     with pytest.raises(UserError, match="cannot write"):
         report.main()
 
 
 def test_it_runs_as_a_module_beside_the_standard_one(tmp_path):
-    folder = write_run(tmp_path / "run")
+    folder = tmp_path / "run"
+    folder.mkdir()
     done = subprocess.run([sys.executable, "-m", "ssl.report", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "<h1>Run run</h1>" in (folder / "report.html").read_text("utf-8")

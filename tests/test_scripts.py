@@ -83,6 +83,12 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([v.flatten().float() for v in torch.load(folder / "encoder.pt", weights_only=True).values()])
 
 
+def test_the_run_folder_says_where_settings_came_from(trained):
+    about = json.loads((trained / "about.json").read_text())
+    assert about["origin"]["data_dir"] == "command line" and about["origin"]["momentum"] == "default"
+    assert len(about["views"]) == 2 and about["images"] == 64 and len(about["mean"]) == len(about["std"]) == 3
+
+
 # scripts/demo
 
 
