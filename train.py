@@ -397,7 +397,7 @@ def main() -> None:
         if health.watching:
             share = waited / (time.monotonic() - logged)
             best = health.read(step, step / order.steps_per_epoch, loss, norm, guard.left_out, share, metrics)
-            if best and not settings.eval_every:  # which chooses by labels
+            if best and not (settings.eval_every or judge.best):  # which are chosen by labels
                 run.keep_best(model.encoder.state_dict(), health.best)
         if step % settings.log_every == 0 or step == stop:
             value = loss.item()

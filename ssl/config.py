@@ -283,6 +283,9 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         values[field.name], origin[field.name] = default, "default"
     for where, layer in layers:
+        came_together = origin.get("encoder_kwargs") == origin.get("encoder") != "default"
+        if came_together and layer.get("encoder", values.get("encoder")) != values.get("encoder"):
+            layer = {"encoder_kwargs": {}} | layer  # those below are another encoder's
         values.update(layer)
         origin.update(dict.fromkeys(layer, where))
     return cls(**values), origin

@@ -528,10 +528,17 @@ def test_it_says_that_it_lives_all_through_on_every_rank_alike(images, tmp_path,
     assert phases == sorted(phases)  # in this order ranks are said to be behind one another
 
 
-def test_the_setting_may_change_from_one_start_to_the_next(images, unjudged, tmp_path):
+def test_the_setting_may_change_from_one_start_to_the_next(images, unjudged, tmp_path, monkeypatch):
     learn(images, tmp_path, max_steps=4)
     learn(images, tmp_path, **JUDGED, max_steps=9)
+
+    def is_best(health, step: int, epoch: float) -> bool:  # whenever it is asked
+        health.best = {"step": step, "epoch": epoch, "chosen_by": "a score", "value": 0.0}
+        return True
+
+    monkeypatch.setattr(train.Health, "_is_best", is_best)
     learn(images, tmp_path)
     assert same(trained(tmp_path), trained(unjudged))
     assert [line["step"] for line in judged(tmp_path)["lines"]] == [4, 8]
     assert runs.copied(checkpoint.load(tmp_path / "checkpoint.pt")["judge"])["judged"] == 8
+    assert json.loads(judged(tmp_path)["best.json"])["chosen_by"] == "linear_acc1"  # what labels chose stays chosen

@@ -107,6 +107,14 @@ def test_the_rows_of_the_search_are_the_studys_grid():
     assert {s.encoder for s in small[:16]} == {"resnet18"} and {s.encoder for s in large} == {"resnet50"}
 
 
+def test_arguments_of_another_encoder_are_not_inherited(tmp_path):
+    alone = read("--config", ROOT / "configs/barlow_twins_cifar10.yaml")  # over the recipe of shapes
+    assert (alone.encoder, alone.encoder_kwargs) == ("resnet18", {})
+    assert read("--encoder", "ssl.encoders.SmallResNet").encoder_kwargs == {"width": 16}
+    (tmp_path / "mine.yaml").write_text("encoder_kwargs: {width: 8}\n")  # of whichever encoder is asked for
+    assert read("--config", tmp_path / "mine.yaml", "--encoder", "resnet50").encoder_kwargs == {"width": 8}
+
+
 # What says auto ---------------------------------------------------------------------
 
 
