@@ -41,6 +41,7 @@ FIRST_HOUR = [
     (["--data_dir", "{photos}"], "global batch, .* is larger than the data set", "--batch_size 2 is the largest"),
     (["--dataset", "cifar10"], "dataset: 'cifar10' is none of", "did you mean CIFAR10"),
     (["--datset", "CIFAR10"], "unknown setting --datset", "did you mean 'dataset'"),
+    (["--image_size", "224"], "`shapes` would be drawn at 224 pixels", "--data_dir or --dataset"),
     (["--lr", "fast"], "lr: ", "number"),
     (["--gpus", "0"], "gpus: 0 is not a number of processes", ""),
 ]  # fmt: skip
@@ -54,7 +55,8 @@ def test_a_mistake_of_the_first_hour_is_named_with_what_to_do(photos, tmp_path, 
     empty.mkdir()
     arguments = [argument.format(photos=photos, empty=empty) for argument in arguments]
     small = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8}", "--projector", "16-16"]
-    where = ["--image_size", "32", "--workers", "0", "--output_dir", str(tmp_path / "run")]
+    where = ["--workers", "0", "--output_dir", str(tmp_path / "run")]
+    where += [] if "--image_size" in arguments else ["--image_size", "32"]
     monkeypatch.setattr("sys.argv", ["train.py", *small, *where, *arguments])
     with pytest.raises(UserError, match=wrong) as caught:
         train.main()

@@ -96,6 +96,11 @@ def load(
     if split == "val" and name not in ("folder", "array"):
         return None
     if name == "shapes":
+        if (image_size or 32) > 2 * SMALL:
+            raise UserError(
+                f"image_size: the embedded set `shapes` would be drawn at {image_size} pixels, minutes and gigabytes "
+                "of it; name your images with --data_dir or --dataset, or pass --image_size 32"
+            )
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
     if name == "fake":
