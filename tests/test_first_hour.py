@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import nn
 
 import train
@@ -43,6 +44,8 @@ FIRST_HOUR = [
     (["--datset", "CIFAR10"], "unknown setting --datset", "did you mean 'dataset'"),
     (["--image_size", "224"], "`shapes` would be drawn at 224 pixels", "--data_dir or --dataset"),
     (["--lr", "fast"], "lr: ", "number"),
+    (["--init", "{resnet}"], "not weights of this encoder", "it fits --encoder resnet18"),
+    (["--resume", "{resnet}"], "not a checkpoint of train.py", "expected"),
     (["--gpus", "0"], "gpus: 0 is not a number of processes", ""),
 ]  # fmt: skip
 
@@ -53,7 +56,9 @@ def test_a_mistake_of_the_first_hour_is_named_with_what_to_do(photos, tmp_path, 
         pytest.skip("there is a GPU here")
     empty = tmp_path / "empty"
     empty.mkdir()
-    arguments = [argument.format(photos=photos, empty=empty) for argument in arguments]
+    resnet = tmp_path / "resnet.pt"
+    torch.save(torchvision.models.resnet18().state_dict(), resnet)
+    arguments = [argument.format(photos=photos, empty=empty, resnet=resnet) for argument in arguments]
     small = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8}", "--projector", "16-16"]
     where = ["--workers", "0", "--output_dir", str(tmp_path / "run")]
     where += [] if "--image_size" in arguments else ["--image_size", "32"]
