@@ -31,8 +31,8 @@ from measure import machine, peak_memory, reset_peak, synchronise, write_json
 from turns import endless, summary, take_turn, turns_table
 
 import train
-from ssl import config, distributed
-from ssl.data import datasets
+from ssl import config, distributed, ranges, recipes
+from ssl.data import datasets, preload
 from ssl.data.images import Images
 from ssl.data.loader import auto_workers
 from ssl.data.order import Order
@@ -152,7 +152,8 @@ def load(settings: train.Settings) -> Images:
     given = [name for name in inspect.signature(datasets.load).parameters if hasattr(settings, name)]
     split = "train" if train.learns_from_labels(settings) else "unlabelled"
     chosen = {name: getattr(settings, name) for name in given if name != "data_dir"}
-    return datasets.load(settings.dataset, settings.data_dir, split, **chosen)
+    data = datasets.load(settings.dataset, settings.data_dir, split, **chosen)
+    return preload.hold(data, settings.image_size) if settings.preload else data
 
 
 def main() -> None:
@@ -164,6 +165,9 @@ def main() -> None:
     data = load(settings)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     train.require_whole_batches(settings, order)
+    for name, (value, _) in recipes.resolve(vars(settings), order.global_batch, len(data)).items():
+        setattr(settings, name, value)
+    ranges.check_training(settings)
     numbers = measure(settings, data, device, options.steps, options.turns)
 
     everyone = gather_objects(numbers)
@@ -178,7 +182,7 @@ def main() -> None:
         bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile), **waiting,
     )  # fmt: skip
     say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
-    where = "in memory" if results["resident"] else f"{results['workers']} workers each"
+    where = "in memory" if data.resident is not None or data.held is not None else f"{results['workers']} workers each"
     say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
     say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process")
     say(f"{options.turns} turns of {options.steps} steps; per process, of the one that waits the longest\n")

@@ -144,6 +144,18 @@ def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
     assert 0 <= found["communication"] < 1 and said.count(f"bottleneck: {found['bottleneck']}") == 1, said
 
 
+def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(tmp_path, monkeypatch, capsys):
+    photographs.make_photographs(tmp_path / "photographs", 17)
+    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:4], "--encoder_kwargs", "{width: 8}",
+                                     "--batch_size", "8", "--data_dir", str(tmp_path / "photographs"),
+                                     "--device", "cpu", "--workers", "0", "--preload", "--steps", "1",
+                                     "--turns", "1"])  # fmt: skip
+    throughput.main()
+    said = capsys.readouterr().out
+    for words in ("folder, in memory", "projector 2048-2048-2048", "1000 epochs would take"):
+        assert words in said
+
+
 # What they say ------------------------------------------------------------------------
 
 

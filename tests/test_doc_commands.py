@@ -20,15 +20,18 @@ from test_foreign import layouts
 import evaluate
 import finetune
 import train
-from ssl import config
+from ssl import config, report
+from ssl.data import prepare
 from ssl.data.shapes import CLASSES, render
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "finetune.py": finetune}
+MODULES = {"ssl.report": report, "ssl.data.prepare": prepare}  # the other `python -m` have tests of their own
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = {
     "/path/to/images": "images", "LESIONS": "images", "OTHER": "other", "DIR": "images", "RUN": "runs/mine",
     "ALL": "slides", "OUT": "slides", "RUN/features.pt": "runs/mine/features.pt",
+    "runs/one": "runs/first", "runs/two": "runs/mine", "/path/to/small": "smaller",
 }  # fmt: skip
 SMALL = {
     "train.py": dict(
@@ -43,7 +46,8 @@ SMALL = {
 def command_lines(document: Path) -> list[str]:
     blocks = re.findall(r"^```bash\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     lines = re.sub(r"\\\n\s*", "", "".join(blocks)).splitlines()
-    return [line for line in lines if re.search(r"\b(train|evaluate|finetune)\.(py|sbatch)\b", line.split(" #")[0])]
+    ours = r"\b(train|evaluate|finetune)\.(py|sbatch)\b|-m (" + "|".join(map(re.escape, MODULES)) + r")\b"
+    return [line for line in lines if re.search(ours, line.split(" #")[0])]
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def desk(tmp_path, monkeypatch) -> Path:
 def perform(line: str) -> None:
     """Run a command in a child process; raises AssertionError with what it printed where it fails."""
     words = shlex.split(line, comments=True)
-    script, arguments = words[1], [PLACES.get(word, word) for word in words[2:]]
+    script, *arguments = [PLACES.get(word, word) for word in words[1:] if word != "-m"]
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -94,9 +98,10 @@ def perform(line: str) -> None:
         try:
             os.dup2(writer, 1), os.dup2(writer, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            small(SCRIPTS[script], SMALL[script])
+            if script in SCRIPTS:
+                small(SCRIPTS[script], SMALL[script])
             sys.argv = [script, *arguments]
-            SCRIPTS[script].main()
+            (SCRIPTS | MODULES)[script].main()
             code = 0
         except SystemExit as end:
             code = end.code or 0
