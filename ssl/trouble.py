@@ -67,7 +67,7 @@ def batch_that_fits(
         if _fits(model, torch.zeros(size, *shape), device, dtype):
             return (
                 f"--batch_size {size} --accumulate {accumulate * batch_size // size} should fit, and is the same "
-                "global batch and loss"
+                "global batch and loss (with accumulate_mode exact)"
             )
     return "not even a fraction of the batch fits; choose a smaller --encoder, --projector or --image_size"
 
