@@ -32,7 +32,7 @@ from throughput import input_rate, synthetic
 from turns import summary, take_turn, turns_table
 
 import train
-from ssl import config, distributed
+from ssl import config, distributed, recipes
 from ssl.data import datasets
 from ssl.errors import one_line_errors
 
@@ -43,7 +43,8 @@ TINY = ["--image_size", "96", "--encoder", "ssl.encoders.SmallResNet", "--encode
 
 
 def parse(data_dir: str, tiny: bool) -> train.Settings:
-    own = ["--data_dir", data_dir, "--dataset", "folder", *(TINY if tiny else ["--image_size", "224"])]
+    recipe = str(train.ROOT / "configs" / "barlow_twins_imagenet.yaml")
+    own = ["--config", recipe, "--data_dir", data_dir, "--dataset", "folder", *(TINY if tiny else [])]
     settings, _ = config.parse(train.Settings, own, recipe=train.find_recipe)
     return settings
 
@@ -60,6 +61,8 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     """`note(results)` after each of the measurements, so that a time limit loses only what is left."""
     kind, batch = device.type, settings.batch_size
     data = datasets.load("folder", settings.data_dir, "unlabelled")
+    for name, (value, _) in recipes.resolve(vars(settings), settings.batch_size, len(data)).items():
+        setattr(settings, name, value)
     workers = loader_workers(settings)
     steps = 2 if tiny else 30
     # As many batches as workers have ready when nobody asks; then long enough for each worker to bring some.

@@ -35,7 +35,7 @@ from turns import endless, summary, take_turn, turns_table
 
 import evaluate
 import train
-from ssl import config, distributed
+from ssl import config, distributed, recipes
 from ssl.data import datasets
 from ssl.data.images import Images
 from ssl.data.order import Order
@@ -120,6 +120,8 @@ def main() -> None:
     if splits and (data.paths is None or not data.classes):
         raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
     train.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
+    for name, (value, _) in recipes.resolve(vars(settings), settings.batch_size, len(data)).items():
+        setattr(settings, name, value)
     ours = our_loop(settings, data, device)
     finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {
