@@ -53,7 +53,6 @@ class RunFolder:
         self.best: tuple[dict, dict] | None = None  # encoder, and why it is the best, for encoder_best.pt
         self.best_written = None  # the one that is there
         self.state, self.reason = "running", ""
-        self.finished: dict | None = None  # the status of a run that had ended well, until this one writes here
         self.status_lock = threading.Lock()
         self.tried = time.monotonic()
         if is_main():
@@ -67,7 +66,6 @@ class RunFolder:
             before = self._written()
             self.step, self.length = before.get("step", 0), before.get("of", 0)
             self.saved_step = before.get("saved_step")
-            self.finished = before if before.get("state") == "finished" else None
             self.status("running")
         broadcast_object(None)  # whoever is refused has left here, and says nothing in another run's folder
         on_failure(self.failed)
@@ -84,7 +82,6 @@ class RunFolder:
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         """Have `write` make the file `name` in the folder, whole or not at all. `UserError` where it cannot be."""
-        self.finished = None
         partial = self.folder / f"{name}.partial-{os.getpid()}"
         try:
             write(partial)
@@ -110,17 +107,8 @@ class RunFolder:
             checkpoint.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 
     def failed(self, reason: str) -> None:
-        """The status of a run that ends with an error, on whichever rank; the first to say why is kept.
-
-        A run that had finished stays so where another was refused its folder, or its settings.
-        """
-        if self.finished:
-            with self.status_lock, contextlib.suppress(OSError):
-                checkpoint.write_text(json.dumps(self.finished, indent=2) + "\n", self.folder / "status.json")
-            return
+        """The status of a run that ends with an error, on whichever rank; the first to say why is kept."""
         written = self._written()
-        if not is_main() and written.get("state") == "finished":  # rank 0 has put it back, or has come to the end
-            return
         if written.get("state") == "failed":
             self.state, self.reason = "failed", written.get("reason", "")  # should a save end after this
             return

@@ -422,18 +422,6 @@ def test_a_folder_of_another_script_is_called_that(tmp_path):
     assert (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_finished_run_stays_finished_where_another_is_refused_its_folder(run):
-    save(run, 10)
-    run.end("finished", "")
-    before = (run.folder / "status.json").read_text()
-    RunFolder(run.folder, 2).failed("holds a run of another script")
-    assert (run.folder / "status.json").read_text() == before
-    again = RunFolder(run.folder, 2)
-    again.write("config.yaml", lambda path: path.write_text("seed: 1"))  # this one has begun
-    again.failed("out of memory")
-    assert json.loads((run.folder / "status.json").read_text())["state"] == "failed"
-
-
 def test_another_optimizer_is_refused_even_by_force(tmp_path):
     run, _ = saved_run(tmp_path)
     with pytest.raises(UserError, match=r"optimizer: 'lars' -> 'adam'.*--init"):
