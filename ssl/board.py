@@ -19,15 +19,19 @@ class Board:
         self.folder, self.step, self.writer, self.broken = folder, step, None, False
 
     def scalars(self, step: int, values: dict) -> None:
-        if self.broken:
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and name not in ("step", "epoch")
+        }
+        if self.broken or not numbers:  # a second file of events, without any, would hide the first one's
             return
         try:
             if self.writer is None:
                 self.writer = _writer(self.folder / "tensorboard", self.step + 1)
                 _images(self.writer, self.folder)
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-                    self.writer.add_scalar(name, value, step)
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
         except ImportError:
             self.broken = True
         except Exception as error:  # of whatever kind: it is not what the run is for

@@ -280,6 +280,14 @@ def test_scalars_reach_tensorboard_and_a_resumed_run_drops_what_was_beyond_it(tm
     assert writer.scalars == [("loss", 2.0, 50)]
 
 
+def test_a_log_of_words_opens_no_second_file_of_events(tmp_path, writer):
+    """TensorBoard would follow that one, and show no more scalars of the run."""
+    log = Metrics(tmp_path / "health.jsonl", 0)
+    log.write(step=50, rule="collapse", words="all images are one point")
+    log.close()
+    assert writer.made == []
+
+
 def test_a_writer_that_fails_is_given_up_and_the_log_goes_on(tmp_path, writer, capsys):
     writer.fails = True
     log = Metrics(tmp_path / "metrics.jsonl", 0)
