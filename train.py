@@ -206,8 +206,7 @@ def main() -> None:
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
                   labels if settings.balanced else None)  # fmt: skip
     require_whole_batches(settings, order)
-    for name, (value, why) in recipes.resolve(vars(settings), order.global_batch, len(data)).items():
-        setattr(settings, name, value)
+    for name, (value, why) in recipes.settle(settings, order.global_batch, len(data)).items():
         say(f"auto        {name} {value} ({why})")
     ranges.check_training(settings)
     validation = find_validation(settings, data, load, learns_from_labels(settings))

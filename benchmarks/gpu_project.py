@@ -21,16 +21,15 @@ sys.path.append(str(ROOT))  # for train.py
 
 import argparse
 import json
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from measure import write_json
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from traffic import counted
 
 import train
-from ssl import distributed
 from ssl.errors import UserError, one_line_errors
 from ssl.losses import barlow_twins
 from ssl.report import table
@@ -54,23 +53,10 @@ def loss_messages(world: int, n: int, d: int, dtype: torch.dtype) -> list[float]
 
     The other ranks are pretended (`fake`): what arrives from them means nothing, but as much is sent.
     """
-    sent = []
-    reduce, gather = dist.all_reduce, distributed.all_gather
-
-    def counted_reduce(x, *args, **kwargs):
-        sent.append(2 * (world - 1) / world * x.nbytes)
-        return reduce(x, *args, **kwargs)
-
-    def counted_gather(out, x, *args, **kwargs):
-        sent.append((world - 1) / world * out.nbytes)
-        gather(out, x, *args, **kwargs)
-        out.copy_(x.repeat(world, *[1] * (x.ndim - 1)))  # every rank as this one, rather than uninitialised memory
-
     z1, z2 = (torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2))
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
-        with mock.patch.object(dist, "all_reduce", counted_reduce), \
-             mock.patch.object(distributed, "all_gather", counted_gather):  # fmt: skip
+        with counted(world, pretended=True) as sent:
             barlow_twins(z1, z2, check=False)[0].backward()
     finally:
         dist.destroy_process_group()

@@ -61,8 +61,7 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     """`note(results)` after each of the measurements, so that a time limit loses only what is left."""
     kind, batch = device.type, settings.batch_size
     data = datasets.load("folder", settings.data_dir, "unlabelled")
-    for name, (value, _) in recipes.resolve(vars(settings), settings.batch_size, len(data)).items():
-        setattr(settings, name, value)
+    recipes.settle(settings, settings.batch_size, len(data))
     workers = loader_workers(settings)
     steps = 2 if tiny else 30
     # As many batches as workers have ready when nobody asks; then long enough for each worker to bring some.

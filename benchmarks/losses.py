@@ -25,8 +25,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from measure import machine, medians
 from torch import Tensor
+from traffic import counted
 
-from ssl import distributed
 from ssl.losses import barlow_twins, info_nce, sup_con
 from ssl.report import table
 
@@ -146,25 +146,14 @@ def count_bytes(rank: int, world: int, n: int, d: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world)
-    sent = []
-    reduce, gather = dist.all_reduce, distributed.all_gather
-
-    def counted_reduce(x, *args, **kwargs):
-        sent.append(2 * (world - 1) / world * x.nbytes)
-        return reduce(x, *args, **kwargs)
-
-    def counted_gather(out, x, *args, **kwargs):
-        sent.append((world - 1) / world * out.nbytes)
-        return gather(out, x, *args, **kwargs)
-
-    dist.all_reduce, distributed.all_gather = counted_reduce, counted_gather
     result = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        z1, z2 = (z.detach().to(dtype).requires_grad_() for z in inputs(n // world, d, "cpu")[:2])
-        for form in ("gram", "cross"):
-            sent.clear()
-            barlow_twins(z1, z2, form=form, check=False)[0].backward()
-            result[f"{form}, {str(dtype).removeprefix('torch.')} embeddings"] = sum(sent)
+    with counted(world) as sent:
+        for dtype in (torch.float32, torch.bfloat16):
+            z1, z2 = (z.detach().to(dtype).requires_grad_() for z in inputs(n // world, d, "cpu")[:2])
+            for form in ("gram", "cross"):
+                sent.clear()
+                barlow_twins(z1, z2, form=form, check=False)[0].backward()
+                result[f"{form}, {str(dtype).removeprefix('torch.')} embeddings"] = sum(sent)
     if rank == 0:
         Path(folder, "bytes.json").write_text(json.dumps(result))
     dist.destroy_process_group()

@@ -120,8 +120,7 @@ def main() -> None:
     if splits and (data.paths is None or not data.classes):
         raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
     train.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
-    for name, (value, _) in recipes.resolve(vars(settings), settings.batch_size, len(data)).items():
-        setattr(settings, name, value)
+    recipes.settle(settings, settings.batch_size, len(data))
     ours = our_loop(settings, data, device)
     finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {

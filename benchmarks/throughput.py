@@ -165,8 +165,7 @@ def main() -> None:
     data = load(settings)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     train.require_whole_batches(settings, order)
-    for name, (value, _) in recipes.resolve(vars(settings), order.global_batch, len(data)).items():
-        setattr(settings, name, value)
+    recipes.settle(settings, order.global_batch, len(data))
     ranges.check_training(settings)
     numbers = measure(settings, data, device, options.steps, options.turns)
 

@@ -17,23 +17,15 @@ from ssl.report import Progress
 def outputs(
     net: nn.Module | Callable[[Tensor], Tensor],
     data: Images,
-    *,
-    size: int,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    mean: list[float],
-    std: list[float],
-    title: str | None,
+    **reading,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Outputs (N, F), in float32 or wider, of all un-augmented images, in order, on every rank.
 
-    `net` maps normalised pixels (n, C, size, size) to (n, F). Returns (outputs, read, bad): `read` (N,) is
-    false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
+    `net` maps normalised pixels (n, C, size, size) to (n, F); `reading` as `stream`. Returns (outputs, read, bad):
+    `read` (N,) is false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
     """
-    options = dict(size=size, batch_size=batch_size, workers=workers, device=device, mean=mean, std=std, title=title)
     unread: dict[str, str] = {}
-    found, read = map(torch.cat, zip(*stream(net, data, unread, **options)))
+    found, read = map(torch.cat, zip(*stream(net, data, unread, **reading)))
     return found, read, of_all_ranks(unread)
 
 

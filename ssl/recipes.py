@@ -50,6 +50,14 @@ def blur_prob(method: str, image_size: int) -> list[float]:
     return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR[method]
 
 
+def settle(settings, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
+    """Set what `resolve` finds in `settings`, and return it."""
+    found = resolve(vars(settings), global_batch, images)
+    for name, (value, _) in found.items():
+        setattr(settings, name, value)
+    return found
+
+
 def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
     """{name: (value, reason)} of the settings that are 'auto', and of no others.
 

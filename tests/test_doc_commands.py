@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from drawn import class_folders
 from PIL import Image
 from test_foreign import layouts
 
@@ -54,13 +55,8 @@ def command_lines(document: Path) -> list[str]:
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder with everything that the commands name."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("images", "other"):
-        for split, count, seed in (("train", 60, 0), ("val", 6, 1), ("test", 6, 2)):
-            labels = torch.arange(count) % 3
-            for i, pixels in enumerate(render(labels, 80, seed + 10 * (folder == "other"))):
-                path = Path(folder, split, CLASSES[labels[i]], f"{split}{i:03}.png")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    for seed, folder in ((0, "images"), (10, "other")):
+        class_folders(Path(folder), {"train": (60, seed), "val": (6, seed + 1), "test": (6, seed + 2)}, size=80)
     table = [f"{path.relative_to('images')},{path.parent.name}" for path in sorted(Path("images").rglob("*.png"))]
     Path("labels.csv").write_text("\n".join(["image,diagnosis", *table, ""]))
     pixels = render(torch.arange(80) % 3, 32, 3)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import class_folders
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_scripts import ROOT, run
@@ -26,7 +27,6 @@ from ssl import checkpoint, config, finetuned, inference, page, restore, runfile
 from ssl.augment import View, apply, draw
 from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
-from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
 
@@ -46,14 +46,7 @@ def tiny(*arguments) -> list[str]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """Class folders with all three splits: 60, 15 and 21 pictures, the last of which two processes do not divide."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count, seed in (("train", 60, 0), ("val", 15, 1), ("test", 21, 2)):
-        shown = torch.arange(count) % 3
-        for i, (pixels, label) in enumerate(zip(render(shown, 32, seed), shown.tolist())):
-            path = folder / split / CLASSES[label] / f"{split}{i:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-    return folder
+    return class_folders(tmp_path_factory.mktemp("images"), {"train": (60, 0), "val": (15, 1), "test": (21, 2)})
 
 
 @pytest.fixture(scope="module")

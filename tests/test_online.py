@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from drawn import class_folders
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -24,7 +25,6 @@ from ssl import checkpoint, online, runs
 from ssl.data import datasets, validation
 from ssl.data.images import Images, split_validation
 from ssl.data.order import Order
-from ssl.data.shapes import CLASSES, render
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
 from ssl.report import Metrics, json_lines
@@ -65,15 +65,9 @@ EVALUATIONS = ("knn_acc1", "linear_acc1", "val_loss")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """Class folders: 64 to train on (four steps an epoch), 21 for validation, and test images that nobody can read."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count, seed in (("train", 64, 0), ("val", 21, 1), ("test", 6, 2)):
-        labels = torch.arange(count) % 3
-        for i, (pixels, label) in enumerate(zip(render(labels, 32, seed), labels.tolist())):
-            path = folder / split / CLASSES[label] / f"{i:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-            if split == "test":
-                path.write_bytes(b"whoever reads this reads the test split")
+    folder = class_folders(tmp_path_factory.mktemp("images"), {"train": (64, 0), "val": (21, 1), "test": (6, 2)})
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"whoever reads this reads the test split")
     return folder
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from drawn import class_folders
 from PIL import Image
 
 from ssl import config, foreign, inherit
@@ -57,14 +58,7 @@ def run(*arguments, processes=1, check=True, cwd=ROOT):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """A class folder of small pictures: 64 to train on and 21 to judge, which no two processes divide evenly."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count, seed in (("train", 64, 0), ("test", 21, 1)):
-        labels = torch.arange(count) % 3
-        for i, (pixels, label) in enumerate(zip(render(labels, 32, seed), labels.tolist())):
-            path = folder / split / CLASSES[label] / f"{i:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-    return folder
+    return class_folders(tmp_path_factory.mktemp("images"), {"train": (64, 0), "test": (21, 1)})
 
 
 @pytest.fixture(scope="module")
