@@ -454,7 +454,8 @@ def test_a_run_continues_from_a_checkpoint_elsewhere_and_then_from_its_own(train
 
 def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
     shutil.copytree(images, tmp_path / "moved")
-    common = ["train.py", "--data_dir", tmp_path / "moved", "--output_dir", trained, *tiny()]
+    shutil.copytree(trained, tmp_path / "run")  # whose config.yaml then names these images; others judge `trained`
+    common = ["train.py", "--data_dir", tmp_path / "moved", "--output_dir", tmp_path / "run", *tiny()]
     assert "continuing at step 8 of 8" in run(*common).stdout  # the same images elsewhere
     next((tmp_path / "moved" / "train").rglob("*.png")).rename(tmp_path / "moved" / "train" / CLASSES[0] / "z.png")
     done = run(*common, check=False)
