@@ -433,8 +433,8 @@ peak(lambda: judge(True))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_features_larger_than_its_memory_are_judged_a_block_at_a_time(tmp_path):
-    data, _ = samples(30_000, 1)
-    x = torch.randn(30_000, 512)  # 61 MB
+    data, _ = samples(100_000, 1)
+    x = torch.randn(100_000, 512)  # 205 MB; what the process itself needs beside them is about 40
     few, _ = samples(30, 2)
     splits = {
         "train": features.write_split(tmp_path, "train", data, batches(x, 5000), 16 << 20),
@@ -445,4 +445,4 @@ def test_features_larger_than_its_memory_are_judged_a_block_at_a_time(tmp_path):
     command = [sys.executable, "-c", MEASURE, ROOT, tmp_path]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     mapped, whole = map(int, re.findall(r"\d+", told))
-    assert mapped < x.nbytes * 0.6 < whole
+    assert mapped < x.nbytes / 2 < x.nbytes * 0.9 < whole
