@@ -267,6 +267,7 @@ def main() -> None:
             "health": health.state_dict(),
             "bad_images": bad_images.known | bad_images.met,
             "judge": judge.state_dict(),
+            "best": run.best,
             "settings": dataclasses.asdict(settings),
             "identity": identity,
             "versions": runs.versions(),
@@ -286,6 +287,7 @@ def main() -> None:
         except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
             raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
         judge.load_state_dict(state.get("judge", {}))
+        run.best = state.get("best", {}) if is_main() else {}
         return state["step"]
 
     def save(wait: bool = False) -> None:
@@ -330,11 +332,14 @@ def main() -> None:
         began = time.monotonic()
         asked = judge.judge(step, metrics, alive)
         logged += time.monotonic() - began
+        if is_main() and not asked and run.saved_step == step:
+            save()  # the checkpoint of this step, from which the run continued, does not know of it
         return asked
 
     # Continue, or begin
     workers = auto_workers() if settings.workers is None else settings.workers
-    judge = online.Judge(settings, validation, folder, model, loss_of, views, order, statistics, workers, device)
+    judge = online.Judge(settings, validation, folder, model, loss_of, run.keep_best, views, order, statistics, workers,
+                         device)  # fmt: skip
     state = state or runs.copied(everything())
     if world_size() > 1:
         rehearse(runner, embed, optimizer, order.batch_size, data.channels, settings.image_size, device)
@@ -450,8 +455,10 @@ def main() -> None:
     watchdog.rest()
     batches.close()
     what_was_bad()
-    if is_main() and run.saved_step != step:
-        save(wait=True)
+    if is_main():
+        run.settle()
+        if run.saved_step != step:
+            save(wait=True)
     progress.close()
     metrics.close()
     health.close()

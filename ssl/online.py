@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl import checkpoint, inference, pictures
+from ssl import inference, pictures
 from ssl.augment import View
 from ssl.data.bad import check as check_bad
 from ssl.data.files import Batch
@@ -25,8 +25,7 @@ from ssl.distributed import is_main, share_buffers
 from ssl.errors import UserError
 from ssl.metrics import correct_at
 from ssl.probes import knn
-from ssl.report import Metrics, json_lines, json_text, say
-from ssl.runs import copied
+from ssl.report import Metrics, json_lines, say
 from ssl.schedules import warmup_cosine
 
 HEAD_LR, HEAD_BATCH, HEAD_EPOCHS = 0.1, 4096, 90  # of the linear head; the rate is for 256 samples
@@ -84,9 +83,10 @@ def accuracies(
 class Judge:
     """Call `judge` where a step is `due`. `model` has an `encoder`; without a `validation` nothing is ever due.
 
-    `loss_of(net, micro_batches)` is the loss of a global batch and its parts. What was judged last and the best
-    encoder are part of a checkpoint (`state_dict`), and are taken up from it: an evaluation that
-    a checkpoint had not reached is done again, to the same numbers, and one that it had is not.
+    `loss_of(net, micro_batches)` is the loss of a global batch and its parts; `keep_best(weights, about)` is told of
+    every encoder that is better than those before. What was judged last is part of a checkpoint (`state_dict`), and is
+    taken up from it: an evaluation that a checkpoint had not reached is done again, to the same numbers, and one that
+    it had is not.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Judge:
         folder: Path,
         model: nn.Module,
         loss_of: Callable[[nn.Module, list[Batch]], tuple[Tensor, dict[str, Tensor]]],
+        keep_best: Callable[[dict[str, Tensor], dict], None],
         views: list[View],
         order: Order,
         statistics: tuple[list[float], list[float]],
@@ -103,13 +104,11 @@ class Judge:
         device: torch.device,
     ):
         self.settings, self.validation, self.folder = settings, validation, folder
-        self.model, self.loss_of = model, loss_of
+        self.model, self.loss_of, self.keep_best = model, loss_of, keep_best
         self.views, self.order, self.statistics, self.workers, self.device = views, order, statistics, workers, device
         self.judged = -1  # the last step that was
         self.values: dict[str, float] = {}  # what was found there
-        self.best: dict = {}
-        self.weights: dict[str, Tensor] = {}  # of the best encoder, on rank 0
-        self.written = True
+        self.best: dict = {}  # when it was, and how good
         if validation is not None:
             self._introduce()
 
@@ -142,8 +141,7 @@ class Judge:
         self.judged, self.values = step, {"epoch": epoch} | values
         if values.get("linear_acc1", -1) > self.best.get("value", -1):
             self.best = {"step": step, "epoch": epoch, "chosen_by": "linear_acc1", "value": values["linear_acc1"]}
-            self.weights, self.written = copied(self.model.encoder.state_dict()) if is_main() else {}, False
-        self._write_best()
+            self.keep_best(self.model.encoder.state_dict(), self.best)
         metrics.write(step=step, **self.values)
         say(words_of(self.values))
         self._draw()
@@ -223,19 +221,6 @@ class Judge:
             say(f"val loss    {_every(self.settings.ssl_val_interval)}: of {whose}, "
                 f"in global batches of {batch}{cut}{also}")  # fmt: skip
 
-    def _write_best(self) -> None:
-        """encoder_best.pt and best.json; where they cannot be written it is tried again another time."""
-        if self.written or not is_main():
-            return
-        about = self.folder / "best.json"
-        try:
-            about.unlink(missing_ok=True)  # it never speaks of another encoder
-            checkpoint.save(self.weights, self.folder / "encoder_best.pt")
-            checkpoint.write_text(json_text(self.best), about)
-            self.written = True
-        except (OSError, RuntimeError) as error:
-            say(f"*** could not save the best encoder: {str(error).splitlines()[0]}; it is tried again ***")
-
     def _draw(self) -> None:
         if is_main() and "linear_acc1" in self.values:
             lines = [line for line in json_lines(self.folder / "metrics.jsonl") if "linear_acc1" in line]
@@ -244,7 +229,6 @@ class Judge:
 
     def sum_up(self) -> None:
         """The last lines of a run."""
-        self._write_best()
         if self.values:
             say(f"judged      {words_of(self.values)}")
         if self.best:
@@ -254,14 +238,11 @@ class Judge:
     # Checkpoints ----------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        return {"judged": self.judged, "values": self.values, "best": self.best, "weights": self.weights}
+        return {"judged": self.judged, "values": self.values, "best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state`, {} if a checkpoint has none. What lies in the folder may be of steps that were lost."""
-        self.judged, self.values = state.get("judged", -1), state.get("values", {})
-        self.best, self.weights = state.get("best", {}), state.get("weights", {})
-        self.written = not self.best
-        self._write_best()
+        """Go on from `state`, {} if a checkpoint has none."""
+        self.judged, self.values, self.best = state.get("judged", -1), state.get("values", {}), state.get("best", {})
 
     def reached(self, line: dict) -> bool:
         """Whether a line of metrics.jsonl is one that the checkpoint had reached."""

@@ -29,7 +29,7 @@ from ssl.augment import View
 from ssl.data.order import Order
 from ssl.distributed import barrier, broadcast_object, is_main, world_size
 from ssl.errors import UserError, on_failure, one_line
-from ssl.report import say
+from ssl.report import json_text, say
 from ssl.stopping import ORPHANED
 
 LEAVING = ORPHANED + 5  # seconds to wait for an earlier run, whose launcher was killed, to have saved and gone
@@ -50,8 +50,7 @@ class RunFolder:
         self.trouble: str | None = None  # why the last save failed
         self.step = self.length = 0
         self.saved_step: int | None = None
-        self.best: tuple[dict, dict] | None = None  # encoder, and why it is the best, for encoder_best.pt
-        self.best_written = None  # the one that is there
+        self.best: dict = {}  # encoder ("weights") and why it is the best ("about"), on rank 0; part of a checkpoint
         self.state, self.reason = "running", ""
         self.status_lock = threading.Lock()
         self.tried = time.monotonic()
@@ -183,7 +182,7 @@ class RunFolder:
         for patience in (5, 5, None) if wait else (None,):
             self._note_outcome(block=True)
             self.tried = time.monotonic()
-            self.pending = self.pool.submit(self._save, state["step"], copied(state), copied(encoder), self.best)
+            self.pending = self.pool.submit(self._save, state["step"], copied(state), copied(encoder))
             if wait:
                 self._note_outcome(block=True)
                 if self.trouble is None:
@@ -198,23 +197,27 @@ class RunFolder:
             )
 
     def keep_best(self, encoder: dict, about: dict) -> None:
-        """encoder_best.pt and best.json are this encoder's from the next save on. Rank 0 alone.
+        """encoder_best.pt and best.json are this encoder's from the next save on, of a state that has `best`."""
+        if is_main():
+            self.best = {"weights": copied(encoder), "about": dict(about)}
 
-        Written before the checkpoint that knows of it, so that a run continued from there need not find it again.
-        """
-        self.best = (copied(encoder), dict(about))
-
-    def _save(self, step: int, state: dict, encoder: dict, best: tuple[dict, dict] | None) -> None:
+    def _save(self, step: int, state: dict, encoder: dict) -> None:
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
         checkpoint.save(encoder, self.folder / "encoder.pt")  # first: a failure here must not move the checkpoints
-        if best is not None and best is not self.best_written:
-            checkpoint.save(best[0], self.folder / "encoder_best.pt")
-            checkpoint.write_text(json.dumps(best[1], indent=2) + "\n", self.folder / "best.json")
-            self.best_written = best
+        self._write_best(state.get("best"))
         checkpoint.rotate(state, self.folder, self.keep)
         self.saved_step = step
         self.status()
+
+    def _write_best(self, best: dict | None) -> None:
+        """What is there may be another's: older, or of steps that were lost. best.json never speaks of that."""
+        about = self.folder / "best.json"
+        words = best and json_text(best["about"])
+        if words and not (about.exists() and about.read_text("utf-8") == words):
+            about.unlink(missing_ok=True)
+            checkpoint.save(best["weights"], self.folder / "encoder_best.pt")
+            checkpoint.write_text(words, about)
 
     def _note_outcome(self, block: bool = False) -> None:
         if self.pending is None or not (block or self.pending.done()):

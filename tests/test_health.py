@@ -272,6 +272,7 @@ def test_a_run_killed_after_its_last_checkpoint_ends_with_the_same_health_and_be
     (again.folder / "checkpoint.1.pt").unlink()
     (again.folder / "checkpoint.2.pt").rename(again.folder / "checkpoint.pt")
     (again.folder / "encoder_best.pt").write_bytes(b"of a step that is lost")
+    (again.folder / "best.json").write_text('{"step": 14}')
     (again.folder / "health.jsonl").open("a").write(json.dumps({"step": 14, "rule": "x", "words": "lost"}) + "\n")
     assert again.finish() == 0, again.printed()
     for name in ("metrics.jsonl", "health.jsonl"):

@@ -342,8 +342,8 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
         seen.append(micro_batches[0])
         return torch.tensor(float(len(seen))), {"contrastive_acc1": torch.tensor(0.5)}
 
-    judge = online.Judge(asked, chosen, tmp_path, Model(), loss_of, train.make_views(asked), Order(64, 8, 1, 1, 0),
-                         datasets.IMAGENET, 0, torch.device("cpu"))  # fmt: skip
+    judge = online.Judge(asked, chosen, tmp_path, Model(), loss_of, None, train.make_views(asked),
+                         Order(64, 8, 1, 1, 0), datasets.IMAGENET, 0, torch.device("cpu"))  # fmt: skip
     metrics = Metrics(tmp_path / "metrics.jsonl", 0)
     judge.judge(8, metrics, lambda: None)
     judge.judge(16, metrics, lambda: None)
@@ -364,7 +364,7 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
 
 def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
     how = settings(image_size=8, eval_every=None)
-    judge = online.Judge(how, None, tmp_path, Model(), None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0,
+    judge = online.Judge(how, None, tmp_path, Model(), None, None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0,
                          torch.device("cpu"))  # fmt: skip
     files = [*map(str, sorted((images / "val").rglob("*.png"))[:4]), *map(str, (images / "test").rglob("*.png"))]
     data = Images("folder", torch.zeros(10, dtype=torch.long), ["a"], paths=files)
@@ -478,12 +478,12 @@ def test_a_best_that_cannot_be_written_is_tried_again_and_never_called_another(i
                 raise OSError(28, "No space left on device")
         save(value, path, *rest)
 
-    monkeypatch.setattr(online.checkpoint, "save", full)
-    learn(images, tmp_path, **JUDGED | {"eval_at_start": "false"})
+    monkeypatch.setattr(checkpoint, "save", full)
+    learn(images, tmp_path, **JUDGED | {"eval_at_start": "false", "save_epochs": 1})
     # While the best at 8 is not there, the one at 4 lies there without a word about it.
     assert tries == [[], ["encoder_best.pt"], ["encoder_best.pt"]]
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 8
-    assert "could not save the best encoder: [Errno 28]" in capsys.readouterr().out
+    assert "could not save: [Errno 28]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -415,6 +415,24 @@ def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, ca
     assert "lambd: 0.005 -> 0.1" in capsys.readouterr().out
 
 
+def test_the_best_encoder_is_the_one_that_the_checkpoint_knows(run, tmp_path):
+    """Whatever lies in the folder: nothing, one of later steps that were lost, or half a writing."""
+    weights = {"w": torch.arange(3.0)}
+    run.keep_best(weights, {"step": 5, "value": 0.5})
+    weights["w"] += 1  # training goes on
+    run.save(state(5) | {"best": run.best}, {}, wait=True)
+    known = run.newest(ours)["best"]
+    for lies_there in ({}, {"best.json": "{}", "encoder_best.pt": "later"}, {"encoder_best.pt": "half"}):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        other = RunFolder(folder, 2)
+        for name, content in lies_there.items():
+            (folder / name).write_text(content)
+        other.best = known
+        other.save(state(6) | {"best": other.best}, {}, wait=True)
+        assert checkpoint.load(folder / "encoder_best.pt")["w"].tolist() == [0, 1, 2]
+        assert json.loads((folder / "best.json").read_text()) == {"step": 5, "value": 0.5}
+
+
 def test_a_folder_of_another_script_is_called_that(tmp_path):
     checkpoint.save({"model": {}, "step": 3}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="holds a run of another script; choose another --output_dir"):
