@@ -105,7 +105,7 @@ class Settings:
     exclude_bias_and_norm_wd: bool = True  # biases and norms do not decay, nor do lars and lamb adapt their rate
     momentum: float = 0.9  # of lars and sgd
     schedule: Literal["cosine", "cosine_by_epoch", "step"] = "cosine"  # after the warm-up
-    warmup_epochs: float = 10  # linear up to lr
+    warmup_epochs: float | Literal["auto"] = 10  # linear up to lr; auto: a tenth of the run, 10 at most
     warmup_start: float = 0.0  # where the warm-up begins, as a share of lr
     final_lr: float = 0.001  # where the cosine ends, as a share of lr
     decay_epochs: list[int] = field(default_factory=lambda: [])  # step: lr is multiplied after each of these epochs

@@ -137,7 +137,7 @@ def main() -> None:
     measured = json.loads(Path(options.measured).read_text())
     settings = train.Settings(encoder=measured["encoder"], projector=measured["projector"])
     if measured["tiny"]:
-        settings.encoder_kwargs = {"width": 8, "stages": 2}
+        settings.encoder_kwargs = {"width": 16, "stages": 2}
     with torch.device("meta"):  # sizes are enough
         model = train.Model(settings)
     dimensions = int(settings.projector.split("-")[-1])

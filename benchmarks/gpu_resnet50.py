@@ -38,7 +38,7 @@ from ssl.errors import one_line_errors
 
 IMAGES = 2048  # drawn, where there are none: 8 batches an epoch
 AIMS = {"of_synthetic": 0.97, "of_published": 2.5, "samples_per_second": 1300}
-TINY = ["--image_size", "96", "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}",
+TINY = ["--image_size", "96", "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 16, stages: 2}",
         "--projector", "64-64", "--batch_size", "8", "--workers", "1"]  # fmt: skip
 
 

@@ -261,7 +261,7 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
 
     `recipe` is a function from the values set so far to the path of the recipe under them, or
     None. Returns (settings, origin): origin maps each field to 'default', a file, 'FILE row N'
-    or 'command line'. `--help` prints the manual and exits.
+    or 'command line', what won last. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -287,7 +287,7 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         if came_together and layer.get("encoder", values.get("encoder")) != values.get("encoder"):
             layer = {"encoder_kwargs": {}} | layer  # those below are another encoder's
         values.update(layer)
-        origin.update(dict.fromkeys(layer, where))
+        origin = {name: was for name, was in origin.items() if name not in layer} | dict.fromkeys(layer, where)
     return cls(**values), origin
 
 

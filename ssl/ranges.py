@@ -55,6 +55,8 @@ def check_training(settings) -> None:
         )
     if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
         raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
+    if settings.warmup_epochs == "auto":
+        return
     if settings.schedule == "cosine_by_epoch" and settings.warmup_epochs != round(settings.warmup_epochs):
         raise UserError(f"warmup_epochs: {settings.warmup_epochs} must be whole with schedule cosine_by_epoch")
     if settings.epochs != "auto" and settings.warmup_epochs >= settings.epochs:

@@ -13,6 +13,7 @@ from ssl.errors import UserError
 BARLOW_TWINS_LR = ((128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2))
 # Images: epochs, of CIFAR, ImageNet-100 and the short form of ImageNet.
 EPOCHS = ((50_000, 1000), (126_689, 400), (1_281_167, 100))
+WARMUP = 10  # epochs, of the published runs of 100 and more
 LARGE_SET = 400_000  # images, midway (as a factor) between ImageNet-100 and ImageNet
 SMALL_IMAGE = 64  # pixels: up to here views are not blurred
 BLUR = {"barlow_twins": [1.0, 0.1], "simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}
@@ -74,6 +75,11 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
     if settings["epochs"] == "auto":
         why = f"{images} images; published: 1000 on CIFAR, 400 on ImageNet-100, 100 on ImageNet"
         found["epochs"] = epochs(images), why
+    if settings["warmup_epochs"] == "auto":
+        length = found["epochs"][0] if "epochs" in found else settings["epochs"]
+        warmup = min(length / 10, WARMUP)
+        whole = settings["schedule"] == "cosine_by_epoch"
+        found["warmup_epochs"] = float(round(warmup) if whole else warmup), f"a tenth of the run, {WARMUP} at most"
     if settings["projector"] == "auto":
         why = f"{images} images; larger from {LARGE_SET} on"
         found["projector"] = projector(method, images), why

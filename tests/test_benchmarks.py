@@ -146,7 +146,7 @@ def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
 
 def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(tmp_path, monkeypatch, capsys):
     photographs.make_photographs(tmp_path / "photographs", 17)
-    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:4], "--encoder_kwargs", "{width: 8}",
+    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:4], "--encoder_kwargs", "{width: 16}",
                                      "--batch_size", "8", "--data_dir", str(tmp_path / "photographs"),
                                      "--device", "cpu", "--workers", "0", "--preload", "--steps", "1",
                                      "--turns", "1"])  # fmt: skip

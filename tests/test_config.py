@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -75,6 +76,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_pa
     )
     assert (read.epochs, read.lr, read.name, read.bias_lr) == (1, 2.0, "line", 0.0048)
     assert origin["name"] == "command line" and origin["bias_lr"] == "default"
+    files = [Path(where).name for where in dict.fromkeys(origin.values())]
+    assert files == ["default", "recipe.yaml", "mine.yaml", "command line"]  # what wins comes later
     assert origin["epochs"].endswith("recipe.yaml") and origin["lr"].endswith("mine.yaml")
 
 

@@ -74,6 +74,7 @@ def test_simclrs_recipes_are_those_of_the_study():
     )
     for dataset, view in expected.items():
         settings = read("--method", "simclr", "--dataset", dataset, "--data_dir", "x")
+        recipes.settle(settings, 1024, 50_000)
         assert train.make_views(settings) == [view, view]
         assert (settings.encoder, settings.projector, settings.temperature) == ("resnet18", "64-64", 0.1)
         model = train.Model(settings)
@@ -147,11 +148,25 @@ def test_only_what_says_auto_is_resolved_and_with_a_reason():
     own = read("--data_dir", "x")
     found = recipes.resolve(vars(own), 512, 126_689)
     assert {name: value for name, (value, _) in found.items()} == {
-        "lr": 0.3, "epochs": 400, "projector": "2048-2048-2048", "blur_prob": [1.0, 0.1]
+        "lr": 0.3, "epochs": 400, "warmup_epochs": 10, "projector": "2048-2048-2048", "blur_prob": [1.0, 0.1],
     }  # fmt: skip
     assert "512" in found["lr"][1] and "126689" in found["epochs"][1]
     chosen = read("--data_dir", "x", "--lr", "0.2", "--projector", "64-64", "--blur_prob", "0", "0")
-    assert recipes.resolve(vars(chosen), 512, 126_689).keys() == {"epochs"}
+    assert recipes.resolve(vars(chosen), 512, 126_689).keys() == {"epochs", "warmup_epochs"}
+
+
+@pytest.mark.parametrize("method, epochs, warmup", [
+    ("barlow_twins", 2, 0.2), ("barlow_twins", 73, 7.3), ("barlow_twins", 100, 10), ("barlow_twins", 1000, 10),
+    ("simclr", 1, 0), ("simclr", 25, 2), ("simclr", 300, 10),  # this schedule changes by epoch
+])  # fmt: skip
+def test_a_short_try_warms_up_a_tenth_of_itself(method, epochs, warmup):
+    settings = read("--method", method, "--dataset", "CIFAR10", "--epochs", epochs)
+    train.check(settings)
+    recipes.settle(settings, 256, 50_000)
+    train.check(settings)
+    assert settings.warmup_epochs == warmup
+    factors = [train.lr_factor(settings, step, 100) for step in range(100 * epochs)]
+    assert max(factors) == pytest.approx(1, abs=1e-3) and factors[-1] < 0.5 + (epochs == 1)
 
 
 def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
