@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import config, distributed, foreign, online, optim, ranges, recipes, resume, runs, stopping, trouble
+from ssl import config, distributed, foreign, online, optim, ranges, recipes, restore, resume, runs, stopping, trouble
 from ssl.augment import COLUMNS, View
 from ssl.data import datasets, preload
 from ssl.data.bad import BadImages
@@ -83,7 +83,7 @@ class Settings:
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of the projector's layers, the last the embedding's; auto: by the images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
-    init: str | None = None  # start from the encoder in this run folder or file, ours or of others
+    init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
     trust_checkpoint: bool = False  # read it even if that runs the code in it
     # Loss
@@ -166,6 +166,8 @@ def main() -> None:
     for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
+    if settings.init:
+        take_architecture(settings, origin)
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
@@ -637,6 +639,18 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
         return warmup_cosine(step, total, warmup, settings.final_lr, start)
     milestones = [epoch * steps_per_epoch for epoch in settings.decay_epochs]
     return warmup_cosine(step, total, warmup, 1.0, start) * step_decay(step, milestones, settings.decay_rate)
+
+
+def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
+    """Of the run that --init belongs to, where neither the command line nor --config says otherwise."""
+    mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
+    given = {name: getattr(settings, name) if origin[name] in mine else None
+             for name in ("encoder", "encoder_kwargs", "stem")}  # fmt: skip
+    run = foreign.run_settings(settings.init)
+    if "encoder" in run and given["encoder"] is None:
+        settings.encoder, kwargs, stem = restore.architecture(run, **given)
+        settings.encoder_kwargs, settings.stem = kwargs or {}, stem or "auto"
+        origin.update({name: "the run of --init" for name, value in given.items() if value is None})
 
 
 def take_init(settings: Settings, encoder: nn.Module) -> None:

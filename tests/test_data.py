@@ -68,17 +68,19 @@ def test_a_folder_with_splits_reads_to_sorted_classes_and_files(tmp_path):
     assert train.resident[5, 0, 0, 0] == 10 and train.sample_name(5).endswith("dog/1.png")
 
 
-def test_val_stands_in_for_test(tmp_path):
+def test_val_stands_in_for_test_and_that_is_said(tmp_path, capsys):
     tree(tmp_path, splits=("train", "val"))
     assert len(datasets.load("folder", str(tmp_path), "test")) == 8
+    assert f"test        {tmp_path / 'val'}; there is no test/" in capsys.readouterr().out
     assert datasets.load("folder", str(tmp_path), "val") is None
 
 
-def test_where_there_are_val_and_test_each_is_itself(tmp_path):
+def test_where_there_are_val_and_test_each_is_itself(tmp_path, capsys):
     tree(tmp_path, splits=("train", "val", "test"))
     for split, part in (("train", "train"), ("unlabelled", "train"), ("val", "val"), ("test", "test")):
         data = datasets.load("folder", str(tmp_path), split)
         assert len(data) == 8 and all(path.startswith(str(tmp_path / part)) for path in data.paths)
+    assert not capsys.readouterr().out
     picture(tmp_path / "val" / "bird" / "1.png")
     with pytest.raises(UserError, match=r"class 'bird' is not in .*train"):
         datasets.load("folder", str(tmp_path), "val")

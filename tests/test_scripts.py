@@ -328,6 +328,28 @@ def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
     assert torch.equal(before, after)
 
 
+def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_path):
+    shown = {"encoder": "resnet18", "encoder_kwargs": {}, "stem": "small"}  # not as the recipe of shapes has it
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "encoder.pt").touch()
+    config.write_yaml(tmp_path / "run" / "config.yaml", shown | {"image_size": 96})
+    config.write_yaml(tmp_path / "mine.yaml", {"encoder": "resnet34"})
+
+    def chosen(*arguments) -> dict:
+        words = ["--init", str(tmp_path / "run"), *map(str, arguments)]
+        settings, origin = config.parse(train.Settings, words, recipe=train.find_recipe)
+        train.take_architecture(settings, origin)
+        return {name: getattr(settings, name) for name in shown} | {"origin": origin["encoder"]}
+
+    assert chosen() == shown | {"origin": "the run of --init"}
+    assert chosen("--encoder", "resnet50")["encoder"] == "resnet50"
+    assert chosen("--stem", "imagenet") == shown | {"stem": "imagenet", "origin": "the run of --init"}
+    assert chosen("--config", tmp_path / "mine.yaml")["encoder"] == "resnet34"
+    config.write_yaml(tmp_path / "run" / "config.yaml", {"encoder": "somebody.Net"})
+    with pytest.raises(UserError, match="importing that runs its code"):
+        chosen()
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [

@@ -8,6 +8,7 @@ import torch
 from ssl.data.images import EXTENSIONS, Images, Paths, cut, list_images
 from ssl.data.tables import read_lines
 from ssl.errors import UserError
+from ssl.report import say
 
 
 def folder(root: Path, split: str, seed: int) -> Images | None:
@@ -29,6 +30,8 @@ def folder(root: Path, split: str, seed: int) -> Images | None:
         if not others:
             raise UserError(f"data_dir: {root} has train/ but neither test/ nor val/ to judge on")
         other = others[split == "val"]
+        if split == "test" and other.name == "val":
+            say(f"test        {other}; there is no test/")
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test
