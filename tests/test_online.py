@@ -442,6 +442,17 @@ def test_the_end_is_judged_after_a_stop_that_came_with_it(images, whole, tmp_pat
     assert judged(tmp_path) == judged(whole)
 
 
+def test_a_finished_run_can_be_judged_later_and_is_once(images, tmp_path, monkeypatch):
+    learn(images, tmp_path)
+    learnt = trained(tmp_path)
+    learn(images, tmp_path, eval_every=1)
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 12
+    assert same(trained(tmp_path)["model"], learnt["model"])
+    monkeypatch.setattr(online.Judge, "_values", lambda *a: pytest.fail("judged again"))
+    learn(images, tmp_path, eval_every=1)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
 def scripted(monkeypatch, values: list[float]) -> None:
     shown = iter(values)
     monkeypatch.setattr(
