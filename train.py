@@ -256,6 +256,11 @@ def main() -> None:
     runner = distributed.parallel(model, device)
     if settings.compile:
         runner = torch.compile(runner)
+    shape = data.channels, settings.image_size, settings.image_size
+    trouble.advise(
+        functools.partial(trouble.batch_that_fits, model, shape, settings.batch_size, settings.accumulate,
+                          autocast_dtype, runner, optimizer)
+    )  # fmt: skip
 
     def everything() -> dict:
         """What a checkpoint holds. Nothing random has a state: order, views and dropout are counted."""
@@ -359,9 +364,6 @@ def main() -> None:
     metrics = Metrics(folder / "metrics.jsonl", step, judge.reached)
     health.open(folder, step)
     progress = Progress(stop, step)
-    shape = data.channels, settings.image_size, settings.image_size
-    batch = settings.batch_size, settings.accumulate
-    trouble.advise(lambda: trouble.batch_that_fits(model, shape, *batch, autocast_dtype, runner, optimizer))
     watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
     logged, logged_step, waited = time.monotonic(), step, 0.0
     asked_to_stop = evaluate()
@@ -473,7 +475,7 @@ def main() -> None:
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     health.sum_up()
     judge.sum_up()
-    if data.classes:
+    if len(data.classes) > 1:
         say(f"judge it    python evaluate.py --model_path {folder}")
 
 

@@ -53,15 +53,15 @@ def _what_to_do() -> str:
 def batch_that_fits(
     model: nn.Module, shape: tuple[int, int, int], batch_size: int, accumulate: int, dtype: torch.dtype | None, *kept
 ) -> str:
-    """Words for a batch that fits, found by trying halves of `batch_size` with two views of `shape` (C, H, W).
+    """Words for a batch that fits, the largest of those that divide `batch_size`, tried with two views of `shape`
+    (C, H, W).
 
     The same global batch is made of more micro-batches. `kept` is what training holds besides the model.
     """
     device = next(model.parameters()).device
     model.eval()  # batch norm then waits for no other rank
-    size = batch_size
-    while size % 2 == 0 and size >= 4:
-        size //= 2
+    smaller = [size for size in range(batch_size // 2, 1, -1) if batch_size % size == 0]
+    for size in smaller:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if _fits(model, torch.zeros(size, *shape), device, dtype):
@@ -69,7 +69,9 @@ def batch_that_fits(
                 f"--batch_size {size} --accumulate {accumulate * batch_size // size} should fit, and is the same "
                 "global batch and loss (with accumulate_mode exact)"
             )
-    return "not even a fraction of the batch fits; choose a smaller --encoder, --projector or --image_size"
+    if not smaller:
+        return f"pass a smaller --batch_size or --image_size (none that divides {batch_size} could be tried)"
+    return f"not even --batch_size {smaller[-1]} fits; choose a smaller --encoder, --projector or --image_size"
 
 
 def _fits(model: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype | None) -> bool:

@@ -1,6 +1,7 @@
 """The errors of somebody's first hour: what went wrong, and what to do, in a line."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -102,8 +103,9 @@ class Hungry(nn.Module):
     "most, batch, expected, tried",
     [
         (100, 256, "--batch_size 64 --accumulate 8 should fit, and is the same global batch and loss", [128, 64]),
-        (1, 12, "not even a fraction of the batch fits", [6, 3]),
-        (100, 255, "not even a fraction of the batch fits", []),
+        (100, 255, "--batch_size 85 --accumulate 6 should fit, and is the same global batch and loss", [85]),
+        (1, 12, "not even --batch_size 2 fits; choose a smaller --encoder", [6, 4, 3, 2]),
+        (100, 251, "smaller --batch_size or --image_size (none that divides 251 could be tried)", []),
     ],
 )
 def test_out_of_memory_says_which_batch_would_fit(most, batch, expected, tried):
@@ -112,6 +114,25 @@ def test_out_of_memory_says_which_batch_would_fit(most, batch, expected, tried):
     words = trouble.explain(OOM)
     assert words.startswith("out of memory on ") and expected in words
     assert model.seen == tried and all(model.norm.running_mean == 0)
+
+
+def test_a_run_that_runs_out_of_memory_says_which_batch_would_fit(photos, tmp_path, monkeypatch):
+    for i in range(2, 9):
+        shutil.copy(photos / "ants" / "1.ppm", photos / "ants" / f"{i}.ppm")
+    whole = train.Model.forward
+
+    def hungry(model, *views):
+        if len(views[0]) > 4:
+            raise OOM
+        return whole(model, *views)
+
+    monkeypatch.setattr(train.Model, "forward", hungry)
+    small = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8}", "--projector", "16-16"]
+    what = ["--data_dir", str(photos), "--image_size", "32", "--batch_size", "8", "--workers", "0"]
+    monkeypatch.setattr("sys.argv", ["train.py", *small, *what, "--output_dir", str(tmp_path / "run")])
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train.main()
+    assert "--batch_size 4 --accumulate 2 should fit" in trouble.explain(caught.value)
 
 
 def test_advice_that_fails_itself_hides_nothing():
