@@ -170,10 +170,12 @@ class Health:
         return f"  health: {', '.join(self.holding).replace('_', ' ')}" if self.holding else ""
 
     def sum_up(self) -> None:
-        """The last line of a run."""
+        """The last lines of a run."""
         if self.count:
-            words = "; ".join(self.holding.values()) or "no rule holds"
-            say(f"health      {words} ({self.count} readings; docs/health.md)")
+            say(f"health      {len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'} "
+                f"({self.count} readings; docs/health.md)")  # fmt: skip
+            for name, words in self.holding.items():
+                say(f"            {name.replace('_', ' ')}: {words}")
 
 
 def _some_rows(x: Tensor) -> Tensor:

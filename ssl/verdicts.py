@@ -23,6 +23,16 @@ def attainable(r: Reading) -> float:
     return min(r["rows"] - 1, r["dim"])
 
 
+LARGE_STEP, LARGE_LOSS = 0.05, 3.0  # a share of the weights' norm; a share of unrelated views' loss
+
+
+def _too_large(r: Reading) -> str:
+    step, loss = r.get("update_ratio_weights", 0), r.get("loss_of_unrelated", 0)
+    words = [f"a step changes the weights by {100 * step:.2g} % of their norm"] if step > LARGE_STEP else []
+    words += [f"the loss is {loss:.2g} times that of unrelated views"] if loss > LARGE_LOSS else []
+    return ", and ".join(words)
+
+
 RULES = (
     Rule(
         "dead_representation", 2,
@@ -58,10 +68,8 @@ RULES = (
     ),
     Rule(
         "exploding", 2,
-        lambda r: r["update_ratio_weights"] > 0.05 or r["loss_of_unrelated"] > 3,
-        lambda r: f"a step changes the weights by {100 * r['update_ratio_weights']:.2g} % of their norm, the loss is "
-        f"{r['loss_of_unrelated']:.2g} times that of unrelated views: too large; lower lr, lengthen warmup_epochs, "
-        "or set clip_grad",
+        lambda r: r.get("update_ratio_weights", 0) > LARGE_STEP or r.get("loss_of_unrelated", 0) > LARGE_LOSS,
+        lambda r: f"{_too_large(r)}: too large; lower lr, lengthen warmup_epochs, or set clip_grad",
     ),
     Rule(
         "standing_still", 3,

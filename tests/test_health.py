@@ -142,6 +142,21 @@ def test_a_single_bad_reading_or_one_within_the_warm_up_is_no_verdict():
         assert verdicts.judge([HEALTHY | SICK[name] | {"warm": 0.0}] * 3, set()) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("sign", "said", "not_said"),
+    [
+        ({"update_ratio_weights": 0.5}, "weights by 50 % of their norm", "unrelated"),
+        ({"loss_of_unrelated": 4.0}, "loss is 4 times that of unrelated views", "their norm"),
+        ({"update_ratio_weights": 0.5, "loss_of_unrelated": None}, "weights by 50 % of their norm", "unrelated"),
+        ({"update_ratio_weights": None, "loss_of_unrelated": 4.0}, "loss is 4 times", "their norm"),
+    ],
+)
+def test_what_is_called_too_large_is(sign, said, not_said):
+    reading = {name: value for name, value in (HEALTHY | sign).items() if value is not None}
+    words = dict(verdicts.judge([reading] * 3, set())[0])["exploding"]
+    assert said in words and not_said not in words
+
+
 def test_a_value_that_is_missing_is_no_sign():
     lost = {"warm": 1.0}
     assert verdicts.judge([lost] * 3, set()) == ([], [])
@@ -200,7 +215,15 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     assert not any(best) and "collapse" in watched.health.note()
     assert "health, step 2: collapse" in capsys.readouterr().out
     control = Watched(tmp_path)
-    assert any(control.step(number)[1] for number in range(1, 21)) and not control.health.note()
+    best = [control.step(number)[1] for number in range(1, 21)]
+    assert any(best) and not control.health.note()
+    capsys.readouterr()
+    control.health.sum_up()
+    assert "no rule holds (20 readings" in capsys.readouterr().out
+    watched.health.sum_up()
+    first, *others = capsys.readouterr().out.splitlines()
+    assert f"{len(others)} rules hold (20 readings" in first and len(others) == len(watched.health.holding)
+    assert any(line.strip().startswith("dimensional collapse: embeddings use 0 of 8") for line in others)
 
 
 def test_health_known_to_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path):
