@@ -33,7 +33,7 @@ from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.data.validation import find_validation
 from ssl.distributed import is_main, world_size
-from ssl.encoders import build_encoder
+from ssl.encoders import SMALL_IMAGE, build_encoder, stem_for
 from ssl.errors import UserError, one_line_errors
 from ssl.gallery import write_views
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
@@ -210,6 +210,9 @@ def main() -> None:
     require_whole_batches(settings, order)
     for name, (value, why) in recipes.settle(settings, order.global_batch, len(data)).items():
         say(f"auto        {name} {value} ({why})")
+    if settings.stem == "auto" and "." not in settings.encoder:
+        stem = stem_for(settings.image_size)
+        say(f"auto        stem {stem} (views of {settings.image_size} pixels; small up to {SMALL_IMAGE})")
     ranges.check_training(settings)
     validation = find_validation(settings, data, load, learns_from_labels(settings))
     views = make_views(settings)

@@ -12,6 +12,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from ssl.errors import UserError
 from ssl.wide import WideResNet
 
+SMALL_IMAGE = 64  # pixels: up to here the stem does not shrink an image
+
 
 class SmallResNet(nn.Module):
     """A ResNet for 32-pixel images on a CPU: 3×3 stem at full size, then one residual block a stage.
@@ -47,6 +49,11 @@ def is_known(name: str) -> bool:
     return "." not in name or name.startswith(("ssl.encoders.", "ssl.preact.", "ssl.wide.", "torchvision.models."))
 
 
+def stem_for(image_size: int) -> str:
+    """What stem 'auto' is for images of so many pixels."""
+    return "small" if image_size <= SMALL_IMAGE else "imagenet"
+
+
 def build_encoder(
     name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None, channels: int = 3
 ) -> tuple[nn.Module, int]:
@@ -60,7 +67,7 @@ def build_encoder(
     Raises `UserError` for a name that is not there, cannot read the images or does not give (N, width).
     """
     kwargs = kwargs or {}
-    small = stem == "small" or (stem == "auto" and image_size <= 64)
+    small = (stem_for(image_size) if stem == "auto" else stem) == "small"
     if "." in name:
         encoder = _from_path(name, kwargs, channels)
     elif name == "wide_resnet_28_10":

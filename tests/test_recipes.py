@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,6 +168,30 @@ def test_a_short_try_warms_up_a_tenth_of_itself(method, epochs, warmup):
     assert settings.warmup_epochs == warmup
     factors = [train.lr_factor(settings, step, 100) for step in range(100 * epochs)]
     assert max(factors) == pytest.approx(1, abs=1e-3) and factors[-1] < 0.5 + (epochs == 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--encoder", "resnet18"], "stem small (views of 32 pixels; small up to 64)"),
+        (["--encoder", "resnet18", "--image_size", "65"], "stem imagenet (views of 65 pixels; small up to 64)"),
+        (["--encoder", "resnet18", "--stem", "imagenet"], None),
+        (["--encoder", "ssl.encoders.SmallResNet"], None),  # whose stem is its own
+    ],
+)
+def test_a_run_says_which_stem_its_images_get(tmp_path, monkeypatch, capsys, arguments, said):
+    def far_enough(*_):
+        raise UserError("far enough")
+
+    np.save(tmp_path / "images.npy", np.zeros((8, 32, 32, 3), np.uint8))
+    where = ["--data_dir", str(tmp_path / "images.npy"), "--output_dir", str(tmp_path / "run"), "--batch_size", "8"]
+    size = [] if "--image_size" in arguments else ["--image_size", "32"]
+    monkeypatch.setattr("sys.argv", ["train.py", *where, *size, *arguments])
+    monkeypatch.setattr(train, "find_validation", far_enough)
+    with pytest.raises(UserError, match="far enough"):
+        train.main()
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("auto")]
+    assert [line for line in lines if line.startswith("stem")] == ([said] if said else [])
 
 
 def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
