@@ -14,6 +14,7 @@ from ssl.runfiles import SPEED, Run, finite, names_of_curves, wide
 from ssl.style import COLOURS, STYLE
 
 LONGEST = 300  # characters of a value
+LONG = 40  # from here on a cell is given room for a sentence
 CAPTIONS = {
     "views.png": "Views that training sees, drawn when the run began: "
     "each row an image, then its views in the first epochs",
@@ -59,11 +60,9 @@ def _overview(runs: list[Run]) -> str:
     for i, run in enumerate(runs):
         last = {name: points[-1][1] for name, points in run.curves.items()}
         loss = last.get("loss", last.get("train_loss"))
-        state = run.status.get("state", "unknown")
-        reason = run.status.get("reason")
         rows.append([
             (_key(i) if len(runs) > 1 else "") + _text(_short(run)),
-            _text(f"{state}: {reason}" if reason else state),
+            _text(run.status.get("state", "unknown")),
             _text(f"{run.status['step']} of {run.status.get('of', '?')}" if "step" in run.status else "-"),
             _text(run.settings.get("method", "-")), _text(run.settings.get("dataset", "-")),
             _text(run.settings.get("encoder", "-")), _number(run.about.get("global_batch")), _number(loss),
@@ -71,6 +70,11 @@ def _overview(runs: list[Run]) -> str:
         ])  # fmt: skip
     head = ["Run", "State", "Step", "Method", "Data", "Encoder", "Global batch", "Last loss", "Best encoder"]
     notes = "".join(
+        f'<div class="note"><b>{_text(_short(run))}</b>, {_text(run.status.get("state", "unknown"))}: '
+        f"{_text(run.status['reason'])}</div>"
+        for run in runs if run.status.get("reason")
+    )  # fmt: skip
+    notes += "".join(
         f'<div class="note"><b>{_text(_short(run))}</b>: not in this report<ul>'
         + "".join(f"<li>{_text(words)}</li>" for words in run.missing) + "</ul></div>"
         for run in runs if run.missing
@@ -201,13 +205,16 @@ def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
     if not rows:
         return ""
     heads = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
-    )
+    body = "".join(f'<tr><th scope="row">{row[0]}</th>{"".join(map(_cell, head[1:], row[1:]))}</tr>' for row in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table><caption class="soft">'
         f"{_text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(head: str, content: str) -> str:
+    """On a narrow screen, where a row is a block, its head stands before it."""
+    return f'<td{" class=long" if len(content) > LONG else ""} data-head="{_text(head)}">{content}</td>'
 
 
 def _folded(title: str, head: list[str], rows: list[list[str]]) -> str:
@@ -217,7 +224,7 @@ def _folded(title: str, head: list[str], rows: list[list[str]]) -> str:
 def _curve(runs: list[Run], name: str) -> str:
     lines = [run.curves.get(name, []) for run in runs]
     log = wide(name, [value for line in lines for _, value in line])
-    last = ", ".join(svg.number(line[-1][1]) for line in lines if line)
+    last = ", ".join(svg.number(line[-1][1]) if line else "-" for line in lines)
     words = f"<b>{_text(name)}</b> {'(logarithmic) ' if log else ''}last {last}"
     drawn = svg.curves(lines, f"{_words(name)} by step, last {last}", log=log)
     return f"<figure><figcaption>{words}</figcaption>{drawn}</figure>"
@@ -242,12 +249,13 @@ def _projection(run: Run, named: bool) -> str:
     keys = "".join(
         f'<span><span class="key c{i % COLOURS}"></span>{_text(name)}</span> ' for i, name in enumerate(classes[:20])
     )
-    more = f"… and {len(classes) - 20} more; colours repeat" if len(classes) > 20 else ""
+    more = f"… and {len(classes) - 20} more; " if len(classes) > 20 else ""
+    more += f"colours repeat after {COLOURS}" if len(classes) > COLOURS else ""
     share = sum(_numbers(run.projection.get("explained")))
     words = f"PCA of the features of {len(xs)} test images; two components hold {100 * share:.0f} % of the variance"
     words = f"{_short(run)}. {words}" if named else words
     return (f"<figure><figcaption>{_text(words)}</figcaption>{svg.scatter(list(zip(xs, ys)), groups, words)}"
-            f'<p class="soft">{keys}{more}</p></figure>')  # fmt: skip
+            f'<p class="soft keys">{keys}{more}</p></figure>')  # fmt: skip
 
 
 def _legend(runs: list[Run]) -> str:

@@ -32,11 +32,15 @@ stroke-linejoin:round}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;strok
 .pairs{margin-bottom:1rem}caption{text-align:left;padding:.4rem .7rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;overflow-wrap:normal}
 th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
-tbody tr:last-child>*{border-bottom:0}td.n{text-align:right;font-variant-numeric:tabular-nums}th.n{text-align:right}
-td,th{max-width:28rem;min-width:7rem;overflow-wrap:anywhere}tr.differs>*{background:var(--warnbg)}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}
+tbody tr:last-child>*{border-bottom:0}
+td,th{max-width:28rem;min-width:7.4rem;overflow-wrap:anywhere}td.long{min-width:14rem}
+.keys span{display:inline-block}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}
 .note{background:var(--warnbg);color:var(--warn);border-radius:8px;padding:.6rem .9rem;margin:.5rem 0}
 .note ul{margin:.2rem 0;padding-left:1.2rem}
 details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
+@media (max-width:50rem){.tick{font-size:16px}svg{overflow:visible}thead{position:absolute;left:-999rem}
+table,caption,tbody,tr,tbody th{display:block}tr{padding:.4rem .7rem;border-bottom:1px solid var(--line)}
+tbody tr:last-child{border-bottom:0}tbody th,td,td.long{min-width:0;max-width:none;padding:0;border:0}
+td{display:inline;margin-right:1rem}td::before{content:attr(data-head)": ";color:var(--soft)}}
 """ + "".join(f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
               for i in range(COLOURS))  # fmt: skip

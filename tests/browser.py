@@ -47,6 +47,9 @@ document.querySelector("iframe").onload = event => {
       + [...page.querySelectorAll("svg")].filter(x => !x.querySelector("title")?.textContent).length,
     scopeless: [...page.querySelectorAll("th")].filter(x => !x.scope).length,
     cells: page.querySelectorAll("td").length,
+    cut: [...page.querySelectorAll(".scroll")].filter(x => x.scrollWidth > x.clientWidth + 1).length,
+    tick: Math.min(99, ...[...page.querySelectorAll(".tick")].map(
+      x => parseFloat(style(x).fontSize) * x.closest("svg").getBoundingClientRect().width / 480)),
     twice: ids.length - new Set(ids).size, text: page.body.innerText,
   })
 }

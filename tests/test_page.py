@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,11 @@ def make_page(*folders):
     return page.page([runfiles.read(folder) for folder in folders])
 
 
+def without_heads(text):
+    """Cells of tables without the heads that stand before them on a narrow screen."""
+    return re.sub(' data-head="[^"]*"', "", text)
+
+
 # In a browser --------------------------------------------------------------------------
 
 
@@ -61,7 +67,9 @@ def hostile(tmp_path_factory):
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (1200, True)], ids=["phone-light", "desk-dark"])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(360, False), (768, True), (1200, True)], ids=["phone-light", "tablet-dark", "desk-dark"]
+)
 def test_chromium_finds_a_page_that_is_whole_safe_and_readable(hostile, width, dark):
     found = browser.look(hostile, width, dark)
     assert found["console"] == []
@@ -71,6 +79,8 @@ def test_chromium_finds_a_page_that_is_whole_safe_and_readable(hostile, width, d
     assert (sum(found["background"]) < 150) == dark
     assert found["least"]["ratio"] >= 4.5, found["least"]
     assert found["line"] >= 3
+    assert found["tick"] >= 8, "numbers at the axes are too small to read"
+    assert found["cut"] == 0 or width > 800, "columns of a table are out of sight"
     assert found["first"] == "skip" and found["jumps"] == found["dead"] == 0
     assert found["images"] == 6 and found["broken"] == found["unnamed"] == 0
     assert found["cells"] > 20 and found["scopeless"] == found["twice"] == 0
@@ -86,7 +96,8 @@ def test_control_the_browser_sees_what_would_be_wrong(tmp_path):
         "<main><div id=overview style='width:900px;color:#ccc;background:#fff'>faint</div><img src=/stolen>"
         "<a href='#nowhere' tabindex=3>x</a><table><th>h</table><script>parent.owned=1;console.log('noise')</script>",
     )
-    found = browser.look(bad, 360)
+    found = browser.look(bad.replace("max-width:50rem", "max-width:1rem"), 360)
+    assert found["cut"] and found["tick"] < 8
     assert found["owned"] and found["scripts"] == 1 and found["console"]
     assert "/stolen" in found["requests"]
     assert found["width"] > 360 and found["least"]["ratio"] < 2
@@ -171,10 +182,22 @@ def test_limits_on_what_is_read_and_shown(tmp_path, monkeypatch):
 
 def test_settings_name_their_origin_and_several_runs_what_differs(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", "CIFAR10")
-    alone, both = make_page(one), make_page(one, two)
+    alone, both = without_heads(make_page(one)), without_heads(make_page(one, two))
     assert '<th scope="row">lr</th><td>0.2</td><td>default</td>' in alone
     differing = both.partition("Settings that differ")[2].partition("are the same")[0]
     assert "<td>shapes</td><td>CIFAR10</td>" in differing and 'row">lr<' not in differing
+
+
+def test_what_ended_a_run_and_which_of_several_has_a_value_are_told(tmp_path):
+    one, two = write_run(tmp_path / "one", "a full disk"), write_run(tmp_path / "two")
+    (two / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    both = make_page(one, two)
+    assert '<div class="note"><b>one</b>, failed: a full disk</div>' in both
+    assert "<b>health_a full disk</b> last 4, -<" in both
+    looks = json.loads((one / "pictures.json").read_text())
+    for count, words in ((10, ""), (11, "colours repeat after 10"), (22, "… and 2 more; colours repeat after 10")):
+        (one / "pictures.json").write_text(json.dumps(looks | {"classes": [f"class {i}" for i in range(count)]}))
+        assert f"class {min(count, 20) - 1}</span> {words}</p>" in make_page(one)
 
 
 def test_of_several_seeds_each_has_its_numbers(tmp_path):
@@ -184,7 +207,7 @@ def test_of_several_seeds_each_has_its_numbers(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     for seed in (4, 5):
         (tmp_path / f"seed_{seed}").mkdir()
-    text = make_page(tmp_path)
+    text = without_heads(make_page(tmp_path))
     for measure, value in (("mean · acc1 · mean", "0.9062"), ("seed 4 · test · acc1", "0.875"),
                            ("seed 5 · test · acc1", "0.9375")):  # fmt: skip
         assert f'<th scope="row">{measure}</th><td>results.json</td><td>{value}</td>' in text.partition("<details>")[0]
