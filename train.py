@@ -277,7 +277,7 @@ def main() -> None:
             "health": health.state_dict(),
             "bad_images": bad_images.known | bad_images.met,
             "judge": judge.state_dict(),
-            "best": run.best,
+            "encoder_best": run.best,
             "settings": dataclasses.asdict(settings),
             "identity": identity,
             "versions": runs.versions(),
@@ -297,7 +297,7 @@ def main() -> None:
         except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
             raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
         judge.load_state_dict(state.get("judge", {}))
-        run.best = state.get("best", {}) if is_main() else {}
+        run.best = state.get("encoder_best", {}) if is_main() else {}
         return state["step"]
 
     def save(wait: bool = False) -> None:

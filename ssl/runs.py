@@ -197,7 +197,7 @@ class RunFolder:
             )
 
     def keep_best(self, encoder: dict, about: dict) -> None:
-        """encoder_best.pt and best.json are this encoder's from the next save on, of a state that has `best`."""
+        """encoder_best.pt and best.json are this encoder's from the next save of a state with its `encoder_best` on."""
         if is_main():
             self.best = {"weights": copied(encoder), "about": dict(about)}
 
@@ -205,7 +205,7 @@ class RunFolder:
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
         checkpoint.save(encoder, self.folder / "encoder.pt")  # first: a failure here must not move the checkpoints
-        self._write_best(state.get("best"))
+        self._write_best(state.get("encoder_best"))
         checkpoint.rotate(state, self.folder, self.keep)
         self.saved_step = step
         self.status()

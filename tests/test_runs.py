@@ -420,15 +420,15 @@ def test_the_best_encoder_is_the_one_that_the_checkpoint_knows(run, tmp_path):
     weights = {"w": torch.arange(3.0)}
     run.keep_best(weights, {"step": 5, "value": 0.5})
     weights["w"] += 1  # training goes on
-    run.save(state(5) | {"best": run.best}, {}, wait=True)
-    known = run.newest(ours)["best"]
+    run.save(state(5) | {"encoder_best": run.best}, {}, wait=True)
+    known = run.newest(ours)["encoder_best"]
     for lies_there in ({}, {"best.json": "{}", "encoder_best.pt": "later"}, {"encoder_best.pt": "half"}):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         other = RunFolder(folder, 2)
         for name, content in lies_there.items():
             (folder / name).write_text(content)
         other.best = known
-        other.save(state(6) | {"best": other.best}, {}, wait=True)
+        other.save(state(6) | {"encoder_best": other.best}, {}, wait=True)
         assert checkpoint.load(folder / "encoder_best.pt")["w"].tolist() == [0, 1, 2]
         assert json.loads((folder / "best.json").read_text()) == {"step": 5, "value": 0.5}
 
