@@ -189,7 +189,9 @@ def main() -> None:
     say(f"\nreal reaches {results['of_synthetic']:.0%} of synthetic; peak memory {results['peak_memory_mb']:.0f} MB")
     if world_size() > 1:
         say(f"exchanging gradients: {results['communication']:.0%} of a step beyond what backward hides")
-    say(f"all processes: {sum(rates):.1f} samples/s; {settings.epochs} epochs would take {results['hours']:.1f} hours")
+    hours = results["hours"]
+    length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    say(f"all processes: {sum(rates):.1f} samples/s; {settings.epochs} epochs would take {length}")
     say(f"bottleneck: {results['bottleneck']}")
     if options.json and distributed.is_main():
         write_json(options.json, results)

@@ -45,7 +45,7 @@ def make(folder: Path, run: Run) -> None:
     device = join("auto")
     encoder, source, about = restore(folder)
     say(f"encoder     {about['name']}, weights of {source}")
-    train, test = images_of(run)
+    train, test, has_test = images_of(run)
     size = about["image_size"] if test.resident is None else min(test.resident.shape[2:])
     statistics = _statistics(run, train)
     encoder.requires_grad_(False).to(device)
@@ -63,7 +63,7 @@ def make(folder: Path, run: Run) -> None:
     points, explained = projections.pca(test_x)
     said = {
         "x": _rounded(points[:, 0]), "y": _rounded(points[:, 1]), "explained": _rounded(explained),
-        "labels": test.labels.tolist(), "classes": test.classes,
+        "labels": test.labels.tolist(), "classes": test.classes, "has_test": has_test,
     }  # fmt: skip
     pictures.projection(folder / "pca.png", points, explained, test.labels, test.classes)
     if z := embeddings(folder, run, encoder, train, statistics, device):
@@ -78,8 +78,9 @@ def make(folder: Path, run: Run) -> None:
     board.embedding(folder, test_x, names)
 
 
-def images_of(run: Run) -> tuple[Images, Images]:
-    """(train, test) of the data set that a run names; without labels every second of its images stands for test."""
+def images_of(run: Run) -> tuple[Images, Images, bool]:
+    """(train, test, whether there is a test) of the data set that a run names; without labels every second of its
+    images stands for test."""
     given = {name: config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}")
              for name, kind in OF_DATA.items()}  # fmt: skip
     name = datasets.resolve_name(given.pop("dataset"), given["data_dir"])
@@ -92,7 +93,8 @@ def images_of(run: Run) -> tuple[Images, Images]:
             raise
         everything = datasets.load(name, data_dir, "unlabelled", **options)
         train, test = (everything.subset(torch.arange(first, len(everything), 2)) for first in (0, 1))
-    return train, test
+        return train, test, False
+    return train, test, True
 
 
 def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor) -> bytes:
@@ -105,7 +107,7 @@ def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor
         known = test.labels[i] >= 0
         frames.append([None, *((SAME if train.labels[j] == test.labels[i] else OTHER) if known else None
                                for j in found)])  # fmt: skip
-    return page(rows, ["test image", "nearest", *map(str, range(2, nearest.shape[1] + 1))], frames)
+    return page(rows, ["image", "nearest", *map(str, range(2, nearest.shape[1] + 1))], frames)
 
 
 def embeddings(

@@ -24,6 +24,8 @@ CAPTIONS = {
     "roc.png": "ROC curves of the fine-tuned network on the test split",
     "confusion.png": "Confusion matrix of the fine-tuned network on the test split",
 }
+# Of a run without a test split.
+NEIGHBOURS = "Every second image of the set, which has no labels, and its nearest neighbours among the others"
 # Measures that are shown at once.
 MAIN = {"acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
@@ -149,8 +151,7 @@ def _throughput(runs: list[Run]) -> str:
 
 def _pictures(runs: list[Run]) -> str:
     named = len(runs) > 1
-    figures = [[_image(run, name, caption, named) for run in runs if name in run.pictures]
-               for name, caption in CAPTIONS.items()]  # fmt: skip
+    figures = [[_image(run, name, named) for run in runs if name in run.pictures] for name in CAPTIONS]
     figures += [[_projection(run, named) for run in runs], [_spectra(runs)]]
     kinds = [[figure for figure in kind if figure] for kind in figures]
     rows = kinds if named else [sum(kinds, [])]  # several runs: the same picture of each in a row
@@ -230,7 +231,8 @@ def _curve(runs: list[Run], name: str) -> str:
     return f"<figure><figcaption>{words}</figcaption>{drawn}</figure>"
 
 
-def _image(run: Run, name: str, caption: str, named: bool) -> str:
+def _image(run: Run, name: str, named: bool) -> str:
+    caption = NEIGHBOURS if name == "neighbours.png" and run.projection.get("has_test") is False else CAPTIONS[name]
     words = f"{_short(run)}. {caption}" if named else caption
     source = base64.b64encode(run.pictures[name]).decode()
     return (f'<figure><figcaption>{_text(words)}</figcaption><img alt="{_text(words)}" '
@@ -252,7 +254,8 @@ def _projection(run: Run, named: bool) -> str:
     more = f"… and {len(classes) - 20} more; " if len(classes) > 20 else ""
     more += f"colours repeat after {COLOURS}" if len(classes) > COLOURS else ""
     share = sum(_numbers(run.projection.get("explained")))
-    words = f"PCA of the features of {len(xs)} test images; two components hold {100 * share:.0f} % of the variance"
+    images = "images" if run.projection.get("has_test") is False else "test images"
+    words = f"PCA of the features of {len(xs)} {images}; two components hold {100 * share:.0f} % of the variance"
     words = f"{_short(run)}. {words}" if named else words
     return (f"<figure><figcaption>{_text(words)}</figcaption>{svg.scatter(list(zip(xs, ys)), groups, words)}"
             f'<p class="soft keys">{keys}{more}</p></figure>')  # fmt: skip

@@ -38,7 +38,8 @@ td,th{max-width:28rem;min-width:7.4rem;overflow-wrap:anywhere}td.long{min-width:
 .note{background:var(--warnbg);color:var(--warn);border-radius:8px;padding:.6rem .9rem;margin:.5rem 0}
 .note ul{margin:.2rem 0;padding-left:1.2rem}
 details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
-@media (max-width:50rem){.tick{font-size:16px}svg{overflow:visible}thead{position:absolute;left:-999rem}
+@media (max-width:30rem){.tick{font-size:16px}}
+@media (max-width:50rem){.grid-of .tick{font-size:16px}svg{overflow:visible}thead{position:absolute;left:-999rem}
 table,caption,tbody,tr,tbody th{display:block}tr{padding:.4rem .7rem;border-bottom:1px solid var(--line)}
 tbody tr:last-child{border-bottom:0}tbody th,td,td.long{min-width:0;max-width:none;padding:0;border:0}
 td{display:inline;margin-right:1rem}td::before{content:attr(data-head)": ";color:var(--soft)}}

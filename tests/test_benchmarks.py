@@ -141,6 +141,7 @@ def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
     assert found["samples_per_second"] == pytest.approx(sum(found["samples_per_second_per_process"]), rel=1e-3)
     assert found["hours"] == pytest.approx(3 * 16 / found["samples_per_second"] / 3600, rel=1e-3)
     assert set(found["parts"]) == {"real", "synthetic", "synthetic, gradients not exchanged"}
+    assert f"3 epochs would take {60 * found['hours']:.1f} minutes" in said  # not 0.0 hours
     assert 0 <= found["communication"] < 1 and said.count(f"bottleneck: {found['bottleneck']}") == 1, said
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from ssl import board, checkpoint, config, gallery, heads, looks, pictures, projections, runfiles
+from ssl import board, checkpoint, config, gallery, heads, looks, page, pictures, projections, runfiles
 from ssl.augment import View
 from ssl.data.images import Images, Paths
 from ssl.data.loader import finish, training_batches
@@ -149,6 +149,9 @@ def test_looking_at_a_run_leaves_its_pictures(tmp_path, labelled):
     count = 6 if labelled else 30
     assert len(said["x"]) == len(said["y"]) == len(said["labels"]) == count
     assert said["classes"] == (["0", "1"] if labelled else [])
+    words = page.page([run])
+    assert ("Test images and their nearest" in words and f"of {count} test images" in words) == labelled
+    assert ("Every second image of the set" in words and f"of {count} images" in words) == (not labelled)
     assert sum(said["spectrum"]) == pytest.approx(8, abs=1e-3)
 
 
