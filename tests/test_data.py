@@ -106,7 +106,14 @@ def test_a_flat_folder_has_no_labels_and_cannot_be_judged(tmp_path):
         picture(tmp_path / f"{i}.jpg")
     data = datasets.load("folder", str(tmp_path), "unlabelled")
     assert len(data) == 3 and data.labels.tolist() == [-1] * 3
-    with pytest.raises(UserError, match="without class folders"):
+    with pytest.raises(UserError, match=r"without class folders, such as 0\.jpg"):
+        datasets.load("folder", str(tmp_path), "test")
+
+
+def test_one_image_beside_the_class_folders_is_named(tmp_path):
+    tree(tmp_path, splits=("",), each=20)
+    picture(tmp_path / "thumb.jpg")
+    with pytest.raises(UserError, match=r"such as thumb\.jpg; without labels"):
         datasets.load("folder", str(tmp_path), "test")
 
 

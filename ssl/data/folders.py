@@ -35,7 +35,11 @@ def folder(root: Path, split: str, seed: int) -> Images | None:
         test = _tree(other)
         _same_classes(train, test, root / "train", other)
         return test
-    return cut(_tree(root), split, seed, f"data_dir: {root} holds images without class folders")
+    everything = _tree(root)
+    words = f"data_dir: {root} holds images without class folders"
+    if not everything.classes:
+        words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
+    return cut(everything, split, seed, words)
 
 
 def _tree(folder: Path) -> Images:
