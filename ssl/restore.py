@@ -6,8 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from ssl import checkpoint, config, foreign
-from ssl.data.datasets import SMALL
-from ssl.encoders import build_encoder, is_known
+from ssl.encoders import build_encoder, is_known, stem_for
 from ssl.errors import UserError
 
 
@@ -26,7 +25,7 @@ def architecture(
         require_known(encoder, encoder_kwargs)
     size = _of_run(run, "image_size", int | None)
     if stem == "auto" and size is not None:  # as the run resolved it, whatever size is wanted now
-        stem = "small" if size <= SMALL else "imagenet"
+        stem = stem_for(size)
     return encoder, encoder_kwargs, stem
 
 
