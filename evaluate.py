@@ -13,6 +13,7 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -218,9 +219,22 @@ def judge_features(settings: Settings) -> None:
 
 
 def report(results: dict, subjects: dict, protocols: list[str], folder: Path) -> None:
-    checkpoint.write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
+    path, text = folder / "results.json", json.dumps(results, indent=2) + "\n"
+    before = set_aside(path, text)
+    checkpoint.write_text(text, path)
     say("\n" + results_table(results, subjects, protocols) + "\n")
-    say(f"results     {folder / 'results.json'}")
+    say(f"results     {path}" + (f" (those before are in {before.name})" if before else ""))
+
+
+def set_aside(path: Path, text: str) -> Path | None:
+    """Where an earlier file at `path` is now, if it holds something else than `text`: under the first free number."""
+    content = text.encode()
+    if not path.is_file() or (path.stat().st_size == len(content) and path.read_bytes() == content):
+        return None
+    numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
+    free = next(other for other in numbered if not os.path.lexists(other))
+    path.rename(free)
+    return free
 
 
 # Settings -----------------------------------------------------------------------------

@@ -81,8 +81,8 @@ RULES = (
     Rule(
         "starving", 3,
         lambda r: r["data_wait"] > 0.3,
-        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, a "
-        "local disk, or make large images small once (python -m ssl.data.prepare)",
+        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, or "
+        "for files a local disk, --preload, or large images made small once (python -m ssl.data.prepare)",
     ),
     Rule(
         "skipping", 2,

@@ -705,9 +705,19 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 
 
-def test_an_encoder_file_is_judged_too(trained, tmp_path):
-    run("evaluate.py", "--model_path", trained / "encoder.pt", "--protocol", "knn", "--output_dir", tmp_path)
-    assert "knn" in json.loads((tmp_path / "results.json").read_text())
+def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_path):
+    common = ["evaluate.py", "--model_path", trained / "encoder.pt", "--output_dir", tmp_path]
+    run(*common, "--protocol", "knn")
+    first = (tmp_path / "results.json").read_text()
+    assert list(json.loads(first)) == ["knn"]
+    for protocols in (["knn", "probe"], ["knn", "probe"], ["probe"]):  # the second finds what the first has found
+        done = run(*common, "--protocol", *protocols)
+        now = json.loads((tmp_path / "results.json").read_text())
+        assert set(now) == set(protocols)
+    assert "results.json (those before are in results.2.json)" in done.stdout
+    assert (tmp_path / "results.1.json").read_text() == first
+    assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe"}
+    assert not (tmp_path / "results.3.json").exists()
 
 
 @pytest.mark.parametrize(
