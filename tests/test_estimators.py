@@ -245,6 +245,12 @@ def test_loaders_that_would_fail_after_an_epoch_are_refused_before():
                 make().fit(*data)
 
 
+def test_without_a_gpu_it_says_what_to_write_in_python(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="in Python device='cpu'"):
+        make(device="cuda").fit(numbers())
+
+
 @BOTH
 def test_a_batch_of_one_sample_is_refused_in_words(kind):
     one = DataLoader([(a, a + 0.1) for a in numbers(4)], batch_size=1)
