@@ -55,7 +55,7 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
             raise UserError(
                 f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}"
                 + (
-                    f" ({no_gpu()}). Pass --device cpu to do without"
+                    f" ({no_gpu()}). Pass --device cpu, in Python device='cpu', to do without"
                     if count == 0
                     else f". Start {count} processes (--nproc_per_node, --gpus), or pass --device cpu"
                 )

@@ -48,6 +48,9 @@ class _Estimator(Params):
     def _check(self, params: dict) -> None:
         fitting.check(params)
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.step > 0
+
     def _adopt(self, changes: dict) -> None:
         self.loss = self._make_loss()
         if BUILT & set(changes):
@@ -226,7 +229,7 @@ class _Estimator(Params):
     def load(cls, path, encoder=None, **params):
         """What `save` wrote; nothing in the file is run. `params` replace arguments of the constructor.
 
-        The class of the encoder must be given, as `encoder`, unless it is one of ours or torchvision's;
+        The class of the encoder must be given, as `encoder`, unless it is one of ours or of torchvision.models;
         so must what no file can hold, for whatever needs it: views, an optimizer's class.
         Raises `UserError` for a file that is damaged, or of another class or network.
         """

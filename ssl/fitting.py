@@ -118,15 +118,18 @@ def agreed(batch, split: Callable) -> tuple[Tensor, Tensor, Tensor | None, list[
             raise UserError("X1 or X2 is not finite: it holds NaN or Inf")
     except (ValueError, TypeError) as error:
         problem = error
-    if world_size() == 1:
-        if problem:
-            raise problem
-        return x1, x2, y, [len(x1)]
+    if problem and world_size() == 1:
+        raise problem
     everyone = gather_objects(("", len(x1)) if problem is None else (f"{problem}", 0))
     said = "; ".join(f"rank {r}: {words}" for r, (words, _) in enumerate(everyone) if words)
     if said:
         raise (type(problem) if problem else ValueError)(said)
-    return x1, x2, y, [rows for _, rows in everyone]
+    counts = [rows for _, rows in everyone]
+    if sum(counts) < 2:
+        raise UserError(
+            f"batch_size: {sum(counts)} sample is no batch; losses and batch norm compare samples and need at least 2"
+        )
+    return x1, x2, y, counts
 
 
 def autocast(model, device: torch.device):

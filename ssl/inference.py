@@ -25,7 +25,12 @@ def outputs(
     `read` (N,) is false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
     """
     unread: dict[str, str] = {}
-    found, read = map(torch.cat, zip(*stream(net, data, unread, **reading)))
+    found, read, done = None, torch.zeros(len(data), dtype=torch.bool), 0
+    for h, own in stream(net, data, unread, **reading):
+        if found is None:  # of the whole size at once: parts put together at the end would be there twice
+            found, read = h.new_empty(len(data), h.shape[1]), read.to(h.device)
+        found[done : done + len(h)], read[done : done + len(h)] = h, own
+        done += len(h)
     return found, read, of_all_ranks(unread)
 
 

@@ -26,6 +26,7 @@ from ssl.errors import UserError
 from ssl.metrics import correct_at
 from ssl.probes import knn
 from ssl.report import Metrics, json_lines, say
+from ssl.rows import Rows
 from ssl.schedules import warmup_cosine
 
 HEAD_LR, HEAD_BATCH, HEAD_EPOCHS = 0.1, 4096, 90  # of the linear head; the rate is for 256 samples
@@ -35,7 +36,7 @@ class Abandoned(Exception):
     """An evaluation was given up since the run was asked to stop; says by what."""
 
 
-def fit_head(features: Tensor, labels: Tensor, classes: int, seed: int, alive: Callable[[], None]) -> nn.Linear:
+def fit_head(features: Tensor | Rows, labels: Tensor, classes: int, seed: int, alive: Callable[[], None]) -> nn.Linear:
     """A linear head on features (N, F) as they are, labels (N,): SGD with momentum 0.9, no decay, cosine by epoch.
 
     The fixed evaluation of dal-toolbox: rate 0.1 × batch / 256, batches of 4096 or of all there are, 90 epochs.
@@ -63,7 +64,11 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, seed: int, alive: C
 
 @torch.no_grad()
 def accuracies(
-    fit: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], classes: int, seed: int, alive: Callable[[], None]
+    fit: tuple[Tensor | Rows, Tensor],
+    held: tuple[Tensor | Rows, Tensor],
+    classes: int,
+    seed: int,
+    alive: Callable[[], None],
 ) -> dict[str, float]:
     """Shares, in 0..1, that k-NN and a linear head of `fit` have right; arguments (features (N, F), labels (N,))."""
     nearest = 0.0
@@ -73,7 +78,7 @@ def accuracies(
     with torch.enable_grad():
         head = fit_head(*fit, classes, seed, alive)
 
-    def share(features: Tensor, labels: Tensor) -> float:
+    def share(features: Tensor | Rows, labels: Tensor) -> float:
         parts = zip(features.split(1 << 16), labels.split(1 << 16))
         return sum(correct_at(head(x), y, 1) for x, y in parts).item() / len(labels)
 
@@ -162,11 +167,10 @@ class Judge:
 
     def _accuracies(self, encoder: nn.Module, go_on: Callable[[], None]) -> dict[str, float]:
         """Of features of un-augmented images, extracted once; files that cannot be read are left out."""
-        parts = [self._features(encoder, part, go_on) for part in self.validation.parts]
-        features, read = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
-        labels, split = self.validation.labels(), self.validation.split(read)
-        pairs = [(features[rows.to(self.device)], labels[rows].to(self.device)) for rows in split]
-        del parts, features  # which may be large
+        features, read = zip(*(self._features(encoder, part, go_on) for part in self.validation.parts))
+        labels, rows = self.validation.labels(), Rows(features, self.device)  # looked up, not copied: there may be GBs
+        split = self.validation.split(torch.cat(read))
+        pairs = [(rows.subset(chosen.to(self.device)), labels[chosen].to(self.device)) for chosen in split]
         return accuracies(*pairs, len(self.validation.parts[0].classes), self.settings.seed, go_on)
 
     def _features(self, encoder: nn.Module, data: Images, go_on: Callable[[], None]) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,13 @@ class Params:
         self._adopt(changes)
         return self
 
+    def __sklearn_tags__(self):
+        """What scikit-learn, since 1.6, asks a transformer that needs no labels; nothing else calls this."""
+        from sklearn.utils import Tags, TargetTags, TransformerTags
+
+        needs_labels = TargetTags(required=False)
+        return Tags(estimator_type=None, target_tags=needs_labels, transformer_tags=TransformerTags())
+
     def _assigned(self) -> dict:
         """Arguments that were changed as attributes, `model.max_epochs = 3`, since they last counted."""
         return {name: value for name, value in self.get_params().items() if not _same(value, self._params[name])}

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -242,6 +245,20 @@ def test_loaders_that_would_fail_after_an_epoch_are_refused_before():
                 make().fit(*data)
 
 
+def test_without_a_gpu_it_says_what_to_write_in_python(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="in Python device='cpu'"):
+        make(device="cuda").fit(numbers())
+
+
+@BOTH
+def test_a_batch_of_one_sample_is_refused_in_words(kind):
+    one = DataLoader([(a, a + 0.1) for a in numbers(4)], batch_size=1)
+    for data, size in ((numbers(), 1), (one, 8)):
+        with pytest.raises(UserError, match="compare samples and need at least 2"):
+            make(kind, batch_size=size).fit(data)
+
+
 def test_a_dataset_with_labels_is_transformed_as_it_was_fitted():
     data = TensorDataset(numbers(), torch.arange(40))
     model = make()
@@ -443,6 +460,18 @@ def test_clone_set_params_and_pipeline(kind):
         model.set_params(batch_sise=3)
     model.set_params(batch_size=4)
     assert model.step == 15 and "batch_size=4" in repr(model)  # what was learnt is still there
+
+
+@BOTH
+def test_a_pipeline_may_end_in_an_estimator(kind):
+    x = numbers()
+    pipe = make_pipeline(StandardScaler(), make(kind))
+    with pytest.raises(NotFittedError):
+        pipe.transform(x)
+    assert torch.equal(pipe.fit(x).transform(x), pipe[1].transform(pipe[0].transform(x)))
+    check_is_fitted(pipe[1])
+    with pytest.raises(NotFittedError):
+        check_is_fitted(clone(pipe[1]))
 
 
 def test_validation_and_callbacks():

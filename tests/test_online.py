@@ -145,6 +145,21 @@ def test_so_is_one_that_accumulates_and_ends_between_evaluations(images, tmp_pat
     assert 0 <= first["val_acc1"] <= first["val_acc5"] <= 1
 
 
+def test_features_are_there_once_and_judged_as_copies_would_be(images, tmp_path, monkeypatch):
+    found, accuracies = [], online.accuracies
+
+    def compared(fit, held, *rest):
+        copies = [(rows[torch.arange(len(rows))], labels) for rows, labels in (fit, held)]
+        found.append([part.data_ptr() for part in fit[0].parts] == [part.data_ptr() for part in held[0].parts])
+        values = accuracies(fit, held, *rest)
+        assert values == accuracies(*copies, *rest)
+        return values
+
+    monkeypatch.setattr(online, "accuracies", compared)
+    learn(images, tmp_path, eval_every=2)
+    assert found and all(found)
+
+
 def test_control_without_the_copy_it_would_not_be_the_same(images, unjudged, tmp_path, monkeypatch):
     monkeypatch.setattr(online.copy, "deepcopy", lambda net: net)  # left in evaluation mode
     learn(images, tmp_path, **JUDGED, health_every="null")
