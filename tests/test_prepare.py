@@ -61,6 +61,7 @@ def test_tree_names_and_labels_stay_and_only_images_are_taken(tmp_path, capsys):
     (source / "train" / "notes.txt").write_text("mine")
     (source / "train" / ".hidden.png").write_bytes(b"x")
     target = small(tmp_path, short_side=100)
+    assert "12 images" in capsys.readouterr().out.splitlines()[-1]
     images = {name for name in contents(source) if name.endswith(("jpg", "png", "JPEG")) and "hidden" not in name}
     assert contents(target).keys() == images | {"prepare.json"}
     for split in ("train", "test"):
@@ -69,7 +70,6 @@ def test_tree_names_and_labels_stay_and_only_images_are_taken(tmp_path, capsys):
         assert before.classes == after.classes == ["cat", "dog"] and torch.equal(before.labels, after.labels)
         assert before.fingerprint(str(source)) == after.fingerprint(str(target))
         assert {tuple(after.pixels(i).shape) for i in range(len(after))} == {(3, 100, 150)}
-    assert "12 images" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("size", [(240, 160), (160, 240), (101, 100), (100, 101), (333, 90), (65, 65), (1300, 1297)])
