@@ -469,7 +469,6 @@ def main() -> None:
     progress.close()
     metrics.close()
     health.close()
-    distributed.barrier()
     distributed.leave()
     run.end("preempted" if asked_to_stop else "finished", asked_to_stop or "")
     if asked_to_stop:

@@ -195,7 +195,6 @@ def main() -> None:
     say(f"bottleneck: {results['bottleneck']}")
     if options.json and distributed.is_main():
         write_json(options.json, results)
-    distributed.barrier()
     distributed.leave()
 
 

@@ -14,6 +14,7 @@ import inspect
 import os
 import signal
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -91,8 +92,14 @@ def die_with_parent(number: int) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if one was joined, when all ranks do.
+
+    In torch 2.6 the end of a group waits for Gloo's threads and lets none of them into Python meanwhile; one that has
+    yet to give back the tensor of the last collective, which it may not do without, would be waited for for ever.
+    """
     if dist.is_initialized():
+        dist.barrier()
+        time.sleep(0.1)  # to give it back
         dist.destroy_process_group()
 
 
