@@ -228,8 +228,7 @@ def report(results: dict, subjects: dict, protocols: list[str], folder: Path) ->
 
 def set_aside(path: Path, text: str) -> Path | None:
     """Where an earlier file at `path` is now, if it holds something else than `text`: under the first free number."""
-    content = text.encode()
-    if not path.is_file() or (path.stat().st_size == len(content) and path.read_bytes() == content):
+    if not path.is_file() or checkpoint.holds(path, text):
         return None
     numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
     free = next(other for other in numbered if not os.path.lexists(other))

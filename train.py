@@ -654,7 +654,7 @@ def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
     if "encoder" in run and given["encoder"] is None:
         settings.encoder, kwargs, stem = restore.architecture(run, **given)
         settings.encoder_kwargs, settings.stem = kwargs or {}, stem or "auto"
-        origin.update({name: "the run of --init" for name, value in given.items() if value is None})
+        config.lay_over(origin, [name for name, value in given.items() if value is None], "the run of --init")
 
 
 def take_init(settings: Settings, encoder: nn.Module) -> None:

@@ -29,6 +29,12 @@ def write_bytes(content: bytes, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def holds(path: Path, text: str) -> bool:
+    """Whether the file at `path` is just `text`; whatever else lies there is not waited for, nor read if longer."""
+    content = text.encode()
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
 def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
     """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new.
 

@@ -14,6 +14,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -261,7 +262,7 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
 
     `recipe` is a function from the values set so far to the path of the recipe under them, or
     None. Returns (settings, origin): origin maps each field to 'default', a file, 'FILE row N'
-    or 'command line', what won last. `--help` prints the manual and exits.
+    or 'command line', and in the order in which they won. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -287,8 +288,15 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         if came_together and layer.get("encoder", values.get("encoder")) != values.get("encoder"):
             layer = {"encoder_kwargs": {}} | layer  # those below are another encoder's
         values.update(layer)
-        origin = {name: was for name, was in origin.items() if name not in layer} | dict.fromkeys(layer, where)
+        lay_over(origin, layer, where)
     return cls(**values), origin
+
+
+def lay_over(origin: dict[str, str], names: Iterable[str], where: str) -> None:
+    """Have `origin` say that `names` are from `where`, and after all others: so it names its sources in their order."""
+    for name in names:
+        origin.pop(name)
+        origin[name] = where
 
 
 def manual(cls) -> str:

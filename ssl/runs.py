@@ -214,7 +214,7 @@ class RunFolder:
         """What is there may be another's: older, or of steps that were lost. best.json never speaks of that."""
         about = self.folder / "best.json"
         words = best and json_text(best["about"])
-        if words and not (about.exists() and about.read_text("utf-8") == words):
+        if words and not checkpoint.holds(about, words):
             about.unlink(missing_ok=True)
             checkpoint.save(best["weights"], self.folder / "encoder_best.pt")
             checkpoint.write_text(words, about)

@@ -416,17 +416,18 @@ def test_settings_that_change_what_is_learnt_are_listed_and_refused(tmp_path, ca
 
 
 def test_the_best_encoder_is_the_one_that_the_checkpoint_knows(run, tmp_path):
-    """Whatever lies in the folder: nothing, one of later steps that were lost, or half a writing."""
+    """Whatever lies in the folder: nothing, one of later steps that were lost, half a writing, junk, or a pipe."""
     weights = {"w": torch.arange(3.0)}
     run.keep_best(weights, {"step": 5, "value": 0.5})
     weights["w"] += 1  # training goes on
     run.save(state(5) | {"encoder_best": run.best}, {}, wait=True)
     known = run.newest(ours)["encoder_best"]
-    for lies_there in ({}, {"best.json": "{}", "encoder_best.pt": "later"}, {"encoder_best.pt": "half"}):
+    later, junk = {"best.json": b"{}", "encoder_best.pt": b"later"}, {"best.json": b"\xff" * 30}
+    for lies_there in ({}, later, junk, {"encoder_best.pt": b"half"}, {"best.json": None}):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         other = RunFolder(folder, 2)
         for name, content in lies_there.items():
-            (folder / name).write_text(content)
+            os.mkfifo(folder / name) if content is None else (folder / name).write_bytes(content)
         other.best = known
         other.save(state(6) | {"encoder_best": other.best}, {}, wait=True)
         assert checkpoint.load(folder / "encoder_best.pt")["w"].tolist() == [0, 1, 2]

@@ -339,6 +339,7 @@ def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_
         words = ["--init", str(tmp_path / "run"), *map(str, arguments)]
         settings, origin = config.parse(train.Settings, words, recipe=train.find_recipe)
         train.take_architecture(settings, origin)
+        assert list(origin.values())[-1] == origin["encoder"] or origin["encoder"] != "the run of --init"  # it has won
         return {name: getattr(settings, name) for name in shown} | {"origin": origin["encoder"]}
 
     assert chosen() == shown | {"origin": "the run of --init"}

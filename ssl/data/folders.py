@@ -37,7 +37,7 @@ def folder(root: Path, split: str, seed: int) -> Images | None:
         return test
     everything = _tree(root)
     words = f"data_dir: {root} holds images without class folders"
-    if not everything.classes:
+    if not everything.classes and split != "unlabelled":  # to find it may mean to look at every path
         words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
     return cut(everything, split, seed, words)
 

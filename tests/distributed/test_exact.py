@@ -164,7 +164,9 @@ TRAININGS = [
     ("small", "LARS", "barlow cross", "uneven", torch.float64),
     ("small", "LARS", "info_nce", "uneven", torch.float64),
     ("small", "LAMB", "sup_con", "uneven", torch.float64),
+    ("small", "LARS", "barlow cross", "uneven", torch.float32),
     ("small", "LARS", "info_nce", "uneven", torch.float32),
+    ("small", "LAMB", "sup_con", "uneven", torch.float32),
 ]
 MISTAKES = ["nan", "shapes", "width", "labels", "type", "gradient"]
 
