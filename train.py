@@ -52,12 +52,14 @@ ROOT = Path(__file__).resolve().parent
 class Settings:
     """Pre-train an encoder on images, without labels or (supcon) with them.
 
-    The defaults are Barlow Twins on ImageNet as published. What you do not set comes from the
-    recipe of the method and data set in configs/, and the run says so.
+    The defaults are Barlow Twins on ImageNet as published. Over them lies the recipe of the method
+    and data set in configs/, or the file that --config names: that is then the whole recipe, at
+    any image size, unless it says `extends: FILE` (as seen from there) or `extends: auto` (the
+    recipe of the method and data set). The first line of a run names the files.
     """
 
     # Where settings come from
-    config: str | None = None  # YAML file of settings; the command line wins over it
+    config: str | None = None  # YAML file, the whole recipe; the command line wins over it
     row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn, from what
     method: Literal["barlow_twins", "simclr", "supcon"] = (
@@ -744,8 +746,8 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
             "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, "
             "not on ImageNet. ***"
         )
-    recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
-    recipe = " < ".join(os.path.relpath(where) for where in recipes) or "the defaults of train.py"
+    files = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
+    recipe = " < ".join(["the defaults of train.py", *(os.path.relpath(where) for where in files)])
     precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     why = {
         "linear": f"{settings.lr:g} × global batch {order.global_batch} / 256",

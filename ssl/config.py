@@ -1,7 +1,9 @@
 """Settings: a dataclass in the script <-> YAML <-> the command line.
 
-Layers, later ones win: the dataclass's defaults, the recipe of the method and data set,
-`--config FILE`, of a file with `rows` the one that `--row N` chooses, `--key value`. One
+Layers, later ones win: the dataclass's defaults, then `--config FILE` or, where none is named,
+the recipe of the method and data set, of a file with `rows` the one that `--row N` chooses,
+`--key value`. A named file is the whole recipe, unless it says what it extends: `extends: FILE`,
+a path as seen from the file, or `extends: auto`, the recipe of the method and data set. One
 function, `coerce`, checks values from every source. The comment behind a field is its help
 text, so the top of a script is its manual.
 """
@@ -24,6 +26,7 @@ from ssl.report import say, table
 
 LARGEST_FILE = 100_000  # bytes; settings are written by people
 DEEPEST = 50  # how many brackets may stand in each other
+LONGEST = 5  # files, each of which extends the next
 
 
 class _Loader(yaml.SafeLoader):
@@ -180,21 +183,46 @@ def _check(values: dict, cls, where: str) -> dict:
     return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
 
 
-# Rows -------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------
 
 
-def _of_file(path: str, cls, row: int | None) -> list[tuple[str, dict]]:
-    """The layers in a settings file: what its rows share and, if it has `rows`, the one that is asked for.
+def _chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
+    """A settings file and, before it, those that it extends; and whether the first of them says `extends: auto`."""
+    files: list[tuple[str, dict]] = []
+    while True:
+        try:
+            values = read_yaml(path)
+        except UserError as error:
+            raise UserError(f"{files[0][0]}: extends: {error}") if files else error from None
+        base = coerce(values.pop("extends", None), str | None, f"{path}: extends")
+        files.insert(0, (path, values))
+        if base in (None, "auto"):
+            return files, base == "auto"
+        path = str(Path(path).parent / base)
+        if len(files) == LONGEST:
+            raise UserError(
+                f"{files[-1][0]}: extends: {' extends '.join(where for where, _ in reversed(files))} extends {path}; "
+                f"at most {LONGEST} files may do so, and none may come back to itself"
+            )
 
-    Raises `UserError` for a mistake in any row, and unless one is chosen of a file that has rows.
+
+def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], bool]:
+    """The layers in a settings file, later ones win, and whether the recipe of method and data set lies under them.
+
+    They are the files that it extends, what its rows share and, if it has `rows`, the one that is asked for. Raises
+    `UserError` for a mistake in any file or row, and unless one is chosen of a file that has rows.
     """
-    shared = read_yaml(path)
+    files, on_recipe = _chain(path)
+    shared = files[-1][1]
     has_rows, rows = "rows" in shared, shared.pop("rows", None)
-    layers = [(path, _check(shared, cls, path))]
+    for where, values in files:
+        if "rows" in values:
+            raise UserError(f"{where}: has rows, which only the file that --config names may have; {path} extends it")
+    layers = [(where, _check(values, cls, where)) for where, values in files]
     if not has_rows:
         if row is not None:
             raise UserError(f"command line: row: {path} has no rows to choose from")
-        return layers
+        return layers, on_recipe
     if "row" not in typing.get_type_hints(cls):
         raise UserError(f"{path}: holds rows of settings to choose from, which this script does not do")
     if not isinstance(rows, list) or not rows or not all(isinstance(values, dict) and values for values in rows):
@@ -208,7 +236,7 @@ def _of_file(path: str, cls, row: int | None) -> list[tuple[str, dict]]:
         say(_rows_table([values for _, values in rows]))
         wrong = "" if row is None else f"row {row} is not there; "
         raise UserError(f"{path}: {wrong}choose one of its rows with --row 1 to --row {len(rows)}")
-    return [*layers, rows[row - 1]]
+    return [*layers, rows[row - 1]], on_recipe
 
 
 def _rows_table(rows: list[dict]) -> str:
@@ -261,8 +289,9 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
     """The settings of a script, and where each came from.
 
     `recipe` is a function from the values set so far to the path of the recipe under them, or
-    None. Returns (settings, origin): origin maps each field to 'default', a file, 'FILE row N'
-    or 'command line', and in the order in which they won. `--help` prints the manual and exits.
+    None; it is called where no file is named, or one that says `extends: auto`. Returns
+    (settings, origin): origin maps each field to 'default', a file, 'FILE row N' or 'command
+    line', and in the order in which they won. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -270,11 +299,15 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         raise SystemExit(0)
     layers = [("command line", _from_arguments(cls, arguments))]
     config, row = layers[0][1].get("config"), layers[0][1].get("row")
+    on_recipe = recipe is not None
     if config is not None:
-        layers = [*_of_file(config, cls, row), *layers]
+        files, on_recipe = _of_file(config, cls, row)
+        layers = [*files, *layers]
+        if on_recipe and recipe is None:
+            raise UserError(f"{config}: extends: auto is for train.py, which has a recipe for a data set; name a file")
     elif row is not None:
         raise UserError("command line: row: is one of the rows of a settings file; pass it as --config FILE")
-    if recipe is not None:
+    if on_recipe:
         asked = {key: value for _, values in layers for key, value in values.items()}
         path = recipe(asked)
         if path is not None:

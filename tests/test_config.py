@@ -66,9 +66,9 @@ def test_dashes_and_false_are_understood():
     assert parse("--compile", "false").compile is False
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_path):
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe_that_it_extends(tmp_path):
     (tmp_path / "recipe.yaml").write_text("epochs: 1\nlr: 1\nname: recipe\n")
-    (tmp_path / "mine.yaml").write_text("lr: 2\nname: file\n")
+    (tmp_path / "mine.yaml").write_text("extends: auto\nlr: 2\nname: file\n")
     read, origin = config.parse(
         Example,
         ["--config", str(tmp_path / "mine.yaml"), "--name", "line"],
@@ -82,7 +82,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_pa
 
 
 def test_the_recipe_is_chosen_from_what_was_asked(tmp_path):
-    (tmp_path / "a.yaml").write_text("method: simclr\n")
+    (tmp_path / "a.yaml").write_text("extends: auto\nmethod: simclr\n")
     asked = {}
     parse("--config", str(tmp_path / "a.yaml"), "--epochs", "7", recipe=lambda values: asked.update(values))
     assert asked["method"] == "simclr" and asked["epochs"] == 7
@@ -161,6 +161,60 @@ def test_written_settings_read_back_as_themselves(tmp_path):
     assert parse("--config", str(tmp_path / "config.yaml")) == dataclasses.replace(
         before, config=str(tmp_path / "config.yaml")
     )
+
+
+# Files that extend others -------------------------------------------------------
+
+
+def never(asked):
+    raise AssertionError("no recipe is looked for")
+
+
+def test_under_a_named_file_lies_only_what_it_extends(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "ground.yaml").write_text("lr: 1\nepochs: 1\nname: ground\n")
+    (tmp_path / "middle.yaml").write_text("extends: ground.yaml\nlr: 2\nepochs: 2\n")
+    (tmp_path / "own" / "top.yaml").write_text("extends: ../middle.yaml\nepochs: 3\n")  # as seen from its folder
+    (tmp_path / "alone.yaml").write_text("lr: 3\n")
+    read, origin = config.parse(Example, ["--config", str(tmp_path / "own" / "top.yaml")], recipe=never)
+    assert (read.lr, read.epochs, read.name, read.bias_lr) == (2.0, 3, "ground", 0.0048)
+    files = [Path(where).name for where in dict.fromkeys(origin.values())]
+    assert files == ["default", "ground.yaml", "middle.yaml", "top.yaml", "command line"]
+    assert parse("--config", str(tmp_path / "alone.yaml"), recipe=never).name == "x"
+
+
+def test_a_file_below_may_ask_for_the_recipe_of_the_data_set(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("lr: 1\nepochs: 1\nname: recipe\n")
+    (tmp_path / "middle.yaml").write_text("extends: auto\nlr: 2\n")
+    (tmp_path / "top.yaml").write_text("extends: middle.yaml\nepochs: 3\n")
+    read = parse("--config", str(tmp_path / "top.yaml"), recipe=lambda asked: tmp_path / "recipe.yaml")
+    assert (read.name, read.lr, read.epochs) == ("recipe", 2.0, 3)
+    assert "extends: auto is for train.py" in message(
+        "--config", str(tmp_path / "top.yaml")
+    )  # a script without recipes
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({"top": "extends: top.yaml"}, "at most 5 files may do so, and none may come back to itself"),
+        ({"top": "extends: b.yaml", "b": "extends: top.yaml"}, "top.yaml extends"),
+        ({"top": "extends: 1.yaml"} | {str(i): f"extends: {i + 1}.yaml" for i in range(1, 9)}, "at most 5 files"),
+        ({"top": "extends: none.yaml"}, "none.yaml: cannot read this settings file"),
+        ({"top": "extends: ."}, "no ordinary file"),
+        ({"top": "extends: [a.yaml, b.yaml]"}, "extends: ['a.yaml', 'b.yaml'] is not a word"),
+        ({"top": "extends: b.yaml", "b": "lrr: 1"}, "b.yaml: unknown setting 'lrr'"),
+        ({"top": "extends: b.yaml", "b": "rows: [{lr: 1}]"}, "b.yaml: has rows, which only the file that --config"),
+        ({"top": "rows: [{extends: b.yaml}]", "b": "lr: 1"}, "top.yaml row 1: unknown setting 'extends'"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text + "\n")
+    row = ["--row", "1"] if "rows" in files["top"] else []
+    with pytest.raises(UserError) as raised:
+        config.parse(WithRows, ["--config", str(tmp_path / "top.yaml"), *row], recipe=never)
+    assert expected in str(raised.value)
 
 
 # Rows ---------------------------------------------------------------------------

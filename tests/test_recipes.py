@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train
 
-RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
+RECIPES = [
+    path
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    if {"projector", "extends"} & config.read_yaml(path).keys()
+]
 SMALL = {
     "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 8, "stages": 1}, "image_size": 16,
     "batch_size": 4, "accumulate": 1,
@@ -33,9 +37,19 @@ def read(*arguments) -> train.Settings:
 def with_rows(path: Path) -> list[train.Settings]:
     """The settings of each row of a recipe, or its only ones, for a data set that it is meant for."""
     values = config.read_yaml(path)
-    known = "shapes" if "shapes" in path.stem else "CIFAR10" if values.get("image_size", 32) <= 64 else "ImageNet"
     rows = [["--row", number] for number in range(1, 1 + len(values.get("rows", [])))] or [[]]
-    return [read("--config", path, "--dataset", values.get("dataset", known), *row) for row in rows]
+    return [read("--config", path, *data_of(path), *row) for row in rows]
+
+
+def data_of(path: Path) -> list[str]:
+    """The data set that a recipe is meant for, as one would name it."""
+    known = {"shapes": "shapes", "cifar10": "CIFAR10", "search": "CIFAR10", "svhn": "SVHN", "stl10": "STL10"}
+    known |= {"imagenet100": "ImageNet100", "tinyimagenet": "folder", "imagenet": "ImageNet"}
+    known |= {"lesions_ucl": "isic2019", "lesions_scl": "isic2019"}
+    named = config.read_yaml(path).get("dataset") or next(
+        (known[word] for word in known if word in path.stem), "folder"
+    )
+    return ["--dataset", named, *([] if named == "shapes" else ["--data_dir", "x"])]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -63,6 +77,44 @@ def test_every_recipe_builds_its_model_and_takes_a_step(path):
     train.make_optimizer(tiny, model, train.lr_scale(tiny, 4)).step()
     for p, old in zip(model.parameters(), before):
         assert p.isfinite().all() and not torch.equal(p, old)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_named_recipe_is_the_same_at_any_image_size_and_for_any_data_set(path):
+    follows_data = config.read_yaml(path).get("extends") == "auto"
+    row = ["--row", 1] if "rows" in config.read_yaml(path) else []
+    sizes = [[*data_of(path), "--image_size", size] for size in (32, 64, 65, 224)]
+    others = [["--dataset", name, "--data_dir", "x"] for name in ("CIFAR10", "SVHN", "STL10", "ImageNet", "folder")]
+    asked = ("config", "row", "dataset", "data_dir", "image_size")
+    recipes = [
+        {name: value for name, value in vars(read("--config", path, *row, *arguments)).items() if name not in asked}
+        for arguments in (sizes if follows_data else sizes + others)
+    ]
+    assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def over_the_recipe_of_the_data(path: Path, folder: Path, *arguments) -> dict:
+    """{setting: (value, value)}: where a named recipe is changed by the one that its data set and image size have."""
+    values = {name: value for name, value in config.read_yaml(path).items() if name != "extends"}
+    config.write_yaml(folder / "over.yaml", {"extends": "auto"} | values)
+    row = ["--row", 1] if "rows" in values else []
+    alone, over = (vars(read("--config", file, *arguments, *row)) for file in (path, folder / "over.yaml"))
+    return {name: (alone[name], over[name]) for name in alone if name != "config" and alone[name] != over[name]}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_named_recipe_lacks_nothing_that_its_data_sets_recipe_has(path, tmp_path):
+    assert over_the_recipe_of_the_data(path, tmp_path, *data_of(path)) == {}
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("lesions_ucl", {"color_distortion_strength": (1.0, 0.5), "blur_kernel": (23, 3)}),
+    ("barlow_twins_imagenet", {"crop_scale": ((0.08, 1.0), [0.2, 1.0]), "blur_prob": ([1.0, 0.1], [0.0, 0.0])}),
+])  # fmt: skip
+def test_at_another_image_size_that_recipe_would_change_the_views(name, changed, tmp_path):
+    """The control of both tests above."""
+    data = ["--dataset", "folder", "--data_dir", "x", "--image_size", 64]
+    assert over_the_recipe_of_the_data(ROOT / "configs" / f"{name}.yaml", tmp_path, *data) == changed
 
 
 def test_simclrs_recipes_are_those_of_the_study():
@@ -110,10 +162,13 @@ def test_the_rows_of_the_search_are_the_studys_grid():
 
 
 def test_arguments_of_another_encoder_are_not_inherited(tmp_path):
-    alone = read("--config", ROOT / "configs/barlow_twins_cifar10.yaml")  # over the recipe of shapes
+    (tmp_path / "small.yaml").write_text("extends: auto\nencoder: resnet18\n")
+    alone = read("--config", tmp_path / "small.yaml")  # over the recipe of shapes
     assert (alone.encoder, alone.encoder_kwargs) == ("resnet18", {})
     assert read("--encoder", "ssl.encoders.SmallResNet").encoder_kwargs == {"width": 16}
-    (tmp_path / "mine.yaml").write_text("encoder_kwargs: {width: 8}\n")  # of whichever encoder is asked for
+    (tmp_path / "mine.yaml").write_text(
+        "extends: auto\nencoder_kwargs: {width: 8}\n"
+    )  # of whichever encoder is asked for
     assert read("--config", tmp_path / "mine.yaml", "--encoder", "resnet50").encoder_kwargs == {"width": 8}
 
 

@@ -531,10 +531,14 @@ def rows(path: Path) -> list[train.Settings]:
     """The settings of a recipe of train.py: of each of its rows, or the only ones."""
     numbers = range(1, 1 + len(config.read_yaml(path).get("rows", [])))
     chosen = [["--row", str(number)] for number in numbers] or [[]]
-    return [config.parse(train.Settings, ["--config", str(path), *row])[0] for row in chosen]
+    return [config.parse(train.Settings, ["--config", str(path), *row], train.find_recipe)[0] for row in chosen]
 
 
-RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "projector" in config.read_yaml(path)]
+RECIPES = [
+    path
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    if {"projector", "extends"} & config.read_yaml(path).keys()
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
