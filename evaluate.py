@@ -25,18 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, features, foreign, inference, inherit, npz, ranges, trouble
+from ssl import checkpoint, config, distributed, features, foreign, inference, inherit, metrics, npz, ranges, trouble
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, training_batches
-from ssl.data.order import Order
-from ssl.distributed import is_main, world_size
+from ssl.data.order import Order, Shares
+from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.features import Split
-from ssl.metrics import accuracy
 from ssl.probes import knn, probe
 from ssl.report import Progress, say, table
 from ssl.restore import restore
@@ -265,9 +264,6 @@ def check(settings: Settings, protocols: list[str]) -> None:
         raise UserError("npz: features are written by --protocol features; add it")
     if settings.standardize and not {"probe", "knn"} & set(protocols):
         raise UserError("standardize is for probe and knn; features are written as the encoder gives them")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if "linear" in protocols and settings.linear_batch % processes:
-        raise UserError(f"linear_batch: {settings.linear_batch} must be a multiple of the {processes} processes")
 
 
 def open_folder(settings: Settings) -> Path:
@@ -400,18 +396,21 @@ def extract(
 
 def linear_evaluation(
     encoder: nn.Module, width: int, train: Images, test: Images, settings: Settings, device: torch.device
-) -> dict[str, float]:
-    """The published protocol: a linear head on augmented views of a frozen encoder; acc1 and acc5 on test.
+) -> dict:
+    """The published protocol: a linear head on augmented views of a frozen encoder; its accuracies on test.
 
     Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The
     result is the last epoch's: choosing the best one would be choosing on the test split.
+    It is the same on any number of processes, to rounding.
     """
+    test_x, test = extract(encoder, test, settings, device, "test")
     mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
     view = View(
         settings.image_size, jitter_prob=0.0, grayscale=0.0, blur_prob=0.0, solarize_prob=0.0
     )  # crop and flip alone
-    batch_size = min(settings.linear_batch, len(train)) // world_size()
-    order = Order(len(train), batch_size, 1, world_size(), settings.seed)
+    order = Order(len(train), min(settings.linear_batch, len(train)), 1, 1, settings.seed)
+    shares = Shares(order, world_size())
+    weight = shares.counts(rank()).to(device) * world_size() / order.global_batch  # DDP takes the mean over the ranks
 
     torch.manual_seed(settings.seed)
     head = nn.Linear(width, len(train.classes))
@@ -423,7 +422,7 @@ def linear_evaluation(
         head.parameters(), settings.linear_lr, momentum=0.9, weight_decay=settings.linear_weight_decay
     )
     total = settings.linear_epochs * order.steps_per_epoch
-    batches = training_batches(train, [view], order, 0, total, settings.workers, device)
+    batches = training_batches(train, [view], shares, 0, total, settings.workers, device)
     progress = Progress(total, 0)
     for step, batch in enumerate(batches):
         epoch = step // order.steps_per_epoch
@@ -431,17 +430,27 @@ def linear_evaluation(
         with torch.no_grad():
             (x,) = finish(batch, [view], mean, std)
             h = encoder(x).float()
-        loss = F.cross_entropy(runner(h), batch.labels)
+        loss = (F.cross_entropy(runner(h), batch.labels, reduction="none") * weight).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 50 == 0 or step + 1 == total:
+            require_finite_head(head, step + 1)
             progress.update(step + 1, f"linear  loss {loss.item():.3f}  epoch {epoch + 1}")
     progress.close()
     with torch.no_grad():
-        h, test = extract(encoder, test, settings, device, "test")
-        scores = head(h)
-    return {f"acc{k}": accuracy(scores, test.labels.to(device), k) for k in (1, 5)}
+        scores, truth = head(test_x), test.labels.to(device)
+    found = metrics.of_hits(truth, metrics.hits(scores, truth))
+    return found | metrics.acc5(metrics.hits(scores, truth, 5), len(train.classes))
+
+
+def require_finite_head(head: nn.Linear, step: int) -> None:
+    """Raise `UserError` where a linear head has NaN or Inf; the ranks have the same head, so all of them do."""
+    if not head.weight.isfinite().all():
+        raise UserError(
+            f"protocol linear: after {step} steps the head has NaN or Inf; lower --linear_lr, or the encoder gives "
+            "such features for augmented views of the training images"
+        )
 
 
 def write_features(

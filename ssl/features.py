@@ -78,7 +78,6 @@ def write_split(
     """Write the shards of a split, of at most so many bytes; return what stands for it in features.pt.
 
     `batches` gives (features (n, F), read (n,)) of the images of `data` in order; those that are not read stay out.
-    Raises `UserError` for features that are not finite.
     """
     held, index, start, count, shards = None, [], 0, 0, []
     for h, read in batches:
@@ -87,9 +86,6 @@ def write_split(
             held = torch.empty(min(most, len(data)), h.shape[1], dtype=h.dtype)
         own = read.nonzero()[:, 0]
         h, own, start = h[own].cpu(), own.cpu() + start, start + len(read)
-        if not h.isfinite().all():
-            first = data.sample_name(own[~h.isfinite().all(1)][0].item())
-            raise UserError(f"features: those of {first} are not finite; nothing was replaced. Are the weights sound?")
         while len(h):
             if count == len(held):
                 shards.append(_write_shard(folder, split, len(shards), _part(data, held, index)))

@@ -10,6 +10,7 @@ from ssl.data.images import Images
 from ssl.data.loader import finish, plain_batches, training_batches
 from ssl.data.order import InTurn
 from ssl.distributed import gather_objects, gather_rows, world_size
+from ssl.errors import UserError, one_line
 from ssl.report import Progress
 
 
@@ -23,6 +24,7 @@ def outputs(
 
     `net` maps normalised pixels (n, C, size, size) to (n, F); `reading` as `stream`. Returns (outputs, read, bad):
     `read` (N,) is false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
+    Raises `UserError`, on all ranks alike, for outputs that are NaN or Inf.
     """
     unread: dict[str, str] = {}
     found, read, done = None, torch.zeros(len(data), dtype=torch.bool), 0
@@ -63,7 +65,9 @@ def stream(
         read[list(bad)] = 0
         unread |= dict(bad.values())
         rows = gather_rows(torch.cat([h, read], dim=1), counts)
-        yield rows[:, :-1], rows[:, -1] > 0
+        rows, read = rows[:, :-1], rows[:, -1] > 0
+        _require_finite(rows, read, data, done)
+        yield rows, read
         done += sum(counts)
         if progress:
             progress.update(done, title)
@@ -109,7 +113,25 @@ def mean_over_views(
     index = torch.cat(shown).view(copies, -1)[:, : len(data)]
     # Another image stood in for a file that cannot be read.
     read = (index == torch.arange(len(data), device=device)).all(0)
-    return found.mean(0), read, of_all_ranks(unread)
+    found = found.mean(0)
+    _require_finite(found, read, data, 0)
+    return found, read, of_all_ranks(unread)
+
+
+def _require_finite(rows: Tensor, read: Tensor, data: Images, start: int) -> None:
+    """Raise `UserError`, on all ranks alike, for NaN or Inf in outputs (n, F) of the images from `start` on.
+
+    Those that could not be read do not count: `read` (n,).
+    """
+    bad = read & ~rows.isfinite().all(1)
+    if bad.any():
+        first, count = start + int(bad.nonzero()[0]), int(bad.sum())
+        raise UserError(
+            f"the network gives NaN or Inf for {count} of {len(rows)} images, first for "
+            f"{one_line(data.sample_name(first))}; such outputs cannot be judged. Most likely training has diverged: "
+            "look at the loss in metrics.jsonl, and take an earlier checkpoint. Else mean and std are not those that "
+            "the weights are used to, or half precision overflows (--amp off)"
+        )
 
 
 def _wide(h: Tensor) -> Tensor:

@@ -13,17 +13,59 @@ from torch import Tensor
 from ssl.errors import UserError
 
 UNDEFINED = "undefined"
+NORMAL_95 = 1.959963984540054  # within so many deviations 95 % of a normal distribution lie
 
 
-def correct_at(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of the labels (N,) are among the k best classes of scores (N, C); a scalar tensor."""
+def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Whether each of the labels (N,) is among the k best classes of scores (N, C); (N,) bool."""
     top = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return (top == labels[:, None]).any(1).sum()
+    return (top == labels[:, None]).any(1)
 
 
-def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share, in 0..1, of labels (N,) among the k best classes of scores (N, C)."""
-    return (correct_at(scores, labels, k) / torch.tensor(len(labels), dtype=torch.float64)).item()
+def wilson(right: int, count: int) -> list[float]:
+    """[low, high]: the 95 % interval of a share in 0..1 of which `right` of `count` images speak (Wilson 1927)."""
+    share, spare = right / count, NORMAL_95**2 / count
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + spare / (4 * count))
+    low, high = ((share + spare / 2 + side * half) / (1 + spare) for side in (-1, 1))
+    return [low if right else 0.0, high if right < count else 1.0]
+
+
+def share(name: str, right: int, count: int) -> dict:
+    """{name, name_interval}: the share of images that are right, in 0..1, and its 95 % interval."""
+    return {name: right / count, f"{name}_interval": wilson(right, count)}
+
+
+def balanced(right: list[int], counts: list[int]) -> dict:
+    """The mean recall of the classes that have images, and its 95 % interval; `right` of `counts` images a class.
+
+    The interval is that of the classes' Wilson intervals together (MOVER, Zou and Donner 2008).
+    """
+    of_classes = [(r / count, wilson(r, count)) for r, count in zip(right, counts) if count]
+    mean = statistics.fmean(recall for recall, _ in of_classes)
+    below, above = (
+        math.sqrt(sum((recall - limits[side]) ** 2 for recall, limits in of_classes)) / len(of_classes)
+        for side in (0, 1)
+    )
+    return {"balanced_accuracy": mean, "balanced_accuracy_interval": [mean - below, mean + above]}
+
+
+def of_hits(labels: Tensor, first: Tensor) -> dict:
+    """n, acc1 and balanced_accuracy with their intervals; labels (N,), `first` (N,): whether the best class was it."""
+    labels, first = labels.cpu(), first.cpu()
+    counts = torch.bincount(labels)
+    right = torch.bincount(labels[first], minlength=len(counts)).tolist()
+    return {"n": len(labels), **share("acc1", sum(right), len(labels)), **balanced(right, counts.tolist())}
+
+
+def acc5(among_five: Tensor, classes: int) -> dict:
+    """acc5 and its interval, from whether each label is among the five best (N,); undefined where these are all."""
+    return share("acc5", int(among_five.sum()), len(among_five)) if classes > 5 else {"acc5": UNDEFINED}
+
+
+def percent(found: dict, name: str) -> str:
+    """'79.1 % (77.2–80.8)': the share `name` and its interval."""
+    low, high = found[f"{name}_interval"]
+    return f"{100 * found[name]:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
@@ -32,6 +74,7 @@ def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
     The predicted class is the best one; of several best, the first. Values are in 0..1 but for `mcc`, in -1..1.
     acc1, acc2: the label is the best class, among the two best (None for fewer than three classes).
     balanced_accuracy: the mean recall of the classes that have images.
+    Beside these three stand their 95 % intervals, [low, high]: acc1_interval and so on.
     auc: of class 1 of two (None for other numbers). One class against the rest: auc_micro pools all N·C
     decisions; auc_macro is the mean over classes, undefined if it is for one; auc_weighted weighs
     classes by their images, so that one without images does not count.
@@ -50,14 +93,16 @@ def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     pairs = torch.bincount(labels * len(classes) + first, minlength=len(classes) ** 2)
     confusion = pairs.reshape(len(classes), -1).tolist()
-    recall = [row[i] / count if count else UNDEFINED for i, (row, count) in enumerate(zip(confusion, counts))]
+    right = [row[i] for i, row in enumerate(confusion)]
+    recall = [r / count if count else UNDEFINED for r, count in zip(right, counts)]
+    among_two = int(((first == labels) | (second == labels)).sum())
     binary = len(classes) == 2
     aucs = [auc(column, labels == i) for i, column in enumerate(scores.T.contiguous())]
     one_hot = labels[:, None] == torch.arange(len(classes))
     return {
-        "acc1": sum(row[i] for i, row in enumerate(confusion)) / len(labels),
-        "acc2": None if len(classes) < 3 else ((first == labels) | (second == labels)).sum().item() / len(labels),
-        "balanced_accuracy": statistics.fmean(value for value in recall if value != UNDEFINED),
+        **share("acc1", sum(right), len(labels)),
+        **({"acc2": None} if len(classes) < 3 else share("acc2", among_two, len(labels))),
+        **balanced(right, counts),
         "auc": aucs[1] if binary else None,
         "auc_micro": auc(scores.flatten(), one_hot.flatten()),
         "auc_macro": UNDEFINED if UNDEFINED in aucs else statistics.fmean(aucs),

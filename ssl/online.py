@@ -23,7 +23,7 @@ from ssl.data.order import Order
 from ssl.data.validation import Validation, validation_order
 from ssl.distributed import is_main, share_buffers
 from ssl.errors import UserError
-from ssl.metrics import correct_at
+from ssl.metrics import hits
 from ssl.probes import knn
 from ssl.report import Metrics, json_lines, say
 from ssl.rows import Rows
@@ -80,7 +80,7 @@ def accuracies(
 
     def share(features: Tensor | Rows, labels: Tensor) -> float:
         parts = zip(features.split(1 << 16), labels.split(1 << 16))
-        return sum(correct_at(head(x), y, 1) for x, y in parts).item() / len(labels)
+        return sum(hits(head(x), y).sum() for x, y in parts).item() / len(labels)
 
     return {"knn_acc1": nearest / len(held[1]), "linear_acc1": share(*held), "linear_train_acc1": share(*fit)}
 

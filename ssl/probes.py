@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl.metrics import correct_at
+from ssl import metrics
 from ssl.rows import Rows, at_a_time, statistics
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -78,12 +78,12 @@ def fit_heads(
 
 
 @torch.no_grad()
-def correct(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tensor, k: int = 1) -> list[float]:
-    """Share, in 0..1, of labels (N,) among the k best classes of each `chosen` head."""
-    count, counts = at_a_time(features), torch.zeros(len(chosen), dtype=torch.float64, device=labels.device)
-    for x, y in zip(features.split(count), labels.split(count)):
-        counts += torch.stack([correct_at(heads.scores(x, head), y, k) for head in chosen])
-    return (counts / len(labels)).tolist()
+def hits(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tensor, k: int = 1) -> Tensor:
+    """Whether each of the labels (N,) is among the k best classes of each `chosen` head; (heads, N) bool."""
+    count = at_a_time(features)
+    blocks = zip(features.split(count), labels.split(count))
+    found = [torch.stack([metrics.hits(heads.scores(x, head), y, k) for head in chosen]) for x, y in blocks]
+    return torch.cat(found, dim=1)
 
 
 def probe(
@@ -94,23 +94,25 @@ def probe(
     epochs: int = 30,
     batch_size: int = 256,
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict:
     """Sweep LRS × WEIGHT_DECAYS on `train`, choose by accuracy on `held_out`, report that one on `test`.
 
     Each argument is (features (N, F), labels (N,)). The test split is scored by the
-    winner alone. Returns acc1, acc5 (0..1), the winner's lr and weight_decay, and held_out_acc1.
+    winner alone. Returns n, acc1, balanced_accuracy and acc5 of `test` (0..1, as `metrics` defines them), their
+    intervals, the winner's lr and weight_decay, and held_out_acc1 with its n and interval.
     """
     grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
     heads = fit_heads(*train, classes, grid, epochs, batch_size, seed)
-    held_out_acc1 = correct(heads, list(range(len(grid))), *held_out)
-    best = max(range(len(grid)), key=held_out_acc1.__getitem__)
-    (acc1,), (acc5,) = (correct(heads, [best], *test, k) for k in (1, 5))
+    right = hits(heads, list(range(len(grid))), *held_out).sum(1).tolist()
+    best = max(range(len(grid)), key=right.__getitem__)
+    (first,), (among_five,) = (hits(heads, [best], *test, k) for k in (1, 5))
     return {
-        "acc1": acc1,
-        "acc5": acc5,
+        **metrics.of_hits(test[1], first),
+        **metrics.acc5(among_five, classes),
         "lr": grid[best][0],
         "weight_decay": grid[best][1],
-        "held_out_acc1": held_out_acc1[best],
+        "held_out_n": len(held_out[1]),
+        **metrics.share("held_out_acc1", right[best], len(held_out[1])),
     }
 
 
@@ -121,11 +123,11 @@ def knn(
     classes: int,
     k: int = 20,
     temperature: float = 0.07,
-) -> dict[str, float]:
+) -> dict:
     """Weighted k-NN accuracy (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
-    Each argument is (features (N, F), labels (N,)). Returns acc1 (0..1) and k, which is cut to
-    the number of training samples. Training samples are read once, a block at a time.
+    Each argument is (features (N, F), labels (N,)). Returns k, which is cut to the number of training samples, and n,
+    acc1 and balanced_accuracy (0..1) with their intervals. Training samples are read once, a block at a time.
     """
     bank, labels = train
     k, count = min(k, len(bank)), at_a_time(bank)
@@ -133,15 +135,22 @@ def knn(
         (queries.new_empty(len(queries), 0), labels.new_empty(len(queries), 0)) for queries in test[0].split(1024)
     ]
     for rows, own in zip(bank.split(count), labels.split(count)):
-        rows = F.normalize(rows, dim=1)
+        rows = _of_length_1(rows)
         for number, queries in enumerate(test[0].split(1024)):
-            cosine, place = (F.normalize(queries, dim=1) @ rows.T).topk(min(k, len(rows)), dim=1)
+            cosine, place = (_of_length_1(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
             cosines, votes = (torch.cat(pair, dim=1) for pair in zip(nearest[number], (cosine, own[place])))
             cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
             nearest[number] = cosines, votes.gather(1, best)
-    right = torch.zeros((), dtype=torch.float64)
+    first = []
     for (cosines, votes), y in zip(nearest, test[1].split(1024)):
         scores = torch.zeros(len(y), classes, device=cosines.device, dtype=cosines.dtype)
-        # exp((cosine - 1) / T) has the same winner and cannot overflow.
-        right += correct_at(scores.scatter_add_(1, votes, ((cosines - 1) / temperature).exp()), y, 1).cpu()
-    return {"acc1": (right / len(test[1])).item(), "k": k}
+        # The winner is that of exp(cosine / T). The nearest weighs 1: weights cannot all vanish, and none overflows.
+        weights = ((cosines - cosines[:, :1]) / temperature).exp()
+        first.append(metrics.hits(scores.scatter_add_(1, votes, weights), y))
+    return {**metrics.of_hits(test[1], torch.cat(first)), "k": k}
+
+
+def _of_length_1(rows: Tensor) -> Tensor:
+    """Rows (N, F) over their lengths. A power of two is taken out first: the square of 1e20 is not in float32."""
+    _, power = torch.frexp(rows.abs().amax(1, keepdim=True))
+    return F.normalize(torch.ldexp(rows, -power.clamp(-126, 126)), dim=1)

@@ -203,13 +203,6 @@ def test_a_shard_that_is_missing_damaged_or_of_another_writing(tmp_path):
     features.load(tmp_path)
 
 
-def test_features_that_are_not_finite_are_not_written(tmp_path):
-    data, x = samples(9, 1)
-    x[4, 1] = float("nan")
-    with pytest.raises(UserError, match=r"those of /data/1/b/4\.png are not finite; nothing was replaced"):
-        features.write_split(tmp_path, "train", data, batches(x, 2))
-
-
 def test_npz_with_objects_or_claims_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     np.savez(path, train_features=np.array([{}], dtype=object))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 from sklearn.exceptions import UndefinedMetricWarning
 
 from ssl.errors import UserError
-from ssl.metrics import UNDEFINED, auc, classification, over_runs, roc_curve
+from ssl.metrics import UNDEFINED, auc, balanced, classification, over_runs, roc_curve, wilson
 
 CLOSE = dict(rel=1e-12, abs=1e-12)
 
@@ -223,3 +224,33 @@ def test_results_of_classification_are_summed_up():
     assert found["mcc"]["values"] == [run["mcc"] for run in runs]
     assert "auc" not in found and "confusion" not in found  # of two classes only; no number
     json.dumps(found, allow_nan=False)
+
+
+# Intervals
+
+
+@pytest.mark.parametrize("right, count", [(0, 10), (1, 10), (10, 10), (81, 263), (791, 1000), (1, 1)])
+def test_the_interval_is_wilsons(right, count):
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson(right, count) == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_the_interval_of_one_class_is_wilsons_and_that_of_several_holds_the_truth():
+    assert balanced([7, 0], [20, 0])["balanced_accuracy_interval"] == pytest.approx(wilson(7, 20), abs=1e-12)
+    generator = np.random.default_rng(0)
+    counts, recalls = [20, 60, 200], [0.5, 0.8, 0.95]
+    inside = 0
+    for _ in range(2000):
+        low, high = balanced(generator.binomial(counts, recalls).tolist(), counts)["balanced_accuracy_interval"]
+        assert 0 <= low <= high <= 1
+        inside += low <= np.mean(recalls) <= high
+    assert 0.93 < inside / 2000 < 0.97
+
+
+def test_classification_says_its_intervals():
+    scores, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 2])
+    found = classification(scores, labels, ["a", "b", "c"])
+    assert found["acc1_interval"] == wilson(3, 4) and found["acc2_interval"] == wilson(3, 4)
+    assert found["balanced_accuracy_interval"] == balanced([1, 1, 1], [1, 1, 2])["balanced_accuracy_interval"]
+    assert "acc2_interval" not in classification(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
+    assert set(over_runs([found, found])) & {"acc1_interval", "acc2_interval"} == set()  # the spread stands for them

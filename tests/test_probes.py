@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl.metrics import accuracy
+from ssl import metrics
 from ssl.probes import fit_heads, knn, probe
 
 
@@ -77,9 +77,61 @@ def test_k_is_cut_to_the_training_set():
     assert knn(blobs(8, 1), blobs(8, 2), 4, k=100)["k"] == 8
 
 
-def test_accuracy_counts_the_best_k():
+@pytest.mark.parametrize("temperature", [0.07, 0.02, 0.005, 0.001])
+def test_knn_votes_as_in_float64_also_where_the_nearest_is_far(temperature):
+    """Wide noise around one axis a class: the nearest cosine is about 0.43, and exp((0.43 - 1) / 0.005) is 0 in
+    float32."""
+    width, classes = 512, 10
+    axes = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0][:classes]
+
+    def far(count, seed):
+        labels = torch.arange(count) % classes
+        noise = torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+        return 0.7 * axes[labels] + noise, labels
+
+    train, test = far(1000, 1), far(200, 2)
+    unit = [torch.nn.functional.normalize(part[0].double(), dim=1) for part in (train, test)]
+    cosines, nearest = (unit[1] @ unit[0].T).topk(20, dim=1)
+    assert 0.4 < cosines[:, 0].mean() < 0.5
+    scores = torch.zeros(200, classes, dtype=torch.float64)
+    scores.scatter_add_(1, train[1][nearest], ((cosines - cosines[:, :1]) / temperature).exp())
+    best = scores.topk(2, dim=1).values
+    assert (best[:, 0] / best[:, 1] > 1.01).all()  # no vote is so close that rounding may decide it
+    expected = (scores.argmax(1) == test[1]).double().mean().item()
+    assert knn(train, test, classes, temperature=temperature)["acc1"] == expected > 0.9
+    # The control: without the nearest taken out all votes vanish, and class 0 wins.
+    assert temperature > 0.005 or ((cosines.float() - 1) / temperature).exp().sum() < 1e-20
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_knn_does_not_depend_on_the_size_of_features(scale):
+    """1e25 squared is no float32, and 1e-50 is 0: without care all cosines would be 0."""
+    train, test = blobs(200, 1), blobs(100, 2)
+    of_size = [(features * scale, labels) for features, labels in (train, test)]
+    assert knn(*of_size, 4)["acc1"] == pytest.approx(knn(train, test, 4)["acc1"], abs=0.011)  # by rounding, one
+
+
+def test_each_judge_says_n_intervals_and_balanced_accuracy():
+    """Test images of one class of four weigh as many as all others together."""
+    train, held, (features, labels) = blobs(400, 1), blobs(200, 2), blobs(200, 3)
+    chosen = torch.cat([(labels == 0).nonzero()[:, 0], (labels > 0).nonzero()[:50, 0]])
+    test = features[chosen], labels[chosen]
+    for found in (probe(train, held, test, 4, epochs=3), knn(train, test, 4)):
+        assert found["n"] == 100 and found["acc1_interval"] == metrics.wilson(round(100 * found["acc1"]), 100)
+        assert found["balanced_accuracy"] != found["acc1"]
+    assert found["balanced_accuracy_interval"][0] < found["balanced_accuracy"] < found["balanced_accuracy_interval"][1]
+
+
+@pytest.mark.parametrize("classes", [4, 5, 6])
+def test_among_the_five_best_of_five_classes_is_no_measure(classes):
+    train, held, test = (blobs(120, seed, classes=classes) for seed in (1, 2, 3))
+    found = probe(train, held, test, classes, epochs=2)
+    assert (found["acc5"] == "undefined") == (classes <= 5) == ("acc5_interval" not in found)
+
+
+def test_hits_are_among_the_best_k():
     scores = torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.2, 0.3], [0.2, 0.3, 0.5]])
     labels = torch.tensor([1, 2, 0])
-    assert accuracy(scores, labels) == pytest.approx(1 / 3)
-    assert accuracy(scores, labels, 2) == pytest.approx(2 / 3)
-    assert accuracy(scores, labels, 5) == 1.0
+    assert metrics.hits(scores, labels).tolist() == [True, False, False]
+    assert metrics.hits(scores, labels, 2).tolist() == [True, True, False]
+    assert metrics.hits(scores, labels, 5).all()

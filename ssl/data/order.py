@@ -96,6 +96,39 @@ class InTurn:
         return counted(self.seed, step, rank, 0xFFFE)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """The global batches of `whole`, an `Order` of one process, cut into equal parts for so many processes.
+
+    Where that does not come out even, the last parts go on at the batch's first image again; those do not count.
+    """
+
+    whole: Order
+    world_size: int
+    accumulate: int = 1
+
+    @property
+    def seed(self) -> int:
+        return self.whole.seed
+
+    def counts(self, rank: int) -> Tensor:
+        """Which images of a rank's part count; (n,) bool."""
+        return self._places(rank) < self.whole.global_batch
+
+    def _places(self, rank: int) -> Tensor:
+        size = -(-self.whole.global_batch // self.world_size)
+        return torch.arange(rank * size, (rank + 1) * size)
+
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
+        """(epoch, indices, repeats) of a rank's part of `step`, as of `Order`."""
+        epoch, index, repeats = self.whole.indices(step, 0, 0)
+        places = self._places(rank) % len(index)
+        return epoch, index[places], repeats[places]
+
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        return counted(self.seed, step, rank, 0xFFFE)
+
+
 def counted(*counter: int) -> int:
     """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
     seed, epoch, index, stream = counter
