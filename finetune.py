@@ -53,7 +53,7 @@ from ssl.data.slides import MAJOR
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
-from ssl.precision import choose_precision
+from ssl.precision import choose_precision, has_precision, name_of, resolve_precision
 from ssl.predictions import write_predictions
 from ssl.report import Metrics, Progress, json_text, say
 from ssl.schedules import plateau, warmup_cosine
@@ -655,6 +655,8 @@ def test_only(settings: Settings, origin: dict) -> None:
     results = []
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {counted(data)}")
+    hardware = "" if has_precision(settings.amp, device) else ", which this machine imitates, slowly"
+    say(f"precision   {name_of(settings.amp)}{hardware}")
     for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
         if not set(data.classes) <= set(classes):
@@ -685,7 +687,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
     where = set(ABOUT_DATA) - {"mean", "std", "seed"}
-    keep = FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where
+    keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
             setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
@@ -748,9 +750,10 @@ def check(settings: Settings) -> None:
 
 
 def begin(settings: Settings) -> torch.device:
-    """Join the other processes."""
+    """Join the other processes, and settle what the run computes in."""
     patience = 360 if settings.download else 1.5 * settings.timeout_minutes
     device = distributed.join(settings.device, patience)
+    settings.amp = resolve_precision(settings.amp, device)
     torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -790,11 +793,9 @@ def words_of(entry: dict, lrs: dict) -> str:
 def introduce(settings, origin, device, splits, source, order, folder) -> None:
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    dtype = choose_precision(settings.amp, device)
-    precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     say(f"recipe      {' < '.join(recipes) or 'the defaults of finetune.py'}")
-    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}")
+    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {name_of(settings.amp)}")
     say(f"init        {source}")
     say(f"model       {settings.encoder} {settings.encoder_kwargs or ''}" + (", frozen" if settings.freeze else ""))
     for split, data in splits.items():

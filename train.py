@@ -40,7 +40,7 @@ from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
 from ssl.health import Health
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
-from ssl.precision import choose_precision
+from ssl.precision import choose_precision, name_of, resolve_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
 from ssl.watchdog import Watchdog
@@ -175,6 +175,7 @@ def main() -> None:
         distributed.start_processes(settings.gpus)
     # The watchdog names who hangs; only where it could not does a collective's own time-out come.
     device = distributed.join(settings.device, patience=360 if settings.download else 1.5 * settings.timeout_minutes)
+    settings.amp = resolve_precision(settings.amp, device)
     torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -248,7 +249,7 @@ def main() -> None:
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
         run.write("about.json", lambda path: runs.write_about(path, origin, views, statistics, order))
-    introduce(settings, origin, device, data, statistics, order, scale, autocast_dtype, folder, step, stop)
+    introduce(settings, origin, device, data, statistics, order, scale, folder, step, stop)
     run.begin(step, stop)
 
     model.train()
@@ -737,7 +738,7 @@ def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order
     return any(steps and step % steps == 0 for steps in every) or run.due(settings.save_minutes)
 
 
-def introduce(settings, origin, device, data, statistics, order, scale, dtype, folder, step, stop) -> None:
+def introduce(settings, origin, device, data, statistics, order, scale, folder, step, stop) -> None:
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
@@ -748,7 +749,6 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
         )
     files = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     recipe = " < ".join(["the defaults of train.py", *(os.path.relpath(where) for where in files)])
-    precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     why = {
         "linear": f"{settings.lr:g} × global batch {order.global_batch} / 256",
         "sqrt": f"{settings.lr:g} × √{order.global_batch}",
@@ -758,7 +758,8 @@ def introduce(settings, origin, device, data, statistics, order, scale, dtype, f
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
     where = "in memory" if data.resident is not None or data.held is not None else where
     say(f"recipe      {recipe}")
-    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {precision}{no_gpu}")
+    processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
+    say(f"device      {name} × {processes}, {name_of(settings.amp)}{no_gpu}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
     if learns_from_labels(settings):
         say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes"

@@ -28,6 +28,12 @@ def on_failure(heir: Callable[[str], None]) -> None:
     _heirs.append(heir)
 
 
+def tell(text: str) -> None:
+    """Print on stderr, whatever that is here: in a notebook it is no file. Where it is closed, the work goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 class UserError(ValueError):
     """Something the user can put right: a setting, a folder, a file.
 
@@ -55,8 +61,9 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
             time.sleep(10)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(words)}"
         _tell_heirs(line)
-        sys.stdout.flush()
-        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        tell(line)
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report:  # so that torchrun's own closing lines, too, give this reason
             with contextlib.suppress(OSError), open(report, "w", encoding="utf-8") as file:

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 import zlib
@@ -28,7 +27,7 @@ from ssl import checkpoint
 from ssl.augment import View
 from ssl.data.order import Order
 from ssl.distributed import barrier, broadcast_object, is_main, world_size
-from ssl.errors import UserError, on_failure, one_line
+from ssl.errors import UserError, on_failure, one_line, tell
 from ssl.report import json_text, say
 from ssl.stopping import ORPHANED
 
@@ -264,15 +263,13 @@ def _lock(path: Path):
             break
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                print(f"{path}: cannot be locked here ({error}): mind that no second run uses this folder",
-                      file=sys.stderr)  # fmt: skip
+                tell(f"{path}: cannot be locked here ({error}): mind that no second run uses this folder")
                 return file
             file.seek(0)
             holder = file.read(200).strip() or "?"
             if time.monotonic() > told:
                 told = patience
-                print(f"output_dir: {path.parent} is in use ({holder}); waiting a minute, should it be about to leave",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                tell(f"output_dir: {path.parent} is in use ({holder}); waiting a minute, should it be about to leave")
             if time.monotonic() > patience:
                 raise UserError(
                     f"output_dir: {path.parent} is in use by another run ({holder}); wait for it, stop it, or choose "

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ssl.distributed import die_with_parent, is_main, world_size
+from ssl.errors import tell
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_FILE = 1000  # what stands for the file among the signals' numbers
@@ -63,10 +64,9 @@ class StopRequests:
             if not self.heard:
                 self.heard, self.since = number, time.monotonic()
                 if is_main():
-                    print(f"{signal.Signals(number).name}: saving after this step, then leaving; again: at once",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                    tell(f"{signal.Signals(number).name}: saving after this step, then leaving; again: at once")
             elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
-                print(f"{signal.Signals(number).name} again: leaving at once", file=sys.stderr, flush=True)
+                tell(f"{signal.Signals(number).name} again: leaving at once")
                 os._exit(128 + number)
 
     def ask(self) -> None:

@@ -5,17 +5,18 @@ collective cannot say for whom. So every rank writes where it is into the store 
 thread a rank, and who stands still for too long reads what the others wrote.
 """
 
-import faulthandler
 import json
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 import torch.distributed as dist
 
 from ssl.distributed import rank, world_size
+from ssl.errors import tell
 
 PHASES = ("starting", "evaluating", "reading data", "computing")  # in the order in which they come at a step
 
@@ -66,9 +67,7 @@ class Watchdog:
     def _speak(self) -> None:
         since = self.since
         if self.store is None:
-            print(f"no progress for {self.timeout:.0f} s: step {self.step}, {self.doing}; it stands here:",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            faulthandler.dump_traceback()
+            tell(f"no progress for {self.timeout:.0f} s: step {self.step}, {self.doing}; it stands here:\n{_stacks()}")
             self.since = None
             return
         try:
@@ -80,8 +79,7 @@ class Watchdog:
         if rank() == speaker:
             words = f"no progress for {self.timeout:.0f} s: {words}"
             threading.Timer(10, os._exit, [1]).start()  # what hangs may be the disk that is written to now
-            print(f"{words}\nrank {rank()} stands here:", file=sys.stderr, flush=True)
-            faulthandler.dump_traceback()
+            tell(f"{words}\nrank {rank()} stands here:\n{_stacks()}")
             self.on_hang(words)
         else:
             time.sleep(2 * self.period)
@@ -109,6 +107,17 @@ class Watchdog:
 
 def _where(said: list) -> str:
     return f"step {said[1]}, {said[2]}"
+
+
+def _stacks() -> str:
+    """Where every other thread is, the innermost call first. Reads no source: the disk may be what hangs."""
+    names, lines = {thread.ident: thread.name for thread in threading.enumerate()}, []
+    for number, frame in sys._current_frames().items():
+        if number != threading.get_ident():
+            lines.append(f"thread {names.get(number, number)}")
+            calls = traceback.walk_stack(frame)
+            lines += [f"  {call.f_code.co_filename}, line {line}, in {call.f_code.co_name}" for call, line in calls]
+    return "\n".join(lines)
 
 
 def _shared_store() -> dist.Store:

@@ -129,6 +129,25 @@ def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewh
     assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
 
+def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp_path):
+    """Whatever auto became on the machine that trained it, and although its bf16 may be imitated here."""
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run",
+        *tiny("--amp", "bf16", "--epochs", 1))  # fmt: skip
+    again = ["finetune.py", "--test_only", "--model_path", tmp_path / "run", "--batch_size", 12, "--workers", 1]
+    said = run(*again, "--output_dir", tmp_path / "again").stdout
+    run(*again, "--output_dir", tmp_path / "float32", "--amp", "off")
+    first, second, other = (results(tmp_path / name)["test"]["loss"] for name in ("run", "again", "float32"))
+    assert first == second != other
+    assert "precision   bf16" in said
+
+
+def test_the_settings_a_run_leaves_name_the_precision_that_auto_became(monkeypatch):
+    monkeypatch.setattr(finetune, "resolve_precision", lambda amp, device: {"auto": "bf16"}[amp])
+    settings = finetune.Settings()
+    finetune.begin(settings)
+    assert settings.amp == "bf16"
+
+
 @pytest.fixture(scope="module")
 def frozen(images, encoder, tmp_path_factory) -> Path:
     """A head trained on the encoder of a run folder, whose data it takes."""

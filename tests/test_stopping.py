@@ -115,6 +115,16 @@ def test_a_repeated_signal_is_immediate_after_a_while(tmp_path):
     process.communicate()
 
 
+def test_a_second_signal_ends_the_process_although_nobody_can_be_told(tmp_path):
+    """A terminal that is gone, a pipe that is closed: the thread that listens must not die of it."""
+    process = start("sys.stderr.close()\n" + AFTER, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "asked by SIGTERM\n" and process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    process.communicate()
+
+
 PARENT = """
 import subprocess, sys, threading, time
 for _ in range(8):

@@ -1,11 +1,15 @@
 """Who stands still is named, and a run with others that wait is ended."""
 
+import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from ssl.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = f"""
@@ -47,7 +51,7 @@ def run(source: str, folder: Path, world: int) -> list[subprocess.Popen]:
 
 
 TRAIN = """
-watchdog = Watchdog(2.0, told)
+watchdog = Watchdog(4.0, told)
 for step in range(5):
     watchdog.beat(step, "reading data")
     if rank == 1 and step == 3:
@@ -74,7 +78,7 @@ STOP = "time.sleep(0.5); os.kill(os.getpid(), signal.SIGSTOP)"
 def test_the_rank_that_others_wait_for_is_named_once(tmp_path, reading, computing, words):
     processes = run(TRAIN.replace("READING", reading).replace("COMPUTING", computing), tmp_path, world=3)
     assert [processes[0].returncode, processes[2].returncode] == [1, 1]
-    expected = f"no progress for 2 s: {words}; the others wait at step 3, computing"
+    expected = f"no progress for 4 s: {words}; the others wait at step 3, computing"
     assert (tmp_path / "told-0").read_text() == expected and not (tmp_path / "told-2").exists()
     assert expected in processes[0].told and "rank 0 stands here" in processes[0].told
     assert "time.sleep" not in processes[0].told and "line " in processes[0].told  # where: a traceback
@@ -84,17 +88,17 @@ def test_the_rank_that_others_wait_for_is_named_once(tmp_path, reading, computin
 def test_where_all_stand_that_is_what_is_said(tmp_path):
     source = TRAIN.replace("READING", "pass").replace("COMPUTING", "pass")
     run(source, tmp_path, world=2)
-    assert (tmp_path / "told-0").read_text() == "no progress for 2 s: all ranks stand at step 3, computing"
+    assert (tmp_path / "told-0").read_text() == "no progress for 4 s: all ranks stand at step 3, computing"
 
 
 def test_a_run_that_moves_or_has_ended_is_left_alone(tmp_path):
     source = """
-watchdog = Watchdog(1.0, told)
-for step in range(20):
+watchdog = Watchdog(3.0, told)
+for step in range(35):
     watchdog.beat(step, "computing")
     time.sleep(0.1)
 watchdog.rest()
-time.sleep(3)
+time.sleep(4)
 dist.barrier()
 print("end")
 """
@@ -123,3 +127,31 @@ print("end")
     assert (process.returncode, process.printed) == (0, "end\n")
     assert process.told.count("no progress for 1 s: step 7, reading data; it stands here:") == 1
     assert not list(tmp_path.glob("told-*"))
+
+
+def test_where_stderr_is_no_file_as_in_a_notebook_the_place_is_told_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    watchdog = Watchdog(0.1, pytest.fail)
+    watchdog.beat(7, "computing")
+    until(lambda: watchdog.since is None)
+    watchdog.rest()
+    assert said.getvalue().startswith("no progress for 0 s: step 7, computing; it stands here:\nthread MainThread\n")
+    assert f"  {__file__}, line " in said.getvalue() and ", in until\n" in said.getvalue()
+
+
+def test_where_stderr_is_closed_the_watch_goes_on(monkeypatch):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    watchdog = Watchdog(0.1, pytest.fail)
+    for step in (1, 2):
+        watchdog.beat(step, "computing")
+        until(lambda: watchdog.since is None)
+    watchdog.rest()
+
+
+def until(true) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
