@@ -186,7 +186,7 @@ def _check(values: dict, cls, where: str) -> dict:
 # Files ------------------------------------------------------------------------
 
 
-def _chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
+def chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
     """A settings file and, before it, those that it extends; and whether the first of them says `extends: auto`."""
     files: list[tuple[str, dict]] = []
     while True:
@@ -212,7 +212,7 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
     They are the files that it extends, what its rows share and, if it has `rows`, the one that is asked for. Raises
     `UserError` for a mistake in any file or row, and unless one is chosen of a file that has rows.
     """
-    files, on_recipe = _chain(path)
+    files, on_recipe = chain(path)
     shared = files[-1][1]
     has_rows, rows = "rows" in shared, shared.pop("rows", None)
     for where, values in files:

@@ -1,5 +1,6 @@
 """Data sets by name, folders as people have them, and the order of batches."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
 from ssl.data import datasets, loader
+from ssl.data.folders import SUBSETS
 from ssl.data.images import Images, decode, split_validation
 from ssl.data.loader import (
     _even_slices,
@@ -161,17 +163,36 @@ def test_names_are_resolved_or_the_nearest_is_told():
 
 
 def test_an_imagenet_subset_takes_its_labels_from_the_class_list(tmp_path):
-    tree(tmp_path / "in", splits=("train", "val"), classes=tuple(f"n{i:02}" for i in range(60)), each=1, size=(70, 70))
-    lines = [f"n{i:02} name of {i}" for i in reversed(range(50))]
+    wnids = tuple(f"n{i:08}" for i in range(60))
+    tree(tmp_path / "in", splits=("train", "val"), classes=wnids, each=1, size=(70, 70))
+    lines = [f"{wnid} name of {int(wnid[1:])}" for wnid in reversed(wnids[:50])]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     data = datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
     assert len(data) == 50 and data.classes[0] == "name of 49"
-    assert data.paths[0].endswith("n49/0.png") and data.labels.tolist() == list(range(50))
+    assert data.paths[0].endswith("n00000049/0.png") and data.labels.tolist() == list(range(50))
     with pytest.raises(UserError, match="lists 50 classes, ImageNet100 has 100"):
         datasets.load("ImageNet100", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
-    (tmp_path / "list.txt").write_text("\n".join(["../etc x"] * 50))
-    with pytest.raises(UserError, match="no class folder's name"):
-        datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    for wrong, said in {"../etc x": "no class of ImageNet", "n0160169 x": "n and 8 digits", lines[1]: "twice"}.items():
+        (tmp_path / "list.txt").write_text("\n".join([wrong, *lines[1:]]))
+        with pytest.raises(UserError, match=said):
+            datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    with pytest.raises(UserError, match=r"such as imagenet_50.txt, .* of github.com/wvangansbeke"):
+        datasets.load("ImageNet50", str(tmp_path / "in"), "train")
+
+
+def test_a_class_list_that_is_not_the_published_one_is_said(tmp_path, capsys, monkeypatch):
+    wnids = tuple(f"n{i:08}" for i in range(51))
+    tree(tmp_path / "in", splits=("train", "val"), classes=wnids, each=1, size=(70, 70))
+
+    def said(chosen, split="train") -> str:
+        (tmp_path / "list.txt").write_text("\n".join(f"{wnid} name" for wnid in chosen))
+        datasets.load("ImageNet50", str(tmp_path / "in"), split, class_list=str(tmp_path / "list.txt"))
+        return capsys.readouterr().out
+
+    monkeypatch.setitem(SUBSETS, "ImageNet50", hashlib.sha256("\n".join(wnids[:50]).encode()).hexdigest())
+    assert said(wnids[:50]) == said(wnids[49::-1]) == ""  # labels follow the list's order, the classes are the same
+    assert "not the ImageNet50 of Van Gansbeke et al." in said(wnids[1:])
+    assert said(wnids[1:], "test") == ""  # once is enough
 
 
 def test_torchvision_sets_are_read(tmp_path):

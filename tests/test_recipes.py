@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections import ChainMap
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,14 @@ def with_rows(path: Path) -> list[train.Settings]:
 
 def data_of(path: Path) -> list[str]:
     """The data set that a recipe is meant for, as one would name it."""
-    known = {"shapes": "shapes", "cifar10": "CIFAR10", "search": "CIFAR10", "svhn": "SVHN", "stl10": "STL10"}
+    known = {
+        "shapes": "shapes",
+        "cifar10": "CIFAR10",
+        "search": "CIFAR10",
+        "study": "CIFAR10",
+        "svhn": "SVHN",
+        "stl10": "STL10",
+    }
     known |= {"imagenet100": "ImageNet100", "tinyimagenet": "folder", "imagenet": "ImageNet"}
     known |= {"lesions_ucl": "isic2019", "lesions_scl": "isic2019"}
     named = config.read_yaml(path).get("dataset") or next(
@@ -81,7 +89,7 @@ def test_every_recipe_builds_its_model_and_takes_a_step(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_named_recipe_is_the_same_at_any_image_size_and_for_any_data_set(path):
-    follows_data = config.read_yaml(path).get("extends") == "auto"
+    _, follows_data = config.chain(str(path))
     row = ["--row", 1] if "rows" in config.read_yaml(path) else []
     sizes = [[*data_of(path), "--image_size", size] for size in (32, 64, 65, 224)]
     others = [["--dataset", name, "--data_dir", "x"] for name in ("CIFAR10", "SVHN", "STL10", "ImageNet", "folder")]
@@ -95,7 +103,7 @@ def test_a_named_recipe_is_the_same_at_any_image_size_and_for_any_data_set(path)
 
 def over_the_recipe_of_the_data(path: Path, folder: Path, *arguments) -> dict:
     """{setting: (value, value)}: where a named recipe is changed by the one that its data set and image size have."""
-    values = {name: value for name, value in config.read_yaml(path).items() if name != "extends"}
+    values = dict(ChainMap(*(values for _, values in reversed(config.chain(str(path))[0]))))
     config.write_yaml(folder / "over.yaml", {"extends": "auto"} | values)
     row = ["--row", 1] if "rows" in values else []
     alone, over = (vars(read("--config", file, *arguments, *row)) for file in (path, folder / "over.yaml"))
@@ -141,6 +149,16 @@ def test_simclrs_recipes_are_those_of_the_study():
             assert train.lr_factor(settings, epoch * 7 + 3, 7) == pytest.approx(factor, abs=1e-6)
 
 
+@pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100", "SVHN", "ImageNet100"])
+def test_what_the_studys_recipe_does_otherwise_is_as_in_the_study(dataset):
+    study = vars(read("--config", ROOT / "configs/simclr_study.yaml", "--dataset", dataset))
+    usual = vars(read("--method", "simclr", "--dataset", dataset))
+    assert {name: study[name] for name in study if name != "config" and study[name] != usual[name]} == {
+        "accumulate_mode": "split", "mean": [0.0] * 3, "std": [1.0] * 3, "eval_every": 50, "ssl_val_interval": 25,
+        "seed": 42,
+    }  # fmt: skip
+
+
 def test_the_rows_of_the_search_are_the_studys_grid():
     def row(number, dataset):
         return read("--config", ROOT / "configs/simclr_search.yaml", "--row", number, "--dataset", dataset)
@@ -156,6 +174,7 @@ def test_the_rows_of_the_search_are_the_studys_grid():
     large = [row(number, "ImageNet100") for number in (18, 19, 20)]
     assert [(s.batch_size, s.accumulate) for s in large] == [(125, 4), (125, 16), (256, 16)]
     for s in [*small, *large]:
+        assert (s.eval_every, s.ssl_val_interval, s.seed) == (50, 25, 42)
         assert (s.epochs, s.projector, s.accumulate_mode, s.mean, s.std) == (801, "128-128", "split", [0] * 3, [1] * 3)
         assert (s.image_size, s.color_distortion_strength) == ((224, 1.0) if s in large else (32, 0.5))
     assert {s.encoder for s in small[:16]} == {"resnet18"} and {s.encoder for s in large} == {"resnet50"}

@@ -1,5 +1,7 @@
 """Data sets in folders of image files: as people have them, and as ImageNet is."""
 
+import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,15 @@ from ssl.data.images import EXTENSIONS, Images, Paths, cut, list_images
 from ssl.data.tables import read_lines
 from ssl.errors import UserError
 from ssl.report import say
+
+# The class lists of Van Gansbeke et al. (2020), SCAN, whose numbers others compare with: data/imagenet_subsets/ of
+# github.com/wvangansbeke/Unsupervised-Classification. SHA-256 of the sorted wnids, a line each.
+SUBSETS = {
+    "ImageNet50": "ac8134b3c52e7579be212659e3c9d22131e0a655d237b7aa7016ea6a88c12b12",
+    "ImageNet100": "fe8959b5f87ec66368fda940dcf709500cbf530debef6b263ed7befa161e91b2",
+    "ImageNet200": "fca8e3dd52db9f95c98c130957301a4061f562004d760a4c41b050909b5dfceb",
+}
+LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wvangansbeke/Unsupervised-Classification"
 
 
 def folder(root: Path, split: str, seed: int) -> Images | None:
@@ -86,11 +97,13 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
             )
         return data
     if class_list is None:
-        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class")
+        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class, such as {LISTS}")
     wnids, names = read_class_list(class_list)
     expected = int(name.removeprefix("ImageNet"))
     if len(wnids) != expected:
         raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
+    if split != "test" and hashlib.sha256("\n".join(sorted(wnids)).encode()).hexdigest() != SUBSETS[name]:
+        say(f"class list  *** not the {name} of Van Gansbeke et al. (2020): its numbers do not compare with theirs ***")
     paths, labels = [], []
     for label, wnid in enumerate(wnids):
         files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
@@ -107,6 +120,8 @@ def read_class_list(path: str) -> tuple[list[str], list[str]]:
     wnids = [line[0] for line in lines]
     first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
     for number, wnid in enumerate(wnids):
-        if "/" in wnid or wnid in (".", "..") or number != first[wnid]:
-            raise UserError(f"class_list: {wnid!r} in {path} is no class folder's name, or stands there twice")
+        if not re.fullmatch("n[0-9]{8}", wnid):
+            raise UserError(f"class_list: {wnid!r} in {path} is no class of ImageNet; they are named n and 8 digits")
+        if number != first[wnid]:
+            raise UserError(f"class_list: {wnid!r} stands in {path} twice")
     return wnids, [line[-1].strip() for line in lines]
