@@ -204,7 +204,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *([1] * (x.ndim - 2)))
         wide = x if x.dtype == torch.float64 else x.float()
-        count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
+        count = wide.new_tensor([x.numel() / x.shape[1]])
         total = all_reduce(torch.cat([wide.sum(axes), count]))
         count = total[-1].detach()
         mean = total[:-1] / count
@@ -213,7 +213,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                weight = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+                weight = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(mean.dtype)
                 self.running_mean.lerp_(mean, weight)
                 self.running_var.lerp_(var * count / (count - 1), weight)
         out = centred * (var + self.eps).rsqrt().view(shape)

@@ -244,7 +244,7 @@ class _Contrastive(torch.autograd.Function):
                 negatives = scores.scatter_(1, partner, float("-inf"))
             else:
                 positives = _positives(kinds[mine], all_kinds, first + rows)
-                share[mine] = 1 / positives.sum(1)
+                share[mine] = positives.sum(1).to(z.dtype).reciprocal()  # 1 / an integer is of the default type
                 only = scores.masked_fill(~positives, float("-inf"))
                 pos[mine], best = only.logsumexp(1), only.amax(1)
                 spread = pos[mine] - scores.masked_fill(~positives, 0).sum(1) * share[mine]

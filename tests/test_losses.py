@@ -404,6 +404,17 @@ def test_gradients_are_those_of_finite_differences_in_float64(loss):
     assert torch.autograd.gradcheck(lambda a, b: loss(a, b)[0], (z1, z2))
 
 
+def test_float64_is_right_to_the_digits_of_float64():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, -1])  # 1 / 5 and 1 / 3 have no end in binary: default-type constants show
+    z1, z2 = (z.double() for z in views(7, 4))
+    for ours, plain in (
+        (lambda a, b: barlow_twins(a, b, 5e-3)[0], lambda a, b: plain_barlow(a, b, 5e-3)[0]),
+        (lambda a, b: info_nce(a, b, 0.3)[0], lambda a, b: plain_info_nce(a, b, 0.3)[0]),
+        (lambda a, b: sup_con(a, b, labels, 0.3)[0], lambda a, b: plain_sup_con(a, b, labels, 0.3)),
+    ):
+        assert_same(value_and_gradients(ours, z1, z2), value_and_gradients(plain, z1, z2), 1e-13)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n, d", [(4096, 16), (4096, 700), (3, 16384), (32, 16384), (1500, 1500)])
 def test_barlow_of_extreme_sizes(n, d):

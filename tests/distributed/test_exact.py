@@ -40,6 +40,7 @@ NORMS = {
     "2d": (lambda kind: kind(6, momentum=0.3), (6, 5, 3)),
     "1d": (lambda kind: kind(6), (6,)),
     "cumulative": (lambda kind: kind(6, momentum=None), (6,)),
+    "cumulative float64": (lambda kind: kind(6, momentum=None).double(), (6,)),
     "no affine": (lambda kind: kind(6, affine=False), (6,)),
     "no running": (lambda kind: kind(6, track_running_stats=False), (6, 5, 3)),
 }
@@ -80,16 +81,16 @@ def do_norm(name, shards):
         with torch.no_grad():
             norm.weight.copy_(random(6, seed=4))
             norm.bias.copy_(random(6, seed=5))
-    out = {}
+    out, dtype = {}, torch.float64 if "float64" in name else torch.float32
     for step in range(2):
-        x = my_rows(5 + 2 * random(N, *shape, seed=step), shards).clone().requires_grad_()
+        x = my_rows(5 + 2 * random(N, *shape, seed=step), shards).to(dtype, copy=True).requires_grad_()
         y = norm(x)
         (y * my_rows(random(N, *shape, seed=9), shards)).sum().backward()
         out |= {f"output {step}": y.detach(), f"gradient {step}": x.grad}
     out["parameters"] = [p.grad for p in norm.parameters()]
     out["buffers"] = list(norm.state_dict().values())
     if norm.track_running_stats:
-        out["output eval"] = norm.eval()(my_rows(random(N, *shape, seed=7), shards)).detach()
+        out["output eval"] = norm.eval()(my_rows(random(N, *shape, seed=7), shards).to(dtype)).detach()
     return out
 
 
