@@ -64,7 +64,7 @@ def _overview(runs: list[Run]) -> str:
         loss = last.get("loss", last.get("train_loss"))
         rows.append([
             (_key(i) if len(runs) > 1 else "") + _text(_short(run)),
-            _text(run.status.get("state", "unknown")),
+            _text(run.state),
             _text(f"{run.status['step']} of {run.status.get('of', '?')}" if "step" in run.status else "-"),
             _text(run.settings.get("method", "-")), _text(run.settings.get("dataset", "-")),
             _text(run.settings.get("encoder", "-")), _number(run.about.get("global_batch")), _number(loss),
@@ -72,7 +72,7 @@ def _overview(runs: list[Run]) -> str:
         ])  # fmt: skip
     head = ["Run", "State", "Step", "Method", "Data", "Encoder", "Global batch", "Last loss", "Best encoder"]
     notes = "".join(
-        f'<div class="note"><b>{_text(_short(run))}</b>, {_text(run.status.get("state", "unknown"))}: '
+        f'<div class="note"><b>{_text(_short(run))}</b>, {_text(run.state)}: '
         f"{_text(run.status['reason'])}</div>"
         for run in runs if run.status.get("reason")
     )  # fmt: skip

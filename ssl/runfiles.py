@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl import config
+from ssl import alive, config
 from ssl.errors import UserError
 
 LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginning
@@ -32,6 +32,7 @@ class Run:
     settings: dict = field(default_factory=dict)
     about: dict = field(default_factory=dict)
     status: dict = field(default_factory=dict)
+    state: str = "unknown"  # in words, as `alive.state`
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     verdicts: list[dict] = field(default_factory=list)
     results: dict[str, dict] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def read(folder: Path) -> Run:
     if seeds:
         run.missing.append(f"curves and pictures are of a seed each: name {', '.join(seeds)} as runs of their own")
     run.curves = _curves(folder / "metrics.jsonl", run.missing, needed=not seeds)
+    run.state = _state(folder, run)
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
     for name in PICTURES:
@@ -89,6 +91,13 @@ def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
 def wide(name: str, values: list[float]) -> bool:
     """Whether a curve is drawn over a logarithmic axis: a loss that falls far."""
     return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
+
+
+def _state(folder: Path, run: Run) -> str:
+    steps = [points[-1][0] for points in run.curves.values()] + [run.status.get("step")]
+    changed = [path.stat().st_mtime for name in ("status.json", "metrics.jsonl", "seed_*/metrics.jsonl")
+               for path in folder.glob(name)]  # fmt: skip
+    return alive.state(run.status, max(filter(finite, steps), default=None), max(changed, default=0.0))
 
 
 def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tuple[float, float]]]:

@@ -23,7 +23,7 @@ import numpy
 import torch
 import torchvision
 
-from ssl import checkpoint
+from ssl import alive, checkpoint
 from ssl.augment import View
 from ssl.data.order import Order
 from ssl.distributed import barrier, broadcast_object, is_main, world_size
@@ -99,8 +99,7 @@ class RunFolder:
                 self.state, self.reason = state, reason
             words = {
                 "state": self.state, "step": self.step, "of": self.length, "saved_step": self.saved_step,
-                "reason": self.reason, "host": socket.gethostname(), "pid": os.getpid(),
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "reason": self.reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **alive.where(),
             }  # fmt: skip
             checkpoint.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 

@@ -4,9 +4,11 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl import checkpoint, resume, runs
+from ssl import alive, checkpoint, page, resume, runfiles, runs
 from ssl.errors import UserError
 from ssl.report import Metrics, json_text
 from ssl.runs import RunFolder
@@ -119,6 +121,33 @@ def test_status_follows_the_run(run):
     again.failed("first")
     again.failed("second")
     assert (said()["state"], said()["reason"], said()["saved_step"]) == ("failed", "first", 4)
+
+
+def test_a_killed_run_is_told_from_one_that_runs(tmp_path):
+    def told(**changes):
+        status = json.loads((tmp_path / "status.json").read_text()) | changes
+        return alive.state(status, 7, moved=0)
+
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert runfiles.read(tmp_path).state == told() == "running"
+    holder.kill()  # and not yet asked how it ended: a zombie has its number still
+    while "State:\tZ" not in Path(f"/proc/{holder.pid}/status").read_text():
+        pass
+    for _ in range(2):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 12, "loss": 1.0}\n')
+        os.utime(tmp_path / "metrics.jsonl", (2e9, 2e9))
+        last = time.strftime("%Y-%m-%d %H:%M", time.localtime(2e9))
+        words = f"stopped without a word (there is no process {holder.pid} any more); last sign step 12 at {last}"
+        assert runfiles.read(tmp_path).state == words and words in page.page([runfiles.read(tmp_path)])
+        holder.wait()
+    assert told(pid=os.getpid()).startswith("stopped")  # its number was given to another, that began later
+    assert told(pid=os.getpid(), started=None) == "running"  # of a version that did not say when
+    for elsewhere in ({"host": "node7"}, {"pids": "pid:[1]"}, {"pid": [1]}):
+        assert re.match(r"running on .*, as far as is known here; last sign step 7 at 19", told(**elsewhere))
+    assert told(state="finished", host="node7") == "finished" and alive.state({}, None, 0) == "unknown"
 
 
 def test_a_save_that_ends_after_an_error_does_not_call_the_run_running(run, monkeypatch):

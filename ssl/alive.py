@@ -1,0 +1,63 @@
+"""Whether a run that says it is running is: the process that its status.json names, on the machine of who asks."""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def where() -> dict[str, str | int | None]:
+    """What status.json says of this process: `host`, `pid`, `started` (see `_started`) and `pids`, whose numbers are
+    counted: a container has its own."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "pids": _pids()}
+
+
+def state(status: dict, step: float | None, moved: float) -> str:
+    """The state of a run in words, of its status.json.
+
+    `step`: the last one known; `moved`: when a file of the run last changed, in seconds since 1970. A process that was
+    killed can write nothing: its run says 'running' for ever, and is told apart here.
+    """
+    said = status.get("state", "unknown")
+    if said != "running":
+        return str(said)
+    at = "no step" if step is None else f"step {step:.0f}"
+    at += time.strftime(" at %Y-%m-%d %H:%M", time.localtime(moved))
+    if not _visible(status):
+        return f"running on {status.get('host', 'an unknown host')}, as far as is known here; last sign {at}"
+    pid, started = status["pid"], status.get("started")
+    there = _started(pid)
+    if there is None or (started is not None and there != started):
+        return f"stopped without a word (there is no process {pid} any more); last sign {at}"
+    return "running"
+
+
+def _visible(status: dict) -> bool:
+    """Whether the process would be seen from here, were it there: the same machine, the same numbers, none hidden."""
+    return (
+        (PROC / "1").exists()
+        and type(status.get("pid")) is int
+        and status.get("host") == socket.gethostname()
+        and status.get("pids") in (None, _pids())
+    )
+
+
+def _started(pid: int) -> str | None:
+    """When process `pid` began, in the kernel's ticks: a number is given again, to another that began later.
+
+    None where there is no such process, or one that has ended and nobody has asked how.
+    """
+    try:
+        fields = (PROC / str(pid) / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _pids() -> str | None:
+    try:
+        return os.readlink(PROC / "self" / "ns" / "pid")
+    except OSError:
+        return None
