@@ -159,7 +159,7 @@ class Settings:
     save_epochs: int | None = None  # also save every so many epochs
     keep_checkpoints: int = 2  # how many of the newest stay
     log_every: int = 10  # steps between lines of metrics.jsonl
-    health_every: int | None = 100  # steps between readings of the run's health, docs/health.md; null: none
+    health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run, or each 100
 
 
 def main() -> None:

@@ -15,20 +15,28 @@ from ssl.distributed import gather_rows, is_main, world_size
 from ssl.report import Metrics, say
 
 ROWS = 256  # at most so many images of the global batch are looked at
-SICK = {"collapse", "dead_representation", "dimensional_collapse"}  # rules under which no encoder is the best
+SICK = {
+    "collapse",
+    "dead_representation",
+    "dimensional_collapse",
+    "redundant",
+}  # rules under which no encoder is the best
 CANDIDATES = 20  # times in a run that its encoder may become encoder_best.pt
+AUTO = 100  # steps between readings where a run is long; a short one has CANDIDATES of them, spread over its length
 SCORE = "loss as a share of unrelated views', mean of three readings, lowest"
 
 
 class Health:
     """Around a step: `begin`, `before_update`, `after_update`, then `read`; of use only where `watching`.
 
-    All ranks call all of them at the same steps. `every` None: no readings at all.
+    All ranks call all of them at the same steps. `every`: steps between readings; "auto": by the run's length, of
+    `total` steps; None: no readings at all.
     """
 
-    def __init__(self, every: int | None, total: int, warmup: float, encoder: nn.Module, criterion: nn.Module,
+    def __init__(self, every: int | str | None, total: int, warmup: float, encoder: nn.Module, criterion: nn.Module,
                  optimizer: torch.optim.Optimizer):  # fmt: skip
-        self.every, self.total, self.warmup, self.optimizer = every, total, warmup, optimizer
+        self.every = min(AUTO, max(1, total // CANDIDATES)) if every == "auto" else every
+        self.total, self.warmup, self.optimizer = total, warmup, optimizer
         self.criterion = criterion
         self.watching = False
         self.h: Tensor | None = None
@@ -36,7 +44,7 @@ class Health:
         self.before: list[list[Tensor]] = []
         self.verdicts: Metrics | None = None
         self.load_state_dict({})
-        if every:
+        if self.every:
             self._listen(encoder, criterion)
 
     def _listen(self, encoder: nn.Module, criterion: nn.Module) -> None:
@@ -114,7 +122,7 @@ class Health:
         reading |= {"gradient_norm": norm.item(), "data_wait": data_wait,
                     "skipped": (skipped - self.skipped) / self.every} | self._loss(loss.item(), batch, dim)  # fmt: skip
         if all(bool(x.isfinite().all()) for x in (z1, z2, h)):
-            reading |= _geometry(z1, z2, h)
+            reading |= spread.geometry(z1, z2, h)
         reading = verdicts.finite(reading)
         metrics.write(epoch=round(epoch, 4), step=step, **{f"health_{name}": v for name, v in reading.items()})
         first = self.optimizer.param_groups[0]
@@ -132,6 +140,7 @@ class Health:
             on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
             expected = spread.loss_of_unrelated("barlow_twins", batch, dim, self.criterion.lambd)
             return {"on_diagonal": on, "off_diagonal": off, "off_diagonal_of_unrelated": (dim - 1) / (batch - 1),
+                    "redundancy": spread.redundancy(off, batch, dim),
                     "loss_of_unrelated": loss / (expected * self.criterion.loss_scale)}  # fmt: skip
         expected = spread.loss_of_unrelated("info_nce", batch, dim)
         if self.criterion.base_temperature is not None:
@@ -171,9 +180,11 @@ class Health:
 
     def sum_up(self) -> None:
         """The last lines of a run."""
-        if self.count:
-            say(f"health      {len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'} "
-                f"({self.count} readings; docs/health.md)")  # fmt: skip
+        if self.every:
+            found = f"{len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'}"
+            if not self.holding and self.count < verdicts.MEMORY:
+                found = "too few readings to judge"
+            say(f"health      {found} ({self.count} reading{'s' * (self.count != 1)}; docs/health.md)")
             for name, words in self.holding.items():
                 say(f"            {name.replace('_', ' ')}: {words}")
 
@@ -182,19 +193,3 @@ def _some_rows(x: Tensor) -> Tensor:
     """The first rows of every rank's x (n, ...), ROWS or fewer in all; on all ranks."""
     mine = x.flatten(1)[: max(1, ROWS // world_size())]
     return gather_rows(mine, [len(mine)] * world_size())
-
-
-def _geometry(z1: Tensor, z2: Tensor, h: Tensor) -> verdicts.Reading:
-    h, z1, z2 = h.double(), z1.double(), z2.double()
-    values = {
-        "representation_std": spread.relative_std(h),
-        "representation_rankme": spread.rankme(h),
-        "representation_effective_rank": spread.effective_rank(h),
-        "embedding_std": spread.relative_std(z1),
-        "embedding_rankme": spread.rankme(z1),
-        "embedding_effective_rank": spread.effective_rank(z1),
-        "alignment": spread.alignment(z1, z2),
-        "uniformity": spread.uniformity(z1),
-        "representation_uniformity": spread.uniformity(h),
-    }
-    return dict(zip(values, torch.stack(list(values.values())).tolist()))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ssl import board, checkpoint, config, heads, inference, pictures, projections
+from ssl import board, checkpoint, config, heads, inference, pictures, projections, verdicts
 from ssl.augment import View
 from ssl.data import datasets
 from ssl.data.images import Images, spread
@@ -25,6 +25,7 @@ from ssl.gallery import OTHER, ROWS, SAME, Chosen, page
 from ssl.report import say
 from ssl.restore import restore
 from ssl.runfiles import Run
+from ssl.spread import geometry, redundancy
 
 TEST, TRAIN, EMBEDDED = 1000, 2000, 512  # images at most
 COLUMNS = 7  # neighbours of an image
@@ -73,6 +74,7 @@ def make(folder: Path, run: Run) -> None:
         said["embedded"] = len(z[0])
         matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z))
         checkpoint.write_bytes(heat(matrix), folder / "correlation.png")
+        said["reading"] = reading_of(z, train_x, matrix)
     checkpoint.write_text(json.dumps(said) + "\n", folder / "pictures.json")
     names = [test.classes[label] if label >= 0 else "" for label in test.labels.tolist()]
     board.embedding(folder, test_x, names)
@@ -135,6 +137,16 @@ def embeddings(
             for of_view, x in zip(z, finish(batch, views, mean, std)):
                 of_view.append(net(x).float().cpu())
     return [torch.cat(of_view) for of_view in z]
+
+
+def reading_of(z: list[Tensor], h: Tensor, matrix: Tensor) -> verdicts.Reading:
+    """What health would measure: of embeddings z (N, D) of two views, representations h (M, F), and the correlation
+    `matrix` (k, k) of k of the dimensions."""
+    off = (matrix.square().sum() - matrix.diagonal().square().sum()).item() / len(matrix)
+    rows, dim = z[0].shape
+    h = h[torch.tensor(spread(len(h), EMBEDDED))]
+    return verdicts.finite(geometry(*z, h) | {"redundancy": redundancy(off, rows, len(matrix)),
+                                                     "rows": rows, "dim": dim})  # fmt: skip
 
 
 def heat(matrix: Tensor) -> bytes:

@@ -8,7 +8,7 @@ import json
 import time
 from html import escape
 
-from ssl import svg
+from ssl import svg, verdicts
 from ssl.errors import one_line
 from ssl.runfiles import SPEED, Run, finite, names_of_curves, wide
 from ssl.style import COLOURS, STYLE
@@ -88,16 +88,30 @@ def _health(runs: list[Run]) -> str:
     parts = []
     for run in runs:
         spoken = [[_number(v.get("step")), _text(v.get("rule", "")), _text(v.get("words", ""))] for v in run.verdicts]
+        spoken += [["", _text(rule), _text(f"{words} (from the images of --pictures)")] for rule, words in _seen(run)]
         if run.bad_steps:
             spoken.append(["", "not finite", _text(f"{run.bad_steps} steps were left out: bad_steps.jsonl")])
         name = f"<h3>{_text(_short(run))}</h3>" if len(runs) > 1 else ""
-        words = _table("Verdicts", ["Step", "Rule", "Words"], spoken) if spoken else (
-            "<p>No verdict was given"
-            + (".</p>" if any(name.startswith("health_") for name in run.curves)
-               else ': no health values are in metrics.jsonl, or the run is too young.</p>')
-        )  # fmt: skip
+        words = (
+            _table("Verdicts", ["Step", "Rule", "Words"], spoken)
+            if spoken
+            else (f"<p>No verdict was given{_unjudged(run)}.</p>")
+        )
         parts.append(name + words)
     return "".join(parts)
+
+
+def _seen(run: Run) -> list[tuple[str, str]]:
+    """Rules of health whose sign the embeddings show that --pictures looked at."""
+    reading = run.projection.get("reading")
+    return verdicts.shown({k: v for k, v in reading.items() if finite(v)}) if isinstance(reading, dict) else []
+
+
+def _unjudged(run: Run) -> str:
+    """Why no rule can hold, where none can."""
+    readings = max((len(points) for name, points in run.curves.items() if name.startswith("health_")), default=0)
+    few = f": {readings} reading{'s are' if readings > 1 else ' is'} too few to judge"
+    return "" if readings >= verdicts.MEMORY else few if readings else ": no health values are in metrics.jsonl"
 
 
 def _judged(runs: list[Run]) -> str:

@@ -69,6 +69,32 @@ def relative_std(x: Tensor) -> Tensor:
     return on_sphere(x).std(0, correction=0).mean() * math.sqrt(x.shape[1])
 
 
+def redundancy(off_diagonal: float, rows: int, dim: int) -> float:
+    """The share of its variance, 0..1, that a dimension of the embeddings has in common with another, beyond chance.
+
+    The mean c² of two of the D dimensions, less that of unrelated ones, of N rows. `off_diagonal` is Σ_{i≠j} c_ij² / D.
+    Many dimensions that use r directions evenly have 1 / r.
+    """
+    return off_diagonal / max(dim - 1, 1) - 1 / (rows - 1)
+
+
+def geometry(z1: Tensor, z2: Tensor, h: Tensor) -> dict[str, float]:
+    """Of embeddings z1, z2 (N, D) of two views and representations h (N, F): their ranks, spread and alignment."""
+    h, z1, z2 = h.double(), z1.double(), z2.double()
+    values = {
+        "representation_std": relative_std(h),
+        "representation_rankme": rankme(h),
+        "representation_effective_rank": effective_rank(h),
+        "embedding_std": relative_std(z1),
+        "embedding_rankme": rankme(z1),
+        "embedding_effective_rank": effective_rank(z1),
+        "alignment": alignment(z1, z2),
+        "uniformity": uniformity(z1),
+        "representation_uniformity": uniformity(h),
+    }
+    return dict(zip(values, torch.stack(list(values.values())).tolist()))
+
+
 def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0) -> float:
     """What a loss is expected to be where the views have nothing to do with each other.
 

@@ -54,6 +54,13 @@ RULES = (
         "a lower lr, a wider projector, or stronger augmentation",
     ),
     Rule(
+        "redundant", 3,
+        lambda r: r["redundancy"] > 0.25,
+        lambda r: f"two dimensions of the embeddings have {100 * r['redundancy']:.0f} % of their variance in common, "
+        f"as if {r['dim']:.0f} were {1 / r['redundancy']:.1f}: collapsing; try a larger lambd (Barlow Twins), a lower "
+        "lr, or stronger augmentation",
+    ),
+    Rule(
         "same_views", 3,
         lambda r: r["alignment"] < 0.01 and r["embedding_std"] >= 0.05,
         lambda r: f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
@@ -111,10 +118,15 @@ def judge(readings: list[Reading], holding: set[str]) -> tuple[list[tuple[str, s
     return begun, ended
 
 
+def shown(reading: Reading) -> list[tuple[str, str]]:
+    """Rules, with words, of which this one reading shows the sign: for looks at a run that come once."""
+    return [(rule.name, rule.words(reading)) for rule in RULES if _shows(rule, reading)]
+
+
 def _shows(rule: Rule, reading: Reading) -> bool:
-    if rule.warm and not reading["warm"]:
-        return False
     try:
+        if rule.warm and not reading["warm"]:
+            return False
         return rule.sign(reading)
     except KeyError:
         return False

@@ -155,6 +155,23 @@ def test_looking_at_a_run_leaves_its_pictures(tmp_path, labelled):
     assert sum(said["spectrum"]) == pytest.approx(8, abs=1e-3)
 
 
+def test_a_collapse_that_pictures_show_is_a_verdict_however_few_the_readings(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0, "health_redundancy": 0.9}\n')
+    looks.make(folder, runfiles.read(folder))
+    healthy = page.page([runfiles.read(folder)])
+    assert "No verdict was given: 1 reading is too few to judge." in healthy and "nearly one point" not in healthy
+    state = checkpoint.load(folder / "checkpoint.pt")
+    last = state["model"]["projector.3.weight"]
+    last.copy_(last[:1].clone().expand_as(last))  # all dimensions say the same
+    checkpoint.save(state, folder / "checkpoint.pt")
+    looks.make(folder, runfiles.read(folder))
+    collapsed = page.page([runfiles.read(folder)])
+    assert "embeddings of all images are nearly one point" in collapsed
+    assert "(from the images of --pictures)" in collapsed
+    assert "too few to judge" not in collapsed
+
+
 def test_without_a_checkpoint_there_are_pictures_of_features_alone(tmp_path, capsys):
     folder = make_run(tmp_path / "run")
     (folder / "checkpoint.pt").unlink()

@@ -97,17 +97,29 @@ def test_losses_of_unrelated_views_are_what_is_expected():
         assert float(loss) == pytest.approx(spread.loss_of_unrelated("simclr", n, dim), rel=1e-5)
 
 
+def test_redundancy_is_the_variance_that_dimensions_share_beyond_chance():
+    generator = torch.Generator().manual_seed(0)
+    for directions, dim, expected in ((300, 300, 0.0), (4, 400, 0.25), (1, 50, 1.0)):
+        z = torch.randn(2000, directions, generator=generator).repeat(1, dim // directions)
+        criterion = BarlowTwinsLoss(check=False)
+        criterion(z, z)
+        off = criterion.parts["off_diagonal"].item() / dim
+        assert spread.redundancy(off, len(z), dim) == pytest.approx(expected, abs=0.01)
+    assert spread.redundancy(0.0, 3, 1) == -0.5  # a single dimension is like no other
+
+
 # Verdicts ------------------------------------------------------------------------------
 
 HEALTHY = {
     "representation_std": 0.5, "embedding_std": 0.7, "alignment": 0.5, "embedding_effective_rank": 90.0,
     "rows": 256, "dim": 512, "loss_of_unrelated": 0.4, "update_ratio_weights": 2e-3, "lr_share": 1.0,
-    "data_wait": 0.02, "skipped": 0.0, "warm": 1.0,
+    "data_wait": 0.02, "skipped": 0.0, "warm": 1.0, "redundancy": 0.05,
 }  # fmt: skip
 SICK = {
     "dead_representation": {"representation_std": 0.0},
     "collapse": {"embedding_std": 0.01},
     "dimensional_collapse": {"embedding_effective_rank": 4.0},
+    "redundant": {"redundancy": 0.7},
     "same_views": {"alignment": 0.001},
     "stuck": {"loss_of_unrelated": 0.99},
     "exploding": {"update_ratio_weights": 0.5},
@@ -166,17 +178,21 @@ def test_a_value_that_is_missing_is_no_sign():
 
 
 class Watched:
-    """A small loop on noise whose health is read at every step."""
+    """A small loop on noise whose health is read at every step.
 
-    def __init__(self, folder, collapse=False):
+    Views share only the `shared` first of their 12 numbers.
+    """
+
+    def __init__(self, folder, collapse=False, lambd=5e-3, lr=1e-3, shared=0):
         torch.manual_seed(0)
         self.encoder, self.head = nn.Linear(12, 16), nn.Linear(16, 8)
         if collapse:
             nn.init.zeros_(self.head.weight)
         model = nn.Sequential(self.encoder, self.head)
-        self.criterion = BarlowTwinsLoss(check=False)
-        self.optimizer = torch.optim.SGD(parameter_groups(model, 1e-3, 1e-3, 0.0), lr=1e-3)
+        self.criterion = BarlowTwinsLoss(lambd, check=False)
+        self.optimizer = torch.optim.SGD(parameter_groups(model, lr, lr, 0.0), lr=lr)
         self.health = Health(1, 100, 0, self.encoder, self.criterion, self.optimizer)
+        self.noise = (torch.arange(12) >= shared).float()
         self.metrics, self.folder = Metrics(folder / "metrics.jsonl", 0), folder
         self.health.open(folder, 0)
 
@@ -184,7 +200,8 @@ class Watched:
         torch.manual_seed(number)
         x = torch.randn(64, 12)
         self.health.begin(number)
-        loss = self.criterion(self.head(self.encoder(x)), self.head(self.encoder(x + torch.randn(64, 12))))
+        other = x + torch.randn(64, 12) * self.noise
+        loss = self.criterion(self.head(self.encoder(x)), self.head(self.encoder(other)))
         loss.backward()
         before = [[p.detach().clone() for p in group["params"]] for group in self.optimizer.param_groups]
         self.health.before_update()
@@ -224,6 +241,34 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     first, *others = capsys.readouterr().out.splitlines()
     assert f"{len(others)} rules hold (20 readings" in first and len(others) == len(watched.health.holding)
     assert any(line.strip().startswith("dimensional collapse: embeddings use 0 of 8") for line in others)
+
+
+def test_without_its_second_term_the_loss_makes_all_dimensions_one_and_that_is_said(tmp_path):
+    said = {}
+    for lambd in (0.0, 0.1):
+        watched = Watched(tmp_path, lambd=lambd, lr=0.05, shared=2)
+        for number in range(1, 101):
+            watched.step(number)
+        said[lambd] = watched.health.holding, json_lines(tmp_path / "metrics.jsonl")[-1]["health_redundancy"]
+    assert "redundant" in said[0.0][0] and said[0.0][1] > 0.25
+    assert "redundant" not in said[0.1][0] and said[0.1][1] < 0.25
+
+
+@pytest.mark.parametrize(("steps", "every"), [(4, 1), (100, 5), (312, 15), (10**6, 100)])
+def test_a_run_has_twenty_readings_or_one_each_hundred_steps(steps, every):
+    nothing = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(parameter_groups(nothing, 1e-3, 1e-3, 0.0), lr=1e-3)
+    assert Health("auto", steps, 0, nothing, BarlowTwinsLoss(), optimizer).every == every
+
+
+def test_too_few_readings_are_not_called_healthy(tmp_path, capsys):
+    for collapse, words in ((False, "too few readings to judge (2 readings"), (True, "1 rule holds (2 readings")):
+        watched = Watched(tmp_path, collapse=collapse)
+        for number in (1, 2):
+            watched.step(number)
+        capsys.readouterr()
+        watched.health.sum_up()
+        assert words in capsys.readouterr().out
 
 
 def test_health_known_to_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path):

@@ -144,7 +144,8 @@ BROKEN = {
     "health.jsonl": ['{"words": 3}\n{"ru', "[]"],
     "results.json": ['{"a": {"a": {"a": {"a": {"a": {"a": 1}}}}}}', "{", '{"mean": null, "runs": [1, {}]}'],
     "pictures.json": ['{"x": [1], "y": [1, 2]}', '{"x": "ab", "y": 1, "labels": {}, "classes": 5, "spectrum": [null]}',
-                      '{"x": [1, 2], "y": [1, 2], "labels": [-1, 1e9], "classes": [[], {}], "explained": ["a"]}'],
+                      '{"x": [1, 2], "y": [1, 2], "labels": [-1, 1e9], "classes": [[], {}], "explained": ["a"]}',
+                      '{"reading": {"redundancy": 1e299, "dim": -1, "rows": "x", "warm": [1], "alignment": 0}}'],
     "views.png": ["no picture", ""],
 }  # fmt: skip
 
