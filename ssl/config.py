@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from ssl.elsewhere import hint
 from ssl.errors import UserError, nearest
 from ssl.report import say, table
 
@@ -179,7 +180,7 @@ def _check(values: dict, cls, where: str) -> dict:
     kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in kinds:
-            raise UserError(f"{where}: unknown setting {key!r}{nearest(key, kinds)}")
+            raise UserError(f"{where}: unknown setting {key!r}{hint(key, kinds)}")
     return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
 
 
@@ -259,11 +260,14 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         argument = arguments[position]
         position += 1
         if not argument.startswith("--"):
-            raise UserError(f"command line: {argument!r} has no place; settings are written --key value (see --help)")
+            meant = hint(argument.partition("=")[0], kinds) if "=" in argument else ""
+            raise UserError(
+                f"command line: {argument!r} has no place; settings are written --key value (see --help){meant}"
+            )
         key, equals, text = argument[2:].partition("=")
         key = key.replace("-", "_")
         if key not in kinds:
-            raise UserError(f"command line: unknown setting --{key}{nearest(key, kinds)}")
+            raise UserError(f"command line: unknown setting --{key}{hint(key, kinds)}")
         if not equals:
             following = []
             takes_many = typing.get_origin(_plain(kinds[key])) in (list, tuple)

@@ -129,9 +129,25 @@ def test_mistakes_on_the_command_line_are_named(arguments, expected):
 
 
 @pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--n_epochs", "1"], "unknown setting --n_epochs; here that is 'epochs', see docs/from-other-projects.md"),
+        (["--learning-rate-biases", "1"], "here that is 'bias_lr'"),
+        (["--model.optimizer.base_lr", "1"], "here that is 'lr'"),
+        (["model.n_epochs=3"], "has no place; settings are written --key value (see --help); here that is 'epochs'"),
+        (["epochs=3"], "see --help); did you mean 'epochs'?"),
+        (["--n_cpus", "1"], "unknown setting --n_cpus"),  # this script has no workers
+    ],
+)
+def test_other_projects_names_are_told_ours(arguments, expected):
+    said = message(*arguments)
+    assert expected in said and "workers" not in said
+
+
+@pytest.mark.parametrize(
     "text, expected",
     [
-        ("learning_rate: 1\n", "unknown setting 'learning_rate'"),
+        ("learning_rate: 1\n", "unknown setting 'learning_rate'; here that is 'lr'"),
         ("lr: 1\nlr: 2\n", "'lr' is set twice"),
         ("epochs: many\n", "epochs: 'many' is not an integer"),
         ("lr: .inf\n", "lr: '.inf' is not a number"),

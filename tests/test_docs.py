@@ -1,5 +1,8 @@
 """What the documents name is there."""
 
+import dataclasses
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +12,8 @@ import pytest
 import evaluate
 import finetune
 import train
-from ssl import config
+from ssl import config, elsewhere
+from ssl.data import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -65,3 +69,59 @@ def _text(arguments: list[str]) -> str:
 
 def test_the_documents_hold_commands():
     assert sum(len(commands(document)) for document in DOCUMENTS) > 20
+
+
+# docs/from-other-projects.md -------------------------------------------------------
+
+
+SETTINGS = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Settings)}
+
+
+def table_rows(setting: bool) -> list[tuple[list[str], list[str]]]:
+    """(names there, names here) of every line of the tables of settings, or of the other tables."""
+    found, of_settings = [], None
+    for line in (ROOT / "docs" / "from-other-projects.md").read_text("utf-8").splitlines():
+        if line.startswith(("| setting there", "| there")):
+            of_settings = line.startswith("| setting")
+        elif line.startswith("| ") and of_settings == setting:
+            there, here, *_ = line.strip("| ").split(" | ")
+            found.append((re.findall("`(.+?)`", there), re.findall("`(.+?)`", here)))
+    return found
+
+
+def test_the_table_and_the_hints_hold_the_same_names():
+    rows = table_rows(setting=True)
+    assert len(rows) > 100 and all(there and here for there, here in rows)
+    plain = [([name.removeprefix("--").replace("-", "_") for name in there], here) for there, here in rows]
+    table = {(ours, theirs) for there, here in plain for theirs in there for ours in here if theirs not in SETTINGS}
+    assert {ours for ours, _ in table} <= SETTINGS
+    hints = {(ours, theirs) for ours, names in elsewhere.NAMES.items() for theirs in names.split()}
+    assert not {theirs for _, theirs in hints} & SETTINGS  # which no error would ever name
+    assert hints == table
+
+
+def is_there(name: str) -> bool:
+    """A setting, a data set, a file of the project or of a run's folder, a thing in ssl; of a command all settings."""
+    first, *words = name.split()
+    if not {word[2:] for word in words if word.startswith("--")} <= SETTINGS:
+        return False
+    if first.startswith("ssl."):
+        path, arguments = re.fullmatch(r"([\w.]+)(?:\((.*)\))?", name).groups()
+        thing = importlib.import_module(".".join(path.split(".")[: 3 if path.startswith("ssl.data.") else 2]))
+        for part in path.removeprefix(thing.__name__).split(".")[1:]:
+            thing = getattr(thing, part)
+        return (
+            set((arguments or "").split(", ")) - {""} <= set(inspect.signature(thing).parameters) if arguments else True
+        )
+    run_folder = (ROOT / "README.md").read_text("utf-8").partition("## A run folder")[2].partition("\n## ")[0]
+    return first in SETTINGS or first in datasets.KNOWN or (ROOT / first).is_file() or f"`{first}`" in run_folder
+
+
+def test_what_is_called_otherwise_here_is_there():
+    rows = table_rows(setting=False)
+    assert len(rows) > 40
+    for there, here in rows:
+        for name in here:
+            assert is_there(name), f"{name}, for {there}"
+    for absent in ("settng 3", "ssl.estimators.BarlowTwins(lambda_param)", "configs/no.yaml", "train.py --n_cpus 3"):
+        assert not is_there(absent)

@@ -177,13 +177,20 @@ def test_what_is_not_as_published_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, meant",
     [
-        ("atlas-dermato", "derm7pt-dermoscopic"),
+        ("isic", "isic2019"),
         ("isic20", "isic2020"),
-        ("ISIC2019", "isic2019"),
-        ("PAD-UFES-20", "pad-ufes-20"),
+        ("atlas-clinical", "derm7pt-clinical"),
+        ("atlas-dermato", "derm7pt-dermoscopic"),
+        ("derm7pt-dermato", "derm7pt-dermoscopic"),
+        ("pad-ufes-20", "pad-ufes-20"),
     ],
 )
-def test_other_names_are_told_the_right_one(name, meant):
+def test_the_names_of_the_published_code_are_taken(name, meant):
+    assert datasets.resolve_name(name, "x") == meant
+
+
+@pytest.mark.parametrize("name, meant", [("ISIC2019", "isic2019"), ("PAD-UFES-20", "pad-ufes-20")])
+def test_other_spellings_are_told_the_right_one(name, meant):
     assert f"did you mean {meant}" in refusal(datasets.resolve_name, name, "x")
 
 

@@ -45,10 +45,11 @@ RESIDENT_BYTES = 4 << 30
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
-    """The data set that is meant where only one of the two settings, or none, was given."""
+    """The data set that is meant, by another name of it or where only one of the two settings, or none, was given."""
     if dataset is None:
         is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
         return "array" if is_array else "folder" if data_dir else "shapes"
+    dataset = lesions.OTHER_NAMES.get(dataset, dataset)
     if dataset not in KNOWN:
         lower = {name.lower(): name for name in KNOWN} | lesions.OTHER_NAMES
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""

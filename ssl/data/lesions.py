@@ -32,11 +32,12 @@ TABLES = {
     "derm7pt-dermoscopic": _DERM7PT,
     "pad-ufes-20": _ISIC,
 }
-OTHER_NAMES = {  # by which other code knows them
-    "isic20": "isic2020",
+OTHER_NAMES = {  # by which the published code and its description know them
     "isic": "isic2019",
+    "isic20": "isic2020",
     "atlas-clinical": "derm7pt-clinical",
     "atlas-dermato": "derm7pt-dermoscopic",
+    "derm7pt-dermato": "derm7pt-dermoscopic",
 }
 METADATA = "ISIC_2019_Training_Metadata.csv"  # says which images are of one lesion
 PREFIX = "ISIC_2019_Training_Input/"
