@@ -81,7 +81,7 @@ class Settings:
     label_column: str | None = None  # of the table: classes; unset: the run's
     positive: list[str] | None = None  # labels that are class 'positive', all others 'negative'; unset: the run's
     group_column: str | None = None  # of the table: patient, lesion or slide, never in two splits; unset: the run's
-    split_column: str | None = None  # of the table: train, val or test; unset: the run's, or cut by seed
+    split_column: str | None = None  # of the table: train, val or test; unset: the run's, or cut by the names
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv; unset: the run's
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; unset: the run's
     download: bool = False  # let torchvision download the data set
@@ -238,7 +238,7 @@ def set_aside(path: Path, text: str) -> Path | None:
 # Settings -----------------------------------------------------------------------------
 
 # Who names no data set takes the run's.
-ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std", "seed")
+ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std")
 
 
 def check(settings: Settings, protocols: list[str]) -> None:

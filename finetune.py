@@ -686,7 +686,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     of theirs."""
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
-    where = set(ABOUT_DATA) - {"mean", "std", "seed"}
+    where = set(ABOUT_DATA) - {"mean", "std"}
     keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
@@ -699,7 +699,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
 
 # Who names no data set takes the run's.
 ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "test_slides", "mean", "std", "seed")  # fmt: skip
+              "split_column", "splits_folder", "test_slides", "mean", "std")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",

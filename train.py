@@ -70,10 +70,10 @@ class Settings:
     class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
     csv: str | None = None  # table that names the images to use below data_dir
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
-    label_column: str | None = None  # of the table: classes; a tenth of every one is then kept for evaluate.py
+    label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
     positive: list[str] | None = None  # labels that are class 'positive', all others are 'negative'
     group_column: str | None = None  # of the table: patient, lesion or slide, never cut apart
-    split_column: str | None = None  # of the table: train, val or test; unset: cut by seed
+    split_column: str | None = None  # of the table: train, val or test; unset: cut by the names
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement

@@ -7,8 +7,9 @@ from ssl import config, restore
 
 
 def fill(settings, run: dict, about_data: Sequence[str]) -> None:
-    """Fill what is unset of `settings` from those of `run`; who names a data set or an encoder wants no other part
-    of it.
+    """Fill what is unset of `settings` from those of `run`: the seed, the data set and the encoder.
+
+    Who names a data set or an encoder wants no other part of the run's.
 
     Raises `UserError` as `restore.architecture`.
     """
@@ -17,6 +18,8 @@ def fill(settings, run: dict, about_data: Sequence[str]) -> None:
     def of_run(name: str):
         return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
 
+    if settings.seed is None:
+        settings.seed = of_run("seed")
     own_data = settings.dataset is not None or settings.data_dir is not None
     for name in about_data:
         if getattr(settings, name) is None and not own_data:

@@ -69,11 +69,11 @@ def test_every_channel_count_and_depth_reads_to_the_pixels_that_were_written(tmp
         assert data.labels.tolist() == parts[f"{name}_labels"][:, 0].tolist()
 
 
-def test_a_file_without_splits_is_cut_by_seed_without_overlap(tmp_path):
+def test_a_file_without_splits_is_cut_without_overlap(tmp_path):
     x = pictures(60)
     np.savez(tmp_path / "a.npz", images=x, labels=np.arange(60) % 3 + 5)
-    train, test = (load(tmp_path / "a.npz", split, seed=3) for split in ("unlabelled", "test"))
-    assert len(train) == 54 and test.labels.bincount().tolist() == [2, 2, 2] and test.classes == ["5", "6", "7"]
+    train, test = (load(tmp_path / "a.npz", split) for split in ("unlabelled", "test"))
+    assert len(train) + len(test) == 60 and len(test.labels.unique()) == 3 and test.classes == ["5", "6", "7"]
     seen = {image.tobytes() for data in (train, test) for image in data.resident.numpy()}
     assert seen == {image.tobytes() for image in x}
 

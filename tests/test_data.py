@@ -95,12 +95,12 @@ def test_large_images_stay_files(tmp_path):
     assert datasets.load("folder", str(tmp_path), "train").resident is None
 
 
-def test_class_folders_without_splits_are_cut_by_seed_without_overlap(tmp_path):
+def test_class_folders_without_splits_are_cut_without_overlap(tmp_path):
     tree(tmp_path, splits=("",), each=20)
-    train, test = (datasets.load("folder", str(tmp_path), split, seed=3) for split in ("train", "test"))
-    assert len(train) == 36 and len(test) == 4 and test.labels.bincount().tolist() == [2, 2]
+    train, test = (datasets.load("folder", str(tmp_path), split) for split in ("train", "test"))
+    assert len(train) + len(test) == 40 and test.labels.bincount().min() > 0 and len(test) < 20
     assert not set(train.paths) & set(test.paths)
-    assert datasets.load("folder", str(tmp_path), "unlabelled", seed=3).paths == train.paths  # nor pre-train on test
+    assert datasets.load("folder", str(tmp_path), "unlabelled").paths == train.paths  # nor pre-train on test
 
 
 def test_a_flat_folder_has_no_labels_and_cannot_be_judged(tmp_path):
@@ -451,7 +451,8 @@ def test_real_folders_of_every_kind_read(real_data):
     tiny = datasets.load("folder", str(real_data / "tiny-imagenet-20"), "train")
     assert tiny.resident.shape == (4000, 3, 64, 64)
     photos = datasets.load("folder", str(real_data / "photos"), "unlabelled")
-    assert len(photos) == 64 and photos.classes == ["ants", "bees"]  # nine in ten of 72, class by class
+    assert len(photos) + len(datasets.load("folder", str(real_data / "photos"), "test")) == 72
+    assert photos.classes == ["ants", "bees"]
     tiles = datasets.load("folder", str(real_data / "histo_samples"), "unlabelled")
     assert all(tiles.pixels(i).shape[0] == 3 for i in range(len(tiles)))
 

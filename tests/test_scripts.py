@@ -708,7 +708,7 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     assert (settings.mean, settings.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
     elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
     inherit.fill(elsewhere, foreign.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
-    assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, None, None)
+    assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, 7, None)
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 
 

@@ -166,16 +166,16 @@ def test_a_table_is_the_data_set_that_class_folders_would_be(tmp_path):
         copy = tmp_path / "folders" / "ab"[i % 2] / f"{i:02}.png"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((tmp_path / "images" / f"{i:02}.png").read_bytes())
-    for split, count in (("train", 36), ("unlabelled", 36), ("test", 4)):
-        ours = datasets.load("folder", root, split, csv=table, label_column="dx", seed=3)
-        assert len(ours) == count and ours.classes == ["a", "b"]
-        assert all(int(path[-6:-4]) % 2 == label for path, label in zip(ours.paths, ours.labels.tolist()))
-    train, test = (
-        set(datasets.load("folder", root, split, csv=table, label_column="dx").paths) for split in ("train", "test")
-    )
-    assert not train & test and len(train | test) == 40
-    folders = datasets.load("folder", str(tmp_path / "folders"), "test", seed=3)
-    assert torch.equal(folders.labels.bincount(), ours.labels.bincount())
+    options = dict(csv=table, label_column="dx")
+    parts = {split: datasets.load("folder", root, split, **options) for split in ("train", "unlabelled", "test", "all")}
+    for data in parts.values():
+        assert data.classes == ["a", "b"]
+        assert all(int(path[-6:-4]) % 2 == label for path, label in zip(data.paths, data.labels.tolist()))
+    assert parts["unlabelled"].paths == parts["train"].paths
+    train, test = set(parts["train"].paths), set(parts["test"].paths)
+    assert not train & test and train | test == set(parts["all"].paths) and len(parts["all"]) == 40
+    folders = datasets.load("folder", str(tmp_path / "folders"), "all")
+    assert torch.equal(folders.labels.bincount(), parts["all"].labels.bincount())
 
 
 def test_without_labels_all_images_are_trained_on_and_none_judged(tmp_path):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ssl.augment import to_unit
 from ssl.data import arrays, lesions
+from ssl.data.cut import cut
 from ssl.data.folders import folder, imagenet
-from ssl.data.images import BadImage, Images, cut, spread
+from ssl.data.images import BadImage, Images, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.data.slides import FOLDERS as SLIDES
@@ -81,9 +82,9 @@ def load(
 
     'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
     is None where a data set has no validation split of its own. 'all' is what a model that has learnt
-    from none of them is tested on: the test split, or everything where nothing is set apart. A class
-    folder without splits, or a table, is cut 90/10 by `seed`. Raises `UserError` where the data is not
-    there or not what it should be.
+    from none of them is tested on: the test split, or everything where nothing is set apart. What
+    comes without splits is cut 90/10 (ssl/data/cut.py). `seed` is of 'fake' alone. Raises `UserError` where the
+    data is not there or not what it should be.
     """
     columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
     _require_fitting(name, csv, columns, splits_folder, test_slides)
@@ -108,9 +109,9 @@ def load(
         return _fake(split, image_size or KNOWN[name][0], seed)
     if name == "folder":
         root = _existing(data_dir, name)
-        data = folder(root, split, seed) if csv is None else table(root, csv, columns, split, seed)
+        data = folder(root, split) if csv is None else table(root, csv, columns, split)
     elif name == "array":
-        data = _array(data_dir, split, seed)
+        data = _array(data_dir, split)
     elif name.startswith("ImageNet"):
         data = imagenet(_existing(data_dir, name), name, split, class_list)
     else:
@@ -171,7 +172,7 @@ def _existing(data_dir: str | None, name: str) -> Path:
 # Others -----------------------------------------------------------------------
 
 
-def _array(data_dir: str | None, split: str, seed: int) -> Images | None:
+def _array(data_dir: str | None, split: str) -> Images | None:
     """A .npz or .npy file, with or without splits of its own."""
     path = Path(data_dir or "").expanduser()
     if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
@@ -181,7 +182,7 @@ def _array(data_dir: str | None, split: str, seed: int) -> Images | None:
         return None
     stored, labels, classes, is_split = found
     data = Images("array", labels, classes, stored=stored)
-    return data if is_split else cut(data, split, seed, f"data_dir: {path} holds images without labels")
+    return data if is_split else cut(data, split, None, f"data_dir: {path} holds images without labels")
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ssl.data.images import EXTENSIONS, Images, Paths, cut, list_images
+from ssl.data.cut import cut
+from ssl.data.images import EXTENSIONS, Images, Paths, list_images
 from ssl.data.tables import read_lines
 from ssl.errors import UserError
 from ssl.report import say
@@ -22,7 +23,7 @@ SUBSETS = {
 LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wvangansbeke/Unsupervised-Classification"
 
 
-def folder(root: Path, split: str, seed: int) -> Images | None:
+def folder(root: Path, split: str) -> Images | None:
     """ROOT/{train,val,test}/CLASS/*, or ROOT/CLASS/*, or images without classes.
 
     Where there is no test/, val/ judges, and there is no split 'val'. 'all' is test/, or what judges, or
@@ -50,7 +51,7 @@ def folder(root: Path, split: str, seed: int) -> Images | None:
     words = f"data_dir: {root} holds images without class folders"
     if not everything.classes and split != "unlabelled":  # to find it may mean to look at every path
         words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
-    return cut(everything, split, seed, words)
+    return cut(everything, split, str(root), words)
 
 
 def _tree(folder: Path) -> Images:

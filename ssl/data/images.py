@@ -266,18 +266,3 @@ def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """`held_out` as images."""
     train, held = held_out(data, fraction, seed)
     return data.subset(train), data.subset(held)
-
-
-def cut(everything: Images, split: str, seed: int, unlabelled: str) -> Images | None:
-    """`split` of images that come without splits: nine tenths or the last tenth of every class, all if without.
-
-    'all' are all, with classes: what there is to test on where nothing was learnt from them.
-    """
-    if split == "val":
-        return None
-    if not everything.classes and split in ("test", "all"):
-        raise UserError(f"{unlabelled}; without labels there is nothing to judge")
-    if not everything.classes or split == "all":
-        return everything
-    train, test = split_validation(everything.labels, 0.1, seed, everything.groups)
-    return everything.subset(test if split == "test" else train)

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ssl.data.images import EXTENSIONS, Images, Paths, cut
+from ssl.data.cut import cut
+from ssl.data.images import EXTENSIONS, Images, Paths
 from ssl.errors import UserError, nearest
 
 LARGEST_TABLE = 1 << 30  # bytes
@@ -96,10 +97,10 @@ class Columns:
     split: str | None = None
 
 
-def table(root: Path, csv: str, columns: Columns, split: str, seed: int) -> Images | None:
+def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     """The images below `root` that a table names, in byte order of their paths.
 
-    Splits are the table's own, or else cut by `seed`, whole groups together; where it has no
+    Splits are the table's own, or else cut by the names (ssl/data/cut.py), whole groups together; where it has no
     test rows, its val rows judge. Raises `UserError` as `read_table` and `find_images` do, and
     for rows without a label or with an unknown split.
     """
@@ -123,7 +124,7 @@ def table(root: Path, csv: str, columns: Columns, split: str, seed: int) -> Imag
     )
     unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
     if splits is None:
-        return cut(everything, split, seed, unlabelled)
+        return cut(everything, split, str(root), unlabelled)
     part = _part(csv, splits, columns.split, "test" if split == "all" else split)
     if part in ("test", "val") and not classes:
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")

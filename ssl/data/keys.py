@@ -1,0 +1,81 @@
+"""Keys of images: 64 bits that are the same on any machine and in any run, of a name, of a file or of pixels.
+
+`cut` decides by them which images are the test split. `learnt` recognises by them what weights have learnt from.
+"""
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+
+import numpy as np
+
+from ssl.data.images import Images
+
+SECRET = b"self-supervised learning"  # never change it: every cut would be another, and no record would be recognised
+BLOCK = 4096  # bytes of a file that are read at its beginning, middle and end
+THREADS, PART = 16, 500  # threads that read files, which mostly wait for the disk, and files that one takes at a time
+
+
+def key(content: bytes) -> int:
+    """A keyed hash, 0 to 2**64 - 1."""
+    return int.from_bytes(blake2b(content, digest_size=8, key=SECRET).digest(), "little")
+
+
+def of_words(words: Iterable[str]) -> np.ndarray:
+    """(N,) uint64; words that Unicode holds to be the same (NFC) have one key."""
+    plain = (word if word.isascii() else unicodedata.normalize("NFC", word) for word in words)
+    return np.array([key(word.encode("utf-8", "surrogateescape")) for word in plain], np.uint64)
+
+
+def names(paths: Sequence[str], root: str | None) -> list[str]:
+    """The paths below `root`, without extension: a converted copy of a folder has the names of the folder."""
+    return [os.path.splitext(path.removeprefix(f"{root}/"))[0] for path in paths]
+
+
+def of_pixels(data: Images) -> np.ndarray:
+    """(N,) uint64, of the pixels of images that are held in memory or in an array; grey ones as the same in RGB."""
+    found = np.empty(len(data), np.uint64)
+    for index in range(len(data)):
+        pixels = data.pixels(index)
+        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
+        found[index] = key(f"{pixels.dtype} {tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes())
+    return found
+
+
+def of_files(paths: Sequence[str]) -> np.ndarray:
+    """(N,) uint64, of a file's size and three blocks of it, or all of a small one; 0 where it cannot be read."""
+    return _in_threads(_of_file, paths)
+
+
+def of_sizes(paths: Sequence[str]) -> np.ndarray:
+    """(N,) uint64, of a file's own name and size, without opening it; 0 where it is not there."""
+    return _in_threads(_of_size, paths)
+
+
+def _of_file(path: str) -> int:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            starts = (0, BLOCK, 2 * BLOCK) if size <= 3 * BLOCK else (0, (size - BLOCK) // 2, size - BLOCK)
+            blocks = [os.pread(file.fileno(), BLOCK, start) for start in starts]
+    except OSError:
+        return 0
+    return key(b"".join([size.to_bytes(8, "little"), *blocks]))
+
+
+def _of_size(path: str) -> int:
+    try:
+        return key(f"{os.path.basename(path)} {os.stat(path).st_size}".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return 0
+
+
+def _in_threads(find: Callable[[str], int], paths: Sequence[str]) -> np.ndarray:
+    def of_part(start: int) -> np.ndarray:
+        places = range(start, min(start + PART, len(paths)))
+        return np.array([find(paths[place]) for place in places], np.uint64)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return np.concatenate([np.empty(0, np.uint64), *pool.map(of_part, range(0, len(paths), PART))])
