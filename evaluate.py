@@ -65,7 +65,6 @@ class Settings:
     model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
     init: str | None = None  # the same, under the name that it has in train.py
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
-    trust_checkpoint: bool = False  # read it even if that runs the code in it
     encoder: str | None = None  # unset: the run's, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
@@ -118,7 +117,7 @@ def main() -> None:
     settings.model_path = settings.model_path or settings.init
     if settings.features:
         return judge_features(settings)
-    run = foreign.run_settings(settings.model_path) if settings.model_path else {}
+    run = foreign.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
@@ -203,7 +202,7 @@ def judge_features(settings: Settings) -> None:
         f"{found.splits['train'].rows.shape[1]} a sample, {len(found.classes)} classes")  # fmt: skip
     if settings.model_path:
         built = settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size
-        encoder, _, _ = restore(settings.model_path, *built, settings.init_format, settings.trust_checkpoint)
+        encoder, _, _ = restore(settings.model_path, *built, settings.init_format)
         features.require_encoder(found, encoder, settings.features, settings.model_path)
     if settings.dataset or settings.data_dir:
         settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
@@ -247,8 +246,8 @@ def check(settings: Settings, protocols: list[str]) -> None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     if settings.model_path is None:
-        if settings.init_format or settings.trust_checkpoint:
-            raise UserError("init_format and trust_checkpoint say how to read a file; name it with --model_path")
+        if settings.init_format:
+            raise UserError("init_format says how to read a file; name it with --model_path")
         if settings.encoder not in (None, "resnet50"):
             raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
         settings.stem = "imagenet"
@@ -335,7 +334,7 @@ def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
     """Put the weights to be judged into `encoder`; return where they came from."""
     if settings.model_path is None:
         return foreign.load_published(encoder, "barlow_twins")
-    return foreign.load_encoder(encoder, settings.model_path, settings.init_format, settings.trust_checkpoint)
+    return foreign.load_encoder(encoder, settings.model_path, settings.init_format)
 
 
 def normalise_as_used_to(settings: Settings, given: tuple, source: foreign.Source) -> None:

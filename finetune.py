@@ -76,7 +76,6 @@ class Settings:
     # From what
     init: str | None = None  # encoder weights: run folder or file, ours or other people's; unset: untrained
     method: Literal["simclr", "swav", "byol", "moco", "infomin", "baseline"] | None = None  # what --init must be of
-    trust_checkpoint: bool = False  # let the file run its code, where it cannot be read otherwise
     encoder: str | None = None  # unset: the run's, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
@@ -155,7 +154,7 @@ def main() -> None:
     settings, origin = config.parse(Settings)
     if settings.test_only:
         return test_only(settings, origin)
-    before = foreign.run_settings(settings.init) if settings.init else {}
+    before = foreign.run_settings(settings.init, settings.method) if settings.init else {}
     unset = {name for name, value in vars(settings).items() if value is None}
     inherit.fill(settings, before, ABOUT_DATA)
     if settings.image_size is None:
@@ -351,7 +350,7 @@ class Model(nn.Module):
 def load_init(encoder: nn.Module, settings: Settings) -> str:
     """Weights to start from, and the normalisation that they need; words on where they are from."""
     if settings.init is not None:
-        source = foreign.load_encoder(encoder, settings.init, settings.method, settings.trust_checkpoint)
+        source = foreign.load_encoder(encoder, settings.init, settings.method)
     elif settings.method == "baseline":
         source = foreign.load_published(encoder, "baseline", settings.encoder)
     else:
@@ -705,7 +704,7 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
     "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
-    "keep_checkpoints", "init", "trust_checkpoint", "batch_size", "max_bad_fraction", "runs", "test_only",
+    "keep_checkpoints", "init", "batch_size", "max_bad_fraction", "runs", "test_only",
     "model_path", "preload",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
@@ -725,7 +724,8 @@ def check(settings: Settings) -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     settings.encoder = settings.encoder or "resnet50"
-    settings.stem = settings.stem or "auto"
+    published = settings.init is None and settings.method == "baseline"
+    settings.stem = settings.stem or ("imagenet" if published else "auto")
     settings.seed = settings.seed or 0
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
@@ -735,12 +735,8 @@ def check(settings: Settings) -> None:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
     ranges.check(settings)
     ranges.check_training(settings)
-    if (
-        settings.init is None
-        and not settings.test_only
-        and (settings.trust_checkpoint or settings.method not in (None, "baseline"))
-    ):
-        raise UserError("method and trust_checkpoint say how to read a file of weights; name it with --init")
+    if settings.init is None and not settings.test_only and settings.method not in (None, "baseline"):
+        raise UserError("method says how to read a file of weights; name it with --init")
     if settings.warmup_epochs and settings.schedule == "plateau":
         raise UserError("warmup_epochs: is of the cosines; set --schedule cosine, or leave it away")
     if settings.jitter[3] > 0.5:

@@ -18,7 +18,7 @@ def encoder(path: str, **settings) -> nn.Module:
 
     Images (N, C, H, W), normalised as in its training, -> representations (N, width). It is built as the config.yaml
     beside the file says, or by the settings given: encoder, encoder_kwargs, stem, image_size, init_format,
-    trust_checkpoint, as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless
+    as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless
     it is of this project or torchvision.
     """
     return restore(path, **settings)[0]

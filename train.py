@@ -87,7 +87,6 @@ class Settings:
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
-    trust_checkpoint: bool = False  # read it even if that runs the code in it
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
@@ -604,8 +603,8 @@ def check(settings: Settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    if settings.init is None and (settings.init_format or settings.trust_checkpoint):
-        raise UserError("init_format and trust_checkpoint say how to read a file; name it with --init")
+    if settings.init is None and settings.init_format:
+        raise UserError("init_format says how to read a file; name it with --init")
     if settings.schedule == "step" and not settings.decay_epochs:
         raise UserError("decay_epochs: schedule step needs the epochs after which lr drops, e.g. --decay_epochs 60 80")
 
@@ -649,20 +648,24 @@ def lr_factor(settings: Settings, step: int, steps_per_epoch: int) -> float:
 
 
 def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
-    """Of the run that --init belongs to, where neither the command line nor --config says otherwise."""
+    """Of the run or file that --init names, where neither the command line nor --config says otherwise."""
     mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
     given = {name: getattr(settings, name) if origin[name] in mine else None
              for name in ("encoder", "encoder_kwargs", "stem")}  # fmt: skip
-    run = foreign.run_settings(settings.init)
-    if "encoder" in run and given["encoder"] is None:
+    run = foreign.run_settings(settings.init, settings.init_format)
+    if "encoder" in run:
         settings.encoder, kwargs, stem = restore.architecture(run, **given)
-        settings.encoder_kwargs, settings.stem = kwargs or {}, stem or "auto"
-        config.lay_over(origin, [name for name, value in given.items() if value is None], "the run of --init")
+        settings.stem = stem or settings.stem
+        taken = ["stem"] if given["stem"] is None else []
+        if given["encoder"] is None:
+            settings.encoder_kwargs = kwargs or {}
+            taken += [name for name in ("encoder", "encoder_kwargs") if given[name] is None]
+        config.lay_over(origin, taken, "the run of --init")
 
 
 def take_init(settings: Settings, encoder: nn.Module) -> None:
     """Start from the weights of --init, and where the settings say nothing with the normalisation they are used to."""
-    source = foreign.load_encoder(encoder, settings.init, settings.init_format, settings.trust_checkpoint)
+    source = foreign.load_encoder(encoder, settings.init, settings.init_format)
     say(f"init        encoder weights of {source}")
     for name in ("mean", "std"):
         if getattr(settings, name) is None and getattr(source, name) is not None:
@@ -721,7 +724,7 @@ FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
-    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format", "trust_checkpoint",
+    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format",
     "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_at_start",
     "ssl_val_interval",
 }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ssl import vetting
+from ssl import standins, vetting
 from ssl.distributed import rank
 from ssl.errors import UserError
 
@@ -87,22 +87,47 @@ def rotate(value, folder: Path, keep: int) -> None:
 
 
 class Refused(UserError):
-    """A file that cannot be read without running its code."""
+    """A file that holds more than tensors and plain values."""
 
 
-def load(path: str | Path, trust: bool = False, mmap: bool = False):
+def load(path: str | Path, mmap: bool = False):
     """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code.
 
-    With `trust` the code is run. With `mmap` tensors stay in the file and are read as they are used.
+    With `mmap` tensors stay in the file and are read as they are used.
     """
-    path = Path(path)
+
+    def read(path: Path):
+        vetting.look_before(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+    return _read(Path(path), read)
+
+
+def load_foreign(path: str | Path) -> tuple[object, list[str]]:
+    """(what stands in anybody's PyTorch file, on the CPU; the names in it that have stand-ins, `ssl.standins`).
+
+    None of its code is run. Raises `UserError` as `load`.
+    """
+    names: list[str] = []
+
+    def read(path: Path):
+        vetting.look_before(path, any_names=True)
+        value, found = standins.read(path)
+        names.extend(found)
+        return value
+
+    try:
+        return load(path), []
+    except Refused:
+        return _read(Path(path), read), names
+
+
+def _read(path: Path, read: Callable[[Path], object]):
+    """What `read` makes of the file at `path`, looked through; `UserError` for all that it raises."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if trust:
-            return torch.load(path, map_location="cpu", weights_only=False)
-        vetting.look_before(path)
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        value = read(path)
         vetting.look_after(value, path.stat().st_size)
         return value
     except MemoryError:
@@ -115,8 +140,6 @@ def load(path: str | Path, trust: bool = False, mmap: bool = False):
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if trust and isinstance(error, ImportError | AttributeError):
-            raise UserError(f"{path}: its code needs what is not installed here ({first})") from None
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
         ) from None

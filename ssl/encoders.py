@@ -1,7 +1,9 @@
 """Encoders: images (N, C, H, W) -> representations (N, width)."""
 
+import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 
 import torch
@@ -81,6 +83,25 @@ def build_encoder(
             "nor the dotted path of an nn.Module class"
         )
     return encoder, representation_width(encoder, image_size, channels)
+
+
+def resnet_of(weights: dict[str, Tensor]) -> tuple[str, str]:
+    """('resnet18', 'small') for weights, under torchvision's names, that have a ResNet's shapes, or '' for each."""
+    conv1 = weights.get("conv1.weight")
+    kernel = conv1.shape[-1] if conv1 is not None and conv1.ndim == 4 else None
+    name = _bodies().get(_body(weights), "")
+    return name, {7: "imagenet", 3: "small"}.get(kernel, "") if name else ""
+
+
+def _body(weights: dict[str, Tensor]) -> frozenset:
+    return frozenset((name, w.shape) for name, w in weights.items() if re.match(r"layer\d.*weight$", name))
+
+
+@functools.cache
+def _bodies() -> dict[frozenset, str]:
+    """The shapes of all torchvision ResNets -> their names."""
+    with torch.device("meta"):
+        return {_body(torchvision.models.get_model(name, weights=None).state_dict()): name for name in resnet_names()}
 
 
 def _resnet(name: str, small: bool, kwargs: dict, channels: int) -> ResNet:

@@ -55,7 +55,6 @@ class Settings:
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or imagenet
     image_size: int | None = None  # side of the images that onnx takes; unset: the run's, or 224
     init_format: foreign.Kind | None = None  # insist on what the file is; unset: recognised by its names
-    trust_checkpoint: bool = False  # read it even if that runs the code in it
 
 
 @dataclass
@@ -266,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     export = Export(*restore(
         settings.path, settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size,
-        settings.init_format, settings.trust_checkpoint,
+        settings.init_format,
     ))  # fmt: skip
     folder = Path(settings.output_dir or Path(export.source.path).parent)
     try:

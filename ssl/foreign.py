@@ -5,10 +5,9 @@ It is strict: every weight of the encoder comes from the file, with the right sh
 what is missing and what is unknown. `kind` insists on a format where names alone cannot tell.
 """
 
-import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import checkpoint, config, safetensors
+from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
 from ssl.report import say
 
@@ -92,27 +92,30 @@ NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's weights came from, and the normalisation that their training had; None: the data set's."""
+    """Where an encoder's weights came from, and the normalisation they are used to; None: the file does not say."""
 
     path: Path | str
     format: str
     mean: list[float] | None = None
     std: list[float] | None = None
     left_out: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()  # for what the file names and nobody needed
 
     def __str__(self) -> str:
         left_out = f"; left out: {_first(self.left_out, 10)}" if self.left_out else ""
-        return one_line(f"{self.path} ({self.format}{left_out})")
+        stand_ins = f"; not run, with stand-ins: {_first(self.stand_ins, 5)}" if self.stand_ins else ""
+        return one_line(f"{self.path} ({self.format}{left_out}{stand_ins})")
 
 
-def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None, trust: bool = False) -> Source:
+def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None) -> Source:
     """Put the weights of a run folder, or of a file of ours or of FORMATS, into `encoder`.
 
-    `trust` reads files that are refused otherwise since reading them runs their code. Raises `UserError` for what
-    cannot be read, is not of `kind`, or is not exactly this encoder's; the encoder is then as it was.
+    Raises `UserError` for what cannot be read, is not of `kind`, or is not exactly this encoder's; the encoder is
+    then as it was.
     """
     path = checkpoint.find_encoder(path)
-    return take(encoder, contents(path, trust), path, kind)
+    content, stand_ins = contents(path)
+    return replace(take(encoder, content, path, kind), stand_ins=tuple(stand_ins))
 
 
 def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"], name: str = "resnet50") -> Source:
@@ -137,23 +140,32 @@ def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"]
     return take(encoder, content, url, kind)
 
 
-def contents(path: Path, trust: bool = False):
-    """What stands in a file: read without running its code, unless `trust`, which is said loudly."""
-    if path.suffix == ".safetensors":
-        return safetensors.read(path)
-    if trust:
-        say(f"*** --trust_checkpoint: reading {path} RUNS THE CODE IN IT, whatever that is. ***")
+def contents(path: Path) -> tuple[object, list[str]]:
+    """(what stands in a file, which names in it have stand-ins). None of its code is run."""
+    return (safetensors.read(path), []) if path.suffix == ".safetensors" else checkpoint.load_foreign(path)
+
+
+def run_settings(path: str | Path, kind: Kind | None = None) -> dict:
+    """The settings of the run that a run folder or file belongs to.
+
+    They stand in config.yaml beside it, or in a checkpoint of ours. Of any other file there are {encoder, stem} where
+    the shapes of its weights, if it is of `kind`, are those of a torchvision ResNet.
+    """
+    path = checkpoint.find_encoder(path)
+    if path.with_name("config.yaml").is_file():
+        return _settings_beside(path)
+    content, _ = contents(path)
+    if own := _settings_within(content):
+        return own
     try:
-        return checkpoint.load(path, trust)
-    except checkpoint.Refused as error:
-        raise UserError(
-            f"{error}. If you know who wrote it, --trust_checkpoint reads it all the same, and runs what is in it"
-        ) from None
-
-
-def run_settings(path: str | Path) -> dict:
-    """The settings of the run that a run folder or file belongs to; none for a file that stands alone."""
-    return _settings_beside(checkpoint.find_encoder(path))
+        _, weights, _ = recognise(content, path, kind)
+    except UserError:  # which `take`, who knows the encoder, can say better
+        return {}
+    name, stem = resnet_of(_unnumbered(weights))
+    if not (name and stem):
+        return {}
+    say(f"by shapes   {one_line(path)}: {name}, stem {stem}")
+    return {"encoder": name, "stem": stem}
 
 
 def _settings_beside(path: Path) -> dict:
@@ -161,17 +173,20 @@ def _settings_beside(path: Path) -> dict:
     return config.read_yaml(saved) if saved.is_file() else {}
 
 
+def _settings_within(content) -> dict:
+    own = content.get("settings") if isinstance(content, dict) and "model" in content else None
+    return own if isinstance(own, dict) else {}
+
+
 def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None) -> Source:
     """`load_encoder` of what was read from `path`."""
     form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
-    if "0.weight" not in encoder.state_dict() and {"0.weight", "4.0.conv1.weight"} <= set(weights):
-        numbered = (name.partition(".") for name in weights)
-        named = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
-        weights = named if len(named) == len(weights) else weights  # else some stand there under both
+    if "0.weight" not in encoder.state_dict():
+        weights = _unnumbered(weights)
     fill(encoder, weights, f"{path} ({form.name})")
     mean = std = None
     if "ours" in form.kinds and isinstance(path, Path):
-        run, kinds = _settings_beside(path), list[float] | None
+        run, kinds = _settings_beside(path) or _settings_within(content), list[float] | None
         mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
     elif form.unit or kind == "simclr":
         channels = input_channels(encoder, encoder.state_dict())
@@ -181,6 +196,15 @@ def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None
         hint = f": {form.doubt}; --init_format, or finetune.py's --method, says which"
         name += hint if kind is None else f", taken as {kind}"
     return Source(path, name, mean, std, tuple(left_out))
+
+
+def _unnumbered(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a torchvision ResNet whose children are numbered, under their names."""
+    if not {"0.weight", "4.0.conv1.weight"} <= set(weights):
+        return weights
+    numbered = (name.partition(".") for name in weights)
+    named = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
+    return named if len(named) == len(weights) else weights  # else some stand there under both
 
 
 def input_channels(encoder: nn.Module, weights: dict[str, Tensor]) -> int:
@@ -279,29 +303,11 @@ def _first(names: Sequence[str], count: int = 3) -> str:
 
 def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     """Which settings would fit the file's weights, where they are those of a torchvision ResNet."""
-    flags = [theirs for theirs, ours in zip(_looks_like(weights), _looks_like(wanted)) if theirs and theirs != ours]
-    if not flags:
+    theirs, ours = resnet_of(weights), resnet_of(wanted)
+    flags = [f"--{flag} {word}" for flag, word in zip(("encoder", "stem"), theirs) if word]
+    missing = [
+        f"--{flag} {word}" for flag, word, own in zip(("encoder", "stem"), theirs, ours) if word not in ("", own)
+    ]
+    if not missing:
         return "Check --encoder, --stem and --encoder_kwargs"
-    return f"By its shapes it fits {' '.join(_looks_like(weights)).strip()}; pass {' '.join(flags)}"
-
-
-def _looks_like(weights: dict[str, Tensor]) -> tuple[str, str]:
-    """('--encoder resnet18', '--stem small') for weights (under torchvision's names) of such shapes, or '' for each."""
-
-    stem = {7: "--stem imagenet", 3: "--stem small"}
-    conv1 = weights.get("conv1.weight")
-    kernel = conv1.shape[-1] if conv1 is not None and conv1.ndim == 4 else None
-    name = _resnets().get(_body(weights))
-    return (f"--encoder {name}", stem.get(kernel, "")) if name else ("", "")
-
-
-def _body(weights: dict[str, Tensor]) -> frozenset:
-    return frozenset((name, w.shape) for name, w in weights.items() if re.match(r"layer\d.*weight$", name))
-
-
-@functools.cache
-def _resnets() -> dict[frozenset, str]:
-    """The shapes of all torchvision ResNets -> their names."""
-    names = [name for name in torchvision.models.list_models(torchvision.models) if re.search("resne[tx]", name)]
-    with torch.device("meta"):
-        return {_body(torchvision.models.get_model(name, weights=None).state_dict()): name for name in names}
+    return f"By its shapes it fits {' '.join(flags)}; pass {' '.join(missing)}"

@@ -13,16 +13,18 @@ from ssl.errors import UserError
 def architecture(
     run: dict, encoder: str | None = None, encoder_kwargs: dict | None = None, stem: str | None = None
 ) -> tuple[str | None, dict | None, str | None]:
-    """(encoder, encoder_kwargs, stem): as given, or where no encoder is given as in the settings `run` of a run.
+    """(encoder, encoder_kwargs, stem): as given, or where no encoder is given as `foreign.run_settings` has them.
 
-    Raises `UserError` where the run names a class whose import would run code of unknown origin.
+    The stem follows the weights, too, where the encoder that is given is theirs. Raises `UserError` where the run
+    names a class whose import would run code of unknown origin.
     """
     own = encoder is not None
     if not own:
         encoder = _of_run(run, "encoder", str | None)
         encoder_kwargs = encoder_kwargs or _of_run(run, "encoder_kwargs", dict | None)
-        stem = stem or _of_run(run, "stem", str | None)
         require_known(encoder, encoder_kwargs)
+    if stem in (None, "auto") and encoder == run.get("encoder"):
+        stem = _of_run(run, "stem", str | None) or stem
     size = _of_run(run, "image_size", int | None)
     if stem == "auto" and size is not None:  # as the run resolved it, whatever size is wanted now
         stem = stem_for(size)
@@ -45,17 +47,17 @@ def restore(
     stem: str | None = None,
     image_size: int | None = None,
     init_format: foreign.Kind | None = None,
-    trust_checkpoint: bool = False,
 ) -> tuple[nn.Module, foreign.Source, dict]:
     """(encoder in eval mode, where its weights came from, what it is) of a run folder or anybody's file.
 
-    What is unset is as in the config.yaml beside the file; without one it is a resnet50 for ImageNet's images.
+    What is unset is as in the config.yaml beside the file, or as its weights' shapes say; else it is a resnet50 for
+    ImageNet's images.
     What it is: the arguments of `build_encoder`. Raises `UserError` as `foreign.load_encoder`.
     """
     path = checkpoint.find_encoder(path)
-    run = foreign.run_settings(path)
+    run = foreign.run_settings(path, init_format)
     encoder, encoder_kwargs, stem = architecture(run, encoder, encoder_kwargs, stem)
-    content = foreign.contents(path, trust_checkpoint)
+    content, _ = foreign.contents(path)
     _, weights, _ = foreign.recognise(content, path, init_format)
     about = {
         "name": encoder or "resnet50",
@@ -68,8 +70,7 @@ def restore(
     about["channels"] = foreign.input_channels(network, weights)
     if about["channels"] != 3:
         network, _ = build_encoder(**about)
-    source = foreign.take(network, content, path, init_format)
-    return network.eval(), source, about
+    return network.eval(), foreign.load_encoder(network, path, init_format), about
 
 
 def _of_run(run: dict, name: str, kind):

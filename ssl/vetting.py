@@ -8,6 +8,7 @@ records that are stored as they are, which can be told without reading them in.
 import os
 import pickletools
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,16 +24,23 @@ PLAIN = re.compile(
 )
 
 
-def look_before(path: Path) -> None:
-    """Raise ValueError with the reason if the file is not what `torch.save` writes of tensors and plain values."""
+def look_before(path: Path, any_names: bool = False) -> None:
+    """Raise ValueError with the reason if the file is not what `torch.save` writes of tensors and plain values.
+
+    With `any_names` it may name other objects, too: whoever reads it has stand-ins for them.
+    """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":  # what torch.load goes by
+            if _is_tar(path):
+                raise ValueError("its format is that of before 2018; load and save it with an old PyTorch")
             file.seek(0)
             for _ in range(5):  # the format before 2020: pickles, the fourth of which is the one of interest
-                _names(file)
+                _names(file, any_names)
             return
     with zipfile.ZipFile(path) as records:
         entries = records.infolist()
+        if any(entry.filename.endswith("constants.pkl") for entry in entries):
+            raise ValueError("it is a TorchScript program; save the state_dict() of its module")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its records are compressed; torch.save compresses nothing")
         larger = sum(entry.file_size for entry in entries) > os.path.getsize(path)
@@ -46,16 +54,28 @@ def look_before(path: Path) -> None:
         for entry in entries:
             if entry.filename.endswith("/data.pkl"):
                 with records.open(entry) as file:
-                    _names(file)
+                    _names(file, any_names)
 
 
-def _names(file) -> None:
+def _is_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+def _names(file, any_names: bool) -> None:
     """Read past one pickle, making nothing of it; ValueError if it is too long or names what is not plain."""
     try:
         for opcode, argument, position in pickletools.genops(file):
             if position > LARGEST_PICKLE:
                 raise ValueError(f"its list of contents is longer than {LARGEST_PICKLE:,} bytes")
-            if opcode.name in ("GLOBAL", "INST") and not (PLAIN.fullmatch(argument) or _is_type_of_number(argument)):
+            if opcode.name == "FRAME" and argument > LARGEST_PICKLE:  # read at once, whatever it says
+                raise ValueError("it claims to be larger than it is")
+            if any_names or opcode.name not in ("GLOBAL", "INST"):
+                continue
+            if not (PLAIN.fullmatch(argument) or _is_type_of_number(argument)):
                 raise Unplain(argument.replace(" ", "."))
     except (MemoryError, OverflowError):  # nothing here needs much, so this is what the file claims to hold
         raise ValueError("it claims to be larger than memory") from None

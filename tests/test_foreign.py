@@ -1,8 +1,6 @@
 """Other people's checkpoints: recognised by their names, taken whole or refused, and their code not run."""
 
-import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -390,45 +388,6 @@ def test_what_holds_no_weights_names_the_formats(tmp_path):
             foreign.load_encoder(Tiny(), tmp_path / "x.pt")
 
 
-# Code in files --------------------------------------------------------------------------
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_file_that_needs_code_is_refused_by_name_and_read_when_trusted(tmp_path, capsys, old):
-    content = layouts(TINY_STATE)["supcontrast"][0]
-    for number, (extra, named) in enumerate(
-        ((argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.float64(1), r"numpy\.\S+\.scalar"),
-         (Payload(tmp_path / "ran"), r"posix\.mkdir"))
-    ):  # fmt: skip
-        path = tmp_path / f"{number}.pth"
-        torch.save({"opt": extra} | content, path, _use_new_zipfile_serialization=not old)
-        with pytest.raises(UserError, match=f"refused: it holds {named}.*--trust_checkpoint"):
-            foreign.load_encoder(Tiny(), path)
-        assert not (tmp_path / "ran").exists() and "RUNS" not in capsys.readouterr().out
-        encoder = Tiny()
-        foreign.load_encoder(encoder, path, trust=True)
-        assert torch.equal(features(encoder), features(TINY))
-        assert f"*** --trust_checkpoint: reading {path} RUNS THE CODE IN IT" in capsys.readouterr().out
-    assert (tmp_path / "ran").is_dir()  # the control: it was live
-
-
-def test_trusted_code_that_is_not_there_is_named(tmp_path):
-    path = tmp_path / "x.pth"
-    torch.save({"opt": argparse.Namespace(lr=1)} | layouts(TINY_STATE)["supcontrast"][0], path,
-               _use_new_zipfile_serialization=False)  # fmt: skip
-    path.write_bytes(path.read_bytes().replace(b"cargparse\nNamespace", b"cabsenting\nNamespac"))
-    with pytest.raises(UserError, match=r"not installed here \(No module named 'absenting'\)"):
-        foreign.load_encoder(Tiny(), path, trust=True)
-
-
 # Published weights ----------------------------------------------------------------------
 
 
@@ -498,7 +457,7 @@ def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simcl
     "arguments, expected",
     [
         (["train.py", "--init_format", "moco", *tiny()], "name it with --init"),
-        (["evaluate.py", "--trust_checkpoint"], "name it with --model_path"),
+        (["evaluate.py", "--init_format", "moco"], "name it with --model_path"),
         (["evaluate.py", "--init", "a", "--model_path", "b"], "two names for one thing"),
         (["train.py", "--init", "FILE", "--init_format", "moco", *tiny()], "asked for as moco (MoCo v2), but by its"),
         (["train.py", "--init", "FILE", "--init_format", "mocov2"], "'mocov2' is none of ours, barlow_twins"),

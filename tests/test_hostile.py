@@ -129,7 +129,10 @@ def with_pickle(content: bytes, compression=zipfile.ZIP_STORED, zeros: int | Non
     with zipfile.ZipFile(file, "w", compression) as out:
         for name in whole.namelist():
             part = bytes(zeros) if zeros and name.endswith("data/0") else whole.read(name)
-            out.writestr(name, content or part if name.endswith("data.pkl") else part)
+            part = content or part if name.endswith("data.pkl") else part
+            record = zipfile.ZipInfo(name)
+            out.writestr(record, part, compression)
+            record.external_attr = 0  # no mode, as torch writes it; the list of contents comes last
     return file.getvalue()
 
 
