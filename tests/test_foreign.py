@@ -10,11 +10,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_scripts import images, run, tiny  # noqa: F401  (a fixture)
+from test_scripts import evaluate, finetune, images, run, tiny, train  # noqa: F401  (images is a fixture)
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from ssl import checkpoint, config, foreign
+from ssl import checkpoint, config, foreign, inherit, restore
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 
@@ -137,7 +137,9 @@ def test_every_format_is_recognised_and_its_encoder_computes_the_same(tmp_path, 
     content, called, _ = layouts(RESNET18.state_dict())[name]
     path = tmp_path / "file.pth"
     torch.save(content, path)
-    encoder, _ = build_encoder("resnet18", 224)
+    chosen, kwargs, stem = restore.architecture(foreign.run_settings(path))
+    assert (chosen, kwargs, stem) == ("resnet18", None, "imagenet")  # by the shapes
+    encoder, _ = build_encoder(chosen, 32, stem)  # small images, too
     source = foreign.load_encoder(encoder, path)
     assert source.path == path and source.format.split(":")[0] == called and called in str(source)
     assert torch.equal(features(encoder), features(RESNET18))
@@ -183,6 +185,47 @@ def test_the_published_layouts_are_taken(real_data, width):
         source = foreign.take(encoder, content, Path(name))
         assert source.format.split(":")[0] == expected[name]
         assert torch.equal(features(encoder), features(theirs)), name
+
+
+def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path, capsys):
+    path = tmp_path / "theirs.ckpt"
+    torch.save({"state_dict": put("backbone.", build_encoder("resnet18", 32)[0].state_dict())}, path)
+    expected = ("resnet18", "small")
+
+    def chosen(settings) -> tuple:
+        return settings.encoder, settings.stem
+
+    for script, file in ((evaluate, "model_path"), (finetune, "init")):
+        for given, wanted in (
+            ({}, expected), ({"stem": "auto"}, expected), ({"stem": "imagenet"}, ("resnet18", "imagenet")),
+            ({"encoder": "resnet18"}, expected), ({"encoder": "resnet34"}, ("resnet34", None)),
+        ):  # fmt: skip
+            settings = script.Settings(**{file: str(path)}, **given)
+            inherit.fill(settings, foreign.run_settings(path), script.ABOUT_DATA)
+            assert chosen(settings) == wanted
+    for words, wanted in (
+        ([], expected), (["--dataset", "CIFAR10"], expected), (["--image_size", "224"], expected),
+        (["--stem", "imagenet"], ("resnet18", "imagenet")), (["--encoder", "resnet34"], ("resnet34", "auto")),
+    ):  # fmt: skip
+        settings, origin = config.parse(train.Settings, ["--init", str(path), *words], recipe=train.find_recipe)
+        train.take_architecture(settings, origin)
+        assert chosen(settings) == wanted and settings.encoder_kwargs == {}
+    assert f"by shapes   {path}: resnet18, stem small" in capsys.readouterr().out
+    _, source, about = restore.restore(path)
+    assert about["name"] == "resnet18" and about["stem"] == "small" and source.format.startswith("Lightning")
+
+
+def test_a_checkpoint_of_ours_alone_says_its_own_settings(tmp_path):
+    small = SmallResNet(4, 2)
+    own = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32,
+           "stem": "auto", "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+    checkpoint.save({"model": put("encoder.", small.state_dict()), "settings": own, "step": 1}, tmp_path / "moved.pt")
+    encoder, source, _ = restore.restore(tmp_path / "moved.pt")
+    assert torch.equal(features(encoder), features(small))
+    assert (source.mean, source.std) == ([0.1] * 3, [0.2] * 3)
+    checkpoint.save({"model": {}, "settings": own | {"encoder": "evil.Net"}}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="importing that runs its code"):
+        restore.restore(tmp_path / "evil.pt")
 
 
 def test_a_kind_is_insisted_on():
