@@ -196,11 +196,11 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
         return settings.encoder, settings.stem
 
     for script, file in ((evaluate, "model_path"), (finetune, "init")):
-        for given, wanted in (
+        for asked, wanted in (
             ({}, expected), ({"stem": "auto"}, expected), ({"stem": "imagenet"}, ("resnet18", "imagenet")),
             ({"encoder": "resnet18"}, expected), ({"encoder": "resnet34"}, ("resnet34", None)),
         ):  # fmt: skip
-            settings = script.Settings(**{file: str(path)}, **given)
+            settings = script.Settings(**{file: str(path)}, **asked)
             inherit.fill(settings, foreign.run_settings(path), script.ABOUT_DATA)
             assert chosen(settings) == wanted
     for words, wanted in (
