@@ -13,8 +13,6 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import itertools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import checkpoint, config, distributed, features, foreign, inference, inherit, metrics, npz, ranges, trouble
+from ssl import (
+    checkpoint,
+    config,
+    distributed,
+    features,
+    finetuned,
+    foreign,
+    inference,
+    inherit,
+    metrics,
+    npz,
+    ranges,
+    results,
+    trouble,
+)
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import check as check_bad
@@ -37,7 +49,7 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.features import Split
 from ssl.probes import knn, probe
-from ssl.report import Progress, say, table
+from ssl.report import Progress, say
 from ssl.restore import restore
 from ssl.rows import Rows, statistics
 from ssl.schedules import warmup_cosine
@@ -107,7 +119,7 @@ class Settings:
     workers: int | None = None  # loader processes per process; unset: the cores it may use
     preload: bool = False  # decode the training files once, into shared memory: protocol linear reads them every epoch
     seed: int | None = None  # of held-out slices, label subsets, heads; unset: the run's, or 0
-    output_dir: str | None = None  # where results.json goes; unset: the run folder
+    output_dir: str | None = None  # where results.json goes; unset: the run folder (of finetune.py: evaluation in it)
 
 
 def main() -> None:
@@ -146,11 +158,14 @@ def main() -> None:
     source = load_weights(trained, settings)
     normalise_as_used_to(settings, given, source)
     subjects["trained"] = trained
+    weights = results.of_weights(source, settings.model_path, trained)
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
+    if weights["steps"] == 0:
+        say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
 
     # Judge
-    results: dict = {}
+    found: dict = {}
     for name, subject in subjects.items():
         judged: dict = {}
         before = None
@@ -160,7 +175,7 @@ def main() -> None:
         if {"probe", "knn", "features"} & set(protocols):
             if name == "trained" and "features" in protocols:
                 train, test = write_features(
-                    folder, settings, subject, {"train": train, "val": val, "test": test}, device
+                    folder, settings, subject, weights["steps"], {"train": train, "val": val, "test": test}, device
                 )
                 pairs = [features.load(folder, device).splits[x].pair() for x in ("train", "test")] if is_main() else []
             else:
@@ -173,11 +188,13 @@ def main() -> None:
             judged["linear"] = linear_evaluation(subject, width, train, test, settings, device)
         if before is not None:
             prove_unchanged(subject, before)
-        results |= judged if name == "trained" else {name: judged}
+        found |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
     if is_main() and set(protocols) != {"features"}:
-        report(results, subjects, protocols, folder)
+        of = {"weights": weights, "data": results.of_images(settings, test, train)}
+        found["of"] = of | results.of_protocols(settings, protocols)
+        results.report(found, list(subjects), folder)
 
 
 def judge_features(settings: Settings) -> None:
@@ -212,26 +229,10 @@ def judge_features(settings: Settings) -> None:
         features.require_data(found, images, settings.features, settings.data_dir)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
     require_enough(train, protocols)
-    results = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols)
-    report(results, {"trained": None}, protocols, folder)
-
-
-def report(results: dict, subjects: dict, protocols: list[str], folder: Path) -> None:
-    path, text = folder / "results.json", json.dumps(results, indent=2) + "\n"
-    before = set_aside(path, text)
-    checkpoint.write_text(text, path)
-    say("\n" + results_table(results, subjects, protocols) + "\n")
-    say(f"results     {path}" + (f" (those before are in {before.name})" if before else ""))
-
-
-def set_aside(path: Path, text: str) -> Path | None:
-    """Where an earlier file at `path` is now, if it holds something else than `text`: under the first free number."""
-    if not path.is_file() or checkpoint.holds(path, text):
-        return None
-    numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
-    free = next(other for other in numbered if not os.path.lexists(other))
-    path.rename(free)
-    return free
+    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols)
+    of = {"weights": results.of_weights_of(found), "data": results.of_features(settings.features, found, train)}
+    judged["of"] = of | results.of_protocols(settings, protocols)
+    results.report(judged, ["trained"], folder)
 
 
 # Settings -----------------------------------------------------------------------------
@@ -266,13 +267,18 @@ def check(settings: Settings, protocols: list[str]) -> None:
 
 
 def open_folder(settings: Settings) -> Path:
-    """The folder for results.json, made and found writable before there is anything to lose."""
+    """The folder for results.json, made and found writable before there is anything to lose.
+
+    Where finetune.py has a results.json of its own it is the folder `evaluation` within.
+    """
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
     elif settings.model_path is not None:
         folder = checkpoint.find_encoder(settings.model_path).parent
     else:
         folder = ROOT / "runs" / "published"
+    if finetuned.is_of_finetuning(folder):
+        folder = folder / "evaluation"
     if is_main():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -453,7 +459,12 @@ def require_finite_head(head: nn.Linear, step: int) -> None:
 
 
 def write_features(
-    folder: Path, settings: Settings, encoder: nn.Module, images: dict[str, Images | None], device: torch.device
+    folder: Path,
+    settings: Settings,
+    encoder: nn.Module,
+    steps: int | None,
+    images: dict[str, Images | None],
+    device: torch.device,
 ) -> tuple[Images, Images]:
     """Write features.pt and its shards (`ssl.features`), and features.npz if wanted; return train and test.
 
@@ -474,7 +485,7 @@ def write_features(
             tell_left_out(unread, len(data), settings)
             kept[split] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
     if is_main():
-        about = dataclasses.asdict(settings)
+        about = dataclasses.asdict(settings) | {"steps": steps}
         path = features.finish(folder, written, images["train"].classes, features.encoder_checksum(encoder), about)
         say(f"features    {path}")
         if settings.npz:
@@ -488,20 +499,6 @@ def noting(batches: Iterator[tuple[Tensor, Tensor]], read: list[Tensor]) -> Iter
     for h, good in batches:
         read.append(good.cpu())
         yield h, good
-
-
-def results_table(results: dict, subjects: dict, protocols: list[str]) -> str:
-    columns = [name for name in ("linear", "probe", "knn") if name in protocols]
-    rows = [["", *({"linear": "linear", "probe": "linear probe", "knn": "k-NN"}[c] for c in columns)]]
-    for name in subjects:
-        judged = results if name == "trained" else results[name]
-        title = {
-            "raw_pixels": "raw pixels",
-            "random_init": "untrained encoder",
-            "trained": "trained encoder",
-        }[name]
-        rows.append([title, *(f"{100 * judged[c]['acc1']:.1f} %" if c in judged else "-" for c in columns)])
-    return table(rows)
 
 
 if __name__ == "__main__":

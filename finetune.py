@@ -317,7 +317,8 @@ def main() -> None:
         # Test
         model.load_state_dict(fit.best["model"])
         found = test(model, splits["test"], settings, device, seed, place)
-        results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found})
+        results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found,
+                        "of": finetuned.identity(settings, model, splits["test"])})  # fmt: skip
         if is_main():
             checkpoint.write_text(json_text(results[-1]), place / "results.json")
 
@@ -576,8 +577,10 @@ def validated(scores: Tensor, data: Images) -> dict:
     """What is kept of an epoch's validation."""
     found = metrics.classification(scores.exp(), data.labels, data.classes)
     auc = found["auc_macro"] if found["auc"] is None else found["auc"]
-    names = ("acc1", "balanced_accuracy", "mcc")
-    return {"val_loss": loss_of_scores(scores, data.labels), "val_auc": auc} | {f"val_{n}": found[n] for n in names}
+    names = ("acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "mcc")
+    return {"val_n": len(data), "val_loss": loss_of_scores(scores, data.labels), "val_auc": auc} | {
+        f"val_{n}": found[n] for n in names
+    }
 
 
 def require_finite(entry: dict) -> None:
@@ -650,7 +653,8 @@ def test_only(settings: Settings, origin: dict) -> None:
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 
     # Of data that it was not tuned on, all that is not set apart for training.
-    data = load_split(settings, "all" if own_data else "test")
+    split = "all" if own_data else "test"
+    data = load_split(settings, split)
     results = []
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {counted(data)}")
@@ -674,7 +678,8 @@ def test_only(settings: Settings, origin: dict) -> None:
         model = model.to(device, memory_format=torch.channels_last)
         place = made(folder if len(models) == 1 else folder / path.parent.name)
         found = test(model, shown, settings, device, content["seed"], place)
-        results.append({"seed": content["seed"], "best": content["best"], "test": found})
+        results.append({"seed": content["seed"], "best": content["best"], "test": found,
+                        "of": finetuned.identity(settings, model, shown, split)})  # fmt: skip
     distributed.leave()
     run.end("finished", "")
     finetuned.report(results, folder)
@@ -780,9 +785,10 @@ def counted(data: Images) -> str:
 
 def words_of(entry: dict, lrs: dict) -> str:
     auc = entry["val_auc"] if isinstance(entry["val_auc"], str) else f"{entry['val_auc']:.3f}"
+    low, high = entry["val_acc1_interval"]
     return (
         f"epoch {entry['epoch']}  loss {entry['train_loss']:.4g}  val loss {entry['val_loss']:.4g}  auc {auc}  "
-        f"acc {entry['val_acc1']:.3f}  lr {lrs['lr_head']:.3g}"
+        f"acc {entry['val_acc1']:.3f} ({low:.2f}–{high:.2f})  lr {lrs['lr_head']:.3g}"
     )
 
 

@@ -1,9 +1,13 @@
 """What a fine-tuning leaves: best.pt, the model of its best epoch, and results.json. With several runs, one each."""
 
+import contextlib
 import json
 from pathlib import Path
 
-from ssl import checkpoint, metrics
+from torch import nn
+
+from ssl import checkpoint, config, features, metrics, results, runs
+from ssl.data.images import Images
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.report import json_text, say, table
@@ -29,6 +33,14 @@ def read_results(place: Path) -> dict:
         raise UserError(f"{place}: the results of an earlier run of this folder cannot be read ({error})") from None
 
 
+def is_of_finetuning(folder: Path) -> bool:
+    """Whether finetune.py keeps a model, or a test of one, in this folder; its results.json is then that script's."""
+    with contextlib.suppress(UserError):  # no config.yaml, or none that can be read
+        if "freeze" in config.read_yaml(folder / "config.yaml"):
+            return True
+    return (folder / "best.pt").is_file()
+
+
 def models(path: Path) -> dict[Path, dict]:
     """{best.pt: its content} for `path`, a file or a run folder; of several runs, every one that has ended.
 
@@ -47,22 +59,32 @@ def models(path: Path) -> dict[Path, dict]:
     return contents
 
 
-def report(results: list[dict], folder: Path) -> None:
+def identity(settings, model: nn.Module, test: Images, split: str = "test") -> dict:
+    """What the numbers of a test are of: `model` on the images `test`."""
+    weights = {"sha256": features.encoder_checksum(model), "init": settings.init, "encoder": settings.encoder}
+    data = results.of_images(settings, test, split=split)
+    return {"weights": weights, "data": data, "copies": settings.copies, "versions": runs.versions()}
+
+
+def report(found: list[dict], folder: Path) -> None:
     """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
     if not is_main():
         return
-    summary = results[0]
-    if len(results) > 1:
-        summary = {"mean": metrics.over_runs([result["test"] for result in results]), "runs": results}
+    summary = found[0]
+    if len(found) > 1:
+        summary = {"mean": metrics.over_runs([result["test"] for result in found]), "runs": found}
     checkpoint.write_text(json_text(summary), folder / "results.json")
     names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
-    rows = [["test", *(["mean", "± sd"] if len(results) > 1 else ["value"])]]
+    several = len(found) > 1
+    rows = [["test", *(["mean", "± sd"] if several else ["value", "95 % interval"])]]
     for name in names:
-        if len(results) == 1 and results[0]["test"][name] is not None:
-            value = results[0]["test"][name]
-            rows.append([name, value if isinstance(value, str) else f"{value:.4f}"])
-        elif len(results) > 1 and name in summary["mean"]:
+        if several and name in summary["mean"]:
             mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
             rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
-    say("\n" + table(rows) + "\n")
+        elif not several and found[0]["test"][name] is not None:
+            value, interval = found[0]["test"][name], found[0]["test"].get(f"{name}_interval")
+            rows.append([name, value if isinstance(value, str) else f"{value:.4f}",
+                         "{:.4f}–{:.4f}".format(*interval) if interval else ""])  # fmt: skip
+    say("\n" + table(rows))
+    say(f"n = {found[0]['test']['images']} test images" + (f", {len(found)} seeds" if several else "") + "\n")
     say(f"results     {folder / 'results.json'}")

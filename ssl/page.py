@@ -27,7 +27,7 @@ CAPTIONS = {
 # Of a run without a test split.
 NEIGHBOURS = "Every second image of the set, which has no labels, and its nearest neighbours among the others"
 # Measures that are shown at once.
-MAIN = {"acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
+MAIN = {"n", "images", "acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
 
 
@@ -127,7 +127,7 @@ def _judged(runs: list[Run]) -> str:
     names = [_short(run) for run in runs] if len(runs) > 1 else ["Value"]
     main = [row for row in rows if MAIN & set(row[0].split(" · "))]
     return (
-        _table("Accuracies are fractions in 0..1", ["Measure", "From", *names], main)
+        _table("Accuracies are fractions in 0..1, in brackets their 95 % intervals", ["Measure", "From", *names], main)
         + _folded(f"All {len(rows)} numbers", ["Measure", "From", *names], rows)
     )  # fmt: skip
 
@@ -284,13 +284,15 @@ def _key(i: int) -> str:
     return f'<span class="key c{i % COLOURS}"></span>'
 
 
-def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float]]:
-    """The numbers of a nested dict with their path; at most 60 of each of its parts."""
-    found: list[tuple[str, float]] = []
+def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float | str]]:
+    """The numbers of a nested dict with their path, and the interval where one is beside; at most 60 of each part."""
+    found: list[tuple[str, float | str]] = []
     for name, value in results.items():
         path = f"{above}{name}"
         if finite(value):
-            found.append((path, value))
+            interval = _numbers(results.get(f"{name}_interval"))
+            low_high = f" ({svg.number(interval[0])}–{svg.number(interval[1])})" if len(interval) == 2 else ""
+            found.append((path, svg.number(value) + low_high if low_high else value))
         elif name == "runs" and isinstance(value, list):  # of finetune.py, a seed each
             for number, one in enumerate(value):
                 if isinstance(one, dict):

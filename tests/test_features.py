@@ -322,6 +322,11 @@ def model(folder):
             "--batch_size", "4", "--device", "cpu"]  # fmt: skip
 
 
+def judgement(folder):
+    """The numbers of results.json, without what they are of."""
+    return {name: value for name, value in json.loads((folder / "results.json").read_text()).items() if name != "of"}
+
+
 def in_process(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
     evaluate.main()
@@ -341,10 +346,10 @@ def test_one_and_two_processes_write_the_same_bytes_and_features_give_the_number
 
     def numbers(*arguments):
         in_process(monkeypatch, *arguments, "--output_dir", tmp_path)
-        return json.loads((tmp_path / "results.json").read_text())
+        return judgement(tmp_path)
 
     judges = ["--protocol", "probe", "knn"]
-    assert numbers(*model(folder), *judges) == json.loads((folder / "two" / "results.json").read_text())
+    assert numbers(*model(folder), *judges) == judgement(folder / "two")
     for more in ([], ["--standardize"], ["--train_percent", "40"]):
         of_images = numbers(*model(folder), *judges, *more)
         assert numbers("--features", folder / "two" / "features.pt", "--device", "cpu", *more) == of_images
@@ -352,13 +357,54 @@ def test_one_and_two_processes_write_the_same_bytes_and_features_give_the_number
     named = ["--features", folder / "two" / "features.pt", *model(folder)]
     assert set(numbers(*named)) == {"probe", "knn"}
     in_process(monkeypatch, "--features", tmp_path, "--device", "cpu", "--protocol", "knn")
-    assert set(json.loads((tmp_path / "results.json").read_text())) == {"knn"}  # in the folder that was named
+    assert set(judgement(tmp_path)) == {"knn"}  # in the folder that was named
     for ineffective, words in (
         (["--npz"], "npz: features are"),
         (["--protocol", "features", "--standardize"], "as the"),
     ):
         with pytest.raises(UserError, match=words):
             in_process(monkeypatch, *model(folder), *ineffective, "--output_dir", tmp_path)
+
+
+def test_results_say_what_they_are_of_and_a_run_of_0_steps_is_not_called_trained(judged, tmp_path, monkeypatch, capsys):
+    folder, _ = judged
+    (tmp_path / "encoder.pt").write_bytes((folder / "encoder.pt").read_bytes())
+    weights = torch.load(folder / "encoder.pt", weights_only=True)
+    saved = {"step": 0, "model": {f"encoder.{name}": weight for name, weight in weights.items()}}
+    arguments = ["--model_path", tmp_path / "encoder.pt", *model(folder)[2:], "--random_init"]
+
+    def of(*more) -> dict:
+        in_process(monkeypatch, *arguments, "--protocol", "knn", *more)
+        return json.loads((tmp_path / "results.json").read_text())["of"]
+
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    found = of("--k", "7", "--standardize")
+    printed = capsys.readouterr().out
+    assert "not trained (0 steps)" in printed and "has made 0 steps" in printed and "\ntrained encoder" not in printed
+    checksum = torch.load(folder / "two" / "features.pt", weights_only=True)["encoder"]
+    assert found["weights"] | {"sha256": checksum, "steps": 0} == found["weights"]
+    assert found["data"] | {
+        "dataset": "array", "data_dir": str(folder / "images.npz"), "split": "test", "test_images": 23,
+        "train_images": 61, "classes": 3, "image_size": 16,
+    } == found["data"]  # fmt: skip
+    assert len(found["data"]["mean"]) == 3 and found["seed"] == 0 and "torch" in found["versions"]
+    assert found["protocols"] == {"knn": {"k": 7, "knn_temperature": 0.07, "standardize": True}}
+    # Its features do not hide it either.
+    in_process(monkeypatch, *arguments[:-1], "--protocol", "features")
+    in_process(monkeypatch, "--features", tmp_path, "--device", "cpu", "--protocol", "probe")
+    said = json.loads((tmp_path / "results.json").read_text())["of"]
+    assert said["weights"]["sha256"] == checksum and said["data"]["test_images"] == 23
+    assert "not trained (0 steps)" in capsys.readouterr().out
+
+    torch.save(saved | {"step": 12}, tmp_path / "checkpoint.pt")
+    assert of()["weights"]["steps"] == 12
+    next(iter(saved["model"].values())).add_(1)  # a checkpoint of other weights says nothing of these
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    assert of()["weights"]["steps"] is None and "\ntrained encoder" in capsys.readouterr().out
+    (tmp_path / "encoder_best.pt").write_bytes((folder / "encoder.pt").read_bytes())
+    (tmp_path / "best.json").write_text('{"step": 0}')
+    arguments[1] = tmp_path / "encoder_best.pt"
+    assert of()["weights"]["steps"] == 0
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_scripts import ROOT, run
 
+import evaluate
 import finetune
-from ssl import checkpoint, config, finetuned, inference, page, restore, runfiles
+from ssl import checkpoint, config, features, finetuned, inference, metrics, page, restore, runfiles
 from ssl.augment import View, apply, draw
 from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
@@ -156,6 +157,32 @@ def frozen(images, encoder, tmp_path_factory) -> Path:
     config.write_yaml(before / "config.yaml", {"dataset": "folder", "data_dir": str(images), "seed": 0, "csv": None})
     run("finetune.py", "--init", before, "--output_dir", folder, "--freeze", *tiny())
     return folder
+
+
+@pytest.mark.parametrize("place", ["", "seed_1"])
+@pytest.mark.parametrize("named", [True, False])
+def test_judging_a_fine_tuned_run_leaves_its_results_alone(tuned, tmp_path, monkeypatch, place, named):
+    folder = tuned / place
+    before = (folder / "results.json").read_bytes()
+    arguments = ["--model_path", tuned, "--protocol", "knn", *(["--output_dir", folder] if named or place else [])]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments), "--workers", "0"])
+    evaluate.main()
+    assert (folder / "results.json").read_bytes() == before and not (folder / "results.1.json").exists()
+    assert results(folder / "evaluation")["of"]["weights"]["path"] == str(tuned / "encoder.pt")
+    shutil.rmtree(folder / "evaluation")
+
+
+def test_results_say_what_they_are_of(tuned, images):
+    for seed, one in enumerate(results(tuned)["runs"]):
+        model = torch.load(tuned / f"seed_{seed}" / "best.pt", weights_only=True)["model"]
+        holder = torch.nn.Module()
+        holder.state_dict = lambda model=model: model
+        assert one["of"]["weights"]["sha256"] == features.encoder_checksum(holder)
+        assert one["of"]["data"] | {"data_dir": str(images), "test_images": 21, "image_size": 32} == one["of"]["data"]
+        assert one["of"]["copies"] == 3 and "torch" in one["of"]["versions"]
+        assert one["test"]["acc1_interval"] == metrics.wilson(round(21 * one["test"]["acc1"]), 21)
+    printed = (tuned / "printed.txt").read_text()
+    assert "n = 21 test images, 2 seeds" in printed and "± sd" in printed
 
 
 def test_the_folder_says_where_every_setting_came_from(frozen):

@@ -716,14 +716,14 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
     common = ["evaluate.py", "--model_path", trained / "encoder.pt", "--output_dir", tmp_path]
     run(*common, "--protocol", "knn")
     first = (tmp_path / "results.json").read_text()
-    assert list(json.loads(first)) == ["knn"]
+    assert list(json.loads(first)) == ["knn", "of"]
     for protocols in (["knn", "probe"], ["knn", "probe"], ["probe"]):  # the second finds what the first has found
         done = run(*common, "--protocol", *protocols)
         now = json.loads((tmp_path / "results.json").read_text())
-        assert set(now) == set(protocols)
+        assert set(now) == {*protocols, "of"}
     assert "results.json (those before are in results.2.json)" in done.stdout
     assert (tmp_path / "results.1.json").read_text() == first
-    assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe"}
+    assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe", "of"}
     assert not (tmp_path / "results.3.json").exists()
 
 

@@ -160,4 +160,4 @@ def test_an_encoder_is_judged_on_two_nodes(undisturbed, tmp_path):
                  "--output_dir", tmp_path, "--probe_epochs", 1, "--device", "cpu",
                  "--encoder", "slow.SlowResNet", "--encoder_kwargs", "{width: 8, stages: 2}")  # fmt: skip
     assert job.ends() == "COMPLETED"
-    assert set(json.loads((tmp_path / "results.json").read_text())) == {"probe", "knn"}
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"probe", "knn", "of"}
