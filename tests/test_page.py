@@ -215,6 +215,15 @@ def test_of_several_seeds_each_has_its_numbers(tmp_path):
     assert "name seed_4, seed_5 as runs of their own" in text and "metrics.jsonl is not there" not in text
 
 
+def test_an_accuracy_stands_with_its_interval_and_n(tmp_path):
+    found = {"n": 4000, "acc1": 0.791, "acc1_interval": [0.778, 0.803], "balanced_accuracy": 0.75,
+             "balanced_accuracy_interval": ["<b>", None]}  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"probe": found}))
+    text = without_heads(make_page(tmp_path)).partition("<details>")[0]
+    for measure, value in (("acc1", "0.791 (0.778–0.803)"), ("n", "4000"), ("balanced_accuracy", "0.75")):
+        assert f'<th scope="row">probe · {measure}</th><td>results.json</td><td>{value}</td>' in text
+
+
 # Curves ----------------------------------------------------------------------------------
 
 

@@ -95,9 +95,13 @@ def test_the_demo_leaves_the_promised_table(tmp_path):
     done = subprocess.run([tmp_path / "scripts" / "demo", "--max_steps", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "runs" / "demo" / "results.json").read_text())
+    assert table.pop("of")["data"]["test_images"] == 4000
     assert set(table) == {"raw_pixels", "random_init", "trained"}
     for row in table.values():
-        assert set(row) == {"probe", "knn"} and all(0 < share < 1 for share in row.values())
+        assert set(row) == {"probe", "knn", "probe_interval", "knn_interval"}
+        for judge in ("probe", "knn"):
+            low, high = row[f"{judge}_interval"]
+            assert 0 < low < row[judge] < high < 1
     for words in ("raw pixels", "untrained encoder", "trained encoder", "linear probe", "k-NN"):
         assert words in done.stdout
 
