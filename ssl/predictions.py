@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from ssl.checkpoint import write_text
 
 # A spreadsheet runs a cell that begins so (the wide ones in some languages), and cells are names that anybody gave.
 RUN_BY_SPREADSHEETS = tuple("=+-@\t\r\n＝＋－＠")
+PLAIN_NUMBER = re.compile(r"[+-]([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # -1 is a number to them, -1+2 is run
 
 
 def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: Tensor, classes: list[str]) -> None:
     """A row an image: name, label, predicted, and `score_CLASS` for every class.
 
     `labels` (N,), -1 where unknown: the cell is then empty. `scores` (N, C), written so that they
-    read back as they are; the best is predicted. A cell that begins as a formula does gets an
-    apostrophe before it; bytes of a name that are no UTF-8 are written as \\udcNN. Whole or not at all: raises OSError.
+    read back as they are; the best is predicted. A cell that begins as a formula does, and is no
+    plain number, gets an apostrophe before it; bytes of a name that are no UTF-8 are written as
+    \\udcNN. Whole or not at all: raises OSError.
     """
     text = io.StringIO()
     rows = csv.writer(text)
@@ -32,4 +35,5 @@ def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: 
 
 def _cell(word: str) -> str:
     word = word.encode("utf-8", "backslashreplace").decode()
-    return f"'{word}" if word.startswith(RUN_BY_SPREADSHEETS) else word
+    is_run = word.startswith(RUN_BY_SPREADSHEETS) and not PLAIN_NUMBER.fullmatch(word)
+    return f"'{word}" if is_run else word

@@ -11,6 +11,7 @@ python -m ssl.report RUN [RUN ...]
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from ssl.board import Board
 from ssl.checkpoint import write_text
 from ssl.distributed import is_main
-from ssl.errors import UserError, one_line_errors
+from ssl.errors import UserError, one_line, one_line_errors
 
 
 def say(text: str = "") -> None:
@@ -33,6 +34,12 @@ def say(text: str = "") -> None:
         if is_main():
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say` it, as one printable line, unless this process has said it before: every split finds the same."""
+    say(one_line(text))
 
 
 def duration(seconds: float) -> str:

@@ -78,15 +78,104 @@ def test_a_file_without_splits_is_cut_without_overlap(tmp_path):
     assert seen == {image.tobytes() for image in x}
 
 
-def test_val_stands_in_for_test_and_labels_may_be_missing_or_no_class_numbers(tmp_path):
+def test_val_stands_in_for_test_and_labels_may_be_missing_or_no_classes(tmp_path):
     x = pictures(12)
-    for labels in ({}, {"train_labels": np.ones((12, 2), int)}, {"train_labels": np.ones(12)}):
+    for labels in ({}, {"train_labels": np.ones((12, 2), int)}, {"train_labels": np.ones(12) / 3}):
         np.savez(tmp_path / "a.npz", train_images=x, val_images=x[:5], **labels)
         data = load(tmp_path / "a.npz", "test")
         assert len(data) == 5 and data.labels.tolist() == [-1] * 5 and data.classes == []
         assert load(tmp_path / "a.npz").classes == []
     np.savez(tmp_path / "a.npz", train_images=x, train_labels=np.arange(12) % 4 - 1)
     assert load(tmp_path / "a.npz").labels.tolist() == [-1, 0, 1, 2] * 3
+
+
+def test_only_the_splits_own_labels_are_labels_and_the_others_are_named(tmp_path, capsys):
+    parts = medmnist(tmp_path / "a.npz")
+    others = {"train_patient_labels": np.arange(48), "soft_labels": np.ones((48, 3)) / 3, "labels": np.arange(7)}
+    np.savez(tmp_path / "b.npz", **parts, **others)
+    for split in ("unlabelled", "train", "val", "test"):
+        ours, without = (load(tmp_path / name, split) for name in ("b.npz", "a.npz"))
+        assert ours.classes == without.classes == ["0", "1", "2"] and torch.equal(ours.labels, without.labels)
+    named = "'train_patient_labels', 'soft_labels', 'labels'"
+    assert capsys.readouterr().out == f"data        arrays of {tmp_path / 'b.npz'} that are not read: {named}\n"
+
+
+@pytest.mark.parametrize("names", [("training", "valid", "testing"), ("Train", "dev", "TEST")])
+def test_splits_of_arrays_have_many_names(tmp_path, names):
+    parts, renamed = medmnist(tmp_path / "a.npz"), {}
+    for split, name in zip(("train", "val", "test"), names):
+        renamed |= {f"{name}_{kind}": parts[f"{split}_{kind}"] for kind in ("images", "labels")}
+    np.savez(tmp_path / "b.npz", **renamed)
+    for split in ("unlabelled", "train", "val", "test", "all"):
+        ours, theirs = (load(tmp_path / name, split) for name in ("a.npz", "b.npz"))
+        assert torch.equal(ours.resident, theirs.resident) and torch.equal(ours.labels, theirs.labels)
+    np.savez(tmp_path / "c.npz", **parts, validation_images=parts["val_images"])
+    with pytest.raises(UserError, match="has val_images and validation_images, both the split 'val'"):
+        load(tmp_path / "c.npz", "train")
+
+
+@pytest.mark.parametrize(
+    "make, classes, expected",
+    [
+        (lambda y: y[:, None].astype(np.uint8), ["0", "1", "2"], lambda y: y),
+        (lambda y: y.astype(float), ["0", "1", "2"], lambda y: y),
+        (lambda y: np.where(y == 1, np.nan, y), ["0", "2"], lambda y: np.array([0, -1, 1])[y]),
+        (lambda y: y == 2, ["0", "1"], lambda y: y == 2),
+        (lambda y: np.eye(4, dtype=np.uint8)[y + (y == 2)], ["0", "1", "3"], lambda y: y),
+        (lambda y: np.eye(3)[y], ["0", "1", "2"], lambda y: y),
+        (lambda y: np.eye(3, dtype=bool)[y], ["0", "1", "2"], lambda y: y),
+        (lambda y: np.array(["dog ", "NaN", "ant"])[y], ["ant", "dog"], lambda y: np.array([1, -1, 0])[y]),
+        (lambda y: np.char.encode(np.array(["dög", "ant", "bee"]), "utf-8")[y], ["ant", "bee", "dög"],
+         lambda y: np.array([2, 0, 1])[y]),
+    ],
+    ids=["column", "floats", "floats with NaN", "bool", "one-hot", "one-hot floats", "one-hot bool", "text", "bytes"],
+)  # fmt: skip
+def test_labels_of_many_forms_are_read_to_their_classes(tmp_path, capsys, make, classes, expected):
+    train, test = np.arange(60) % 3, np.arange(9) % 2  # the test lacks class 2
+    np.savez(tmp_path / "a.npz", train_images=pictures(60), train_labels=make(train),
+             test_images=pictures(9), test_labels=make(test))  # fmt: skip
+    for split, y in (("train", train), ("unlabelled", train), ("test", test)):
+        data = load(tmp_path / "a.npz", split)
+        assert data.classes == classes and data.labels.tolist() == expected(y).astype(int).tolist()
+    is_told = "train_labels in" in (said := capsys.readouterr().out) and "are one-hot; the class is the number" in said
+    assert is_told == (make(train).ndim == 2 and make(train).shape[1] > 1)
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        (np.eye(3, dtype=int)[[0, 1, 2] * 4] | [1, 0, 0], "give some images several labels, or none (multi-label)"),
+        (np.zeros((12, 14), bool), "give some images several labels, or none (multi-label)"),
+        (np.full((12, 3), 1 / 3), "have shape (12, 3), several numbers an image"),
+        (np.arange(24).reshape(12, 2), "have shape (12, 2), several numbers an image"),
+        (np.zeros((12, 20, 20), np.uint8), "have shape (12, 20, 20), several numbers an image"),
+        (np.linspace(0, 1, 12), "hold quantities such as 0.0909091, no classes"),
+        (np.array([0.0, np.inf] * 6), "hold quantities such as inf"),
+        (np.array([1j] * 12), "have shape (12,) and type complex128"),
+        (np.array([["a", "b"]] * 12), "have shape (12, 2) and type <U1"),
+        (np.array([b"\xff"] * 12), "are bytes that are no UTF-8"),
+    ],
+)
+def test_labels_that_are_not_one_class_an_image_say_what_they_are(tmp_path, capsys, labels, expected):
+    np.savez(tmp_path / "a.npz", images=pictures(12), labels=labels)
+    for split in ("train", "test"):
+        with pytest.raises(UserError) as raised:
+            load(tmp_path / "a.npz", split)
+        assert f"data_dir: labels in {tmp_path / 'a.npz'} {expected}" in str(raised.value)
+        assert "expected one class an image, (N,) or (N, 1)" in str(raised.value)
+    data = load(tmp_path / "a.npz", "unlabelled")  # which needs none
+    assert len(data) == 12 and data.classes == [] and data.labels.tolist() == [-1] * 12
+    assert f"labels      not used: labels in {tmp_path / 'a.npz'}" in capsys.readouterr().out
+
+
+def test_labels_of_two_kinds_are_refused_and_python_objects_get_the_way_out(tmp_path):
+    x = pictures(12)
+    np.savez(tmp_path / "a.npz", train_images=x, train_labels=np.arange(12), test_images=x, test_labels=["a"] * 12)
+    with pytest.raises(UserError, match=r"train_labels, test_labels in .* some are text, others numbers"):
+        load(tmp_path / "a.npz", "test")
+    np.savez(tmp_path / "a.npz", images=x, labels=np.array(["a", "b"] * 6, dtype=object))
+    with pytest.raises(UserError, match=r"save text with \.astype\(str\)"):
+        load(tmp_path / "a.npz", "train")
 
 
 def test_a_bare_npy_stays_on_the_disk_and_any_process_finds_it(tmp_path):

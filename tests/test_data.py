@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
-from ssl.data import datasets, loader
+from ssl.data import classes, datasets, listing, loader, splits
 from ssl.data.folders import SUBSETS
-from ssl.data.images import Images, decode, split_validation
+from ssl.data.images import FORMATS, Images, decode, split_validation
 from ssl.data.loader import (
     _even_slices,
     auto_workers,
@@ -88,6 +88,120 @@ def test_where_there_are_val_and_test_each_is_itself(tmp_path, capsys):
         datasets.load("folder", str(tmp_path), "val")
     tree(tmp_path / "cut", splits=("",))
     assert datasets.load("folder", str(tmp_path / "cut"), "val") is None
+
+
+@pytest.mark.parametrize(
+    "train, val, test",
+    [
+        ("Training", None, "Testing"),
+        ("TRAIN", "valid", "Test"),
+        ("train", "Validation", "testing"),
+        ("Train", "dev", "test"),
+    ],
+)
+def test_splits_have_many_names_in_any_case(tmp_path, train, val, test):
+    tree(tmp_path, splits=filter(None, (train, val, test)))
+    for split, name in (("train", train), ("unlabelled", train), ("val", val), ("test", test), ("all", test)):
+        data = datasets.load("folder", str(tmp_path), split)
+        assert (data is None) == (name is None)
+        if name:
+            assert data.classes == ["cat", "dog"] and len(data) == 8
+            assert all(path.startswith(f"{tmp_path / name}/") for path in data.paths)
+
+
+def test_control_without_the_names_splits_would_be_learnt_as_classes(tmp_path, monkeypatch):
+    tree(tmp_path, splits=("Training", "Testing"))
+    monkeypatch.setattr(splits, "NAMES", {})
+    assert datasets.load("folder", str(tmp_path), "train").classes == ["Testing", "Training"]
+
+
+@pytest.mark.parametrize(
+    "make, split, expected",
+    [
+        (("train", "Training", "test"), "train", r"Training and train/ beside it both mean the split 'train'"),
+        (("train", "test", "val", "dev"), "val", r"dev and val/ beside it both mean the split 'val'"),
+        (("train", "control"), "unlabelled", r"train/ beside 'control/': is train a split or a class"),
+        (("Test", "control", "other"), "train", r"Test/ beside 'control/', 'other/': is Test a split or a class"),
+        (("dev", "ops"), "all", r"dev/ beside 'ops/': is dev a split or a class"),
+        (("test",), "unlabelled", r"has test/ but no train/ to learn from"),
+        (("val", "test"), "train", r"has test/ but no train/ to learn from"),
+        (("all/train", "all/test"), "train", r"/all holds splits of its own.*pass that folder"),
+        (("bottle/train", "bottle/test", "cable/train"), "test", r"/bottle holds splits of its own"),
+    ],
+)
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, make, split, expected):
+    tree(tmp_path, splits=make)
+    with pytest.raises(UserError, match=expected):
+        datasets.load("folder", str(tmp_path), split)
+
+
+def test_what_has_only_a_test_split_is_tested_on_and_two_classes_of_one_folder_are_no_splits(tmp_path):
+    tree(tmp_path / "a", splits=("Validation",))
+    assert len(datasets.load("folder", str(tmp_path / "a"), "all")) == 8
+    tree(tmp_path / "b", splits=("cat/train", "dog/train"))  # pictures of trains
+    assert datasets.load("folder", str(tmp_path / "b"), "all").classes == ["cat", "dog"]
+
+
+def test_images_beside_the_splits_are_said_not_to_be_read(tmp_path, capsys):
+    tree(tmp_path, splits=("Train", "Test", "extra", "@eaDir"))
+    picture(tmp_path / "cover.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "1.xml").write_text("no image")
+    for split in ("train", "test"):
+        assert datasets.load("folder", str(tmp_path), split).classes == ["cat", "dog"]
+    said = capsys.readouterr().out
+    assert said == f"data        only Test/, Train/ of {tmp_path} are read, not 'extra/', 'cover.png'\n"
+
+
+def test_pre_training_on_folders_with_splits_of_their_own_is_warned_of(tmp_path, capsys):
+    tree(tmp_path, splits=("a/train", "a/test", "b"))
+    assert len(datasets.load("folder", str(tmp_path), "unlabelled").classes) == 2
+    assert f"{tmp_path / 'a'} holds splits of its own, so their test images are among" in capsys.readouterr().out
+
+
+def test_extensions_are_those_of_the_formats_that_are_read():
+    Image.init()
+    assert {name for name, kind in Image.registered_extensions().items() if kind in FORMATS} == listing.EXTENSIONS
+
+
+def test_files_that_are_not_read_are_counted_once_and_junk_is_neither_counted_nor_a_class(tmp_path, capsys):
+    tree(tmp_path, splits=("",), each=20)
+    picture(tmp_path / "cat" / "20.png")
+    (tmp_path / "cat" / "20.png").rename(tmp_path / "cat" / "20.JFIF")
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/noextension", "dog/._1.jpg", "dog/Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    for junk in ("@eaDir", "__MACOSX", ".thumbnails", "dog/@eaDir"):
+        picture(tmp_path / junk / "0.png")
+    for _ in range(2):
+        parts = [datasets.load("folder", str(tmp_path), split) for split in ("train", "test")]
+        assert parts[0].classes == ["cat", "dog"] and sum(map(len, parts)) == 41
+    said = capsys.readouterr().out
+    assert f"in {tmp_path} 4 files were not read: 2 .heic, 1 .jpg that are no ordinary files, 1 without" in said
+    assert said.count("not read") == 1 and f" of 41 images of {tmp_path} for the test" in said
+
+
+def test_the_line_of_files_that_are_not_read_is_short(tmp_path, capsys):
+    tree(tmp_path, each=1)
+    for number in range(50):
+        (tmp_path / "train" / f"x.{number}\x1b[2J{'long' * 9}").write_text("x")
+    datasets.load("folder", str(tmp_path), "train")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "50 files were not read: 1 .0" in line and line.endswith("and 45 more kinds") and len(line) < 300
+    assert line.isprintable()
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.heic").write_text("x")
+    with pytest.raises(UserError, match=r"has no images \(looked for .*\); 3 files were not read: 3 \.heic$"):
+        datasets.load("folder", str(tmp_path), "unlabelled")
+
+
+def test_class_folders_that_differ_in_case_are_told(tmp_path, capsys):
+    tree(tmp_path, classes=("cat", "Cat", "dog"))
+    assert len(datasets.load("folder", str(tmp_path), "test").classes) == 3
+    assert "*** 'Cat' and 'cat' of class folders of" in capsys.readouterr().out
 
 
 def test_large_images_stay_files(tmp_path):
@@ -172,6 +286,9 @@ def test_an_imagenet_subset_takes_its_labels_from_the_class_list(tmp_path):
     assert data.paths[0].endswith("n00000049/0.png") and data.labels.tolist() == list(range(50))
     with pytest.raises(UserError, match="lists 50 classes, ImageNet100 has 100"):
         datasets.load("ImageNet100", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    (tmp_path / "in" / "train").rename(tmp_path / "in" / "Training")
+    again = datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list.txt"))
+    assert again.classes == data.classes and len(again) == 50
     for wrong, said in {"../etc x": "no class of ImageNet", "n0160169 x": "n and 8 digits", lines[1]: "twice"}.items():
         (tmp_path / "list.txt").write_text("\n".join([wrong, *lines[1:]]))
         with pytest.raises(UserError, match=said):
@@ -193,6 +310,27 @@ def test_a_class_list_that_is_not_the_published_one_is_said(tmp_path, capsys, mo
     assert said(wnids[:50]) == said(wnids[49::-1]) == ""  # labels follow the list's order, the classes are the same
     assert "not the ImageNet50 of Van Gansbeke et al." in said(wnids[1:])
     assert said(wnids[1:], "test") == ""  # once is enough
+
+
+def test_two_classes_of_one_name_are_told_apart_by_their_wnid_or_refused(tmp_path):
+    names = [*(f"n{i:08}" for i in range(48)), "n02012849", "n03126707"]
+    tree(tmp_path / "in", splits=("train", "val"), classes=names, each=1)
+    lines = [f"{wnid} class {wnid}" for wnid in names[:48]] + ["n02012849 crane", "n03126707 crane"]
+    (tmp_path / "list").write_text("\n".join(lines))
+    for split in ("train", "test"):
+        data = datasets.load("ImageNet50", str(tmp_path / "in"), split, class_list=str(tmp_path / "list"))
+        assert data.classes[47:] == ["class n00000047", "crane (n02012849)", "crane (n03126707)"]
+    assert classes.distinct(["crane", "dog", "crane"], ["n1", "n2", "n3"]) == ["crane (n1)", "dog", "crane (n3)"]
+    (tmp_path / "list").write_text("\n".join([*lines[:47], "n00000047 crane (n02012849)", *lines[48:]]))
+    with pytest.raises(UserError, match=r"ImageNet50 has several classes called 'crane \(n02012849\)'"):
+        datasets.load("ImageNet50", str(tmp_path / "in"), "train", class_list=str(tmp_path / "list"))
+
+
+def test_a_data_set_with_two_classes_of_one_name_is_refused(monkeypatch):
+    data = Images("CIFAR10", torch.arange(3), ["a", "b", "a"], resident=torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(datasets, "_torchvision", lambda *_: data)
+    with pytest.raises(UserError, match="CIFAR10 has several classes called 'a'"):
+        datasets.load("CIFAR10", None, "train")
 
 
 def test_torchvision_sets_are_read(tmp_path):

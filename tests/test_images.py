@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl.data.images import BadImage, Paths, decode, list_images
+from ssl.data.images import BadImage, Paths, decode
+from ssl.data.listing import list_images
 
 
 def saved(path, image, **options):

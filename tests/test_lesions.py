@@ -150,7 +150,8 @@ def test_the_others_are_tests_alone(tmp_path, name):
 @given(st.sampled_from(sorted(lesions.TABLES)), st.text(st.sampled_from('01.23*,;"\n\0mel'), max_size=40))
 def test_any_table_is_labels_or_one_clear_error(tmp_path_factory, name, content):
     path = tmp_path_factory.getbasetemp() / "any.csv"
-    delimiter, column, _ = lesions.TABLES[name]
+    column, _ = lesions.TABLES[name]
+    delimiter = ";" if name.startswith("derm7pt") else ","
     path.write_text(f"image{delimiter}{column}\n{content}")
     try:
         assert all(label in (0, 1) for _, label in lesions.read_labels(name, path))

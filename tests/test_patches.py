@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl.data import patches as room
-from ssl.data.images import decode, list_images
+from ssl.data.images import decode
+from ssl.data.listing import list_images
 from ssl.data.patches import patches
 from ssl.errors import UserError
 

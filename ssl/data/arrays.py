@@ -1,8 +1,8 @@
 """Images in one file of numpy arrays: .npz as MedMNIST's, or a .npy of images alone.
 
 A .npz holds {train,val,test}_images and {train,val,test}_labels, or `images` and `labels`; labels may be left
-out. Images are (N, H, W) or (N, H, W, C), uint8 or uint16, with 1 to 16 channels; labels are class numbers,
-(N,) or (N, 1), negative where there is none.
+out. Images are (N, H, W) or (N, H, W, C), uint8 or uint16, with 1 to 16 channels; labels say one class an image, as
+`array_labels.one_class_each` reads them. Other arrays of the file are not read, which is said.
 """
 
 import contextlib
@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl.data.array_labels import one_class_each
+from ssl.data.splits import split_of
+from ssl.data.tables import first_few
 from ssl.errors import UserError
+from ssl.report import say_once
 
 SUFFIXES = (".npz", ".npy")
 CHANNELS = 16  # at most
@@ -55,9 +59,9 @@ def _mapped_rows(path: str, rows: np.ndarray) -> Stack:
 def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None:
     """(images, labels (N,), class names, whether they are a split of their own) for a split of `datasets.load`.
 
-    None for 'val' where there are not both val and test. Labels are -1, and there are no
-    classes, where the file does not have one class number an image. Raises `UserError` for a
-    file that is not as described above.
+    None for 'val' where there are not both val and test. Where the file has no labels they are -1, and there are no
+    classes; so it is for 'unlabelled' where labels are not one class an image. Raises `UserError` for a file that is
+    not as described above.
     """
     if path.suffix.lower() == ".npy":
         if split == "val":
@@ -69,11 +73,12 @@ def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UserError(f"data_dir: {path} is one array, not a .npz of several; name it .npy")
     with file:
-        if split == "val" and ("images" in file.files or not {"val_images", "test_images"} <= set(file.files)):
+        prefixes = _prefixes(path, file.files)
+        if split == "val" and not {"val", "test"} <= prefixes.keys():
             return None
-        prefix = _prefix(path, file.files, split)
+        prefix = _prefix(path, prefixes, file.files, split)
         images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}")
-        labels, classes = _labels(path, file, prefix, len(images))
+        labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), split != "unlabelled")
     return _stack(images), labels, classes, prefix != ""
 
 
@@ -84,7 +89,10 @@ def _readable(path: Path):
         yield
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"data_dir: {path} cannot be read as numpy arrays ({type(error).__name__}: {reason})") from None
+        advice = "; save text with .astype(str)" if "allow_pickle" in reason else ""
+        raise UserError(
+            f"data_dir: {path} cannot be read as numpy arrays ({type(error).__name__}: {reason}){advice}"
+        ) from None
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -97,16 +105,32 @@ def _stack(images: np.ndarray) -> Stack:
     return Stack(images, np.arange(len(images)))
 
 
-def _prefix(path: Path, names: list[str], split: str) -> str:
-    """How the names of this split's arrays begin: nothing where the file is not split."""
-    if "images" in names:
+def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
+    """{split: how the names of its arrays begin}; only {'': ''} where the file is not split."""
+    found = {}
+    for name in ["images"] if "images" in names else names:
+        prefix = name.removesuffix("images")
+        split = split_of(prefix.removesuffix("_")) if prefix else ""
+        if not name.endswith("images") or split is None:
+            continue
+        if split in found:
+            raise UserError(f"data_dir: {path} has {found[split]}images and {name}, both the split {split!r}; keep one")
+        found[split] = prefix
+    unread = [name for name in names if name not in {f"{x}{y}" for x in found.values() for y in ("images", "labels")}]
+    if found and unread:
+        say_once(f"data        arrays of {path} that are not read: {first_few(unread)}")
+    return found
+
+
+def _prefix(path: Path, prefixes: dict[str, str], names: list[str], split: str) -> str:
+    if "" in prefixes:
         return ""
-    wanted = {"test": ("test_", "val_"), "val": ("val_",)}.get(split, ("train_",))
-    for prefix in wanted:
-        if f"{prefix}images" in names:
-            return prefix
+    wanted = {"test": ("test", "val"), "val": ("val",)}.get(split, ("train",))
+    for part in wanted:
+        if part in prefixes:
+            return prefixes[part]
     raise UserError(
-        f"data_dir: {path} has neither images nor {wanted[0]}images, but {', '.join(names) or 'nothing'}; expected "
+        f"data_dir: {path} has neither images nor {wanted[0]}_images, but {', '.join(names) or 'nothing'}; expected "
         "arrays named train_images, train_labels, test_images, test_labels, or images, labels"
     )
 
@@ -137,21 +161,29 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
     return images
 
 
-def _labels(path: Path, file: np.lib.npyio.NpzFile, prefix: str, count: int) -> tuple[Tensor, list[str]]:
-    """(labels (N,), names of the classes): every number that stands in any split is a class."""
+def _labels(
+    path: Path, file: np.lib.npyio.NpzFile, prefix: str, prefixes: list[str], count: int, needed: bool
+) -> tuple[Tensor, list[str]]:
+    """(labels (N,), names of the classes): what stands in the labels of any split is a class."""
     unlabelled = torch.full((count,), -1)
     if f"{prefix}labels" not in file.files:
         return unlabelled, []
-    found = {}
-    for name in file.files:
-        if name.endswith("labels"):
-            numbers = _member(path, file, name)
-            if numbers.dtype.kind not in "iu" or numbers.ndim == 0 or numbers.size != len(numbers):
-                return unlabelled, []  # several labels an image, or quantities: nothing the judges could use
-            found[name] = numbers.reshape(-1).astype(np.int64)
-    own, classes = found[f"{prefix}labels"], np.unique(np.concatenate(list(found.values())))
-    if len(own) != count:
-        raise UserError(f"data_dir: {path} has {count} {prefix}images but {len(own)} {prefix}labels")
-    classes = classes[classes >= 0]
-    labels = np.where(own < 0, -1, np.searchsorted(classes, own))
-    return torch.from_numpy(labels), [str(number) for number in classes]
+    names = [f"{part}labels" for part in prefixes if f"{part}labels" in file.files]
+    found = {name: _member(path, file, name) for name in names}
+    own = found[f"{prefix}labels"]
+    if own.ndim == 0 or len(own) != count:
+        raise UserError(f"data_dir: {path} has {count} {prefix}images but {own.size} {prefix}labels")
+    try:
+        found = {name: one_class_each(array, f"{name} in {path}") for name, array in found.items()}
+        if len({array.dtype.kind for array in found.values()}) > 1:
+            raise UserError(f"data_dir: of {', '.join(names)} in {path} some are text, others numbers; choose one")
+    except UserError as error:
+        if needed:
+            raise
+        say_once(f"labels      not used: {str(error).removeprefix('data_dir: ')}")
+        return unlabelled, []
+    classes = np.unique(np.concatenate(list(found.values())))
+    classes = classes[(classes != "") if classes.dtype.kind == "U" else (classes >= 0)]
+    own = found[f"{prefix}labels"]
+    labels = np.where(np.isin(own, classes), np.searchsorted(classes, own), -1)
+    return torch.from_numpy(labels), [str(name) for name in classes]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl.augment import to_unit
 from ssl.data import arrays, lesions
+from ssl.data.classes import require_distinct
 from ssl.data.cut import cut
 from ssl.data.folders import folder, imagenet
 from ssl.data.images import BadImage, Images, spread
@@ -20,7 +21,8 @@ from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.data.slides import FOLDERS as SLIDES
 from ssl.data.slides import slides
-from ssl.data.tables import Columns, table
+from ssl.data.splits import tell_held_out
+from ssl.data.table_images import Columns, table
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 
@@ -119,7 +121,10 @@ def load(
             _torchvision(name, data_dir or "data", split, download)
         barrier()  # the others read what rank 0 fetched
         data = _torchvision(name, data_dir or "data", split, False)
-    return data and _make_resident(data)
+    if data is None:
+        return None
+    require_distinct(data.classes, name)
+    return _make_resident(data)
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
@@ -182,7 +187,14 @@ def _array(data_dir: str | None, split: str) -> Images | None:
         return None
     stored, labels, classes, is_split = found
     data = Images("array", labels, classes, stored=stored)
-    return data if is_split else cut(data, split, None, f"data_dir: {path} holds images without labels")
+    if is_split:
+        return data
+    part = cut(data, split, None, f"data_dir: {path} holds images without labels")
+    if part:
+        tell_held_out(
+            split, len(part), len(data), str(path), "train_images and test_images would be splits of your own"
+        )
+    return part
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:

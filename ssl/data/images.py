@@ -21,7 +21,6 @@ from ssl.errors import UserError, one_line
 if TYPE_CHECKING:
     from ssl.data.preload import Held
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 # What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 LARGEST_FILE = 1 << 30  # bytes
@@ -40,24 +39,6 @@ class BadImage(UserError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Every image file below `folder`, relative to it, in byte order. Linked folders are followed once."""
-    found, visited = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                path = Path(parent, name)
-                if path.is_file():  # not a pipe or a device with an image's name
-                    found.append(path.relative_to(folder))
-    return sorted(found, key=lambda path: os.fsencode(path))
 
 
 def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None, held: bytes | None = None) -> Tensor:

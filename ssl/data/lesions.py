@@ -18,13 +18,16 @@ from pathlib import Path
 import torch
 
 from ssl.data.images import Images, Paths
-from ssl.data.tables import BINARY, SPLITS, find_images, first_few, images_in, read_table
+from ssl.data.lookup import find_images, images_in
+from ssl.data.splits import SPLITS
+from ssl.data.table_images import BINARY
+from ssl.data.tables import first_few, read_table
 from ssl.errors import UserError
 from ssl.report import say
 
-# name: (delimiter, column of the label, the labels of class 0 and of class 1, * for anything)
-_ISIC = (",", "label", ("0", "1"))
-_DERM7PT = (";", "diagnosis", ("1.*", "3.2*"))
+# name: (column of the label, the labels of class 0 and of class 1, * for anything)
+_ISIC = ("label", ("0", "1"))
+_DERM7PT = ("diagnosis", ("1.*", "3.2*"))
 TABLES = {
     "isic2019": _ISIC,
     "isic2020": _ISIC,
@@ -74,8 +77,8 @@ def load(name: str, root: Path, split: str, csv: str | None, splits_folder: str 
 
 def read_labels(name: str, file: Path) -> list[tuple[str, int]]:
     """(image, 1 for melanoma or 0) for every row of a table of the data set `name`."""
-    delimiter, column, patterns = TABLES[name]
-    rows = read_table(file, ["image", column], delimiter)
+    column, patterns = TABLES[name]
+    rows = read_table(file, ["image", column])
     if not rows:
         raise UserError(f"csv: {file} has a header and no rows")
     known = {cell: [fnmatchcase(cell, pattern) for pattern in patterns] for _, cell in rows}

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl.data.images import EXTENSIONS, decode, list_images
+from ssl.data.images import decode
+from ssl.data.listing import EXTENSIONS, list_images
 from ssl.data.loader import auto_workers
 from ssl.errors import UserError, one_line_errors
 from ssl.report import Progress, say

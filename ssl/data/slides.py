@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from ssl.data.images import EXTENSIONS, Images, Paths, list_images
-from ssl.data.tables import SPLITS, first_few, read_table
+from ssl.data.images import Images, Paths
+from ssl.data.listing import EXTENSIONS, list_images
+from ssl.data.splits import SPLITS, split_of
+from ssl.data.tables import first_few, read_table
 from ssl.errors import UserError, nearest, one_line
 from ssl.report import say
 
@@ -152,11 +154,11 @@ def _by_list(there: set[Slide], test: list[str]) -> dict[str, str]:
 
 def _by_table(there: set[Slide], csv: str, split: str) -> dict[str, str]:
     """{slide: its split} by the rows of a table; slides that it does not name are train."""
-    rows = [(name.strip(), part.strip()) for name, part in read_table(csv, ["slide_name", "split"])]
     parts: dict[str, str] = {}
-    for row, (name, part) in enumerate(rows, 1):
-        if part not in SPLITS:
-            raise UserError(f"csv: {csv} row {row}: {part!r} is none of {', '.join(SPLITS)}{nearest(part, SPLITS)}")
+    for row, (name, cell) in enumerate(read_table(csv, ["slide_name", "split"]), 1):
+        name, part = name.strip(), split_of(cell.strip())
+        if part is None:
+            raise UserError(f"csv: {csv} row {row}: {cell!r} is none of {', '.join(SPLITS)}{nearest(cell, SPLITS)}")
         if parts.setdefault(name, part) != part:
             raise UserError(f"csv: {csv} row {row}: {name!r} is in two splits, {parts[name]} and {part}")
     names = {slide.name for slide in there}

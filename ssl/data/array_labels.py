@@ -1,0 +1,54 @@
+"""Labels of an array file: which arrays say one class an image, and what is wrong with the others."""
+
+import numpy as np
+
+from ssl.data.classes import MISSING
+from ssl.errors import UserError
+from ssl.report import say_once
+
+EXPECTED = "expected one class an image, (N,) or (N, 1): whole numbers, or names as text"
+
+
+def one_class_each(array: np.ndarray, where: str) -> np.ndarray:
+    """(N,) int64, negative where an image has no label; or (N,) text, empty where it has none.
+
+    Read are whole numbers (also as floats, NaN for none), False and True as 0 and 1, text, and rows (N, C) of one 1
+    and zeros elsewhere, as the number of the column. Raises `UserError` for all else, which says what it is.
+    """
+    numeric = array.dtype.kind in "biuf"
+    if array.ndim and array.size == len(array):
+        array = array.reshape(-1)
+        if array.dtype.kind in "US":
+            return _text(array, where)
+        if numeric:
+            return _whole(array, where)
+    elif numeric and array.ndim == 2 and np.isin(array, (0, 1)).all():
+        if (array.sum(1) == 1).all():
+            say_once(f"labels      {where} are one-hot; the class is the number of the column, from 0")
+            return array.argmax(1).astype(np.int64)
+        raise UserError(f"data_dir: {where} give some images several labels, or none (multi-label); {EXPECTED}")
+    elif numeric:
+        raise UserError(
+            f"data_dir: {where} have shape {array.shape}, several numbers an image (several labels, probabilities, a "
+            f"mask?); {EXPECTED}"
+        )
+    raise UserError(f"data_dir: {where} have shape {array.shape} and type {array.dtype}; {EXPECTED}")
+
+
+def _whole(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array.astype(np.int64)
+    array = np.where(np.isnan(array), -1, array)
+    broken = array[(array != np.floor(array)) | (abs(array) > 2**53)]
+    if len(broken):
+        raise UserError(f"data_dir: {where} hold quantities such as {broken[0]:g}, no classes; {EXPECTED}")
+    return array.astype(np.int64)
+
+
+def _text(array: np.ndarray, where: str) -> np.ndarray:
+    try:
+        words = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    except UnicodeDecodeError as error:
+        raise UserError(f"data_dir: {where} are bytes that are no UTF-8 ({error}); {EXPECTED}") from None
+    words = np.char.strip(words)
+    return np.where(np.isin(words, list(MISSING)), "", words)

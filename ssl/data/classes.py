@@ -1,0 +1,74 @@
+"""Names of classes: what a table's cells say, and no name for two classes."""
+
+import re
+import unicodedata
+from collections import Counter
+from decimal import Decimal
+
+from ssl.errors import UserError
+from ssl.report import say_once
+
+# Cells without a value, as pandas reads them. "None" is not among them: it may be the name of a class.
+MISSING = {"", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "null", "NULL", "Null"}
+NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+
+
+def values(cells: list[str], column: str, without: str) -> list[str | None]:
+    """The cells of a column, None where there is no value. Of those equal as numbers, 1 and 1.0, all get the shortest.
+
+    Both are said; `without` is the end of the words on rows that have no value.
+    """
+    missing = Counter(cell for cell in cells if cell in MISSING)
+    if missing:
+        kinds = ", ".join(f"{count} {cell or 'empty'}" for cell, count in missing.most_common())
+        say_once(f"table       {missing.total()} of {len(cells)} rows have no {column!r} ({kinds}): {without}")
+    spellings: dict[Decimal, set[str]] = {}
+    for cell in set(cells):
+        if NUMBER.fullmatch(cell):
+            spellings.setdefault(Decimal(cell), set()).add(cell)
+    shortest = {number: min(found, key=lambda cell: (len(cell), cell)) for number, found in spellings.items()}
+    several = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
+    if several:
+        example = ", ".join(map(repr, several[0]))
+        say_once(f"table       {len(several)} values of {column!r} are written in several ways, as {example}: "
+                 "what is equal as a number is one")  # fmt: skip
+    one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
+    return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
+
+
+def one_label_each(labels: list[str], where: str) -> None:
+    """Raise `UserError` where a label joins others, as 'ants|bees' beside 'ants' and 'bees'."""
+    known = set(labels)
+    for label in sorted(known):
+        for separator in "|;,+&":
+            parts = [part.strip() for part in label.split(separator)]
+            if len(parts) > 1 and known.issuperset(parts):
+                raise UserError(
+                    f"csv: {label!r} in {where} joins the labels {', '.join(map(repr, parts))}: several labels an "
+                    "image (multi-label) are not read. Leave such rows out, or make a column with one label each"
+                )
+
+
+def tell_alike(classes: list[str], where: str) -> None:
+    """Say which two classes differ only in case, blanks or Unicode form, as Cat and cat: likely they are one."""
+    first: dict[str, str] = {}
+    for name in classes:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        other = first.setdefault(key, name)
+        if other != name:
+            say_once(f"classes     *** {other!r} and {name!r} of {where} are two classes; should they be one? ***")
+
+
+def distinct(names: list[str], ids: list[str]) -> list[str]:
+    """The names; those that several classes share get the class's id after them, as 'crane (n02012849)'."""
+    times = Counter(names)
+    return [f"{name} ({id_})" if times[name] > 1 else name for name, id_ in zip(names, ids)]
+
+
+def require_distinct(classes: list[str], dataset: str) -> None:
+    """Raise `UserError` where two classes have one name: results by class would mix them."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"dataset: {dataset} has several classes called {twice[0]!r}; give every class a name of its own"
+        )
