@@ -246,7 +246,7 @@ def main() -> None:
         train, val = choose_labels(settings, splits, seed)
         order = order_of(train, settings, seed)
         begin_model(model, untouched, seed)
-        fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device))
+        fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device), no_loss(device))
         if state is not None:
             take_up(state, model, fit)
             finetuned.write_best(place, fit.best)  # what is there may be of epochs that were lost
@@ -256,7 +256,7 @@ def main() -> None:
         length = settings.epochs * order.steps_per_epoch  # where groups are held out, not the same from seed to seed
         batches = training_batches(train, [view], order, fit.step, length, settings.workers, device)
         log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(length, fit.step)
-        began, losses, asked_to_stop = time.monotonic(), [], None
+        began, first, asked_to_stop = time.monotonic(), fit.step, None
         while not asked_to_stop and not finished(fit.history, settings):
             requests.ask()
             watchdog.beat(number * total + fit.step, "reading data")
@@ -273,15 +273,17 @@ def main() -> None:
             fit.scaler.step(fit.optimizer)
             fit.scaler.update()
             fit.optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
+            fit.loss_sum += loss.detach().double() * order.batch_size
+            fit.loss_images += order.global_batch
             fit.step += 1
             run.step = number * total + fit.step
             asked_to_stop = requests.answer()
 
             epoch, rest = divmod(fit.step, order.steps_per_epoch)
             if rest == 0:
-                train_loss = (distributed.all_reduce(torch.stack(losses).mean()) / world_size()).item()
-                rate = len(losses) * order.global_batch / (time.monotonic() - began)
+                train_loss = distributed.all_reduce(fit.loss_sum).item() / fit.loss_images
+                fit.loss_sum, fit.loss_images = no_loss(device), 0
+                rate = (fit.step - first) * order.global_batch / (time.monotonic() - began)
                 ruined = bad_images.agree()
                 watchdog.pause()
                 distributed.share_buffers(model)
@@ -299,11 +301,12 @@ def main() -> None:
                     finetuned.write_best(place, fit.best)
                 if is_main() and run.due(settings.save_minutes):
                     save(fit)
-                began, losses = time.monotonic(), []
+                began, first = time.monotonic(), fit.step
         watchdog.pause()
         batches.close()
         progress.close()
         log.close()
+        fit.loss_sum = distributed.all_reduce(fit.loss_sum)  # a checkpoint is of all ranks
         if is_main():
             save(fit, wait=True)
         distributed.barrier()
@@ -393,11 +396,15 @@ class Fit:
     """What run `number` has reached.
 
     `history` has an entry an epoch: its training loss, and what validation gave. `best` is what best.pt holds.
+    `loss_sum` is the sum of the losses of this rank's images in the epoch that has begun, `loss_images` their number on
+    all ranks. In float64 a sum of float32 numbers is the same in any order.
     """
 
     number: int
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    loss_sum: Tensor
+    loss_images: int = 0
     step: int = 0
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)
@@ -407,12 +414,19 @@ class Fit:
         return {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "number": self.number,
             "step": self.number * total + self.step, "step_of_run": self.step, "history": list(self.history),
-            "best": self.best,
+            "best": self.best, "loss_sum": self.loss_sum.item(), "loss_images": self.loss_images,
         }  # fmt: skip
+
+
+def no_loss(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 def take_up(state: dict, model: Model, fit: Fit) -> None:
     """Put what a checkpoint holds in place; learning rates stay this run's."""
+    if "loss_sum" in state:  # earlier versions averaged what they saw of such an epoch
+        fit.loss_sum.fill_(state["loss_sum"] if is_main() else 0.0)
+        fit.loss_images = state["loss_images"]
     fit.step, fit.history, fit.best = state["step_of_run"], state["history"], state["best"]
     own = [group["base_lr"] for group in fit.optimizer.param_groups]
     try:

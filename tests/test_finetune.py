@@ -257,6 +257,45 @@ def test_an_interrupted_run_ends_as_one_that_was_not(images, encoder, tmp_path, 
     assert results(tmp_path / "cut")["mean"] == results(tmp_path / "whole")["mean"]
 
 
+STOPPED = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import finetune
+from ssl import stopping
+answer, steps = stopping.StopRequests.answer, []
+def asked(self):
+    steps.append(1)
+    return answer(self) or ("a test" if len(steps) == 7 else None)
+stopping.StopRequests.answer = asked
+finetune.main()
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_epoch_that_was_interrupted_has_the_training_loss_of_one_that_was_not(images, encoder, tmp_path, processes):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    how = ["--data_dir", images, "--init", encoder, *tiny("--batch_size", 12 // processes)]
+    run("finetune.py", *how, "--output_dir", tmp_path / "whole", processes=processes)
+    run(tmp_path / "stopped.py", *how, "--output_dir", tmp_path / "cut", processes=processes, check=False)
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    assert (state["step"], state["loss_images"]) == (7, 24)  # two of the five steps of epoch 1
+    if processes == 1:
+        shutil.copytree(tmp_path / "cut", tmp_path / "old")
+    run("finetune.py", *how, "--output_dir", tmp_path / "cut", processes=processes)
+    whole, cut = ([entry["train_loss"] for entry in history(tmp_path / name)] for name in ("whole", "cut"))
+    assert whole == cut
+    if processes == 1:  # a checkpoint of a version that did not know: it continues, and averages what it sees
+        for path in (tmp_path / "old").glob("checkpoint*.pt"):
+            torch.save({k: v for k, v in state.items() if not k.startswith("loss_")}, path)
+        run("finetune.py", *how, "--output_dir", tmp_path / "old")
+        old = [entry["train_loss"] for entry in history(tmp_path / "old")]
+        assert old[0] == whole[0] and old[1] != whole[1]
+
+
+def history(folder: Path) -> list[dict]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["history"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
