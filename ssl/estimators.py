@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ssl import distributed, fitting, optim, saved
+from ssl import arguments, distributed, fitting, lightning, optim, saved
 from ssl.distributed import gather_rows, rank, world_size
 from ssl.errors import UserError
 from ssl.heads import projector
@@ -38,15 +38,25 @@ class _Estimator(Params):
     arguments, or a list of them; called after each epoch, on every process. metrics: {"loss", "lr",
     "step", the loss's parts, and with validation "val_loss"}, which `history` keeps.
     views, batch_size (per process), num_workers: for fitting samples instead of a loader, see `fit`.
+    limit_train_batches: so many batches an epoch (a whole number), or this share of them (0..1); None: all.
+    check_val_every_n_epoch: validate after each so many epochs. num_sanity_val_steps: validate on so many
+    batches before the first step (-1: on all), that what fails there fails at once; nothing of it is kept.
+
+    Other arguments of Lightning's Trainer are taken where they say what happens here anyway, and else refused
+    with what to do instead: `ssl.lightning`.
     """
 
     EXTRA: ClassVar = dict(max_epochs=None, max_steps=-1, random_state=None, device="auto", precision="off",
-                           callbacks=None, views=None, batch_size=64, num_workers=0)  # fmt: skip
+                           callbacks=None, views=None, batch_size=64, num_workers=0, limit_train_batches=None,
+                           check_val_every_n_epoch=1, num_sanity_val_steps=0)  # fmt: skip
 
     MADE: ClassVar = {"encoder", "optimizer", "lr_scheduler"}
 
+    def _translated(self, changes: dict) -> dict:
+        return lightning.translated(changes)
+
     def _check(self, params: dict) -> None:
-        fitting.check(params)
+        arguments.check(params)
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.step > 0
@@ -61,6 +71,7 @@ class _Estimator(Params):
     def _build(self) -> None:
         """New weights, from random_state alone; of an encoder that is an instance the projection head's only."""
         self.step, self.history, self.progress, self.unsaved = 0, [], None, set()
+        self.partial = {}  # of the epoch that has begun: its steps so far, and the sums of what they gave
         self.steps_per_epoch = self.runner = None
         self.seed = int(torch.randint(2**31, ()) if self.random_state is None else self.random_state)
         given = self._params["encoder"]
@@ -182,14 +193,17 @@ class _Estimator(Params):
     def transform(self, data) -> Tensor:
         """Representations (N, d), float32 on the CPU, in order, the same on every process.
 
-        A loader that shuffles is a `UserError`.
+        A loader that changes the order, or leaves rows out, is a `UserError`.
 
         data: a loader of X; or samples as `fit` takes them, tensors and arrays given to the encoder as float32.
         """
         return self._encode(data, targets=False)[0]
 
     def transform_with_targets(self, data) -> tuple[Tensor, Tensor]:
-        """(representations (N, d), targets (N, ...)) of a loader of (X, y) or a Dataset of (x, y)."""
+        """(representations (N, d), targets (N, ...)) of a loader of (X, y) or a Dataset of (x, y).
+
+        On one process the loader may have any order: each row keeps its target.
+        """
         return self._encode(data, targets=True)
 
     def fit_transform(self, train, val=None) -> Tensor:

@@ -1,86 +1,21 @@
 """What an estimator's `fit` does: epochs, steps, validation, and what may not go wrong in them."""
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from itertools import islice
+from numbers import Integral
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
-from ssl import distributed
+from ssl import arguments, distributed
 from ssl.data.order import counted
 from ssl.distributed import gather_objects, rank, world_size
-from ssl.errors import UserError, nearest
+from ssl.errors import UserError
 from ssl.guard import Guard, gradient_norm
 from ssl.precision import choose_precision
 from ssl.twoviews import FromLoader, FromSamples, are_samples, drawn_from
-
-SCHEDULE = {"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0, "interval": "step"}
-OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
-
-
-def check(params: dict) -> None:
-    """Refuse arguments that cannot work. Raises TypeError or ValueError."""
-    encoder = params["encoder"]
-    if not (isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module))):
-        raise TypeError(f"Encoder must be a PyTorch nn.Module, or a class inheriting from nn.Module, got {encoder!r}")
-    for name in ("encoder_kwargs", "optimizer_kwargs", "lr_scheduler_kwargs"):
-        if not isinstance(params[name], dict | None):
-            raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
-    given, wanted = params["optimizer"], params["lr_scheduler"]
-    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py says adamw
-        raise UserError(
-            f"Optimizer {given!r} is not implemented. Please use one of the available optimizers: "
-            f"{', '.join(OPTIMIZERS)}{nearest(given, OPTIMIZERS)}"
-        )
-    if not isinstance(given, str | Optimizer) and not (isinstance(given, type) and issubclass(given, Optimizer)):
-        raise TypeError(f"optimizer: expected a name, a torch.optim.Optimizer or its class, got {given!r}")
-    if wanted not in (None, "none", "warmup_cosine") and not isinstance(wanted, LRScheduler | ReduceLROnPlateau):
-        raise UserError(f"Unknown `lr_scheduler`: {wanted!r}; expected warmup_cosine, none or a scheduler instance")
-    for name in ("lr", "weight_decay"):
-        if name in (params["optimizer_kwargs"] or {}):
-            raise UserError(f"optimizer_kwargs: {name} has an argument of its own, learning_rate or weight_decay")
-    schedule(params["lr_scheduler_kwargs"])
-    for name, least in (("batch_size", 1), ("num_workers", 0), ("proj_input_dim", 1), ("proj_hidden_dim", 1),
-                        ("proj_output_dim", 1)):  # fmt: skip
-        if not isinstance(params[name], Integral) or params[name] < least:
-            raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
-    for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
-        if not isinstance(params.get(name, 0), Real) or not 0 <= params.get(name, 0) < float("inf"):
-            raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")
-    if not isinstance(params["max_steps"], Integral | None):
-        raise UserError(f"max_steps: expected a whole number, -1 for no limit, got {params['max_steps']!r}")
-    seed = params["random_state"]
-    if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**32):
-        raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
-    for name, names in (("precision", ("auto", "bf16", "fp16", "off")), ("device", ("auto", "cpu", "cuda"))):
-        if not isinstance(params[name], str) or params[name] not in names:
-            raise UserError(f"{name}: {params[name]!r} is none of {', '.join(names)}")
-    for callback in as_list(params["callbacks"]):
-        if not callable(getattr(callback, "on_epoch_end", callback)):
-            raise TypeError(f"callbacks: {callback!r} is no callable and has no on_epoch_end")
-
-
-def as_list(callbacks) -> list | tuple:
-    return callbacks if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
-
-
-def schedule(given: dict | None) -> dict:
-    """`given` lr_scheduler_kwargs with what is unset filled in; the caller's dict stays as it is."""
-    given = given or {}
-    for name in given:
-        if name not in SCHEDULE:
-            raise UserError(f"lr_scheduler_kwargs: there is no {name!r}{nearest(name, SCHEDULE)}; "
-                            f"there are {', '.join(SCHEDULE)}")  # fmt: skip
-    options = SCHEDULE | given
-    if options["interval"] not in ("step", "epoch"):
-        raise UserError(f"Unknown interval: {options['interval']}; expected step or epoch")
-    for name in ("warmup_epochs", "warmup_start_lr", "min_lr"):
-        if not isinstance(options[name], Real) or not options[name] >= 0:
-            raise UserError(f"lr_scheduler_kwargs: {name}: expected a number of at least 0, got {options[name]!r}")
-    return options
 
 
 def length(model) -> int:
@@ -96,7 +31,7 @@ def length(model) -> int:
 
 def schedule_length(model) -> tuple[int, int, dict]:
     """(total, warm-up, options) of warmup_cosine, in steps or epochs, whole numbers."""
-    options, steps, epochs = schedule(model.lr_scheduler_kwargs), length(model), model.max_epochs
+    options, steps, epochs = arguments.schedule(model.lr_scheduler_kwargs), length(model), model.max_epochs
     total = steps if options["interval"] == "step" else -(-steps // model.steps_per_epoch)
     asked = options["warmup_epochs"]
     if "warmup_epochs" not in (model.lr_scheduler_kwargs or {}):
@@ -166,7 +101,7 @@ def fit(model, train, val, resume: bool) -> None:
 
 def _train(model, train, val, resume: bool, device: torch.device) -> None:
     model.seed = distributed.broadcast_object(model.seed)
-    source = _source(model, train)
+    source = _source(model, train, model.limit_train_batches)
     validation = _source(model, val) if isinstance(val, DataLoader | Dataset) else None
     for name, batches in (("train", source), ("val", validation)):
         lengths = gather_objects(batches and batches.steps_per_epoch)
@@ -185,26 +120,29 @@ def _train(model, train, val, resume: bool, device: torch.device) -> None:
     model.progress = None
     guard = Guard(model.net, model.optimizer)
     model.runner = distributed.parallel(model.net, device)
+    if validation is not None and model.num_sanity_val_steps:
+        _validate(model, validation, None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
     with drawn_from(model.seed):
         while model.step < total:
             _epoch(model, source, validation, total, scaler, guard)
 
 
-def _source(model, data):
+def _source(model, data, limit: int | float | None = None):
     if are_samples(data):
-        return FromSamples(data, model.views, model.batch_size, model.num_workers, model.seed)
-    return FromLoader(data, model.seed)
+        return FromSamples(data, model.views, model.batch_size, model.num_workers, model.seed, limit)
+    return FromLoader(data, model.seed, limit)
 
 
 def _epoch(model, source, validation, total: int, scaler, guard: Guard) -> None:
     epoch, first = divmod(model.step, source.steps_per_epoch)
     end = min(total, (epoch + 1) * source.steps_per_epoch)
     by_step = _by_step(model) and not isinstance(model.lr_scheduler, ReduceLROnPlateau)
-    sums: dict[str, Tensor] = {}
+    if first == 0:
+        model.partial = {}
     model.net.train()
     for number, batch in enumerate(source.epoch(epoch, first), first):
-        for name, value in _step(model, batch, number, scaler, guard).items():
-            sums[name] = sums.get(name, 0) + value
+        found = {"steps": 1} | _step(model, batch, number, scaler, guard)
+        model.partial = {name: model.partial.get(name, 0) + value for name, value in found.items()}
         if by_step and model.lr_scheduler is not None:
             model.lr_scheduler.step()
         model.step += 1
@@ -212,21 +150,25 @@ def _epoch(model, source, validation, total: int, scaler, guard: Guard) -> None:
             break
     if model.step < end:
         raise UserError(f"train: the loader ended before the {source.steps_per_epoch} batches that its length promises")
-    metrics = {name: float(value) / (end - epoch * source.steps_per_epoch - first) for name, value in sums.items()}
+    steps = model.partial["steps"]
+    metrics = {name: float(value) / steps for name, value in model.partial.items() if name != "steps"}
     metrics |= {"lr": model.optimizer.param_groups[0]["lr"], "step": model.step}
-    if validation is not None:
+    if validation is not None and (epoch + 1) % model.check_val_every_n_epoch == 0:
         metrics["val_loss"] = _validate(model, validation)
     if isinstance(model.lr_scheduler, ReduceLROnPlateau):
-        model.lr_scheduler.step(metrics.get("val_loss", metrics["loss"]))
+        if validation is None or "val_loss" in metrics:
+            model.lr_scheduler.step(metrics.get("val_loss", metrics["loss"]))
     elif model.lr_scheduler is not None and not by_step:
         model.lr_scheduler.step()
+    if first and model.history and model.history[-1]["epoch"] == epoch:  # as far as max_steps had let it come
+        model.history.pop()
     model.history.append({"epoch": epoch} | metrics)
-    for callback in as_list(model.callbacks):
+    for callback in arguments.as_list(model.callbacks):
         getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
 
 
 def _by_step(model) -> bool:
-    return schedule(model.lr_scheduler_kwargs)["interval"] == "step"
+    return arguments.schedule(model.lr_scheduler_kwargs)["interval"] == "step"
 
 
 def _step(model, batch, number: int, scaler, guard: Guard) -> dict[str, Tensor]:
@@ -262,11 +204,14 @@ def _backward(model, batch, number: int, scaler) -> tuple[Tensor, Tensor]:
     return loss, loss.isfinite() & gradient_norm(model.optimizer).isfinite()
 
 
-def _validate(model, validation) -> float:
+def _validate(model, validation, batches: int | None = None) -> float:
+    """The mean loss of all batches, or of the first `batches`."""
     model.net.eval()
     runner, model.runner = model.runner, None
     with drawn_from(model.seed):
-        losses = [float(model.validation_step(batch, i)["loss"]) for i, batch in enumerate(validation.once())]
+        losses = [
+            float(model.validation_step(batch, i)["loss"]) for i, batch in enumerate(islice(validation.once(), batches))
+        ]
     model.runner = runner
     model.net.train()
     if not losses:

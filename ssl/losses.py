@@ -203,7 +203,8 @@ class BarlowTwinsLoss(nn.Module):
         return loss * self.loss_scale
 
     def extra_repr(self) -> str:
-        return f"lambd={self.lambd}, loss_scale={self.loss_scale}, form={self.form!r}"
+        scale = "" if self.loss_scale == 1 else f", loss_scale={self.loss_scale}"
+        return f"lambd={self.lambd}{scale}" + ("" if self.form == "auto" else f", form={self.form!r}")
 
 
 # InfoNCE and SupCon -------------------------------------------------------------
@@ -393,7 +394,8 @@ class InfoNCELoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, base_temperature={self.base_temperature}"
+        base = "" if self.base_temperature is None else f", base_temperature={self.base_temperature}"
+        return f"temperature={self.temperature}{base}"
 
 
 class SupConLoss(nn.Module):
@@ -411,4 +413,5 @@ class SupConLoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, base_temperature={self.base_temperature}"
+        base = "" if self.base_temperature is None else f", base_temperature={self.base_temperature}"
+        return f"temperature={self.temperature}{base}"

@@ -32,6 +32,7 @@ class Params:
 
     def set_params(self, **changes):
         """Change arguments of the constructor; returns self. Raises `UserError` for one that is not there."""
+        changes = self._translated(changes)
         if not changes:
             return self
         for name in changes:
@@ -47,6 +48,10 @@ class Params:
             setattr(self, name, changes[name])
         self._adopt(changes)
         return self
+
+    def _translated(self, changes: dict) -> dict:
+        """`changes` in the names of this class, should they be another's."""
+        return changes
 
     def __sklearn_tags__(self):
         """What scikit-learn, since 1.6, asks a transformer that needs no labels; nothing else calls this."""

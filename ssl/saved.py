@@ -31,6 +31,7 @@ def write(model, path) -> None:
         "progress": _unwrapped(copied(fitting._progress(model))),
         "step": model.step,
         "seed": model.seed,
+        "partial": {name: _number(value) for name, value in model.partial.items()},
         "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
     }
     problem = None
@@ -50,6 +51,8 @@ def read(cls, path, encoder, params: dict):
                  history=list)  # fmt: skip
     whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
+    partial = content.get("partial", {}) if whole else None  # earlier versions have none
+    whole = isinstance(partial, dict) and all(isinstance(value, int | float) for value in partial.values())
     if not whole or content["step"] < 0 or not isinstance(content.get("progress"), dict | None):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
@@ -66,6 +69,7 @@ def read(cls, path, encoder, params: dict):
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit this encoder and projection head ({one_line(error)[:300]})") from None
     model.step, model.seed, model.history = content["step"], content["seed"], content["history"]
+    model.partial = partial
     model.progress, model.unsaved = content.get("progress"), missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
     return model
 

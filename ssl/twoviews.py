@@ -3,11 +3,22 @@
 import contextlib
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from ssl.data.order import Order, counted
 from ssl.distributed import rank, world_size
@@ -111,10 +122,19 @@ def _stack(items: list[list[Tensor]]) -> list[Tensor]:
     return [torch.stack(views) for views in zip(*items)]
 
 
+def limited(batches: int, limit: int | float | None) -> int:
+    """How many of `batches` an epoch has: at most `limit`, or this share of them, but one."""
+    if limit is None:
+        return batches
+    return min(batches, max(1, int(batches * limit)) if isinstance(limit, float) else int(limit))
+
+
 class FromSamples:
     """Batches of views of samples. Which samples and which views depends on (seed, epoch, index) alone."""
 
-    def __init__(self, data, views: Callable | None, batch_size: int, workers: int, seed: int):
+    def __init__(
+        self, data, views: Callable | None, batch_size: int, workers: int, seed: int, limit: int | float | None = None
+    ):
         if not callable(views):
             raise UserError(
                 "views: samples need a callable, sample -> view, which is called twice for each; pass views=…, or a "
@@ -122,7 +142,7 @@ class FromSamples:
             )
         self.data, self.views, self.workers, self.seed = data, views, workers, seed
         self.order = Order(len(data), batch_size, 1, world_size(), seed)
-        self.steps_per_epoch = self.order.steps_per_epoch
+        self.steps_per_epoch = limited(self.order.steps_per_epoch, limit)
 
     def require_steps(self) -> None:
         if self.steps_per_epoch == 0:
@@ -133,7 +153,8 @@ class FromSamples:
 
     def epoch(self, epoch: int, first: int) -> Iterator[list[Tensor]]:
         """The batches of this rank in an epoch, from number `first` on; the last, incomplete one is left out."""
-        steps = range(epoch * self.steps_per_epoch + first, (epoch + 1) * self.steps_per_epoch)
+        begin = epoch * self.order.steps_per_epoch
+        steps = range(begin + first, begin + self.steps_per_epoch)
         places = [self.order.indices(step, 0, rank())[1].tolist() for step in steps]
         return self._read([[(epoch, i) for i in indices] for indices in places], (0, 1))
 
@@ -151,10 +172,10 @@ class FromSamples:
 class FromLoader:
     """Batches of the user's loader. What it draws from torch, numpy and random comes from (seed, epoch, rank)."""
 
-    def __init__(self, loader, seed: int):
+    def __init__(self, loader, seed: int, limit: int | float | None = None):
         self.loader, self.seed = loader, seed
         try:
-            self.steps_per_epoch = len(loader)
+            self.steps_per_epoch = limited(len(loader), limit)
         except TypeError:
             raise UserError(
                 "the loader needs a length, the number of its batches; give its IterableDataset a __len__"
@@ -177,7 +198,7 @@ class FromLoader:
         sampler = getattr(self.loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        return (batch for number, batch in enumerate(self._drawn(epoch)) if number >= first)
+        return islice(self._drawn(epoch), first, self.steps_per_epoch)
 
     def once(self) -> Iterator:
         return self._drawn(0)
@@ -202,13 +223,40 @@ def in_order(data, batch_size: int, workers: int, targets: bool):
     """
     if are_samples(data):
         return DataLoader(Samples(data, alone=not targets), batch_size, num_workers=workers)
-    if isinstance(getattr(data, "sampler", None), RandomSampler) and not (targets and world_size() == 1):
-        raise UserError(
-            "transform: the loader shuffles, so nobody could tell whose features these are; pass shuffle=False"
-        )
-    if isinstance(getattr(data, "sampler", None), DistributedSampler):
-        raise UserError(
-            "transform: a DistributedSampler changes the order and pads; pass an ordinary loader, of which the "
-            "processes share the work by themselves"
-        )
+    if problem := _disorder(data, any_order=targets and world_size() == 1):
+        raise UserError(f"transform: the loader {problem}")
     return data
+
+
+# What a loader's sampler does to the rows, and what to pass.
+DISORDER = {
+    RandomSampler: "shuffles, so nobody could tell whose features these are; pass shuffle=False",
+    SubsetRandomSampler: "shuffles a part of the rows; pass a loader of torch.utils.data.Subset(data, indices)",
+    WeightedRandomSampler: "shuffles and repeats rows; pass shuffle=False and no sampler",
+    DistributedSampler: "changes the order and pads by a DistributedSampler; pass an ordinary one, of which the "
+    "processes share the work by themselves",
+}
+
+
+def _disorder(loader, any_order: bool) -> str | None:
+    """What makes batches of `loader` other than all rows in their order, as far as one can tell, and what to pass."""
+    batches, sampler = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
+    if isinstance(sampler, BatchSampler):  # with batch_size=None
+        batches = sampler
+    stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    sized = not stream and isinstance(batches, BatchSampler)
+    lost = not sized or len(batches) * batches.batch_size != len(batches.sampler)
+    if getattr(batches, "drop_last", False) and lost:
+        return "leaves the last rows out by its drop_last; pass drop_last=False"
+    if any_order or stream:
+        return None
+    if type(batches) not in (BatchSampler, type(None)):
+        return f"may change the order by its {type(batches).__name__}; pass batch_size and no batch_sampler"
+    sampler = sampler if batches is None else batches.sampler
+    for kind, words in DISORDER.items():
+        if isinstance(sampler, kind):
+            return words
+    if type(sampler) not in (SequentialSampler, type(None)):
+        kind = type(sampler).__name__
+        return f"may change the order or leave rows out by its {kind}; pass none, or the loader of a Subset for a part"
+    return None

@@ -70,6 +70,7 @@ def test_the_documented_defaults():
         lambd=0.005, optimizer="adamW", learning_rate=0.0003, weight_decay=0.0005, exclude_bias_and_norm_wd=True,
         optimizer_kwargs=None, lr_scheduler="warmup_cosine", lr_scheduler_kwargs=None, max_epochs=None, max_steps=-1,
         random_state=None, device="auto", precision="off", callbacks=None, views=None, batch_size=64, num_workers=0,
+        limit_train_batches=None, check_val_every_n_epoch=1, num_sanity_val_steps=0,
     )  # fmt: skip
 
 
@@ -141,6 +142,21 @@ def test_bad_batches(batch, error, words):
         (dict(optimizer_kwargs={"weight_decay": 0.1}), ValueError, "optimizer_kwargs: weight_decay has an argument of"),
         (dict(lr_scheduler_kwargs={"warmup_epochs": "5"}), ValueError, "warmup_epochs: expected a number"),
         (dict(callbacks=[print, 3]), TypeError, "callbacks: 3 is no callable"),
+        (dict(limit_train_batches=0), ValueError, "limit_train_batches: expected a whole number of batches, a share"),
+        (dict(limit_train_batches=1.5), ValueError, "limit_train_batches: expected"),
+        (dict(limit_train_batches=True), ValueError, "limit_train_batches: expected"),
+        (dict(check_val_every_n_epoch=0), ValueError, "check_val_every_n_epoch: expected a whole number of at least 1"),
+        (dict(num_sanity_val_steps=-2), ValueError, "num_sanity_val_steps: expected"),
+        (dict(accelerator="tpu"), ValueError, "accelerator: 'tpu' is none of auto, cpu, gpu, cuda"),
+        (
+            dict(devices=2),
+            ValueError,
+            "devices=2 of Lightning's Trainer is not done here; start the script by torchrun",
+        ),
+        (dict(logger=True), ValueError, "logger=True .*; read `history`"),
+        (dict(limit_val_batches=1), ValueError, "limit_val_batches=1 .*; pass fewer samples as val"),
+        (dict(precision="64-true"), ValueError, "'64-true' is none of auto, bf16, fp16, off"),
+        (dict(acelerator="cpu"), ValueError, "there is no argument 'acelerator'"),
     ],
 )
 def test_bad_arguments(changes, error, words):
@@ -175,12 +191,58 @@ def test_bad_fits(changes, error, words):
         model.transform(numbers())
 
 
+class Backwards(torch.utils.data.Sampler):
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter(range(len(self.data) - 1, -1, -1))
+
+    def __len__(self):
+        return len(self.data)
+
+
+def test_transform_takes_all_rows_in_their_order_and_no_other_loader():
+    x, model = numbers(), make().fit(numbers())
+    expected, utils = model.transform(x), torch.utils.data
+    for loader in (
+        DataLoader(x, batch_size=7),
+        DataLoader(x, batch_size=8, drop_last=True),  # which drops none of 40
+        DataLoader(x, batch_sampler=utils.BatchSampler(utils.SequentialSampler(x), 7, False)),
+        DataLoader(
+            TensorDataset(x),
+            batch_size=None,
+            sampler=utils.BatchSampler(utils.SequentialSampler(x), 7, False),
+            collate_fn=lambda rows: rows[0],
+        ),
+        iter([x[:7], x[7:]]),
+    ):
+        assert torch.allclose(model.transform(loader), expected, atol=1e-6)
+    shuffled = utils.BatchSampler(utils.RandomSampler(x), 7, False)
+    for changes, words in (
+        (dict(shuffle=True), "shuffles, so nobody could tell whose features these are; pass shuffle=False"),
+        (dict(sampler=utils.SubsetRandomSampler(range(9))), "shuffles a part of the rows; pass a loader of"),
+        (dict(sampler=utils.WeightedRandomSampler([1.0] * 40, 40)), "shuffles and repeats rows"),
+        (dict(sampler=utils.DistributedSampler(x, 1, 0)), "pads by a DistributedSampler"),
+        (dict(sampler=Backwards(x)), "may change the order or leave rows out by its Backwards"),
+        (dict(sampler=[3, 1]), "leave rows out by its list"),
+        (dict(batch_sampler=shuffled), "shuffles, so nobody"),
+        (dict(batch_sampler=[[1, 0], [2]]), "may change the order by its list; pass batch_size"),
+        (dict(batch_size=7, drop_last=True), "leaves the last rows out by its drop_last; pass drop_last=False"),
+    ):
+        with pytest.raises(UserError, match=f"transform: the loader.*{words}"):
+            model.transform(DataLoader(x, **changes))
+    pairs = TensorDataset(x, torch.arange(40))  # each row keeps its target
+    features, targets = model.transform_with_targets(DataLoader(pairs, batch_size=7, shuffle=True))
+    assert torch.allclose(features, expected[targets], atol=1e-6)
+    with pytest.raises(UserError, match="drop_last"):
+        model.transform_with_targets(DataLoader(pairs, batch_size=7, drop_last=True))
+
+
 def test_a_loader_of_pairs_or_labels_is_no_input_of_transform():
     model = make().fit(numbers())
     with pytest.raises(ValueError, match=r"got list of 2 .*; for batches \(X, y\) call transform_with_targets"):
         model.transform(DataLoader(TensorDataset(numbers(), numbers()), batch_size=8))
-    with pytest.raises(UserError, match="the loader shuffles"):
-        model.transform(DataLoader(numbers(), batch_size=8, shuffle=True))
 
 
 # The same fit -------------------------------------------------------------------------
@@ -318,28 +380,54 @@ def test_instances_of_optimizer_and_scheduler():
 # Interruptions ------------------------------------------------------------------------
 
 
+def stop_at(model, step, data):
+    """Fit, as somebody does who interrupts it before that step."""
+    steps = model.training_step
+
+    def interrupted(batch, number):
+        if model.step == step:
+            raise KeyboardInterrupt
+        return steps(batch, number)
+
+    model.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(data)
+    del model.training_step
+
+
 @pytest.mark.parametrize("loader", [False, True])
 def test_resume_after_an_interruption_ends_in_the_same_weights(loader, tmp_path):
     data = pairs() if loader else numbers()
     whole = make().fit(data)
     stopped = make()
-    steps = stopped.training_step
-
-    def interrupted(batch, number):
-        if stopped.step == 7:  # in the midst of an epoch
-            raise KeyboardInterrupt
-        return steps(batch, number)
-
-    stopped.training_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit(data)
+    stop_at(stopped, 7, data)  # in the midst of an epoch
     assert stopped.step == 7 and stopped.transform(numbers()).isfinite().all()
     stopped.save(tmp_path / "model.pt")
     loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder, views=noisy)
-    del stopped.training_step
     for model in (stopped, loaded):
         assert not torch.equal(weights(model), weights(whole))
         assert torch.equal(weights(model.fit(data, resume=True)), weights(whole))
+
+
+@pytest.mark.parametrize("how", ["interrupted", "max_steps", "saved"])
+def test_an_epoch_that_was_interrupted_has_the_history_of_one_that_was_not(how, tmp_path):
+    constant = dict(lr_scheduler="none")  # the schedule would be another with max_steps
+    whole, cut = make(**constant).fit(numbers()).history, make(**constant)
+    if how == "max_steps":
+        cut.set_params(max_steps=7).fit(numbers())
+        assert len(cut.history) == 2 and cut.history[1]["loss"] != whole[1]["loss"]  # of two steps of five
+        cut.set_params(max_steps=-1)
+    else:
+        stop_at(cut, 7, numbers())
+    if how == "saved":
+        cut.save(tmp_path / "model.pt")
+        cut = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder, views=noisy)
+        content = torch.load(tmp_path / "model.pt", weights_only=True)
+        del content["partial"]  # as earlier versions wrote it: it continues, and averages what it sees
+        torch.save(content, tmp_path / "old.pt")
+        old = BarlowTwins.load(tmp_path / "old.pt", encoder=Encoder, views=noisy).fit(numbers(), resume=True).history
+        assert old[0] == whole[0] and old[1] != whole[1] and old[2] == whole[2]
+    assert cut.fit(numbers(), resume=True).history == whole
 
 
 def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
@@ -441,6 +529,67 @@ def test_an_encoder_of_ours_needs_no_naming(tmp_path):
     model = make(encoder=SmallResNet, encoder_kwargs=dict(width=4, stages=1, in_channels=2), max_epochs=1).fit(images)
     model.save(tmp_path / "model.pt")
     assert torch.equal(BarlowTwins.load(tmp_path / "model.pt").transform(images), model.transform(images))
+
+
+# As under Lightning -------------------------------------------------------------------
+
+
+def test_lightnings_words_that_mean_something_here_are_taken():
+    said = make(accelerator="cpu", precision="bf16-mixed", devices=1, logger=False, enable_progress_bar=False)
+    assert said.get_params() == make(device="cpu", precision="bf16").get_params() | {"encoder": Encoder, "views": noisy}
+    assert [make(precision=p).precision for p in (32, "32-true", None, 16, "16-mixed")] == ["off"] * 3 + ["fp16"] * 2
+    assert clone(said).device == "cpu" and said.set_params(accelerator="gpu").device == "cuda"
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(3, 3), (99, 5), (0.5, 2), (0.01, 1), (1.0, 5), (None, 5)])
+def test_an_epoch_is_as_many_batches_as_it_is_limited_to(limit, steps):
+    for data in (numbers(), pairs()):
+        model = make(limit_train_batches=limit).fit(data)
+        assert (model.step, len(model.history)) == (3 * steps, 3)
+    seen = []
+    model = make(limit_train_batches=limit, max_epochs=1)
+    model.training_step = lambda batch, number: seen.append(batch[0]) or type(model).training_step(model, batch, number)
+    model.fit(numbers())
+    whole = []
+    model = make(max_epochs=1)
+    model.training_step = lambda batch, number: (
+        whole.append(batch[0]) or type(model).training_step(model, batch, number)
+    )
+    model.fit(numbers())
+    assert len(seen) == steps and all(torch.equal(a, b) for a, b in zip(seen, whole))
+
+
+def test_validation_comes_as_often_as_it_is_asked_for_and_first_of_all_where_it_might_fail():
+    val = TensorDataset(numbers(20))
+    model = make(max_epochs=5, check_val_every_n_epoch=2).fit(numbers(), val)
+    assert ["val_loss" in line for line in model.history] == [False, True, False, True, False]
+    plain = make(max_epochs=5).fit(numbers(), val)
+    assert plain.history[1]["val_loss"] == model.history[1]["val_loss"]
+    broken = DataLoader([(numbers(8), numbers(8)[:4])], batch_size=None)
+    for steps, learnt in ((0, 5), (1, 0), (-1, 0)):
+        model = make(num_sanity_val_steps=steps)
+        with pytest.raises(ValueError, match="same shape"):
+            model.fit(numbers(), broken)
+        assert model.step == learnt
+    sane = make(num_sanity_val_steps=2).fit(numbers(), val)
+    assert torch.equal(weights(sane), weights(make().fit(numbers(), val)))  # nothing of it is kept
+    encoder = Encoder()
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    seen, plateau = [], torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    step = plateau.step
+    plateau.step = lambda value: seen.append(value) or step(value)
+    model = make(encoder=encoder, optimizer=optimizer, lr_scheduler=plateau, check_val_every_n_epoch=2, max_epochs=4)
+    assert seen == [line["val_loss"] for line in model.fit(numbers(), val).history if "val_loss" in line]
+
+
+def test_losses_are_printed_as_nidls():
+    from ssl.losses import BarlowTwinsLoss, InfoNCELoss
+
+    assert str(BarlowTwinsLoss(lambd=0.01)) == "BarlowTwinsLoss(lambd=0.01)"
+    assert (
+        str(BarlowTwinsLoss(loss_scale=0.5, form="gram")) == "BarlowTwinsLoss(lambd=0.005, loss_scale=0.5, form='gram')"
+    )
+    assert str(InfoNCELoss(0.2)) == "InfoNCELoss(temperature=0.2)"
 
 
 # scikit-learn and others --------------------------------------------------------------

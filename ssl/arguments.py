@@ -1,0 +1,86 @@
+"""What an estimator's arguments may be."""
+
+from numbers import Integral, Real
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ssl.errors import UserError, nearest
+
+SCHEDULE = {"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0, "interval": "step"}
+LEAST = {
+    "batch_size": 1, "num_workers": 0, "proj_input_dim": 1, "proj_hidden_dim": 1, "proj_output_dim": 1,
+    "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
+}  # fmt: skip
+OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
+
+
+def check(params: dict) -> None:
+    """Refuse arguments that cannot work. Raises TypeError or ValueError."""
+    encoder = params["encoder"]
+    if not (isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module))):
+        raise TypeError(f"Encoder must be a PyTorch nn.Module, or a class inheriting from nn.Module, got {encoder!r}")
+    for name in ("encoder_kwargs", "optimizer_kwargs", "lr_scheduler_kwargs"):
+        if not isinstance(params[name], dict | None):
+            raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
+    given, wanted = params["optimizer"], params["lr_scheduler"]
+    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py says adamw
+        raise UserError(
+            f"Optimizer {given!r} is not implemented. Please use one of the available optimizers: "
+            f"{', '.join(OPTIMIZERS)}{nearest(given, OPTIMIZERS)}"
+        )
+    if not isinstance(given, str | Optimizer) and not (isinstance(given, type) and issubclass(given, Optimizer)):
+        raise TypeError(f"optimizer: expected a name, a torch.optim.Optimizer or its class, got {given!r}")
+    if wanted not in (None, "none", "warmup_cosine") and not isinstance(wanted, LRScheduler | ReduceLROnPlateau):
+        raise UserError(f"Unknown `lr_scheduler`: {wanted!r}; expected warmup_cosine, none or a scheduler instance")
+    for name in ("lr", "weight_decay"):
+        if name in (params["optimizer_kwargs"] or {}):
+            raise UserError(f"optimizer_kwargs: {name} has an argument of its own, learning_rate or weight_decay")
+    schedule(params["lr_scheduler_kwargs"])
+    for name, least in LEAST.items():
+        if not isinstance(params[name], Integral) or params[name] < least:
+            raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
+    for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
+        if not isinstance(params.get(name, 0), Real) or not 0 <= params.get(name, 0) < float("inf"):
+            raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")
+    limit = params["limit_train_batches"]
+    share = isinstance(limit, float) and 0 < limit <= 1
+    if not (limit is None or share or (isinstance(limit, Integral) and not isinstance(limit, bool) and limit >= 1)):
+        raise UserError(
+            f"limit_train_batches: expected a whole number of batches, a share in 0..1 or None, got {limit!r}"
+        )
+    if not isinstance(params["max_steps"], Integral | None):
+        raise UserError(f"max_steps: expected a whole number, -1 for no limit, got {params['max_steps']!r}")
+    seed = params["random_state"]
+    if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**32):
+        raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
+    for name, names in (("precision", ("auto", "bf16", "fp16", "off")), ("device", ("auto", "cpu", "cuda"))):
+        if not isinstance(params[name], str) or params[name] not in names:
+            raise UserError(f"{name}: {params[name]!r} is none of {', '.join(names)}")
+    for callback in as_list(params["callbacks"]):
+        if not callable(getattr(callback, "on_epoch_end", callback)):
+            raise TypeError(
+                f"callbacks: {callback!r} is no callable and has no on_epoch_end, which is called with (estimator, "
+                "epoch, metrics) after each epoch; Lightning's other hooks are not"
+            )
+
+
+def as_list(callbacks) -> list | tuple:
+    return callbacks if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
+
+
+def schedule(given: dict | None) -> dict:
+    """`given` lr_scheduler_kwargs with what is unset filled in; the caller's dict stays as it is."""
+    given = given or {}
+    for name in given:
+        if name not in SCHEDULE:
+            raise UserError(f"lr_scheduler_kwargs: there is no {name!r}{nearest(name, SCHEDULE)}; "
+                            f"there are {', '.join(SCHEDULE)}")  # fmt: skip
+    options = SCHEDULE | given
+    if options["interval"] not in ("step", "epoch"):
+        raise UserError(f"Unknown interval: {options['interval']}; expected step or epoch")
+    for name in ("warmup_epochs", "warmup_start_lr", "min_lr"):
+        if not isinstance(options[name], Real) or not options[name] >= 0:
+            raise UserError(f"lr_scheduler_kwargs: {name}: expected a number of at least 0, got {options[name]!r}")
+    return options

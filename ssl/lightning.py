@@ -1,0 +1,56 @@
+"""Arguments of Lightning's Trainer, which nidl's estimators pass on: what they mean here, or what to do instead."""
+
+from ssl.errors import UserError
+
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+PRECISIONS = {
+    None: "off", 32: "off", "32": "off", "32-true": "off", 16: "fp16", "16": "fp16", "16-mixed": "fp16",
+    "bf16-mixed": "bf16",
+}  # fmt: skip
+# Name: the values that say what happens here anyway, and what to do where another is meant.
+FIXED = {
+    "accumulate_grad_batches": ((None, 1), "pass a larger batch_size, or use train.py --accumulate"),
+    "default_root_dir": ((None,), "nothing is written but by save(path)"),
+    "deterministic": ((None, False), "call torch.use_deterministic_algorithms(True); a CPU needs nothing"),
+    "devices": ((None, "auto", 1, "1"), "start the script by torchrun --nproc_per_node N, a process for each device"),
+    "enable_checkpointing": ((None, False), "call save(path) after fit, or in a callback"),
+    "enable_model_summary": ((None, False), "print(model.net)"),
+    "enable_progress_bar": ((None, False), "print in a callback"),
+    "fast_dev_run": ((None, False), "pass max_steps=1"),
+    "gradient_clip_algorithm": ((None,), "lower learning_rate, or use train.py --clip_grad"),
+    "gradient_clip_val": ((None, 0, 0.0), "lower learning_rate, or use train.py --clip_grad"),
+    "ignore": ((None,), "leave it away: save keeps what are plain values, and load says what it needs"),
+    "limit_val_batches": ((None, 1.0), "pass fewer samples as val"),
+    "log_every_n_steps": ((None,), "read `history`, which has a line an epoch"),
+    "logger": ((None, False), "read `history`, or log in a callback, which is given (estimator, epoch, metrics)"),
+    "max_time": ((None,), "raise KeyboardInterrupt in a callback: what was learnt stays, and resume=True goes on"),
+    "min_epochs": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
+    "min_steps": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
+    "num_nodes": ((None, 1), "start the script by torchrun --nnodes N on each node"),
+    "overfit_batches": ((None, 0, 0.0), "pass limit_train_batches"),
+    "profiler": ((None,), "use torch.profiler around fit"),
+    "save_hparams": ((None, True), "leave it away: save keeps what are plain values"),
+    "strategy": ((None, "auto", "ddp"), "leave it away: processes that torchrun starts learn as one"),
+    "sync_batchnorm": ((None, True), "leave it away: batch norm is of the batch of all processes"),
+    "use_distributed_sampler": ((None, False), "pass samples and views, or a loader with a DistributedSampler"),
+    "val_check_interval": ((None, 1.0), "pass check_val_every_n_epoch"),
+}  # fmt: skip
+
+
+def translated(given: dict) -> dict:
+    """Arguments of an estimator in our names: Lightning's as ours, or left away where they ask for nothing.
+
+    Raises `UserError` for what is not done here, with what to do instead. What is in no list stays as it is.
+    """
+    ours = {name: value for name, value in given.items() if name not in FIXED and name != "accelerator"}
+    for name, (usual, instead) in FIXED.items():
+        if name in given and not any(type(given[name]) is type(value) and given[name] == value for value in usual):
+            raise UserError(f"{name}={given[name]!r} of Lightning's Trainer is not done here; {instead}")
+    accelerator = given.get("accelerator", "auto")
+    if not isinstance(accelerator, str) or accelerator not in ACCELERATORS:
+        raise UserError(f"accelerator: {accelerator!r} is none of {', '.join(ACCELERATORS)}")
+    if accelerator != "auto":
+        ours["device"] = ACCELERATORS[accelerator]
+    if isinstance(given.get("precision", ()), str | int | None):
+        ours["precision"] = PRECISIONS.get(given["precision"], given["precision"])
+    return ours
