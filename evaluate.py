@@ -53,6 +53,7 @@ from ssl.report import Progress, say
 from ssl.restore import restore
 from ssl.rows import Rows, statistics
 from ssl.schedules import warmup_cosine
+from ssl.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
 
@@ -134,6 +135,7 @@ def main() -> None:
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
+    settle_threads()
     folder = open_folder(settings)
 
     # Data
@@ -208,6 +210,7 @@ def judge_features(settings: Settings) -> None:
         raise UserError("features: one process judges a features file; start evaluate.py without torchrun")
     ranges.check(settings)
     labels.check_choice(settings.train_percent, settings.train_files)
+    settle_threads()
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)

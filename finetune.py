@@ -57,6 +57,7 @@ from ssl.precision import choose_precision, has_precision, name_of, resolve_prec
 from ssl.predictions import write_predictions
 from ssl.report import Metrics, Progress, json_text, say
 from ssl.schedules import plateau, warmup_cosine
+from ssl.threads import settle_threads
 from ssl.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
@@ -169,6 +170,7 @@ def main() -> None:
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+    settle_threads(runs.threads_of(folder))
 
     # Data
     splits = load_splits(settings)
@@ -663,6 +665,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
     folder = Path(settings.output_dir or home / f"test_{which}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
+    settle_threads(runs.threads_of(home) or runs.threads_of(home.parent))  # the parent's, where it is one of several
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 

@@ -43,6 +43,7 @@ from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.precision import choose_precision, name_of, resolve_precision
 from ssl.report import Metrics, Progress, say
 from ssl.schedules import set_lr, step_decay, warmup_cosine
+from ssl.threads import settle_threads
 from ssl.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
@@ -184,6 +185,7 @@ def main() -> None:
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
     run = runs.RunFolder(folder, settings.keep_checkpoints)
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+    settle_threads(runs.threads_of(folder))
 
     # Data
     load = functools.partial(

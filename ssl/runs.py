@@ -290,6 +290,13 @@ def write_about(path: Path, origin: dict[str, str], views: list[View], statistic
     path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
+def threads_of(folder: Path) -> int | None:
+    """How many threads the run in `folder` has computed with; None where there is none, or it does not say."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+        return int(json.loads((folder / "about.json").read_text("utf-8"))["versions"]["threads"])
+    return None
+
+
 def versions() -> dict[str, str]:
     """What besides the settings decides the last bits of a result."""
     return {

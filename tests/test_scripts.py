@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -45,12 +46,8 @@ def tiny(*arguments) -> list[str]:
 
 
 def run(*arguments, processes=1, check=True, cwd=ROOT):
-    """Run a script, under torchrun for several processes."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launch, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    """Run a script, in several processes as torchrun does."""
+    done = forked.run(*arguments, processes=processes, cwd=cwd)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
