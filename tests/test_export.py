@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torchvision
@@ -335,7 +336,7 @@ def test_the_fixed_images_and_their_checksum_are_the_same_everywhere():
 
 
 def test_as_a_command_it_ends_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "ssl.export", "nowhere"], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run("-m", "ssl.export", "nowhere")
     assert done.returncode == 2 and done.stderr == "export: error: nowhere: no such file or run folder\n"
     for arguments, words in (([], "what is to be exported"), (["x", "--to", "tensorflow"], "none of torchvision")):
         with pytest.raises(UserError, match=words):

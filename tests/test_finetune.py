@@ -229,19 +229,27 @@ def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
     assert len((tmp_path / "2" / "predictions.csv").read_text().splitlines()) == 22
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_an_interrupted_run_ends_as_one_that_was_not(images, encoder, tmp_path, how):
+@pytest.fixture(scope="module")
+def undisturbed(images, encoder, tmp_path_factory) -> tuple[list, Path]:
+    """Settings of two short runs, and a folder in which nothing interrupted them."""
     settings = ["--data_dir", images, "--init", encoder, *tiny("--epochs", 25, "--runs", 2, "--save_minutes", 1e-6)]
-    run("finetune.py", *settings, "--output_dir", tmp_path / "whole")
+    folder = tmp_path_factory.mktemp("undisturbed") / "whole"
+    run("finetune.py", *settings, "--output_dir", folder)
+    return settings, folder
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_an_interrupted_run_ends_as_one_that_was_not(undisturbed, tmp_path, how):
+    settings, whole = undisturbed
     command = [sys.executable, "finetune.py", *map(str, settings), "--output_dir", str(tmp_path / "cut")]
     log = tmp_path / "cut" / "seed_1" / "metrics.jsonl"  # the first run has ended by then
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < until:
         time.sleep(0.01)
     if how == "stop":
         (tmp_path / "cut" / "stop").touch()
-        assert process.wait(60) == 75
+        assert process.wait(300) == 75
         assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "preempted"
     else:
         os.killpg(process.pid, signal.SIGKILL)
@@ -250,11 +258,11 @@ def test_an_interrupted_run_ends_as_one_that_was_not(images, encoder, tmp_path, 
     done = run("finetune.py", *settings, "--output_dir", tmp_path / "cut")
     assert "finished" in (tmp_path / "cut" / "status.json").read_text() and "seed_0" not in done.stdout
     for seed in ("seed_0", "seed_1"):
-        assert torch.equal(best(tmp_path / "cut" / seed), best(tmp_path / "whole" / seed))
-        logs = [(tmp_path / name / seed / "metrics.jsonl").read_text().splitlines() for name in ("cut", "whole")]
+        assert torch.equal(best(tmp_path / "cut" / seed), best(whole / seed))
+        logs = [(folder / seed / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "cut", whole)]
         steps = [[json.loads(line)["step"] for line in log] for log in logs]
         assert steps[0] == steps[1]
-    assert results(tmp_path / "cut")["mean"] == results(tmp_path / "whole")["mean"]
+    assert results(tmp_path / "cut")["mean"] == results(whole)["mean"]
 
 
 STOPPED = f"""

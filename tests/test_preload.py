@@ -3,10 +3,9 @@
 import contextlib
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -164,10 +163,7 @@ def test_the_processes_of_a_machine_hold_one_copy_and_meet_one_error(tmp_path, f
         os.link(folder / f"small_{number}.jpg", small / f"{number}.jpg")
     script.write_text(RANKS)
     before = os.listdir("/dev/shm")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([sys.executable, *launch, script, Path(preload.__file__).parents[2], small],
-                          capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    done = forked.run(script, Path(preload.__file__).parents[2], small, processes=2)
     said = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     results = {word: {result for other, _, result in said if other == word} for word, *_ in said}
     assert len(said) == 6, done.stdout + done.stderr

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -275,8 +276,7 @@ def environment() -> dict[str, str]:
 
 
 def launch(*args) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ssl.data.prepare", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    return forked.run("-m", "ssl.data.prepare", *args, env=environment())
 
 
 def stopped_in_the_middle(tmp_path: Path, number: int, whole_group: bool) -> tuple[int, str]:
