@@ -419,8 +419,8 @@ def test_schedules_follow_the_epochs():
 
 
 def test_a_bad_setting_is_told_once_under_torchrun_and_is_its_last_word(images, tmp_path):
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--batch_size", 100),
-               processes=2, check=False)  # fmt: skip
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "--data_dir", images,
+               "--output_dir", tmp_path, *tiny("--batch_size", 100), check=False)  # fmt: skip
     assert done.returncode != 0 and done.stderr.startswith("train.py: error: batch_size")
     assert done.stderr.count("\ntrain.py: error: ") == 0
     assert "traceback : train.py: error: batch_size: the global batch, 100" in done.stderr
