@@ -44,6 +44,7 @@ from ssl.data.bad import check as check_bad
 from ssl.data.images import Images, split_validation
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order, Shares
+from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
@@ -98,6 +99,7 @@ class Settings:
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; unset: the run's
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
+    value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: the run's
     mean: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
     std: list[float] | None = None  # of normalisation; unset: what the weights are used to, or the data set's
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; they are left out
@@ -165,6 +167,7 @@ def main() -> None:
     if weights["steps"] == 0:
         say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
     say(f"data        {settings.dataset}: {len(train)} train, {len(test)} test images, {classes} classes")
+    tell_values(train)
 
     # Judge
     found: dict = {}
@@ -300,7 +303,7 @@ def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
 
 
 def load_split(settings: Settings, split: str) -> Images | None:
-    names = ("image_size", "class_list", *OF_TABLE, "seed")
+    names = ("image_size", "class_list", *OF_TABLE, "value_range", "seed")
     options = {name: getattr(settings, name) for name in names}
     return datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
 

@@ -50,6 +50,7 @@ from ssl.data.images import Images, hold_out
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.data.slides import MAJOR
+from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
@@ -94,6 +95,7 @@ class Settings:
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the run's, or the data set's
+    value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: the run's
     mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
     std: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
     train_percent: float = 100.0  # share of the labels, of every class, by seed
@@ -483,7 +485,7 @@ def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Calla
 
 def load_split(settings: Settings, split: str) -> Images | None:
     names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-             "split_column", "splits_folder", "test_slides", "seed")  # fmt: skip
+             "split_column", "splits_folder", "test_slides", "value_range", "seed")  # fmt: skip
     options = {name: getattr(settings, name) for name in names}
     data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
     if data is not None:
@@ -677,6 +679,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     say(f"data        {settings.dataset}: {counted(data)}")
     hardware = "" if has_precision(settings.amp, device) else ", which this machine imitates, slowly"
     say(f"precision   {name_of(settings.amp)}{hardware}")
+    tell_values(data)
     for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
         if not set(data.classes) <= set(classes):
@@ -707,7 +710,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     of theirs."""
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
-    where = set(ABOUT_DATA) - {"mean", "std"}
+    where = set(ABOUT_DATA) - {"mean", "std", "value_range"}
     keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
@@ -820,6 +823,7 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
     for split, data in splits.items():
         held = f"{settings.val_fraction:.0%} of every class of train, by seed"
         say(f"{split:<12}" + (held if data is None else counted(data)))
+    tell_values(splits["train"])
     if settings.train_files or settings.train_percent != 100:
         say(f"labels      {settings.train_files or f'{settings.train_percent:g} % of every class, by seed'}")
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))

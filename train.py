@@ -32,6 +32,7 @@ from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order
 from ssl.data.validation import find_validation
+from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import SMALL_IMAGE, build_encoder, stem_for
 from ssl.errors import UserError, one_line_errors
@@ -80,6 +81,7 @@ class Settings:
     balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
     download: bool = False  # let torchvision download the data set
     image_size: int = 224  # pixels of a view's side
+    value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: their type's
     # Model
     encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
@@ -203,6 +205,7 @@ def main() -> None:
         split_column=settings.split_column,
         splits_folder=settings.splits_folder,
         test_slides=settings.test_slides,
+        value_range=settings.value_range,
         seed=settings.seed,
     )
     data = load("train" if learns_from_labels(settings) else "unlabelled")
@@ -766,6 +769,7 @@ def introduce(settings, origin, device, data, statistics, order, scale, folder, 
     processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
     say(f"device      {name} × {processes}, {name_of(settings.amp)}{no_gpu}")
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
+    tell_values(data)
     if learns_from_labels(settings):
         say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes"
             + (", every class shown as often" if settings.balanced else ""))  # fmt: skip

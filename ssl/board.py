@@ -72,7 +72,7 @@ def _writer(folder: Path, purge_step: int | None):
 
 
 def _images(writer, folder: Path) -> None:
-    from ssl.data.images import decode
+    from ssl.data.decode import decode
 
     for name in ("views", "neighbours", "correlation", "pca", "spectrum"):
         path = folder / f"{name}.png"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ssl.augment import View, to_unit
 from ssl.checkpoint import write_bytes
-from ssl.data.images import BadImage, Images, spread
+from ssl.data.decode import BadImage
+from ssl.data.images import Images, spread
 from ssl.data.loader import finish, training_batches
 from ssl.errors import UserError
 from ssl.report import say

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from ssl import config, restore
+from ssl.data.datasets import EIGHT_BITS
 
 
 def fill(settings, run: dict, about_data: Sequence[str]) -> None:
-    """Fill what is unset of `settings` from those of `run`: the seed, the data set and the encoder.
+    """Fill what is unset of `settings` from those of `run`: the seed, the value range, the data set and the encoder.
 
-    Who names a data set or an encoder wants no other part of the run's.
+    Who names a data set or an encoder wants no other part of the run's. A value range that does not fit other files
+    is refused where they are read.
 
     Raises `UserError` as `restore.architecture`.
     """
@@ -24,6 +26,8 @@ def fill(settings, run: dict, about_data: Sequence[str]) -> None:
     for name in about_data:
         if getattr(settings, name) is None and not own_data:
             setattr(settings, name, of_run(name))
+    if settings.value_range is None and settings.dataset not in EIGHT_BITS:
+        settings.value_range = of_run("value_range")
     settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
         run, settings.encoder, settings.encoder_kwargs, settings.stem
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssl import board, checkpoint, config, heads, inference, pictures, projections, verdicts
 from ssl.augment import View
 from ssl.data import datasets
+from ssl.data.decode import Range
 from ssl.data.images import Images, spread
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.distributed import join
@@ -35,7 +36,7 @@ OF_DATA = {
     "dataset": str | None, "data_dir": str | None, "image_size": int | None, "class_list": str | None,
     "csv": str | None, "image_column": str | None, "label_column": str | None, "positive": list[str] | None,
     "group_column": str | None, "split_column": str | None, "splits_folder": str | None,
-    "test_slides": list[str] | None, "seed": int | None,
+    "test_slides": list[str] | None, "value_range": Range | None, "seed": int | None,
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ def check(settings) -> None:
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
                 limit = " <= 1" if name == "crop_scale" else ""
                 raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
+    if (values := _values(settings, "value_range")) and not values[0] < values[1]:
+        raise UserError(f"value_range: expected black < white, got {values[0]:g} and {values[1]:g}")
     _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
     _refuse(settings, "momentum", lambda value: value >= 1, "must be below 1, or steps would grow for ever")
     _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")

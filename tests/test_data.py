@@ -11,8 +11,9 @@ from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
 from ssl.data import classes, datasets, listing, loader, splits
+from ssl.data.decode import FORMATS, decode
 from ssl.data.folders import SUBSETS
-from ssl.data.images import FORMATS, Images, decode, split_validation
+from ssl.data.images import Images, split_validation
 from ssl.data.loader import (
     _even_slices,
     auto_workers,

@@ -28,9 +28,10 @@ from test_scripts import ROOT, evaluate, run, tiny, train
 from torchvision.datasets import cifar
 
 from ssl import checkpoint, config, foreign, inherit
-from ssl.data import datasets, images
+from ssl.data import datasets
+from ssl.data import decode as decoding
 from ssl.data.bad import BadImages
-from ssl.data.images import BadImage, decode
+from ssl.data.decode import BadImage, decode
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line
 from ssl.guard import BadSteps
@@ -295,15 +296,15 @@ def test_any_damaged_image_is_pixels_or_a_bad_image(tmp_path_factory, content, c
         content[place : place + len(junk)] = junk
     path = tmp_path_factory.getbasetemp() / "any.jpg"
     path.write_bytes(content[:-cut] if 0 < cut < len(content) else content)
-    limit, images.LARGEST_IMAGE = images.LARGEST_IMAGE, 4_000_000
+    limit, decoding.LARGEST_IMAGE = decoding.LARGEST_IMAGE, 4_000_000
     try:
         pixels = decode(path, lambda height, width: 2)
         assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[0] == 3
-        assert pixels.numel() <= 3 * images.LARGEST_IMAGE
+        assert pixels.numel() <= 3 * decoding.LARGEST_IMAGE
     except BadImage as error:
         assert error.reason.isprintable() and error.reason
     finally:
-        images.LARGEST_IMAGE = limit
+        decoding.LARGEST_IMAGE = limit
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -348,7 +349,7 @@ def test_image_bombs_take_no_memory(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(content)
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import ssl; ssl.__path__ = [sys.argv[1] + '/ssl']\n"
-        "from ssl.data.images import decode, BadImage; from pathlib import Path\n"
+        "from ssl.data.decode import decode, BadImage; from pathlib import Path\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 30),) * 2)\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -421,7 +422,7 @@ def test_what_is_no_ordinary_file_is_never_waited_for(tmp_path):
 
 def test_more_bytes_than_a_photograph_has_are_not_read(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
-        file.truncate(images.LARGEST_FILE + 1)  # takes no room on the disk
+        file.truncate(decoding.LARGEST_FILE + 1)  # takes no room on the disk
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadImage, match="more than any photograph has"):
         decode(tmp_path / "a.jpg")
@@ -430,9 +431,9 @@ def test_more_bytes_than_a_photograph_has_are_not_read(tmp_path):
 
 def test_the_limit_of_pixels_is_the_one_that_is_said(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(picture("PNG"))
-    monkeypatch.setattr(images, "LARGEST_IMAGE", 480)
+    monkeypatch.setattr(decoding, "LARGEST_IMAGE", 480)
     assert decode(tmp_path / "a.png").shape == (3, 20, 24)
-    monkeypatch.setattr(images, "LARGEST_IMAGE", 479)
+    monkeypatch.setattr(decoding, "LARGEST_IMAGE", 479)
     with pytest.raises(BadImage, match="24×20 pixels is more than any photograph has"):
         decode(tmp_path / "a.png")
     assert Image.MAX_IMAGE_PIXELS == 200_000_000  # so that Pillow does not refuse less

@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ssl.data.images import BadImage, Paths, decode
+from ssl.data.decode import BadImage, decode
+from ssl.data.images import Paths
 from ssl.data.listing import list_images
 
 
@@ -60,11 +61,100 @@ def test_palette_and_cmyk_become_rgb(tmp_path):
     assert red > 240 and green < 15 and blue < 15
 
 
-def test_exif_orientation_is_obeyed(tmp_path):
-    image = Image.new("RGB", (20, 10))
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    assert decode(saved(tmp_path / "a.jpg", image, exif=exif)).shape == (3, 20, 10)
+UPRIGHT = np.asarray(
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((24, 20), 3)
+)
+BACK = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposition of the upright image to the stored one
+
+
+@pytest.mark.parametrize("name", ["a.tif", "lzw.tif", "grey16.tif", "a.png", "grey16.png", "a.webp", "a.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_gives_the_upright_pixels_and_the_size_that_was_told(tmp_path, name, orientation):
+    image = Image.fromarray(UPRIGHT[..., 0].astype(np.uint16) * 257 if "16" in name else UPRIGHT)
+    expected = decode(saved(tmp_path / "upright.png", image)).numpy()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(Image.Transpose(BACK[orientation])) if orientation > 1 else image
+    kind = {"lzw.tif": {"compression": "tiff_lzw"}, "a.webp": {"lossless": True}, "a.jpg": {"quality": 95}}
+    stored.save(tmp_path / name, exif=exif, **kind.get(name, {}))
+    told = []
+    found = decode(tmp_path / name, lambda height, width: told.append((height, width)) or 1).numpy()
+    assert found.shape == (3, *told[0]) == expected.shape == (3, 20, 24)
+    difference = np.abs(found.astype(float) - expected)
+    assert difference.max() == 0 if name != "a.jpg" else difference.mean() < 8
+
+
+def exif_with(kind: int, numerator: int, denominator: int, order: bytes = b"MM") -> bytes:
+    """Orientation 6, and a resolution of this type and value."""
+    orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack(">HHII", 0x011A, kind, 1, 38) + bytes(4) + struct.pack(">II", numerator, denominator)
+    return b"Exif\0\0" + order + struct.pack(">HIH", 42, 8, 2) + orientation + resolution
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+@pytest.mark.parametrize(
+    "exif, turned",
+    [
+        (exif_with(12, 0x7FF80000, 0), True),  # a resolution that is not a number
+        (exif_with(10, 2**31, 1), True),
+        (exif_with(5, 72, 0), True),
+        (exif_with(5, 72, 1)[:-8], True),  # cut off
+        (exif_with(5, 72, 1, b"XX"), False),  # no byte order: the orientation cannot be known
+        (exif_with(5, 72, 1, b"II"), False),  # the other one
+    ],
+    ids=["not a number", "too large", "without end", "cut off", "no byte order", "wrong byte order"],
+)
+def test_damaged_exif_costs_no_pixels(tmp_path, name, exif, turned):
+    options = {"lossless": True} if name == "a.webp" else {}
+    plain = decode(saved(tmp_path / f"plain-{name}", Image.fromarray(UPRIGHT), **options)).numpy()
+    found = decode(saved(tmp_path / name, Image.fromarray(UPRIGHT), exif=exif, **options)).numpy()
+    assert np.array_equal(found, plain.swapaxes(1, 2)[:, :, ::-1] if turned else plain)
+
+
+def test_control_pillow_alone_fails_on_such_exif(tmp_path):
+    for exif in (exif_with(12, 0x7FF80000, 0), exif_with(10, 2**31, 1), exif_with(5, 72, 1, b"XX")):
+        path = saved(tmp_path / "a.png", Image.fromarray(UPRIGHT), exif=exif)
+        with pytest.raises((ValueError, struct.error, SyntaxError)):
+            ImageOps.exif_transpose(Image.open(path))
+
+
+def chunk(kind: bytes, body: bytes, whole: bool = True) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ (not whole))
+
+
+NOISE = np.random.default_rng(0).bytes(2_000_000)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(NOISE, 0)),
+        chunk(b"iCCP", b"profile\0\7"),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000))),
+        chunk(b"eXIf", exif_with(5, 72, 1)[6:], whole=False),
+        chunk(b"gAMA", b"\0"),
+        chunk(b"pHYs", b"\0\0"),
+    ],
+    ids=["profile of 2 MB", "profile of no kind", "comment of 2 MB", "checksum of eXIf", "gamma", "resolution"],
+)
+def test_chunks_that_no_pixel_needs_cost_no_pixels(tmp_path, extra):
+    path = saved(tmp_path / "a.png", Image.fromarray(UPRIGHT))
+    plain, content = decode(path), path.read_bytes()
+    path.write_bytes(content[:33] + extra + content[33:])  # behind the header
+    with pytest.raises((ValueError, SyntaxError, OSError)):  # the control
+        Image.open(path).load()
+    assert torch.equal(decode(path), plain)
+
+
+def test_the_chunks_that_pixels_need_stay(tmp_path):
+    clear = Image.new("P", (4, 3), 1)
+    clear.putpalette([9, 9, 9, 200, 100, 50])
+    assert colour(saved(tmp_path / "a.png", clear, transparency=1)) == [255, 255, 255]
+    path = saved(tmp_path / "b.png", Image.fromarray(UPRIGHT))
+    content = path.read_bytes()
+    profile = b"Raw profile type exif\0\nexif\n      38\n" + exif_with(5, 72, 1)[:-8].hex().encode()
+    path.write_bytes(content[:33] + chunk(b"tEXt", profile) + content[33:])  # as ImageMagick keeps EXIF
+    assert decode(path).shape == (3, 24, 20)
 
 
 def jpeg() -> bytes:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl.data import patches as room
-from ssl.data.images import decode
+from ssl.data.decode import decode
 from ssl.data.listing import list_images
 from ssl.data.patches import patches
 from ssl.errors import UserError

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssl import pictures
-from ssl.data.images import decode
+from ssl.data.decode import decode
 from ssl.metrics import classification
 from ssl.predictions import PLAIN_NUMBER, RUN_BY_SPREADSHEETS, write_predictions
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ssl.augment import View
 from ssl.data import datasets, preload
-from ssl.data.images import BadImage, Images, decode
+from ssl.data.decode import BadImage, decode
+from ssl.data.images import Images
 from ssl.data.loader import plain_batches, training_batches
 from ssl.data.order import Order
 from ssl.errors import UserError
@@ -90,7 +91,7 @@ def test_what_is_held_is_not_read_again_and_what_is_not_is_told(folder, monkeypa
     assert {name for name, as_pixels in kinds.items() if not as_pixels} == {"large.jpg", "large_turned.jpg"}
     assert {Path(path).name for path in held.paths} - set(kinds) == {"cut.jpg", "text.jpg", "zero.png"}
     read = []
-    monkeypatch.setattr("ssl.data.images.content", lambda path: read.append(Path(path).name) or b"")
+    monkeypatch.setattr("ssl.data.decode.content", lambda path: read.append(Path(path).name) or b"")
     for index in range(len(held)):
         with contextlib.suppress(BadImage):
             held.pixels(index)

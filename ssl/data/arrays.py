@@ -1,8 +1,9 @@
 """Images in one file of numpy arrays: .npz as MedMNIST's, or a .npy of images alone.
 
 A .npz holds {train,val,test}_images and {train,val,test}_labels, or `images` and `labels`; labels may be left
-out. Images are (N, H, W) or (N, H, W, C), uint8 or uint16, with 1 to 16 channels; labels say one class an image, as
-`array_labels.one_class_each` reads them. Other arrays of the file are not read, which is said.
+out. Images are (N, H, W) or (N, H, W, C), with 1 to 16 channels, uint8 or uint16, or with a value range any integers
+or floating-point numbers; labels say one class an image, as `array_labels.one_class_each` reads them. Other arrays of
+the file are not read, which is said.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssl.data.array_labels import one_class_each
+from ssl.data.decode import BadImage, Range, require_fitting, scaled
 from ssl.data.splits import split_of
 from ssl.data.tables import first_few
 from ssl.errors import UserError
@@ -26,16 +28,31 @@ CHANNELS = 16  # at most
 
 @dataclass(frozen=True)
 class Stack:
-    """Images (N, C, H, W): the `rows` of an array (…, H, W, C), which may lie on the disk."""
+    """Images (N, C, H, W): the `rows` of an array (…, H, W, C), which may lie on the disk.
+
+    With a `value_range` (low, high) an image is uint16, low and high becoming 0 and 65535, and one of numbers outside
+    raises `BadImage`.
+    """
 
     array: np.ndarray
     rows: np.ndarray
+    value_range: Range | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.array[self.rows[index]])).permute(2, 0, 1)
+        pixels = self.numbers(index)
+        if self.value_range is not None:
+            try:
+                pixels = scaled(pixels, self.value_range)
+            except ValueError as error:
+                raise BadImage(f"array/{self.rows[index]}", str(error)) from None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def numbers(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, C), as the array has it."""
+        return np.array(self.array[self.rows[index]])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -43,20 +60,20 @@ class Stack:
         return len(self), channels, height, width
 
     def subset(self, indices: np.ndarray) -> "Stack":
-        return Stack(self.array, self.rows[indices])
+        return Stack(self.array, self.rows[indices], self.value_range)
 
     def __reduce__(self):
         """A process that is sent this maps the file for itself instead of being sent its content."""
         if isinstance(self.array, np.memmap):
-            return _mapped_rows, (str(self.array.filename), self.rows)
-        return Stack, (self.array, self.rows)
+            return _mapped_rows, (str(self.array.filename), self.rows, self.value_range)
+        return Stack, (self.array, self.rows, self.value_range)
 
 
-def _mapped_rows(path: str, rows: np.ndarray) -> Stack:
-    return Stack(_mapped(Path(path)), rows)
+def _mapped_rows(path: str, rows: np.ndarray, value_range: Range | None) -> Stack:
+    return Stack(_mapped(Path(path), value_range), rows, value_range)
 
 
-def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None:
+def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
     """(images, labels (N,), class names, whether they are a split of their own) for a split of `datasets.load`.
 
     None for 'val' where there are not both val and test. Where the file has no labels they are -1, and there are no
@@ -66,8 +83,8 @@ def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None
     if path.suffix.lower() == ".npy":
         if split == "val":
             return None
-        images = _mapped(path)
-        return _stack(images), torch.full((len(images),), -1), [], False
+        images = _mapped(path, value_range)
+        return _stack(images, value_range), torch.full((len(images),), -1), [], False
     with _readable(path):
         file = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
@@ -77,9 +94,9 @@ def read(path: Path, split: str) -> tuple[Stack, Tensor, list[str], bool] | None
         if split == "val" and not {"val", "test"} <= prefixes.keys():
             return None
         prefix = _prefix(path, prefixes, file.files, split)
-        images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}")
+        images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}", value_range)
         labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), split != "unlabelled")
-    return _stack(images), labels, classes, prefix != ""
+    return _stack(images, value_range), labels, classes, prefix != ""
 
 
 @contextlib.contextmanager
@@ -95,14 +112,14 @@ def _readable(path: Path):
         ) from None
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, value_range: Range | None) -> np.ndarray:
     with _readable(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _images(array, str(path))
+    return _images(array, str(path), value_range)
 
 
-def _stack(images: np.ndarray) -> Stack:
-    return Stack(images, np.arange(len(images)))
+def _stack(images: np.ndarray, value_range: Range | None) -> Stack:
+    return Stack(images, np.arange(len(images)), value_range)
 
 
 def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
@@ -148,10 +165,21 @@ def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         return np.asarray(file[name])  # a member that is no array comes as bytes, and is refused by its type
 
 
-def _images(array: np.ndarray, where: str) -> np.ndarray:
+def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndarray:
     """The array as (N, H, W, C), once it can only be that."""
-    if array.dtype not in (np.uint8, np.uint16):
+    whole = array.dtype in (np.uint8, np.uint16)
+    if not whole and array.dtype.kind not in "iuf":
         raise UserError(f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16")
+    if not whole and value_range is None:
+        raise UserError(
+            f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16, or --value_range BLACK "
+            "WHITE, which says what part of their range is used"
+        )
+    if value_range is not None:
+        try:
+            require_fitting(f"numbers of type {array.dtype}", np.iinfo(array.dtype).max if whole else None, value_range)
+        except ValueError as error:
+            raise UserError(f"data_dir: {where} {error}") from None
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] > CHANNELS or 0 in images.shape:
         raise UserError(

@@ -4,6 +4,7 @@ A data set small enough (images of at most 64 pixels, as CIFAR) is held as one t
 `resident`; batches of it are cut and resized on the training device without workers.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from ssl.augment import to_unit
 from ssl.data import arrays, lesions
 from ssl.data.classes import require_distinct
 from ssl.data.cut import cut
+from ssl.data.decode import BadImage, Range
 from ssl.data.folders import folder, imagenet
-from ssl.data.images import BadImage, Images, spread
+from ssl.data.images import Images, spread
 from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.data.slides import FOLDERS as SLIDES
@@ -43,6 +45,7 @@ KNOWN = {
     "fake": (224, *IMAGENET),
     **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
+EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # no files with a range of their own
 SMALL = 64  # pixels: up to here an image counts as small
 RESIDENT_BYTES = 4 << 30
 
@@ -78,6 +81,7 @@ def load(
     split_column: str | None = None,
     splits_folder: str | None = None,
     test_slides: list[str] | None = None,
+    value_range: Range | None = None,
     seed: int = 0,
 ) -> Images | None:
     """Split 'train', 'val', 'test', 'all' or 'unlabelled' (what to pre-train on) of a data set.
@@ -85,18 +89,18 @@ def load(
     'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
     is None where a data set has no validation split of its own. 'all' is what a model that has learnt
     from none of them is tested on: the test split, or everything where nothing is set apart. What
-    comes without splits is cut 90/10 (ssl/data/cut.py). `seed` is of 'fake' alone. Raises `UserError` where the
-    data is not there or not what it should be.
+    comes without splits is cut 90/10 (ssl/data/cut.py). `value_range` as of `Images`. `seed` is of 'fake' alone.
+    Raises `UserError` where the data is not there or not what it should be.
     """
     columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
-    _require_fitting(name, csv, columns, splits_folder, test_slides)
+    _require_fitting(name, csv, columns, splits_folder, test_slides, value_range)
     if split == "all" and name not in ("folder", "array"):
         split = "test"
     if name in lesions.TABLES:
-        return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder))
+        return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder), value_range)
     if name in SLIDES:
         data = slides(name, _existing(data_dir, name), split, csv, test_slides)
-        return data and _make_resident(data)
+        return data and _make_resident(data, value_range)
     if split == "val" and name not in ("folder", "array"):
         return None
     if name == "shapes":
@@ -113,7 +117,7 @@ def load(
         root = _existing(data_dir, name)
         data = folder(root, split) if csv is None else table(root, csv, columns, split)
     elif name == "array":
-        data = _array(data_dir, split)
+        data = _array(data_dir, split, value_range)
     elif name.startswith("ImageNet"):
         data = imagenet(_existing(data_dir, name), name, split, class_list)
     else:
@@ -124,7 +128,7 @@ def load(
     if data is None:
         return None
     require_distinct(data.classes, name)
-    return _make_resident(data)
+    return _make_resident(data, value_range)
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
@@ -138,18 +142,29 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
             raise UserError(f"{name}: expected {data.channels} values, one a channel of {data.name}, got {given}")
     _, known_mean, known_std = KNOWN[data.name]
     if known_mean is None and (mean is None or std is None):
-        sample = [to_unit(data.pixels(index)).double().flatten(1) for index in spread(len(data), 1000)]
-        known_mean = torch.stack([x.mean(1) for x in sample]).mean(0)
-        variance = torch.stack([((x - known_mean[:, None]) ** 2).mean(1) for x in sample]).mean(0)
+        moments = []
+        for index in spread(len(data), 1000):
+            with contextlib.suppress(BadImage):  # an array's numbers outside its value range
+                x = to_unit(data.pixels(index)).double().flatten(1)
+                moments.append(torch.stack([x.mean(1), x.square().mean(1)]))
+        mean_of_all, square = torch.stack(moments).mean(0)
+        variance = square - mean_of_all.square()
         known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0).tolist()
-        known_mean = known_mean.tolist()
+        known_mean = mean_of_all.tolist()
     return list(mean or known_mean), list(std or known_std)
 
 
 def _require_fitting(
-    name: str, csv: str | None, columns: Columns, splits_folder: str | None, test_slides: list[str] | None
+    name: str,
+    csv: str | None,
+    columns: Columns,
+    splits_folder: str | None,
+    test_slides: list[str] | None,
+    value_range: Range | None,
 ) -> None:
-    """Raise `UserError` for settings of a table where there is none, and for tables that a data set does not have."""
+    """Raise `UserError` for settings of a table where there is none, and for those that a data set does not have."""
+    if value_range is not None and name in EIGHT_BITS:
+        raise UserError(f"value_range: is of image files and arrays; {name} has 8 bits, all of them used")
     if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
         raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
     for part in ("label", "positive", "group", "split"):
@@ -177,12 +192,12 @@ def _existing(data_dir: str | None, name: str) -> Path:
 # Others -----------------------------------------------------------------------
 
 
-def _array(data_dir: str | None, split: str) -> Images | None:
+def _array(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
     """A .npz or .npy file, with or without splits of its own."""
     path = Path(data_dir or "").expanduser()
     if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
-    found = arrays.read(path, "test" if split == "all" else split)
+    found = arrays.read(path, "test" if split == "all" else split, value_range)
     if found is None:
         return None
     stored, labels, classes, is_split = found
@@ -240,8 +255,9 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
     return Images(name, labels, list(getattr(data, "classes", map(str, range(10)))), resident=pixels)
 
 
-def _make_resident(data: Images) -> Images:
+def _make_resident(data: Images, value_range: Range | None) -> Images:
     """Hold a file data set in memory if its images are small and all of one size; without those that cannot be read."""
+    data = replace(data, value_range=value_range)
     if data.resident is not None:
         return data
     first = _first_readable(data)

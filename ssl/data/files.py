@@ -5,16 +5,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
 
 from ssl.augment import View, crop_boxes, draw, to_unit
-from ssl.data.images import BadImage, Images
+from ssl.data.decode import BadImage
+from ssl.data.images import Images
 from ssl.data.order import Order, stand_in
 from ssl.errors import UserError
+
+BILINEAR = Image.Resampling.BILINEAR
 
 
 @dataclass
@@ -129,13 +130,28 @@ class PlainFiles(Dataset):
         shown, bad = [], {}
         for row, index in enumerate(range(where.start, where.stop)):
             try:
-                shown.append(self._central(self.data.pixels(index)))
+                shown.append(central_crop(self.data.pixels(index), self.size))
             except BadImage as error:
                 shown.append(black)
                 bad[row] = error.path, error.reason
         return torch.stack(shown) if shown else black[None][:0], bad
 
-    def _central(self, pixels: Tensor) -> Tensor:
-        short = [round(self.size * 256 / 224)]
-        pixels = TF.resize(_resizable(pixels), short, InterpolationMode.BILINEAR, antialias=True)
-        return TF.center_crop(pixels, [self.size, self.size])
+
+def central_crop(pixels: Tensor, size: int) -> Tensor:
+    """The middle (C, size, size) of pixels (C, H, W) whose short side was resized to size · 256/224, bilinear.
+
+    That much of the image is cut out first, with what the filter reaches beyond it: resized whole, an image of
+    40,000 × 3 pixels would take gigabytes.
+    """
+    sides = np.array(pixels.shape[1:])
+    resized = np.array([int(round(size * 256 / 224) * side / sides.min()) for side in sides])  # as torchvision's
+    scale = sides / resized
+    start = np.round((resized - size) / 2) * scale  # of the crop, in pixels of the image
+    stop = np.minimum(start + size * scale, sides)  # rounding must not lead out of the image
+    reach = np.maximum(scale, 1)  # of a bilinear filter
+    low, high = np.maximum(np.floor(start - reach), 0).astype(int), np.ceil(stop + reach).astype(int)
+    near = _resizable(pixels[:, low[0] : high[0], low[1] : high[1]])
+    box = tuple(np.concatenate([(start - low)[::-1], (stop - low)[::-1]]))  # left, top, right, bottom
+    # Pillow takes boxes that end inside a pixel. One channel at a time, for it knows no others than of bytes.
+    parts = [np.array(Image.fromarray(channel.numpy()).resize((size, size), BILINEAR, box)) for channel in near]
+    return torch.from_numpy(np.stack(parts))

@@ -1,110 +1,23 @@
-"""Images: a file -> RGB pixels, and many of them, wherever they are, under one face."""
+"""Images: many of them, wherever they are, under one face."""
 
-import io
+import contextlib
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl.data.arrays import Stack
+from ssl.data.decode import BadImage, Range, Reduction, decode
 from ssl.data.groups import hold_out_groups
-from ssl.errors import UserError, one_line
+from ssl.errors import UserError
 
 if TYPE_CHECKING:
     from ssl.data.preload import Held
-
-# What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-LARGEST_FILE = 1 << 30  # bytes
-LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
-Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower, and from half of it on it warns
-
-EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 16-bit levels, rounded: 65535 -> 255
-
-
-class BadImage(UserError):
-    """A file that cannot be shown: its `path`, and the `reason`."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both, so that it can be sent between processes
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def decode(path: str | Path, reduction: Callable[[int, int], int] | None = None, held: bytes | None = None) -> Tensor:
-    """The image at `path`, whose bytes may be `held` already, as (3, H, W) uint8, upright and in RGB.
-
-    Grey, palette and CMYK are converted; transparency is laid on white; 16-bit grey is
-    scaled to 8; EXIF orientation is obeyed; an animation gives its first frame.
-    `reduction(height, width)`, called with the size of the upright image, says by how much (1,
-    2, 4 or 8) the caller could do with a smaller one; a JPEG is then decoded at ceil(size / that),
-    which takes a fraction of the time. Raises `BadImage` for what cannot be read: truncated,
-    empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes.
-    """
-    try:
-        with Image.open(io.BytesIO(content(path) if held is None else held), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > LARGEST_IMAGE:
-                raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
-            if reduction is not None:
-                lying = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                factor = reduction(*((width, height) if lying else (height, width)))
-                if factor > 1:
-                    image.draft(None, (width // factor, height // factor))  # for JPEG alone it does anything
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, needed or not
-            return _to_tensor(_to_rgb(image))
-    except (MemoryError, BadImage):
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(path, f"its content is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
-        reason = one_line(str(error).replace(str(path), "it"))
-        raise BadImage(path, f"cannot be read as an image ({type(error).__name__}: {reason})") from None
-
-
-def content(path: str | Path) -> bytes:
-    """The bytes of the file. From these Pillow cannot take more memory than there are, whatever a header claims."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise BadImage(path, "is no ordinary file")
-    if status.st_size > LARGEST_FILE:
-        raise BadImage(path, f"{status.st_size:,} bytes is more than any photograph has")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
-        return Image.fromarray(EIGHT_BITS[levels]).convert("RGB")
-    if image.mode == "F":
-        levels = np.asarray(image)
-        if not (levels.min() >= 0 and 1 < levels.max() <= 255):  # NaN, too, is refused
-            raise ValueError("floating-point pixels without a known range")
-        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-# Many -------------------------------------------------------------------------
 
 
 class Paths(Sequence):
@@ -130,7 +43,8 @@ class Paths(Sequence):
 @dataclass(frozen=True)
 class Images:
     """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
-    shown over and over. Those from an array file may be uint16, all others are uint8.
+    shown over and over. They are uint8, or uint16 over its whole range: those of some array files, and all of a data
+    set with a `value_range` (low, high), the numbers of its files that are black and white.
 
     labels (N,) int64, -1 unlabelled. `groups` (N,) says which images belong together (of one patient, lesion, slide),
     None where that is not known. `named`: a table gave the files' names, so one name is one image wherever it lies.
@@ -149,6 +63,7 @@ class Images:
     named: bool = False
     bad: tuple[tuple[str, str], ...] = ()
     held: "Held | None" = None
+    value_range: Range | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,12 +74,12 @@ class Images:
         held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
         return 3 if held is None else held.shape[1]
 
-    def pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> Tensor:
-        """Image `index` as (C, H, W); `reduction` as in `images.decode`. Raises `BadImage`."""
+    def pixels(self, index: int, reduction: Reduction | None = None) -> Tensor:
+        """Image `index` as (C, H, W); `reduction` and `BadImage`, which it may raise, as of `decode`."""
         if self.held is not None:
             return self.held.pixels(index, self.paths[index], reduction)
         if self.paths is not None:
-            return decode(self.paths[index], reduction)
+            return decode(self.paths[index], reduction, value_range=self.value_range)
         held = self.resident if self.stored is None else self.stored
         pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
         if reduction is not None:
@@ -179,7 +94,8 @@ class Images:
         if self.paths is None:
             seen = zlib.crc32(self.labels.numpy().tobytes())
             for index in spread(len(self), 50):
-                seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
+                with contextlib.suppress(BadImage):  # an array's numbers outside its value range
+                    seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
             return f"{len(self)} images, labels and pixels {seen:08x}"
         names = "\n".join(path.removeprefix(str(root)) for path in self.paths)
         return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import numpy as np
+import torch
 
 from ssl.data.images import Images
 
@@ -35,10 +36,12 @@ def names(paths: Sequence[str], root: str | None) -> list[str]:
 
 
 def of_pixels(data: Images) -> np.ndarray:
-    """(N,) uint64, of the pixels of images that are held in memory or in an array; grey ones as the same in RGB."""
+    """(N,) uint64, of the pixels of images that are held in memory or in an array, of whatever value range; grey ones
+    as the same in RGB."""
     found = np.empty(len(data), np.uint64)
     for index in range(len(data)):
-        pixels = data.pixels(index)
+        stored = data.stored is not None
+        pixels = torch.from_numpy(data.stored.numbers(index)).permute(2, 0, 1) if stored else data.pixels(index)
         pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
         found[index] = key(f"{pixels.dtype} {tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes())
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl.data.images import FORMATS
+from ssl.data.decode import FORMATS
 from ssl.data.tables import read_table
 from ssl.errors import UserError
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl.data.images import FORMATS, LARGEST_IMAGE, BadImage, decode
+from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import EXTENSIONS, list_images
 from ssl.data.loader import auto_workers
 from ssl.data.masks import label, read_codes, read_mask

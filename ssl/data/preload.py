@@ -10,7 +10,6 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from ssl.data.images import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Images, content, decode
+from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, Reduction, content, decode
+from ssl.data.images import Images
 from ssl.data.loader import auto_workers
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
@@ -33,12 +33,13 @@ SHARE = 0.9  # of the free memory that the images may take
 class Held:
     """The images of a data set in a shared file: first a table (N, 4) of start, bytes, height, width, then the bytes.
 
-    An image is (height, width, 3) pixels or, where the height is 0, its file; one of no bytes is read from
-    its path, as without preloading. `rows` are those of the table that the data set's images have.
+    An image is (height, width, 3) pixels, uint16 if the data set has a `value_range`, or, where the height is 0, its
+    file; one of no bytes is read from its path, as without preloading. `rows` are those of the table that the data
+    set's images have.
     """
 
-    def __init__(self, fd: int, total: int, rows: np.ndarray):
-        self.fd, self.total, self.rows = fd, total, rows
+    def __init__(self, fd: int, total: int, rows: np.ndarray, value_range: Range | None = None):
+        self.fd, self.total, self.rows, self.value_range = fd, total, rows, value_range
         shared = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it cannot be written to, as it should be
@@ -47,21 +48,22 @@ class Held:
 
     def __reduce__(self):
         """For a worker that is spawned: it opens the file of the process that starts it."""
-        return _reopened, (_where(self.fd), self.total, self.rows)
+        return _reopened, (_where(self.fd), self.total, self.rows, self.value_range)
 
     def subset(self, indices: np.ndarray) -> "Held":
-        return Held(self.fd, self.total, self.rows[indices])
+        return Held(self.fd, self.total, self.rows[indices], self.value_range)
 
-    def pixels(self, index: int, path: str, reduction: Callable[[int, int], int] | None) -> Tensor:
-        """As `images.decode` of `path`."""
+    def pixels(self, index: int, path: str, reduction: Reduction | None) -> Tensor:
+        """As `decode` of `path`."""
         start, size, height, width = self.table[self.rows[index]].tolist()
         if not size:
-            return decode(path, reduction)
+            return decode(path, reduction, value_range=self.value_range)
         held = self.bytes[start : start + size]
         if not height:
-            return decode(path, reduction, held.numpy().tobytes())
+            return decode(path, reduction, held.numpy().tobytes(), self.value_range)
         if reduction is not None:
             reduction(height, width)  # whoever asks learns the size by this
+        held = held if self.value_range is None else held.view(torch.uint16)
         return held.view(height, width, 3).permute(2, 0, 1)
 
 
@@ -69,8 +71,8 @@ def _where(fd: int) -> str:
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def _reopened(path: str, total: int, rows: np.ndarray) -> Held:
-    return Held(os.open(path, os.O_RDONLY), total, rows)
+def _reopened(path: str, *rest) -> Held:
+    return Held(os.open(path, os.O_RDONLY), *rest)
 
 
 def hold(data: Images, size: int) -> Images:
@@ -81,7 +83,7 @@ def hold(data: Images, size: int) -> Images:
     if data.paths is None or data.resident is not None:
         return data
     began = time.monotonic()
-    table = _measure(data.paths, size)
+    table = _measure(data, size)
     table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
     need = int(table.nbytes + table[:, 1].sum())
     local = int(os.environ.get("LOCAL_RANK", 0))  # torchrun numbers the ranks of a machine one after another
@@ -93,11 +95,11 @@ def hold(data: Images, size: int) -> Images:
     where = gather_objects(_where(fd))[rank() - local]
     try:
         fd = fd if local == 0 else os.open(where, os.O_RDWR)
-        _fill(mmap.mmap(fd, need), table, data.paths)
+        _fill(mmap.mmap(fd, need), table, data)
     except (OSError, MemoryError) as error:
         trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"
     _agree(trouble)
-    held = Held(fd, len(data), np.arange(len(data)))
+    held = Held(fd, len(data), np.arange(len(data)), data.value_range)
     files = int(((held.table[:, 2] == 0) & (held.table[:, 1] > 0)).sum())
     say(f"preload     done in {time.monotonic() - began:.0f} s"
         + (f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
@@ -124,18 +126,18 @@ def _created(need: int) -> tuple[int, str | None]:
         return -1, f"no memory to share can be had here ({one_line(error)}); leave --preload out"
 
 
-def _measure(paths: Sequence[str], size: int) -> np.ndarray:
+def _measure(data: Images, size: int) -> np.ndarray:
     """Table (N, 4) of 0, bytes to hold, height or 0 for a file, width, from the headers alone; ranks share the work."""
-    mine = range(rank(), len(paths), world_size())
+    mine = range(rank(), len(data), world_size())
     with ThreadPoolExecutor(auto_workers()) as pool:
-        measured = list(pool.map(lambda index: _size(paths[index], size), mine))
-    table = np.zeros((len(paths), 4), np.int64)
+        measured = list(pool.map(lambda index: _size(data.paths[index], size, data.value_range), mine))
+    table = np.zeros((len(data), 4), np.int64)
     for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
         table[other :: world_size(), 1:] = part
     return table
 
 
-def _size(path: str, size: int) -> tuple[int, int, int]:
+def _size(path: str, size: int, value_range: Range | None) -> tuple[int, int, int]:
     """(bytes, height, width) of the image as it will be held; zeros if it cannot be.
 
     A JPEG of at least four times the views' size is held as its file (height 0): it is decoded at a reduced size
@@ -151,12 +153,12 @@ def _size(path: str, size: int) -> tuple[int, int, int]:
                 return 0, 0, 0
             if isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
                 return status.st_size, 0, 0
-            return 3 * width * height, height, width
+            return 3 * width * height * (1 if value_range is None else 2), height, width
     except Exception:  # whatever is wrong with it is told when it is wanted
         return 0, 0, 0
 
 
-def _fill(shared: mmap.mmap, table: np.ndarray, paths: Sequence[str]) -> None:
+def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
     """Write this process's share of the images, and their rows of the table. Pillow decodes outside Python's lock."""
     rows = np.frombuffer(shared, np.int64, table.size).reshape(table.shape)
     everything = np.frombuffer(shared, np.uint8)
@@ -167,18 +169,18 @@ def _fill(shared: mmap.mmap, table: np.ndarray, paths: Sequence[str]) -> None:
             return
         with contextlib.suppress(BadImage):
             if height:
-                pixels = decode(paths[index]).permute(1, 2, 0)
+                pixels = decode(data.paths[index], value_range=data.value_range).permute(1, 2, 0)
                 height, width = pixels.shape[:2]  # upright
-                held = pixels.numpy().reshape(-1)
+                held = pixels.numpy().reshape(-1).view(np.uint8)
             else:
-                held = np.frombuffer(content(paths[index]), np.uint8)
+                held = np.frombuffer(content(data.paths[index]), np.uint8)
             if len(held) == size:  # else the file has changed
                 everything[start : start + size] = held
                 rows[index] = start, size, height, width
 
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     with ThreadPoolExecutor(auto_workers()) as pool:
-        for _ in pool.map(read, range(local, len(paths), count)):
+        for _ in pool.map(read, range(local, len(data), count)):
             pass
 
 

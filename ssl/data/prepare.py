@@ -5,8 +5,8 @@ the flags of SRC, in the same order and with the same labels. Run it again and i
 
 An image is decoded as in training and reduced to the short side by antialiased bicubic; a file already that small is
 copied byte for byte. The name's extension says what is written: JPEG and WebP at `--quality`, PNG, TIFF, BMP and PPM
-without loss in 8 bits, GIF in 256 colours without animation. Files that are no images are not copied.
-An image that cannot be read is listed in DST/bad_images.jsonl, and the rest is made.
+without loss, in 8 bits or, grey of more, in 16, GIF in 256 colours without animation. Files that are no images are not
+copied. An image that cannot be read is listed in DST/bad_images.jsonl, and the rest is made.
 
 Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
 """
@@ -27,13 +27,14 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl.data.images import decode
+from ssl.data.decode import decode, stored
 from ssl.data.listing import EXTENSIONS, list_images
 from ssl.data.loader import auto_workers
 from ssl.errors import UserError, one_line_errors
 from ssl.report import Progress, say
 
 PARTIAL = ".partial-"  # beginning of the name of a file being written; hidden, so nobody takes it for an image
+DEEP = ("PNG", "TIFF", "PPM")  # formats that hold 16 bits
 ABANDONED = 3600  # seconds after which a partial file belongs to no run: one that was killed left it
 
 
@@ -176,27 +177,34 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
 
     Raises `BadImage`, and OSError or ValueError where the file's format cannot hold the result.
     """
-    full = []
+    full: list[int] = []
 
     def reduction(height: int, width: int) -> int:  # to twice the size: what bicubic makes of that looks the same
         spare = min(height, width) / (2 * short_side)
         full.extend([height, width, max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)])
         return full[-1]
 
-    pixels = decode(path, reduction)
+    found = stored(path, reduction)
+    deep = found.most is not None and found.most > 255
+    levels = found.scaled((0, found.most)) if deep else found.eight_bits()
     height, width, factor = full
     if min(height, width) <= short_side:
         return path.read_bytes(), height, width
-    if pixels.shape[1:] == (height, width):
+    if levels.shape[:2] == (height, width):
         factor = 1  # no JPEG
     box = (0, 0, width / factor, height / factor)
     # Rounded as torchvision's Resize does.
     height, width = (int(short_side * side / min(height, width)) for side in (height, width))
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC, box)
-    levels = np.asarray(image)
-    if (levels == levels[..., :1]).all():
-        image = image.convert("L")  # the same grey, in fewer bytes
     kind = Image.registered_extensions()[path.suffix.lower()]
+    if deep and kind not in DEEP:
+        raise ValueError(f"16-bit pixels cannot be written as {kind}; name it after what it is, {', '.join(DEEP)}")
+    image = Image.fromarray(levels.astype(np.float32) if deep else levels)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, box)
+    levels = np.asarray(image)
+    if deep:
+        image = Image.fromarray(levels.round().clip(0, 65535).astype(np.uint16))
+    elif (levels == levels[..., :1]).all():
+        image = image.convert("L")  # the same grey, in fewer bytes
     options = {"JPEG": {"quality": quality}, "WEBP": {"quality": quality}, "TIFF": {"compression": "tiff_deflate"}}
     file = io.BytesIO()
     image.save(file, kind, **options.get(kind, {}))

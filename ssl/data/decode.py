@@ -1,0 +1,285 @@
+"""A file -> the numbers of its pixels, upright, as they are stored -> RGB. Right, or a `BadImage` that says why."""
+
+import contextlib
+import io
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+
+from ssl.data import tiff
+from ssl.errors import UserError, one_line
+
+# What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+LARGEST_FILE = 1 << 30  # bytes
+LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower, and from half of it on it warns
+
+Reduction = Callable[[int, int], int]  # (height, width) -> 1, 2, 4 or 8
+Range = tuple[float, float]  # the numbers that are black and white
+
+# What to do with stored rows, by EXIF orientation, to have them upright.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x.swapaxes(0, 1)[::-1],
+}
+LYING = (5, 6, 7, 8)  # height and width are exchanged
+
+
+class BadImage(UserError):
+    """A file that cannot be shown: its `path`, and the `reason`."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)  # both, so that it can be sent between processes
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def decode(
+    path: str | Path,
+    reduction: Reduction | None = None,
+    held: bytes | None = None,
+    value_range: Range | None = None,
+) -> Tensor:
+    """The image at `path`, whose bytes may be `held` already, as (3, H, W) uint8, upright and in RGB.
+
+    Grey, palette and CMYK are converted; transparency is laid on white; EXIF orientation is obeyed; the first
+    page or frame of several is taken. Unsigned grey of up to 16 bits is taken over the whole range of its type.
+    With `value_range` (low, high) low is black and high is white, and the result is uint16 over its whole range.
+
+    `reduction(height, width)`, called with the size of the upright image, says by how much (1,
+    2, 4 or 8) the caller could do with a smaller one; a JPEG is then decoded at ceil(size / that),
+    which takes a fraction of the time. Raises `BadImage` for what cannot be read: truncated,
+    empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes, a kind of TIFF that is not
+    read, numbers whose range is not known or that leave it.
+    """
+    found = stored(path, reduction, held)
+    try:
+        pixels = found.eight_bits() if value_range is None else found.scaled(value_range)
+    except ValueError as error:
+        raise BadImage(path, str(error)) from None
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, 2)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def content(path: str | Path) -> bytes:
+    """The bytes of the file. From these Pillow cannot take more memory than there are, whatever a header claims."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "is no ordinary file")
+    if status.st_size > LARGEST_FILE:
+        raise BadImage(path, f"{status.st_size:,} bytes is more than any photograph has")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+# Numbers ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The numbers of an upright image: grey (H, W) of any type, or RGB (H, W, 3) uint8.
+
+    `kind` is in words. `most` is the largest number that the type can hold; None for signed, floating and 32-bit
+    numbers, which nobody uses over their whole range. `exact`: they are as in the file, neither converted to 8 bits
+    nor scaled.
+    """
+
+    numbers: np.ndarray
+    kind: str
+    most: int | None
+    exact: bool
+
+    def eight_bits(self) -> np.ndarray:
+        """As uint8, of the whole range of the type. Raises `ValueError` where that is not what is meant."""
+        if self.most is None:
+            raise ValueError(
+                f"has {self.kind}, here from {self.numbers.min():g} to {self.numbers.max():g}, without a known range; "
+                "pass --value_range BLACK WHITE, or save it with 8 or 16 bits"
+            )
+        return self.numbers if self.most == 255 else _to_eight_bits(self.most)[self.numbers]
+
+    def scaled(self, value_range: Range) -> np.ndarray:
+        """As uint16, `value_range` becoming 0..65535. Raises `ValueError` for what it does not fit."""
+        if not self.exact:
+            raise ValueError(f"has {self.kind}, of which value_range cannot be taken; save it as an array (.npy, .npz)")
+        require_fitting(self.kind, self.most, value_range)
+        return scaled(self.numbers, value_range)
+
+
+def require_fitting(kind: str, most: int | None, value_range: Range) -> None:
+    """Raise `ValueError` for a `value_range` that numbers from 0 to `most` cannot use."""
+    low, high = value_range
+    if most is not None and not 0 <= low < high <= most:
+        raise ValueError(f"has {kind}, 0 to {most}, which --value_range {low:g} {high:g} goes beyond")
+
+
+def scaled(numbers: np.ndarray, value_range: Range) -> np.ndarray:
+    """`numbers` (H, …) of any type as uint16, `value_range` (low, high) becoming 0..65535.
+
+    Raises `ValueError` where one is outside, or is not a number.
+    """
+    low, high = value_range
+    least, largest = numbers.min(), numbers.max()
+    if not (low <= least and largest <= high):  # NaN, too
+        raise ValueError(f"its numbers, from {least:g} to {largest:g}, leave --value_range {low:g} {high:g}")
+    result = np.empty(numbers.shape, np.uint16)
+    for start in range(0, len(numbers), 256):  # eight bytes a number, of few rows at a time
+        rows = numbers[start : start + 256].astype(np.float64)
+        result[start : start + 256] = np.rint((rows - low) * (65535 / (high - low)))
+    return result
+
+
+@lru_cache(maxsize=4)
+def _to_eight_bits(most: int) -> np.ndarray:
+    """Levels (most + 1,) uint8, rounded: `most` is 255."""
+    return ((np.arange(most + 1) * 255 + most // 2) // most).astype(np.uint8)
+
+
+# Pillow -------------------------------------------------------------------------
+
+
+def stored(path: str | Path, reduction: Reduction | None = None, held: bytes | None = None) -> Stored:
+    """The numbers of the image at `path`. `reduction`, `held` and what is raised as of `decode`."""
+    with opened(path, held) as (image, tags):
+        exact = _is_exact(image, tags)
+        if not isinstance(image, JpegImageFile):
+            image.load()  # a PNG's orientation may come after its pixels
+        turn = _orientation(image, tags)
+        if reduction is not None:
+            width, height = image.size
+            factor = reduction(*((width, height) if turn in LYING else (height, width)))
+            if factor > 1:
+                image.draft(None, (width // factor, height // factor))  # for JPEG alone it does anything
+        image.load()
+        numbers, most = _numbers(image, tags)
+        kind = {255: "8-bit", 65535: "16-bit"}.get(most, "float") + " pixels" if exact else "pixels changed in reading"
+        return Stored(np.ascontiguousarray(TURNS.get(turn, np.asarray)(numbers)), str(tags or kind), most, exact)
+
+
+@contextlib.contextmanager
+def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.Image, tiff.Tiff | None]]:
+    """Pillow's image of a file, not loaded and without needless metadata, and its tags if it is a TIFF.
+
+    Whatever goes wrong, also with what is done with them, is raised as `BadImage`.
+    """
+    tags = None
+    try:
+        data = content(path) if held is None else held
+        tags = tiff.read(data)
+        if tags is None:
+            data = _needed_chunks(data)
+        elif tags.wrongly_read():
+            raise UnidentifiedImageError
+        else:
+            data = tags.alone(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LARGEST_IMAGE:
+                raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
+            yield image, tags
+    except (MemoryError, BadImage):
+        raise
+    except UnidentifiedImageError:
+        if tags is None:
+            raise BadImage(path, f"its content is none of {', '.join(FORMATS)}") from None
+        raise BadImage(path, f"is a TIFF of {tags}, which is not read; save it as PNG, or as TIFF in 8 bits") from None
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
+        reason = one_line(str(error).replace(str(path), "it"))
+        what = "cannot be read as an image" if tags is None else f"is a TIFF of {tags} that cannot be read"
+        raise BadImage(path, f"{what} ({type(error).__name__}: {reason})") from None
+
+
+def has_pages(path: str | Path) -> bool:
+    """Whether a file has pages or frames that are not read. Raises `BadImage`."""
+    with opened(path) as (image, tags):
+        return tags.pages if tags else image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
+
+
+def _needed_chunks(data: bytes) -> bytes:
+    """A PNG without the chunks that its pixels do not need, which Pillow would refuse it for where they are too large
+    or damaged; any other file as it is."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    kept, place, view = [data[:8]], 8, memoryview(data)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        chunk = view[place : place + 12 + length]
+        if not kind[0] & 32 or _is_needed(kind, chunk):  # an upper-case letter: critical
+            kept.append(chunk)
+        place += 12 + length
+    return b"".join(kept)
+
+
+def _is_needed(kind: bytes, chunk: memoryview) -> bool:
+    """Whether a PNG's pixels need this ancillary chunk, and it is whole: transparency, frames, orientation."""
+    texts = kind in (b"tEXt", b"zTXt", b"iTXt") and len(chunk) < 65536
+    if not (
+        kind in (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")
+        or (texts and bytes(chunk[8:40]).startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")))
+    ):
+        return False
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _orientation(image: Image.Image, tags: tiff.Tiff | None) -> int:
+    """EXIF orientation, 1 where it is not known or cannot be read."""
+    if tags is not None:
+        return tags.value(tiff.ORIENTATION, 1)
+    with contextlib.suppress(Exception):  # whatever is wrong with the metadata
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if isinstance(found, int) else 1
+    return 1
+
+
+def _is_exact(image: Image.Image, tags: tiff.Tiff | None) -> bool:
+    """Whether the numbers that Pillow gives for an image, which is not loaded yet, are those of the file."""
+    if image.mode[0] in "IF" and image.format != "PPM":
+        return True
+    if tags:
+        return tags.bits == 8
+    if image.format == "PPM":
+        return image.tile[0][0] == "raw"  # else scaled by the largest that the file declares
+    return image.mode != "1" and (image.format != "PNG" or image.tile[0][3] in (image.mode, "P;4", "P;2", "P;1"))
+
+
+def _numbers(image: Image.Image, tags: tiff.Tiff | None) -> tuple[np.ndarray, int | None]:
+    """The numbers of a loaded image, not turned, and `most`, as of `Stored`."""
+    if tags and tags.number == "int" and tags.bits == 8:
+        return np.asarray(image).view(np.int8), None
+    if image.mode[0] not in "IF":
+        return np.array(_to_rgb(image)), 255
+    numbers = np.asarray(image)
+    if image.mode == "F" or (tags and (tags.number != "uint" or tags.bits > 16)):
+        return numbers.view(np.uint32) if tags and tags.number == "uint" else numbers, None
+    numbers = numbers.astype(np.uint16)
+    return 65535 - numbers if tags and tags.inverted else numbers, 2**tags.bits - 1 if tags else 65535
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # grey multiplied by its alpha
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
