@@ -41,7 +41,7 @@ from ssl import (
 from ssl.augment import View
 from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import check as check_bad
-from ssl.data.images import Images, split_validation
+from ssl.data.images import Images
 from ssl.data.loader import auto_workers, finish, training_batches
 from ssl.data.order import Order, Shares
 from ssl.data.values import tell_values
@@ -49,7 +49,7 @@ from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
 from ssl.features import Split
-from ssl.probes import knn, probe
+from ssl.probes import knn, probe, tenth_apart
 from ssl.report import Progress, say
 from ssl.restore import restore
 from ssl.rows import Rows, statistics
@@ -214,6 +214,7 @@ def judge_features(settings: Settings) -> None:
     ranges.check(settings)
     labels.check_choice(settings.train_percent, settings.train_files)
     settle_threads()
+    trouble.advise(lambda: "the features of all splits lie there; pass --device cpu, or fewer with --protocol features")
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
@@ -376,9 +377,7 @@ def judge(
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
     if "probe" in protocols:
-        rows, y = train
-        fit_and_held_out = split_validation(y.cpu(), 0.1, settings.seed)
-        parts = [(rows.subset(index), y[index.to(y.device)]) for index in fit_and_held_out]
+        parts = tenth_apart(train, settings.seed)
         judged["probe"] = probe(*parts, test, classes, settings.probe_epochs, seed=settings.seed)
     if "knn" in protocols:
         judged["knn"] = knn(train, test, classes, settings.k, settings.knn_temperature)

@@ -136,6 +136,7 @@ class Settings:
     std: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
+    eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
     eval_at_start: bool = False  # judge the untrained encoder, too
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # Machine
@@ -626,6 +627,11 @@ def require_labels(settings: Settings, data: Images) -> Tensor:
             f"{what}: needs labels, and {data.name} has none here; pass class folders, an array file with labels, or "
             "--csv FILE --label_column NAME"
         )
+    if settings.method == "supcon" and len(data.labels.unique()) == 1:
+        raise UserError(
+            f"method supcon: all {len(data)} images are of one class, {data.classes[int(data.labels[0])]!r}: each is a "
+            "positive of every other, and nothing can be learnt. Give two classes or more, or take --method simclr"
+        )
     return data.labels
 
 
@@ -730,8 +736,8 @@ FREE_TO_CHANGE = {
     "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format",
-    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_at_start",
-    "ssl_val_interval",
+    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_head",
+    "eval_at_start", "ssl_val_interval",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

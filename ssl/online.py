@@ -1,4 +1,4 @@
-"""Judge an encoder while it learns, without touching it: k-NN, a linear head, the loss on validation images.
+"""Judge an encoder while it learns, without touching it: k-NN, a linear probe, the loss on validation images.
 
 A copy of the network is judged, in evaluation mode, with random numbers that are put back afterwards: weights,
 running statistics and everything drawn in training are, to the bit, those of a run that is not judged.
@@ -23,8 +23,8 @@ from ssl.data.order import Order
 from ssl.data.validation import Validation, validation_order
 from ssl.distributed import is_main, share_buffers
 from ssl.errors import UserError
-from ssl.metrics import hits
-from ssl.probes import knn
+from ssl.metrics import percent, share
+from ssl.probes import Heads, hits, knn, sweep, tenth_apart
 from ssl.report import Metrics, json_lines, say
 from ssl.rows import Rows
 from ssl.schedules import warmup_cosine
@@ -39,9 +39,10 @@ class Abandoned(Exception):
 def fit_head(features: Tensor | Rows, labels: Tensor, classes: int, seed: int, alive: Callable[[], None]) -> nn.Linear:
     """A linear head on features (N, F) as they are, labels (N,): SGD with momentum 0.9, no decay, cosine by epoch.
 
-    The fixed evaluation of dal-toolbox: rate 0.1 × batch / 256, batches of 4096 or of all there are, 90 epochs.
-    Unlike `probes.fit_heads` nothing is swept or standardised: a curve over a training needs one judge that stays the
-    same. What an epoch has beyond whole batches is left out, other samples every time. `alive` is called every epoch.
+    The evaluation of the SimCLR study (dal-toolbox): rate 0.1 × batch / 256, batches of 4096 or of all there are, 90
+    epochs. Unlike in `probes.sweep` nothing is swept or standardised: where features hardly vary, or images are few, it
+    finds less than is in them, most of all in an untrained encoder. What an epoch has beyond whole batches is left out,
+    other samples every time. `alive` is called every epoch.
     """
     count, width = features.shape
     batch = min(HEAD_BATCH, count)
@@ -64,25 +65,32 @@ def fit_head(features: Tensor | Rows, labels: Tensor, classes: int, seed: int, a
 
 @torch.no_grad()
 def accuracies(
-    fit: tuple[Tensor | Rows, Tensor],
-    held: tuple[Tensor | Rows, Tensor],
+    fit: tuple[Rows, Tensor],
+    held: tuple[Rows, Tensor],
     classes: int,
     seed: int,
+    head: str,
     alive: Callable[[], None],
-) -> dict[str, float]:
-    """Shares, in 0..1, that k-NN and a linear head of `fit` have right; arguments (features (N, F), labels (N,))."""
-    nearest = 0.0
+) -> dict:
+    """Shares, in 0..1, of `held` that k-NN and a linear head of `fit` have right, with n and 95 % intervals.
+
+    Arguments are (features (N, F), labels (N,)). `head`: 'probe', to the bit what evaluate.py finds on these features,
+    or 'fixed', `fit_head`.
+    """
+    nearest = 0
     for part in zip(*(x.split(HEAD_BATCH) for x in held)):  # in parts, so that a stop is heard
         alive()
-        nearest += knn(fit, part, classes)["acc1"] * len(part[1])
-    with torch.enable_grad():
-        head = fit_head(*fit, classes, seed, alive)
-
-    def share(features: Tensor | Rows, labels: Tensor) -> float:
-        parts = zip(features.split(1 << 16), labels.split(1 << 16))
-        return sum(hits(head(x), y).sum() for x, y in parts).item() / len(labels)
-
-    return {"knn_acc1": nearest / len(held[1]), "linear_acc1": share(*held), "linear_train_acc1": share(*fit)}
+        nearest += round(knn(fit, part, classes)["acc1"] * len(part[1]))
+    if head == "probe":
+        heads, _ = sweep(*tenth_apart(fit, seed), classes, seed=seed, alive=alive)
+    else:
+        with torch.enable_grad():
+            fixed = fit_head(*fit, classes, seed, alive)
+        heads = Heads(fixed.weight[None], fixed.bias[None], *torch.tensor([0.0, 1.0], device=fixed.weight.device))
+    right, learnt = (int(hits(heads, [0], *pair).sum()) for pair in (held, fit))
+    count = len(held[1])
+    return {"judged_n": count, **share("knn_acc1", nearest, count), **share("linear_acc1", right, count),
+            "linear_train_acc1": learnt / len(fit[1])}  # fmt: skip
 
 
 class Judge:
@@ -112,7 +120,7 @@ class Judge:
         self.model, self.loss_of, self.keep_best = model, loss_of, keep_best
         self.views, self.order, self.statistics, self.workers, self.device = views, order, statistics, workers, device
         self.judged = -1  # the last step that was
-        self.values: dict[str, float] = {}  # what was found there
+        self.values: dict = {}  # what was found there
         self.best: dict = {}  # when it was, and how good
         if validation is not None:
             self._introduce()
@@ -145,7 +153,8 @@ class Judge:
         epoch = round(step / self.order.steps_per_epoch, 4)
         self.judged, self.values = step, {"epoch": epoch} | values
         if values.get("linear_acc1", -1) > self.best.get("value", -1):
-            self.best = {"step": step, "epoch": epoch, "chosen_by": "linear_acc1", "value": values["linear_acc1"]}
+            self.best = {"step": step, "epoch": epoch, "chosen_by": "linear_acc1", "value": values["linear_acc1"],
+                         "interval": values["linear_acc1_interval"], "n": values["judged_n"]}  # fmt: skip
             self.keep_best(self.model.encoder.state_dict(), self.best)
         metrics.write(step=step, **self.values)
         say(words_of(self.values))
@@ -153,7 +162,7 @@ class Judge:
         return None
 
     @torch.no_grad()
-    def _values(self, step: int, go_on: Callable[[], None]) -> dict[str, float]:
+    def _values(self, step: int, go_on: Callable[[], None]) -> dict:
         values = {}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
@@ -165,13 +174,14 @@ class Judge:
                 values |= self._validation_loss(net, go_on)
         return values
 
-    def _accuracies(self, encoder: nn.Module, go_on: Callable[[], None]) -> dict[str, float]:
+    def _accuracies(self, encoder: nn.Module, go_on: Callable[[], None]) -> dict:
         """Of features of un-augmented images, extracted once; files that cannot be read are left out."""
         features, read = zip(*(self._features(encoder, part, go_on) for part in self.validation.parts))
         labels, rows = self.validation.labels(), Rows(features, self.device)  # looked up, not copied: there may be GBs
         split = self.validation.split(torch.cat(read))
         pairs = [(rows.subset(chosen.to(self.device)), labels[chosen].to(self.device)) for chosen in split]
-        return accuracies(*pairs, len(self.validation.parts[0].classes), self.settings.seed, go_on)
+        classes = len(self.validation.parts[0].classes)
+        return accuracies(*pairs, classes, self.settings.seed, self.settings.eval_head, go_on)
 
     def _features(self, encoder: nn.Module, data: Images, go_on: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """(features (N, F), which could be read (N,)) of all images, on every rank."""
@@ -218,7 +228,10 @@ class Judge:
         also = "; training, too, sees these images, without labels" if self.validation.seen else ""
         if count:
             fit, held = (len(rows) for rows in self.validation.split())
-            say(f"judge       {_every(count)}: k-NN and a linear head of {fit} images on {held}, {whose}{also}")
+            head = "evaluate.py's probe"
+            if self.settings.eval_head == "fixed":
+                head = "the SimCLR study's fixed head (which finds less than evaluate.py's probe)"
+            say(f"judge       {_every(count)}: k-NN and {head}, of {fit} images on {held}, {whose}{also}")
         if self.settings.ssl_val_interval:
             batch = self._validation_order().global_batch
             cut = f", as large as {images} images allow" if batch < self.order.global_batch else ""
@@ -236,8 +249,8 @@ class Judge:
         if self.values:
             say(f"judged      {words_of(self.values)}")
         if self.best:
-            say(f"best        {self.folder / 'encoder_best.pt'}: "
-                f"linear {100 * self.best['value']:.1f} % at epoch {self.best['epoch']:g}")  # fmt: skip
+            value = percent({"value_interval": self.best.get("interval", [0, 1])} | self.best, "value")
+            say(f"best        {self.folder / 'encoder_best.pt'}: linear {value} at epoch {self.best['epoch']:g}")
 
     # Checkpoints ----------------------------------------------------------------------
 
@@ -253,12 +266,12 @@ class Judge:
         return not {"linear_acc1", "val_loss"} & set(line) or float(line["step"]) <= self.judged
 
 
-def words_of(values: dict[str, float]) -> str:
-    """'epoch 10  k-NN 61.2 %  linear 64.0 % (train 70.1 %)', and the validation loss."""
+def words_of(values: dict) -> str:
+    """'epoch 10  k-NN 61.2 % (58.1–64.2)  linear 64.0 % (61.0–66.9), train 70.1 %', and the validation loss."""
     words = [f"epoch {values['epoch']:g}"]
     if "linear_acc1" in values:
-        knn, linear, train = (100 * values[name] for name in ("knn_acc1", "linear_acc1", "linear_train_acc1"))
-        words += [f"k-NN {knn:.1f} %", f"linear {linear:.1f} % (train {train:.1f} %)"]
+        knn, linear = (percent(values, name) for name in ("knn_acc1", "linear_acc1"))
+        words += [f"k-NN {knn}", f"linear {linear}, train {100 * values['linear_train_acc1']:.1f} %"]
     if "val_loss" in values:
         words.append(f"val loss {values['val_loss']:.4g}")
         words += [f"val acc{k} {100 * values[f'val_acc{k}']:.1f} %" for k in (1, 5) if f"val_acc{k}" in values]

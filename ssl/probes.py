@@ -5,13 +5,15 @@ some ten MiB, is read at a time.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl import metrics
+from ssl import metrics, trouble
+from ssl.data.images import split_validation
 from ssl.rows import Rows, at_a_time, statistics
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -41,12 +43,13 @@ def fit_heads(
     epochs: int,
     batch_size: int,
     seed: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> Heads:
     """Train one softmax head for every (learning rate, weight decay) of `grid`, all at once.
 
     features (N, F), labels (N,) in 0..classes-1. SGD with momentum 0.9 and a cosine from the
     head's learning rate to 0; features are standardised with the mean and deviation of these N.
-    The heads share batches and nothing else: each ends as if trained alone.
+    The heads share batches and nothing else: each ends as if trained alone. `alive` is called every epoch.
     """
     device, (count, width), heads = features.device, features.shape, len(grid)
     lrs, decays = (torch.tensor(column, device=device).view(-1, 1, 1) for column in zip(*grid))
@@ -60,6 +63,7 @@ def fit_heads(
     for step in range(steps):
         batch = step % (count // batch_size)
         if batch == 0:
+            alive()
             order = torch.randperm(count, generator=generator).to(device)
         chosen = order[batch * batch_size : (batch + 1) * batch_size]
         x = (features[chosen] - mean) / std
@@ -86,6 +90,41 @@ def hits(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tenso
     return torch.cat(found, dim=1)
 
 
+def tenth_apart(train: tuple[Rows, Tensor], seed: int) -> list[tuple[Rows, Tensor]]:
+    """(features, labels) in two parts: what heads learn, and a tenth of every class by `seed`, to choose one by."""
+    rows, labels = train
+    parts = split_validation(labels.cpu(), 0.1, seed)
+    return [(rows.subset(index.to(labels.device)), labels[index.to(labels.device)]) for index in parts]
+
+
+def sweep(
+    train: tuple[Tensor | Rows, Tensor],
+    held_out: tuple[Tensor | Rows, Tensor],
+    classes: int,
+    epochs: int = 30,
+    batch_size: int = 256,
+    seed: int = 0,
+    alive: Callable[[], None] = lambda: None,
+) -> tuple[Heads, dict]:
+    """Heads of LRS × WEIGHT_DECAYS on `train`; the best on `held_out`, alone, and how it was chosen.
+
+    Arguments as of `probe`; `alive` as of `fit_heads`.
+    """
+    grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
+    width = train[0].shape[1]
+    gigabytes = 4 * 4 * len(grid) * classes * width / 2**30
+    with trouble.advising(
+        f"the probe trains {len(grid)} heads of {classes} classes × {width} features and needs {gigabytes:.2g} GiB for "
+        "them. Judge by --protocol knn alone (train.py: without --eval_every), or with --device cpu"
+    ):
+        heads = fit_heads(*train, classes, grid, epochs, batch_size, seed, alive)
+        right = hits(heads, list(range(len(grid))), *held_out).sum(1).tolist()
+    best = max(range(len(grid)), key=right.__getitem__)
+    chosen = {"lr": grid[best][0], "weight_decay": grid[best][1], "held_out_n": len(held_out[1])}
+    chosen |= metrics.share("held_out_acc1", right[best], len(held_out[1]))
+    return replace(heads, weight=heads.weight[[best]], bias=heads.bias[[best]]), chosen
+
+
 def probe(
     train: tuple[Tensor | Rows, Tensor],
     held_out: tuple[Tensor | Rows, Tensor],
@@ -101,19 +140,9 @@ def probe(
     winner alone. Returns n, acc1, balanced_accuracy and acc5 of `test` (0..1, as `metrics` defines them), their
     intervals, the winner's lr and weight_decay, and held_out_acc1 with its n and interval.
     """
-    grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
-    heads = fit_heads(*train, classes, grid, epochs, batch_size, seed)
-    right = hits(heads, list(range(len(grid))), *held_out).sum(1).tolist()
-    best = max(range(len(grid)), key=right.__getitem__)
-    (first,), (among_five,) = (hits(heads, [best], *test, k) for k in (1, 5))
-    return {
-        **metrics.of_hits(test[1], first),
-        **metrics.acc5(among_five, classes),
-        "lr": grid[best][0],
-        "weight_decay": grid[best][1],
-        "held_out_n": len(held_out[1]),
-        **metrics.share("held_out_acc1", right[best], len(held_out[1])),
-    }
+    heads, chosen = sweep(train, held_out, classes, epochs, batch_size, seed)
+    (first,), (among_five,) = (hits(heads, [0], *test, k) for k in (1, 5))
+    return {**metrics.of_hits(test[1], first), **metrics.acc5(among_five, classes), **chosen}
 
 
 @torch.no_grad()

@@ -131,7 +131,9 @@ def json_text(value) -> str:
 
 
 def _tidy(value):
-    """Six digits of a float; null for what JSON has no number for."""
+    """Six digits of a float, in lists too; null for what JSON has no number for."""
+    if isinstance(value, list):
+        return [_tidy(one) for one in value]
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,5 +1,6 @@
 """What a failure of the machine means and what to do about it: memory, and processes that cannot reach each other."""
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,15 @@ _advice: list[Callable[[], str]] = []
 def advise(words: Callable[[], str]) -> None:
     """Have `words` called, for what to do, should memory run out from here on."""
     _advice[:] = [words]
+
+
+@contextlib.contextmanager
+def advising(words: str):
+    """Within, `words` say what to do should memory run out; after an error they stay, for `explain`."""
+    before = list(_advice)
+    advise(lambda: words)
+    yield
+    _advice[:] = before
 
 
 def explain(error: Exception) -> str | None:

@@ -9,10 +9,12 @@ import torch.distributed as dist
 import torchvision
 from torch import nn
 
+import evaluate
 import train
-from ssl import distributed, trouble
+from ssl import distributed, online, probes, trouble
 from ssl.data import datasets, labels
 from ssl.errors import UserError, one_line_errors
+from ssl.rows import Rows
 
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -133,6 +135,29 @@ def test_a_run_that_runs_out_of_memory_says_which_batch_would_fit(photos, tmp_pa
     with pytest.raises(torch.OutOfMemoryError) as caught:
         train.main()
     assert "--batch_size 4 --accumulate 2 should fit" in trouble.explain(caught.value)
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "train.py"])
+def test_a_probe_of_many_classes_that_needs_too_much_memory_says_so_not_image_size(monkeypatch, script):
+    """20,000 classes, from a features file or while a network learns; after a probe that went well the old advice is
+    back."""
+
+    def hungry(*_, **__):
+        raise OOM
+
+    rows = Rows((torch.randn(40, 8),), torch.device("cpu")), torch.arange(40) % 2
+    trouble.advise(lambda: "a smaller batch")
+    probes.sweep(rows, rows, 2, epochs=1)
+    assert "a smaller batch" in trouble.explain(OOM)
+    monkeypatch.setattr(probes, "fit_heads", hungry)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        if script == "evaluate.py":
+            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"])
+        else:
+            online.accuracies(rows, rows, 20_000, 0, "probe", lambda: None)
+    words = trouble.explain(caught.value)
+    assert "20 heads of 20000 classes × 8 features and needs 0.048 GiB" in words
+    assert "--protocol knn" in words and "image_size" not in words and "batch" not in words
 
 
 def test_advice_that_fails_itself_hides_nothing():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train
 from ssl.data import datasets, labels
 from ssl.data.groups import hold_out_groups
 from ssl.data.images import Images, hold_out, split_validation
@@ -182,3 +183,21 @@ def test_where_nothing_can_be_held_out_it_is_said():
 def test_sets_without_a_validation_split_have_none():
     for name in ("shapes", "fake"):
         assert datasets.load(name, None, "val", image_size=32) is None
+
+
+# Learning from labels
+
+
+def test_supcon_of_one_class_is_refused_before_it_learns_nothing():
+    """Each image is a positive of every other: contrastive_acc1 is 1 from the first step on."""
+
+    def labelled(chosen):
+        return Images("folder", torch.tensor(chosen), ["a", "b"])
+
+    supcon = train.Settings(method="supcon")
+    with pytest.raises(UserError, match=r"supcon: all 6 images are of one class, 'b': .* nothing can be learnt"):
+        train.require_labels(supcon, labelled([1] * 6))
+    for chosen in ([1, 1, 0], [1, 1, -1]):  # an image without a label is of a kind of its own
+        assert train.require_labels(supcon, labelled(chosen)).tolist() == chosen
+    one = labelled([1] * 6)
+    assert len(train.require_labels(replace(supcon, method="simclr", balanced=True), one)) == 6

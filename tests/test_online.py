@@ -21,18 +21,21 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from ssl import checkpoint, online, runs
+from ssl import checkpoint, online, probes, runs
 from ssl.data import datasets, validation
 from ssl.data.images import Images, split_validation
 from ssl.data.order import Order
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
+from ssl.metrics import share, wilson
 from ssl.report import Metrics, json_lines
+from ssl.rows import Rows
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed")]
 from spawn import on_ranks
 
+import evaluate
 import train
 
 
@@ -149,7 +152,7 @@ def test_features_are_there_once_and_judged_as_copies_would_be(images, tmp_path,
     found, accuracies = [], online.accuracies
 
     def compared(fit, held, *rest):
-        copies = [(rows[torch.arange(len(rows))], labels) for rows, labels in (fit, held)]
+        copies = [(Rows((rows[torch.arange(len(rows))],), rows.device), labels) for rows, labels in (fit, held)]
         found.append([part.data_ptr() for part in fit[0].parts] == [part.data_ptr() for part in held[0].parts])
         values = accuracies(fit, held, *rest)
         assert values == accuracies(*copies, *rest)
@@ -233,8 +236,47 @@ def test_knn_is_that_of_an_independent_reading_of_the_validation_split(images, w
     assert judged(whole)["lines"][-1]["knn_acc1"] == pytest.approx(reference(images, whole)["knn_acc1"], abs=1e-6)
 
 
+def test_an_untrained_encoder_is_as_good_as_evaluate_finds_it(images, tmp_path, monkeypatch, capsys):
+    """The same images are judged: what validates the training is the test split of another folder."""
+    learn(images, tmp_path / "run", **JUDGED | {"ssl_val_interval": "null"}, keep_checkpoints=9, save_epochs=1,
+          max_steps=4)  # fmt: skip
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge ")]
+    assert "k-NN and evaluate.py's probe, of 64 images on 21" in said[0]
+    online_values = judged(tmp_path / "run")["lines"][0]
+    shutil.copytree(images / "train", tmp_path / "data" / "train")
+    shutil.copytree(images / "val", tmp_path / "data" / "test")
+    first = next(path for path in checkpoint.kept(tmp_path / "run") if checkpoint.load(path)["step"] == 0)
+    arguments = ["--model_path", first, "--data_dir", tmp_path / "data", "--encoder", TINY["encoder"],
+                 "--encoder_kwargs", "{}", "--image_size", 32, "--batch_size", 16, "--workers", 0]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert online_values["step"] == found["of"]["weights"]["steps"] == 0 and online_values["judged_n"] == 21
+    assert online_values["knn_acc1"] == pytest.approx(found["knn"]["acc1"], abs=1e-6)
+    assert online_values["linear_acc1"] == pytest.approx(found["probe"]["acc1"], abs=1e-6)
+    assert online_values["linear_acc1_interval"] == pytest.approx(found["probe"]["acc1_interval"], abs=1e-5)
+
+
+def test_features_that_hardly_vary_are_judged_by_what_is_in_them():
+    """As those of an untrained encoder. The control: the fixed head, which does not standardise, learns nothing."""
+
+    def nearly_alike(count, seed):
+        labels = torch.arange(count) % 3
+        noise = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+        return Rows((1 + 1e-3 * (noise + 3 * F.one_hot(labels, 8)),), torch.device("cpu")), labels
+
+    fit, held = nearly_alike(90, 1), nearly_alike(60, 2)
+    probed, fixed = (online.accuracies(fit, held, 3, 0, head, lambda: None) for head in ("probe", "fixed"))
+    assert probed["linear_acc1"] > 0.8 and fixed["linear_acc1"] < 0.5
+    parts = probes.tenth_apart(fit, 0)
+    assert probed["linear_acc1"] == probes.probe(*parts, held, 3)["acc1"]
+    assert {name: probed[name] for name in ("judged_n", "knn_acc1")} == {
+        name: fixed[name] for name in ("judged_n", "knn_acc1")
+    }
+
+
 @pytest.mark.parametrize("count, batch", [(90, 90), (103, 40)])
-def test_the_linear_head_is_the_published_one(monkeypatch, count, batch):
+def test_the_fixed_head_is_the_studys(monkeypatch, count, batch):
     """Against softmax regression written out in numpy: momentum 0.9, cosine by epoch, rate 0.1 × batch / 256."""
     monkeypatch.setattr(online, "HEAD_BATCH", 40 if batch == 40 else 4096)
     generator = torch.Generator().manual_seed(1)
@@ -316,6 +358,7 @@ def test_a_validation_split_is_scored_and_unlabelled_images_are_neither_learnt_n
         ({"data": labelled(classes=1)}, "images of one class, '0'"),
         ({"data": labelled(), "learns": True}, "eval_every: this run learns from the labels of all its images"),
         ({"data": labelled(), "own": labelled(classes=4)}, "the classes 0, 1, 2, 3, train of 3 channels and 0, 1, 2"),
+        ({"data": labelled(3), "own": labelled(20)}, "of the 3 labelled training images no two are of one class"),
         ({"data": labelled(3)}, "no image of the 3 can be held out"),
         ({"data": labelled(), "eval_every": None, "eval_at_start": True}, "set that, too"),
         ({"data": labelled(groups=["a"] * 200), "own": labelled(groups=["a"] * 200)}, "leak: 1 patients"),
@@ -471,8 +514,10 @@ def test_a_finished_run_can_be_judged_later_and_is_once(images, tmp_path, monkey
 def scripted(monkeypatch, values: list[float]) -> None:
     shown = iter(values)
     monkeypatch.setattr(
-        online.Judge, "_values", lambda self, step, go_on: dict.fromkeys(
-            ("knn_acc1", "linear_acc1", "linear_train_acc1"), next(shown))
+        online.Judge, "_values", lambda self, step, go_on: {
+            "judged_n": 20, "linear_train_acc1": 1.0, **share("knn_acc1", 5, 20),
+            **share("linear_acc1", round(20 * next(shown)), 20),
+        },
     )  # fmt: skip
 
 
@@ -481,15 +526,15 @@ def test_the_best_encoder_is_kept_and_the_first_of_equals(images, tmp_path, monk
     how = JUDGED | {"eval_at_start": "false", "save_epochs": 1, "keep_checkpoints": 9}
     learn(images, tmp_path, pictures=True, **how)
     assert json.loads((tmp_path / "best.json").read_text()) == {
-        "step": 8, "epoch": 2.0, "chosen_by": "linear_acc1", "value": 0.5,
+        "step": 8, "epoch": 2.0, "chosen_by": "linear_acc1", "value": 0.5, "interval": wilson(10, 20), "n": 20,
     }  # fmt: skip
     best, last = (checkpoint.load(tmp_path / name) for name in ("encoder_best.pt", "encoder.pt"))
     at_8 = next(state for state in map(checkpoint.load, checkpoint.kept(tmp_path)) if state["step"] == 8)
     assert best.keys() == last.keys() and not same(best, last)
     assert same(best, {name[8:]: x for name, x in at_8["model"].items() if name.startswith("encoder.")})
     printed = capsys.readouterr().out
-    assert "epoch 2  k-NN 50.0 %  linear 50.0 % (train 50.0 %)" in printed
-    assert f"best        {tmp_path / 'encoder_best.pt'}: linear 50.0 % at epoch 2" in printed
+    assert "epoch 2  k-NN 25.0 % (11.2–46.9)  linear 50.0 % (29.9–70.1), train 100.0 %" in printed
+    assert f"best        {tmp_path / 'encoder_best.pt'}: linear 50.0 % (29.9–70.1) at epoch 2" in printed
     assert (tmp_path / "evaluation.png").stat().st_size > 1000
 
 
@@ -541,8 +586,8 @@ def test_it_says_that_it_lives_all_through_on_every_rank_alike(images, tmp_path,
         train.Watchdog, "beat", lambda self, step, doing: (beats.append((step, doing)), beat(self, step, doing))
     )
     learn(images, tmp_path, **JUDGED, max_steps=1)
-    # 4 + 2 batches of features, one part of the queries, 90 epochs, one batch of views
-    assert beats.count((0, "evaluating")) == 4 + 2 + 1 + 90 + 1
+    # 4 + 2 batches of features, one part of the queries, 30 epochs, one batch of views
+    assert beats.count((0, "evaluating")) == 4 + 2 + 1 + 30 + 1
     assert beats[-2:] == [(0, "reading data"), (0, "computing")]
     phases = [train.Watchdog.__init__.__globals__["PHASES"].index(doing) for _, doing in beats]
     assert phases == sorted(phases)  # in this order ranks are said to be behind one another

@@ -154,7 +154,8 @@ def test_what_the_studys_recipe_does_otherwise_is_as_in_the_study(dataset):
     study = vars(read("--config", ROOT / "configs/simclr_study.yaml", "--dataset", dataset))
     usual = vars(read("--method", "simclr", "--dataset", dataset))
     assert {name: study[name] for name in study if name != "config" and study[name] != usual[name]} == {
-        "accumulate_mode": "split", "mean": [0.0] * 3, "std": [1.0] * 3, "eval_every": 50, "ssl_val_interval": 25,
+        "accumulate_mode": "split", "mean": [0.0] * 3, "std": [1.0] * 3, "eval_every": 50, "eval_head": "fixed",
+        "ssl_val_interval": 25,
         "seed": 42,
     }  # fmt: skip
 

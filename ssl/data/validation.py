@@ -62,12 +62,14 @@ def find_validation(settings, data: Images, load: Callable[[str], Images | None]
     if own is None:
         _, held = held_out(train, 0.1, settings.seed)
         judges = torch.zeros(len(train), dtype=torch.bool).index_fill_(0, held, True)
+        _require_two_of_a_class(settings, train.labels[~judges])
         return Validation([train], judges, train.subset(held), True)
     if (own.channels, own.classes) != (train.channels, train.classes):
         raise UserError(
             f"{name}: the validation split has images of {own.channels} channels and the classes "
             f"{', '.join(own.classes)}, train of {train.channels} channels and {', '.join(train.classes)}"
         )
+    _require_two_of_a_class(settings, train.labels)
     leaks.check({"train": train, "val": own})
     barrier()
     judges = torch.arange(len(train) + len(own)) >= len(train)
@@ -84,6 +86,16 @@ def _require_classes(images: Images) -> None:
         )
     if len(images.classes) < 2:
         raise UserError(f"eval_every: {images.name} has images of one class, {images.classes[0]!r}: nothing to tell")
+
+
+def _require_two_of_a_class(settings, labels: Tensor) -> None:
+    """What the probe of `eval_every` needs: it chooses its rates by images that its heads have not learnt."""
+    labels = labels[labels >= 0]
+    if settings.eval_every and settings.eval_head == "probe" and int(torch.bincount(labels).max()) < 2:
+        raise UserError(
+            f"eval_every: of the {len(labels)} labelled training images no two are of one class; the probe needs them "
+            "to choose its rates by. Add images, or leave --eval_every away"
+        )
 
 
 def validation_order(settings, count: int, order: Order) -> Order:
