@@ -335,6 +335,8 @@ BOMBS = {
     "strip of 4 GB": tiff((279, 4, 1, 0xFFFFFFF0)),
     "size of 4 G": tiff((256, 4, 1, 0xFFFFFFF0), (257, 4, 1, 0xFFFFFFF0)),
     "million tags": tiff(*((1000 + i, 1, 0xFFFFFFF0, 8) for i in range(5000))),
+    "BigTIFF of 2^60 tags": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 60) + bytes(1000),
+    "tags longer than the file": tiff((258, 3, 0x10000000, 8)) + bytes(1000),
     "gif screen": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\2\1\0\0;",
     "bmp palette": b"BM" + struct.pack("<IHHI", 100, 0, 0, 54)
     + struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 0, 64, 0, 0, 0x7FFFFFF0, 0),

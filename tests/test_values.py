@@ -151,6 +151,14 @@ def test_a_sliver_of_the_range_is_told_with_the_setting_to_pass(tmp_path, capsys
         assert told(capsys, data) == f"values      0 is black, {said.split()[1]} is white (value_range)\n"
 
 
+def test_dark_colours_of_sixteen_bits_are_told_to_make_an_array(tmp_path, capsys):
+    """12 bits of colour in 16: 0 to 15 of 255 once Pillow has read them."""
+    levels = np.full((80, 70, 3), 4095, ">u2")
+    (tmp_path / "a.ppm").write_bytes(b"P6 70 80 65535\n" + levels.tobytes())
+    said = told(capsys, load(tmp_path))
+    assert "up to 16 of 255" in said and "as an array (.npy)" in said and "pass" not in said
+
+
 def test_several_pages_are_told_once(tmp_path, capsys):
     frames = [Image.new("L", (80, 70), level) for level in (200, 10)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])

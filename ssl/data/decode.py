@@ -202,7 +202,7 @@ def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.
     except UnidentifiedImageError:
         if tags is None:
             raise BadImage(path, f"its content is none of {', '.join(FORMATS)}") from None
-        raise BadImage(path, f"is a TIFF of {tags}, which is not read; save it as PNG, or as TIFF in 8 bits") from None
+        raise BadImage(path, f"is a TIFF of {tags}, which is not read; save it as PNG, or as an array (.npy)") from None
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
         reason = one_line(str(error).replace(str(path), "it"))
         what = "cannot be read as an image" if tags is None else f"is a TIFF of {tags} that cannot be read"

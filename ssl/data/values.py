@@ -18,14 +18,13 @@ def tell_values(data: Images) -> None:
     if data.value_range is not None:
         say("values      {:g} is black, {:g} is white (value_range)".format(*data.value_range))
     indices = spread(len(data), LOOKED_AT)
-    pages = 0
-    largest, most = [], set()
+    pages, largest, most, exact = 0, [], set(), True
     for index in indices:
         with contextlib.suppress(BadImage, OSError):  # told when it is wanted
             if data.paths is not None:
                 pages += has_pages(data.paths[index])
-                found = stored(data.paths[index])
-                numbers, limit = found.numbers, found.most
+                found = stored(data.paths[index], lambda height, width: 8 if min(height, width) > 512 else 1)
+                numbers, limit, exact = found.numbers, found.most, exact and found.exact
             else:
                 numbers = data.pixels(index).numpy()
                 limit = 255 if numbers.dtype == "uint8" else 65535
@@ -34,14 +33,18 @@ def tell_values(data: Images) -> None:
     if pages:
         say(f"pages       {pages} of {len(indices)} files looked at hold several pages or frames: the first is read")
     if data.value_range is None and len(most) == 1 and None not in most:
-        _tell_range(max(largest), most.pop(), len(largest))
+        _tell_range(max(largest), most.pop(), len(largest), exact)
 
 
-def _tell_range(largest: int, most: int, count: int) -> None:
+def _tell_range(largest: int, most: int, count: int, exact: bool) -> None:
+    """Warn if `largest` is a small part of `most`; a value range is of numbers that are read as stored, `exact`."""
     if not 0 < largest <= most // 4:
         return
     bits = next((bits for bits in DEPTHS if largest < 2**bits), 16) if most > 255 else int(largest).bit_length()
-    say(
-        f"*** values   the numbers of {count} images looked at reach {largest} of {most}: all is nearly black. If "
-        f"{2**bits - 1} is white, pass --value_range 0 {2**bits - 1} ***"
-    )
+    white = 2**bits - 1
+    advice = f"if {white} is white, pass --value_range 0 {white}"
+    if not exact:
+        advice = (
+            "if that is not meant, save them with the whole range in use, or as an array (.npy), with --value_range"
+        )
+    say(f"*** values   {count} images looked at have numbers up to {largest} of {most}, nearly black; {advice} ***")
