@@ -35,6 +35,7 @@ from ssl import (
     metrics,
     pictures,
     ranges,
+    recipes,
     restore,
     resume,
     runs,
@@ -54,7 +55,7 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
-from ssl.precision import choose_precision, has_precision, name_of, resolve_precision
+from ssl.precision import choose_precision, name_of, resolve_precision
 from ssl.predictions import write_predictions
 from ssl.report import Metrics, Progress, json_text, say
 from ssl.schedules import plateau, warmup_cosine
@@ -114,7 +115,9 @@ class Settings:
     schedule: Literal["plateau", "cosine", "cosine_by_epoch"] = "plateau"  # plateau: of the validation
     plateau_factor: float = 0.1  # what lr is multiplied by
     plateau_patience: int = 10  # after more epochs than this without a new best
-    warmup_epochs: float = 0.0  # of the cosines: linear up to lr
+    warmup_epochs: float | Literal["auto"] = (
+        0.0  # of the cosines: linear up to lr; auto: a tenth of the run, 10 at most
+    )
     min_lr: float = 1e-5  # where a schedule ends, or lr where that is less
     watch: Literal["loss", "auc", "balanced_accuracy"] = "loss"  # of validation: what best, plateau and patience go by
     patience: int = 22  # epochs without a new best after which training ends
@@ -155,6 +158,7 @@ class Settings:
 
 def main() -> None:
     settings, origin = config.parse(Settings)
+    recipes.shorten_warmup(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
     before = foreign.run_settings(settings.init, settings.method) if settings.init else {}
@@ -677,8 +681,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     results = []
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {counted(data)}")
-    hardware = "" if has_precision(settings.amp, device) else ", which this machine imitates, slowly"
-    say(f"precision   {name_of(settings.amp)}{hardware}")
+    say(f"precision   {name_of(settings.amp)}")
     tell_values(data)
     for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
@@ -755,6 +758,7 @@ def check(settings: Settings) -> None:
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
     settings.major = settings.major or MAJOR.get(settings.dataset)
+    settings.warmup_epochs = recipes.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
@@ -834,6 +838,7 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
     say(f"lr          head {settings.lr:g}, backbone {'none, frozen' if settings.freeze else f'{lr_backbone:g}'}, "
         f"{settings.schedule}")  # fmt: skip
     say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps"
+        + (f", {settings.warmup_epochs:g} of warm-up" if settings.warmup_epochs else "")
         + (f", {settings.runs} runs" if settings.runs > 1 else ""))  # fmt: skip
     say(f"run folder  {folder}")
 

@@ -186,6 +186,7 @@ class Settings:
 
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
+    recipes.shorten_warmup(settings, origin)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere

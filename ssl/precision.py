@@ -1,8 +1,11 @@
 """Mixed precision: which, on which machine."""
 
+import functools
 from pathlib import Path
 
 import torch
+
+from ssl.report import say
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 CPUINFO = Path("/proc/cpuinfo")
@@ -14,10 +17,20 @@ def resolve_precision(amp: str, device: torch.device) -> str:
     auto is bf16 where the hardware multiplies it, else fp16 on a GPU and off on a CPU.
     """
     if amp != "auto":
+        if device.type == "cpu":
+            _tell_if_imitated(amp)
         return amp
     if has_precision("bf16", device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "off"
+
+
+@functools.cache
+def _tell_if_imitated(amp: str) -> None:
+    """Once a process: two steps of eight images took 13 minutes in fp16 on such a CPU, and nothing was said."""
+    if not has_precision(amp, torch.device("cpu")):
+        say(f"*** amp {amp}: this CPU has no instructions for it, and PyTorch imitates them, in fp16 up to hundreds of "
+            "times slower than float32; --amp off (precision off in Python) is fast here ***")  # fmt: skip
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:

@@ -51,6 +51,25 @@ def blur_prob(method: str, image_size: int) -> list[float]:
     return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR[method]
 
 
+def warmup(asked: float | str, epochs: int, schedule: str) -> float:
+    """Epochs of warm-up: what is asked for; of auto a tenth of the run, WARMUP at most."""
+    if asked != "auto":
+        return asked
+    tenth = min(epochs / 10, WARMUP)
+    return float(round(tenth)) if schedule == "cosine_by_epoch" else tenth
+
+
+def shorten_warmup(settings, origin: dict[str, str]) -> None:
+    """Where the epochs were shortened and the warm-up was not, by who shortened them, it is auto.
+
+    A warm-up on the command line, or beside the epochs in one file, is meant as it is.
+    """
+    length, ramp = settings.epochs, settings.warmup_epochs
+    meant = origin["warmup_epochs"] in ("command line", origin["epochs"])
+    if "auto" not in (length, ramp) and 0 < length <= ramp and not meant:
+        settings.warmup_epochs = "auto"
+
+
 def settle(settings, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
     """Set what `resolve` finds in `settings`, and return it."""
     found = resolve(vars(settings), global_batch, images)
@@ -78,9 +97,7 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
         found["epochs"] = epochs(images), why
     if settings["warmup_epochs"] == "auto":
         length = found["epochs"][0] if "epochs" in found else settings["epochs"]
-        warmup = min(length / 10, WARMUP)
-        whole = settings["schedule"] == "cosine_by_epoch"
-        found["warmup_epochs"] = float(round(warmup) if whole else warmup), f"a tenth of the run, {WARMUP} at most"
+        found["warmup_epochs"] = warmup("auto", length, settings["schedule"]), f"a tenth of the run, {WARMUP} at most"
     if settings["projector"] == "auto":
         why = f"{images} images; larger from {LARGE_SET} on"
         found["projector"] = projector(method, images), why

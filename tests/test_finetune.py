@@ -423,7 +423,7 @@ def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path)
 def fit_of(settings, history=()) -> finetune.Fit:
     model = finetune.Model(settings, 3, 3)
     return finetune.Fit(0, finetune.make_optimizer(settings, model), torch.amp.GradScaler(enabled=False),
-                        history=list(history))  # fmt: skip
+                        finetune.no_loss("cpu"), history=list(history))  # fmt: skip
 
 
 def small_settings(**values) -> finetune.Settings:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl import config, recipes
+from ssl import config, ranges, recipes
 from ssl.augment import View
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
@@ -18,6 +18,7 @@ from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import finetune
 import train
 
 RECIPES = [
@@ -288,3 +289,48 @@ def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
 def test_auto_that_cannot_be_is_refused(arguments, expected):
     with pytest.raises(UserError, match=expected):
         recipes.resolve(vars(read("--dataset", "ImageNet", "--data_dir", "x", *arguments)), 256, 1000)
+
+
+def test_a_run_made_shorter_than_its_warm_up_has_a_tenth_of_it(tmp_path):
+    (tmp_path / "short.yaml").write_text("method: barlow_twins\ndataset: shapes\nepochs: 5\n")
+    (tmp_path / "both.yaml").write_text("method: barlow_twins\ndataset: shapes\nepochs: 5\nwarmup_epochs: 7\n")
+
+    def warmup(script, words) -> float:
+        recipe = train.find_recipe if script is train else None
+        settings, origin = config.parse(script.Settings, words.split(), recipe=recipe)
+        recipes.shorten_warmup(settings, origin)
+        asked = settings.warmup_epochs
+        settings.warmup_epochs = recipes.warmup(asked, settings.epochs, settings.schedule)
+        ranges.check_training(settings)
+        return settings.warmup_epochs
+
+    finetuning = f"--config {ROOT / 'configs/tissue_lc25000_cpu_finetune.yaml'}"
+    for script, words, expected in (
+        (train, "--epochs 1", 0.1),
+        (train, "--epochs 2", 1.0),  # of the recipe, and there is room for it
+        (train, "--method supcon --epochs 1", 0.1),
+        (train, f"--config {ROOT / 'configs/lesions_ucl.yaml'} --row 2 --epochs 4", 0.0),  # whole epochs
+        (train, f"--config {tmp_path / 'short.yaml'}", 0.5),  # of the script's own ten
+        (finetune, f"{finetuning} --epochs 2", 0.2),
+        (finetune, finetuning, 2.0),
+    ):
+        assert warmup(script, words) == pytest.approx(expected), words
+    for script, words in (
+        (train, "--epochs 1 --warmup_epochs 1"),
+        (train, "--warmup_epochs 5"),
+        (train, f"--config {tmp_path / 'both.yaml'}"),
+        (finetune, "--schedule cosine --epochs 2 --warmup_epochs 2"),
+    ):
+        with pytest.raises(UserError, match="must be fewer than epochs"):
+            warmup(script, words)
+
+
+def test_the_embedded_set_can_be_tried_for_one_epoch(tmp_path, monkeypatch, capsys):
+    def far_enough(*_):
+        raise UserError("far enough")
+
+    monkeypatch.setattr(train, "find_validation", far_enough)
+    monkeypatch.setattr("sys.argv", ["train.py", "--epochs", "1", "--output_dir", str(tmp_path)])
+    with pytest.raises(UserError, match="far enough"):
+        train.main()
+    assert "auto        warmup_epochs 0.1 (a tenth of the run, 10 at most)" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from PIL import Image
 from test_scripts import ROOT, run
 
 import finetune
-from ssl import config
+from ssl import config, recipes
 from ssl.data import datasets, leaks
 from ssl.data import slides as room
 from ssl.data.images import hold_out
@@ -289,7 +289,8 @@ def test_the_recipe_of_the_study():
         assert (row.batch_size, row.epochs, row.weight_decay, row.watch) == (256, 30, 0.0, "auc")
     one, two = rows
     assert (one.optimizer, one.momentum, one.lr, one.lr_backbone) == ("sgd", 0.9, 0.03, None)
-    assert (one.schedule, one.warmup_epochs, one.min_lr) == ("cosine", 3, 0.0)
+    assert (one.schedule, one.warmup_epochs, one.min_lr) == ("cosine", "auto", 0.0)
+    assert recipes.warmup(one.warmup_epochs, one.epochs, one.schedule) == 3
     assert (two.optimizer, two.lr, two.schedule, two.plateau_factor) == ("adam", 5e-3, "plateau", 0.2)
     assert two.encoder == "ssl.preact.ResNet50V2"
 
