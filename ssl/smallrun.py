@@ -51,7 +51,7 @@ class SmallRun:
             "data_dir": self.images, "output_dir": self.folder, "image_size": 32, "projector": "64-64",
             "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": "{width: 8, stages: 2}", "batch_size": 4,
             "epochs": STEPS * 4 * self.processes // IMAGES, "warmup_epochs": 1, "log_every": 1, "save_steps": 3,
-            "workers": 1, "deterministic": "true", "amp": "off", **self.options,
+            "workers": 1, "deterministic": "true", "amp": "off", "health_every": 100, **self.options,
         }  # fmt: skip
         arguments = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         self.before = self._mark()
