@@ -32,6 +32,7 @@ from ssl import (
     foreign,
     inference,
     inherit,
+    learnt,
     metrics,
     pictures,
     ranges,
@@ -182,6 +183,8 @@ def main() -> None:
     splits = load_splits(settings)
     everything, classes = splits["train"], splits["train"].classes
     train, val = choose_labels(settings, splits, settings.seed)
+    if settings.init:
+        learnt.check(settings.init, splits["test"], settings.data_dir, chooses=val)
     order = order_of(train, settings, settings.seed)
     total = settings.epochs * order.steps_per_epoch  # of one run
 
@@ -252,6 +255,10 @@ def main() -> None:
         number, seed = len(results), settings.seed + len(results)
         place = place_of(folder, settings, number)
         train, val = choose_labels(settings, splits, seed)
+        before = folder if number else learnt.begun_with(folder, state, settings)
+        used = [(train, "labels"), (val, "choice")]
+        learnt.write(folder, before, used, [splits["test"]], settings.data_dir)
+        distributed.barrier()
         order = order_of(train, settings, seed)
         begin_model(model, untouched, seed)
         fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device), no_loss(device))
@@ -683,6 +690,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     say(f"data        {settings.dataset}: {counted(data)}")
     say(f"precision   {name_of(settings.amp)}")
     tell_values(data)
+    learnt.check(first, data, settings.data_dir)
     for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
         if not set(data.classes) <= set(classes):

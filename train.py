@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ssl import (
     config,
     distributed,
-    fixed,
     foreign,
+    learnt,
     online,
     optim,
     ranges,
@@ -151,11 +151,6 @@ class Settings:
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
     eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
-    linear_epochs: int = 90  # the fixed head's passes over the features
-    linear_batch: int = 4096  # features a step of the fixed head, or all there are
-    linear_lr: float = 0.1  # of the fixed head, times its batch / 256; cosine to 0
-    linear_weight_decay: float = 0.0  # of the fixed head
-    linear_momentum: float = 0.9  # of the fixed head
     eval_at_start: bool = False  # judge the untrained encoder, too
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # Machine
@@ -243,6 +238,8 @@ def main() -> None:
         say(f"auto        stem {stem} (views of {settings.image_size} pixels; small up to {SMALL_IMAGE})")
     ranges.check_training(settings)
     validation = find_validation(settings, data, load, learns_from_labels(settings))
+    if settings.init and validation:
+        learnt.check(settings.init, validation.images, settings.data_dir, "validation")
     views = make_views(settings)
     total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
@@ -274,6 +271,10 @@ def main() -> None:
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
         run.write("about.json", lambda path: runs.write_about(path, origin, views, statistics, order))
+    used = [(data, "pixels" if labels is None else "labels")]
+    used += [(validation.images, "choice")] if settings.eval_every else []
+    apart = [] if labels is None else learnt.set_apart(load)
+    learnt.write(folder, learnt.begun_with(folder, state, settings), used, apart, settings.data_dir)
     introduce(settings, origin, device, data, statistics, order, scale, folder, step, stop)
     run.begin(step, stop)
 
@@ -629,9 +630,6 @@ def check(settings: Settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    set_of_fixed = [name for name, usual in vars(fixed.Head()).items() if getattr(settings, name) != usual]
-    if set_of_fixed and settings.eval_head != "fixed":
-        raise UserError(f"{set_of_fixed[0]}: is of the fixed head; pass --eval_head fixed, or leave it away")
     if settings.init is None and settings.init_format:
         raise UserError("init_format says how to read a file; name it with --init")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -760,8 +758,7 @@ FREE_TO_CHANGE = {
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format",
     "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_head",
-    "eval_at_start", "ssl_val_interval", "linear_epochs", "linear_batch", "linear_lr", "linear_weight_decay",
-    "linear_momentum",
+    "eval_at_start", "ssl_val_interval",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -49,20 +49,23 @@ def _keys(data: Images, root: str | None) -> np.ndarray:
 def test_images(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Mask (N,) of the test images, of labels (N,) and keys (N,) uint64; images of one key stay together.
 
-    Those of the lowest tenth of keys. A class that would have none gets the lowest key that leaves every class some
-    images to learn from; one that would have nothing else gets its highest key back.
+    Those of the lowest tenth of keys. A class that would lose more than half of its images gets its highest keys back.
+    One that would have no test image gets the lowest key that takes no more than half of it, or, where there is none,
+    that leaves it some; and that leaves every other class some.
     """
     test = keys < TENTH
     order = np.argsort(labels, kind="stable")
     values, starts = np.unique(labels[order], return_index=True)
     members = dict(zip(values, np.split(order, starts[1:])))
     for images in members.values():
-        if test[images].all():
-            test[keys == keys[images].max()] = False
+        while 2 * test[images].sum() > len(images):
+            test[keys == keys[images[test[images]]].max()] = False
     for images in members.values():
-        for lowest in () if test[images].any() else np.unique(keys[images]):
-            more = test | (keys == lowest)
-            if not any(more[members[label]].all() for label in np.unique(labels[keys == lowest])):
-                test = more
-                break
+        if not test[images].any():
+            found, counts = np.unique(keys[images], return_counts=True)
+            for key in found[np.argsort(2 * counts > len(images), kind="stable")]:
+                more = test | (keys == key)
+                if not any(more[members[label]].all() for label in np.unique(labels[keys == key])):
+                    test = more
+                    break
     return test

@@ -15,6 +15,7 @@ import torch
 from ssl.data.images import Images
 
 SECRET = b"self-supervised learning"  # never change it: every cut would be another, and no record would be recognised
+SOURCES = "prepared_from.pt"  # in a folder made by ssl.data.prepare: names, and the files that the copies were made of
 BLOCK = 4096  # bytes of a file that are read at its beginning, middle and end
 THREADS, PART = 16, 500  # threads that read files, which mostly wait for the disk, and files that one takes at a time
 

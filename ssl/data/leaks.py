@@ -71,10 +71,14 @@ def _files(data: Images) -> dict[tuple, tuple[int, str]]:
     return found
 
 
-def _names(data: Images) -> dict[str, str]:
-    """{name: path}; none where a split uses names twice, as 0001.jpg in several folders: they are no ids then."""
+def ids(data: Images) -> list[str | None]:
+    """The names of files; None where a split uses names twice, as 0001.jpg in several folders: they are no ids then."""
     names = [Path(path).stem.removesuffix(SMALLER) for path in data.paths]
-    return dict(zip(names, data.paths)) if Counter(names).most_common(1)[0][1] == 1 else {}
+    return names if Counter(names).most_common(1)[0][1] == 1 else [None] * len(names)
+
+
+def _names(data: Images) -> dict[str, str]:
+    return {name: path for name, path in zip(ids(data), data.paths) if name is not None}
 
 
 def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, dict[tuple, str]]:

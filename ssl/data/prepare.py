@@ -24,9 +24,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ssl import checkpoint
+from ssl.data import keys
 from ssl.data.decode import decode, stored
 from ssl.data.listing import EXTENSIONS, list_images
 from ssl.data.loader import auto_workers
@@ -76,12 +79,25 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
     good = [name for name in names if name not in bad]
     if list_images(target) != good:
         raise UserError(f"DST: {target} does not hold just the {len(good)} images made; did others write there?")
+    _record_sources(source, target, good)
     before, after = (sum((root / name).stat().st_size for name in good) / 1e6 for root in (source, target))
     say(
         f"{len(good)} images, {before:,.1f} MB before, {after:,.1f} MB after; {len(names) - len(missing)} were there "
         f"already, {len(bad)} bad{f' (see {bad_file})' if bad else ''}"
     )
     return len(bad)
+
+
+def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
+    """Write down which files the copies were made of, so that weights that know a file are not judged on its copy."""
+    files = [str(source / name) for name in names]
+    found = {"name": keys.of_words(keys.names(files, str(source))), "file": keys.of_files(files)}
+    try:
+        checkpoint.save(
+            {kind: torch.from_numpy(of.view(np.int64)) for kind, of in found.items()}, target / keys.SOURCES
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"DST: cannot write {target / keys.SOURCES} ({error})") from None
 
 
 def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) -> None:
