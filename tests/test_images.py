@@ -234,6 +234,6 @@ def test_forked_workers_share_the_paths_that_they_read():
         answer = fork.Queue()
         worker = fork.Process(target=_grown_by_reading, args=(paths, answer))
         worker.start()
-        grown.append(answer.get(timeout=60))
+        grown.append(answer.get(timeout=300))
         worker.join()
     assert grown[0] > 20 and grown[1] < 5, grown

@@ -303,7 +303,7 @@ def stopped_in_the_middle(tmp_path: Path, number: int, whole_group: bool) -> tup
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
         (os.killpg if whole_group else os.kill)(process.pid, number)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
     made = list((tmp_path / "dst").glob("*.png"))
     assert 3 <= len(made) < 150
     assert {tuple(decode(path).shape) for path in made} == {(3, 200, 280)}  # whole, every one

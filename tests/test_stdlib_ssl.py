@@ -44,7 +44,7 @@ def python(*args, cwd, **env):
         env=inherited | dict(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1") | env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()

@@ -39,7 +39,7 @@ def run(source: str, folder: Path, world: int) -> list[subprocess.Popen]:
         for rank in range(world)
     ]  # fmt: skip
     for process in processes[:1] + processes[2:]:
-        process.wait(120)
+        process.wait(300)
     for process in processes[1:2]:
         try:
             process.wait(10)
@@ -151,7 +151,7 @@ def test_where_stderr_is_closed_the_watch_goes_on(monkeypatch):
 
 
 def until(true) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)

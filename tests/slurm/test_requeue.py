@@ -62,7 +62,7 @@ class Fake:
     def end(self, process: subprocess.Popen) -> str:
         """What the batch script printed until it ended by itself."""
         try:
-            return process.communicate(timeout=60)[0]
+            return process.communicate(timeout=300)[0]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
