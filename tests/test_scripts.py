@@ -501,8 +501,8 @@ def test_a_compiled_run_follows_the_eager_one(images, tmp_path):
     few_kernels = tiny("--max_steps", 2, "--encoder_kwargs", "{width: 8, stages: 1}", "--projector", "8")
     for name, option in (("compiled", ["--compile"]), ("eager", [])):
         run("train.py", "--data_dir", images, "--output_dir", tmp_path / name, *few_kernels, *option)
-    for compiled, eager in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "eager"), strict=True):
-        assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-3)
+    losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("compiled", "eager")]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_run_with_other_settings_is_not_continued(trained, images):
