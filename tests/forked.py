@@ -7,8 +7,11 @@ started as torchrun starts them. What a fresh interpreter or torchrun itself doe
 """
 
 import atexit
+import importlib
 import json
 import os
+import random
+import runpy
 import select
 import signal
 import socket
@@ -19,38 +22,46 @@ import threading
 import traceback
 from pathlib import Path
 
+import numpy
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("train", "evaluate", "finetune", "ssl.export", "ssl.data.prepare", "ssl.data.patches", "torch._dynamo",
            "torch.utils.tensorboard", "PIL.BmpImagePlugin", "PIL.PngImagePlugin", "PIL.JpegImagePlugin")  # fmt: skip
-SERVER: list[subprocess.Popen] = []  # of this process, from the first start on
+PLAIN = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SERVER: list[subprocess.Popen] = []  # of this process, while it is idle
 
 
-def run(*arguments, processes: int = 1, cwd=ROOT, env: dict | None = None, timeout: float = 600):
+def run(*arguments, processes: int = 1, cwd=ROOT, env: dict | None = None, timeout: float = 300):
     """What `subprocess.run` gives for python with these arguments, a script or -m and a module, output as text.
 
     `env` is all of its environment; unset: this process's, one thread, no GPU.
     """
-    plain = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env = plain if env is None else env
-    if not SERVER:
-        command = [sys.executable, str(Path(__file__).resolve())]
-        SERVER.append(
-            subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=plain)
-        )
-    server = SERVER[0]
+    env = os.environ | PLAIN if env is None else env
+    server = SERVER.pop() if SERVER else start_server()
     words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as folder:
         request = {"arguments": words, "processes": processes, "cwd": str(cwd), "env": env, "streams": folder}
         server.stdin.write(json.dumps(request).encode() + b"\n")
         child = int(server.stdout.readline())
-        late = not select.select([server.stdout], [], [], timeout)[0]
-        if late:
-            os.killpg(child, signal.SIGKILL)
+        late = True
+        try:
+            late = not select.select([server.stdout], [], [], timeout)[0]
+        finally:  # also where the test's own time is over
+            if late:
+                os.killpg(child, signal.SIGKILL)
         status = int(server.stdout.readline())
+        SERVER.append(server)
         said = [Path(folder, name).read_text("utf-8", errors="replace") for name in ("stdout", "stderr")]
     if late:
         raise subprocess.TimeoutExpired(words, timeout, *said)
     return subprocess.CompletedProcess(words, status, *said)
+
+
+def start_server() -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).resolve())]
+    env = os.environ | PLAIN
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env)
 
 
 # The server -----------------------------------------------------------------------------
@@ -114,6 +125,8 @@ def begin(arguments: list[str]) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -134,14 +147,7 @@ def execute(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import importlib
-    import random
-    import runpy
-
     sys.path[0] = str(ROOT)
-    import numpy
-    import torch
-
     for module in MODULES:
         importlib.import_module(module)
     asked = serve()
