@@ -29,6 +29,7 @@ from ssl import (
     distributed,
     features,
     finetuned,
+    fixed,
     foreign,
     inference,
     inherit,
@@ -64,7 +65,7 @@ OF_TABLE = (
     "csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder", "test_slides",
 )  # fmt: skip
 
-Protocol = Literal["linear", "probe", "knn", "features", "all"]
+Protocol = Literal["linear", "probe", "knn", "fixed", "features", "all"]
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Settings:
     train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     # How
-    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more
+    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: but fixed
     standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
     npz: bool = False  # protocol features: also write features.npz
     k: int = 20  # neighbours
@@ -127,7 +128,10 @@ class Settings:
 
 
 def main() -> None:
-    settings, _ = config.parse(Settings)
+    settings, origin = config.parse(Settings)
+    of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
+    if of_linear and not {"linear", "all"} & set(settings.protocol):
+        raise UserError(f"{of_linear[0]}: is of protocol linear; fixed takes what its run says, the others have none")
     if settings.init and settings.model_path:
         raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
     settings.model_path = settings.model_path or settings.init
@@ -137,6 +141,7 @@ def main() -> None:
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
+    head = fixed.head_of(run if "fixed" in protocols else {})
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     settle_threads()
     folder = open_folder(settings)
@@ -180,7 +185,7 @@ def main() -> None:
         if subject is not None:
             subject.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
             before = {key: value.clone() for key, value in subject.state_dict().items()}
-        if {"probe", "knn", "features"} & set(protocols):
+        if set(protocols) != {"linear"}:
             if name == "trained" and "features" in protocols:
                 train, test = write_features(
                     folder, settings, subject, weights["steps"], {"train": train, "val": val, "test": test}, device
@@ -190,7 +195,7 @@ def main() -> None:
                 (train_x, train), (test_x, test) = (extract(subject, x, settings, device, name) for x in (train, test))
                 pairs = [(Rows((x,), device), data.labels.to(device)) for x, data in ((train_x, train), (test_x, test))]
             if is_main():
-                judged |= judge(*pairs, classes, settings, protocols)
+                judged |= judge(*pairs, classes, settings, protocols, head)
         distributed.barrier()
         if "linear" in protocols and subject is not None:
             judged["linear"] = linear_evaluation(subject, width, train, test, settings, device)
@@ -208,8 +213,8 @@ def main() -> None:
 def judge_features(settings: Settings) -> None:
     """Probe and k-NN from a features file. An encoder or images, where they are named too, must be those it is of."""
     protocols = ["probe", "knn"] if "all" in settings.protocol else settings.protocol
-    if not set(protocols) <= {"probe", "knn"}:
-        raise UserError(f"protocol: {' '.join(protocols)} needs images; from --features there are probe and knn")
+    if not set(protocols) <= {"probe", "knn", "fixed"}:
+        raise UserError(f"protocol: {' '.join(protocols)} needs images; from --features there are probe, knn and fixed")
     if settings.random_init or settings.raw_pixels or settings.npz:
         raise UserError("random_init, raw_pixels and npz need images; leave them away with --features")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -218,6 +223,8 @@ def judge_features(settings: Settings) -> None:
     labels.check_choice(settings.train_percent, settings.train_files)
     settle_threads()
     trouble.advise(lambda: "the features of all splits lie there; pass --device cpu, or fewer with --protocol features")
+    run = foreign.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
+    head = fixed.head_of(run)
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
@@ -239,7 +246,7 @@ def judge_features(settings: Settings) -> None:
         features.require_data(found, images, settings.features, settings.data_dir)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
     require_enough(train, protocols)
-    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols)
+    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head)
     of = {"weights": results.of_weights_of(found), "data": results.of_features(settings.features, found, train)}
     judged["of"] = of | results.of_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
@@ -372,10 +379,17 @@ def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def judge(
-    train: tuple[Rows, Tensor], test: tuple[Rows, Tensor], classes: int, settings: Settings, protocols: list[str]
+    train: tuple[Rows, Tensor],
+    test: tuple[Rows, Tensor],
+    classes: int,
+    settings: Settings,
+    protocols: list[str],
+    head: fixed.Head,
 ) -> dict:
-    """The probe, its winner chosen on a held-out tenth of `train`, and k-NN, of (features, labels)."""
+    """The probe, its winner chosen on a held-out tenth of `train`, k-NN and the study's head, of (features, labels)."""
     judged: dict = {}
+    if "fixed" in protocols:
+        judged["fixed"] = fixed.judge(train, test, classes, head, settings.seed)
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ssl import (
     config,
     distributed,
+    fixed,
     foreign,
     learnt,
     online,
@@ -151,6 +152,11 @@ class Settings:
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
     eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
+    linear_epochs: int = 90  # the fixed head's passes over the features
+    linear_batch: int = 4096  # features a step of the fixed head, or all there are
+    linear_lr: float = 0.1  # of the fixed head, times its batch / 256; cosine to 0
+    linear_weight_decay: float = 0.0  # of the fixed head
+    linear_momentum: float = 0.9  # of the fixed head
     eval_at_start: bool = False  # judge the untrained encoder, too
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # Machine
@@ -630,6 +636,9 @@ def check(settings: Settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
+    set_of_fixed = [name for name, usual in vars(fixed.Head()).items() if getattr(settings, name) != usual]
+    if set_of_fixed and settings.eval_head != "fixed":
+        raise UserError(f"{set_of_fixed[0]}: is of the fixed head; pass --eval_head fixed, or leave it away")
     if settings.init is None and settings.init_format:
         raise UserError("init_format says how to read a file; name it with --init")
     if settings.schedule == "step" and not settings.decay_epochs:
@@ -758,7 +767,8 @@ FREE_TO_CHANGE = {
     "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
     "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format",
     "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_head",
-    "eval_at_start", "ssl_val_interval",
+    "eval_at_start", "ssl_val_interval", "linear_epochs", "linear_batch", "linear_lr", "linear_weight_decay",
+    "linear_momentum",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -30,6 +30,7 @@ NAMES = {
     "linear_weight_decay": "le_model.optimizer.weight_decay",
     "linear_epochs": "le_model.num_epochs",
     "linear_batch": "le_model.train_batch_size",
+    "linear_momentum": "le_model.optimizer.momentum",
     "momentum": "model.optimizer.momentum",
     "exclude_bias_and_norm_wd": "exclude_bias_n_norm optimizer.kwargs.exclude_bias_n_norm",
     "schedule": "opt cosine scheduler scheduler.name",

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl import inference, pictures
@@ -23,44 +22,17 @@ from ssl.data.order import Order
 from ssl.data.validation import Validation, validation_order
 from ssl.distributed import is_main, share_buffers
 from ssl.errors import UserError
+from ssl.fixed import Head, fit_head
 from ssl.metrics import percent, share
 from ssl.probes import Heads, hits, knn, sweep, tenth_apart
 from ssl.report import Metrics, json_lines, say
 from ssl.rows import Rows
-from ssl.schedules import warmup_cosine
 
-HEAD_LR, HEAD_BATCH, HEAD_EPOCHS = 0.1, 4096, 90  # of the linear head; the rate is for 256 samples
+AT_A_TIME = 4096  # images that k-NN judges between two times that a stop is asked for
 
 
 class Abandoned(Exception):
     """An evaluation was given up since the run was asked to stop; says by what."""
-
-
-def fit_head(features: Tensor | Rows, labels: Tensor, classes: int, seed: int, alive: Callable[[], None]) -> nn.Linear:
-    """A linear head on features (N, F) as they are, labels (N,): SGD with momentum 0.9, no decay, cosine by epoch.
-
-    The evaluation of the SimCLR study (dal-toolbox): rate 0.1 × batch / 256, batches of 4096 or of all there are, 90
-    epochs. Unlike in `probes.sweep` nothing is swept or standardised: where features hardly vary, or images are few, it
-    finds less than is in them, most of all in an untrained encoder. What an epoch has beyond whole batches is left out,
-    other samples every time. `alive` is called every epoch.
-    """
-    count, width = features.shape
-    batch = min(HEAD_BATCH, count)
-    lr = HEAD_LR * batch / 256
-    torch.manual_seed(seed)
-    head = nn.Linear(width, classes).to(features.device)
-    optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9)
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(HEAD_EPOCHS):
-        alive()
-        optimizer.param_groups[0]["lr"] = lr * warmup_cosine(epoch, HEAD_EPOCHS, 0, 0.0)
-        order = torch.randperm(count, generator=generator).to(features.device)
-        for chosen in order[: count // batch * batch].split(batch):
-            loss = F.cross_entropy(head(features[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return head
 
 
 @torch.no_grad()
@@ -68,24 +40,24 @@ def accuracies(
     fit: tuple[Rows, Tensor],
     held: tuple[Rows, Tensor],
     classes: int,
+    how: Head | None,
     seed: int,
-    head: str,
     alive: Callable[[], None],
 ) -> dict:
     """Shares, in 0..1, of `held` that k-NN and a linear head of `fit` have right, with n and 95 % intervals.
 
-    Arguments are (features (N, F), labels (N,)). `head`: 'probe', to the bit what evaluate.py finds on these features,
-    or 'fixed', `fit_head`.
+    Arguments are (features (N, F), labels (N,)). The head is `how`, or None: the probe, to the bit what evaluate.py
+    finds on these features.
     """
     nearest = 0
-    for part in zip(*(x.split(HEAD_BATCH) for x in held)):  # in parts, so that a stop is heard
+    for part in zip(*(x.split(AT_A_TIME) for x in held)):  # in parts, so that a stop is heard
         alive()
         nearest += round(knn(fit, part, classes)["acc1"] * len(part[1]))
-    if head == "probe":
+    if how is None:
         heads, _ = sweep(*tenth_apart(fit, seed), classes, seed=seed, alive=alive)
     else:
         with torch.enable_grad():
-            fixed = fit_head(*fit, classes, seed, alive)
+            fixed = fit_head(*fit, classes, how, seed, alive)
         heads = Heads(fixed.weight[None], fixed.bias[None], *torch.tensor([0.0, 1.0], device=fixed.weight.device))
     right, learnt = (int(hits(heads, [0], *pair).sum()) for pair in (held, fit))
     count = len(held[1])
@@ -181,7 +153,8 @@ class Judge:
         split = self.validation.split(torch.cat(read))
         pairs = [(rows.subset(chosen.to(self.device)), labels[chosen].to(self.device)) for chosen in split]
         classes = len(self.validation.parts[0].classes)
-        return accuracies(*pairs, classes, self.settings.seed, self.settings.eval_head, go_on)
+        how = self.settings if self.settings.eval_head == "fixed" else None
+        return accuracies(*pairs, classes, how, self.settings.seed, go_on)
 
     def _features(self, encoder: nn.Module, data: Images, go_on: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """(features (N, F), which could be read (N,)) of all images, on every rank."""
@@ -250,7 +223,10 @@ class Judge:
             say(f"judged      {words_of(self.values)}")
         if self.best:
             value = percent({"value_interval": self.best.get("interval", [0, 1])} | self.best, "value")
-            say(f"best        {self.folder / 'encoder_best.pt'}: linear {value} at epoch {self.best['epoch']:g}")
+            path = self.folder / "encoder_best.pt"
+            head = " --protocol fixed" if self.settings.eval_head == "fixed" else ""
+            say(f"best        {path}: linear {value} at epoch {self.best['epoch']:g}")
+            say(f"judge best  python evaluate.py --model_path {path}{head}")
 
     # Checkpoints ----------------------------------------------------------------------
 

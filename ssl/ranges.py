@@ -9,8 +9,9 @@ AT_LEAST_1 = (
     "probe_epochs", "linear_epochs", "linear_batch", "patience", "plateau_patience", "runs", "copies", "health_every",
 )  # fmt: skip
 AT_LEAST_0 = (
-    "bias_lr", "lr_backbone", "weight_decay", "linear_weight_decay", "momentum", "warmup_epochs", "final_lr", "min_lr",
-    "decay_rate", "lambd", "color_distortion_strength", "jitter", "workers", "seed", "eval_every", "ssl_val_interval",
+    "bias_lr", "lr_backbone", "weight_decay", "linear_weight_decay", "momentum", "linear_momentum", "warmup_epochs",
+    "final_lr", "min_lr", "decay_rate", "lambd", "color_distortion_strength", "jitter", "workers", "seed", "eval_every",
+    "ssl_val_interval",
 )  # fmt: skip
 POSITIVE = (
     "temperature", "base_temperature", "knn_temperature", "linear_lr", "loss_scale", "clip_grad", "save_minutes",
@@ -43,7 +44,8 @@ def check(settings) -> None:
     if (values := _values(settings, "value_range")) and not values[0] < values[1]:
         raise UserError(f"value_range: expected black < white, got {values[0]:g} and {values[1]:g}")
     _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
-    _refuse(settings, "momentum", lambda value: value >= 1, "must be below 1, or steps would grow for ever")
+    for name in ("momentum", "linear_momentum"):
+        _refuse(settings, name, lambda value: value >= 1, "must be below 1, or steps would grow for ever")
     _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
     _refuse(settings, "keep_checkpoints", lambda count: count < 2,
             "must be at least 2: the newest may be damaged when a machine dies")  # fmt: skip

@@ -18,7 +18,7 @@ OF_PROTOCOL = {
     "knn": ("k", "knn_temperature", "standardize"),
     "linear": ("linear_epochs", "linear_lr", "linear_weight_decay", "linear_batch"),
 }
-COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN"}
+COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN", "fixed": "fixed head"}
 
 
 # What they are of -----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from ssl import checkpoint, online, probes, runs
+from ssl import checkpoint, features, fixed, online, probes, runs
 from ssl.data import datasets, validation
 from ssl.data.images import Images, split_validation
 from ssl.data.order import Order
@@ -266,38 +267,48 @@ def test_features_that_hardly_vary_are_judged_by_what_is_in_them():
         return Rows((1 + 1e-3 * (noise + 3 * F.one_hot(labels, 8)),), torch.device("cpu")), labels
 
     fit, held = nearly_alike(90, 1), nearly_alike(60, 2)
-    probed, fixed = (online.accuracies(fit, held, 3, 0, head, lambda: None) for head in ("probe", "fixed"))
-    assert probed["linear_acc1"] > 0.8 and fixed["linear_acc1"] < 0.5
+    probed, plain = (online.accuracies(fit, held, 3, how, 0, lambda: None) for how in (None, fixed.Head()))
+    assert probed["linear_acc1"] > 0.8 and plain["linear_acc1"] < 0.5
     parts = probes.tenth_apart(fit, 0)
     assert probed["linear_acc1"] == probes.probe(*parts, held, 3)["acc1"]
     assert {name: probed[name] for name in ("judged_n", "knn_acc1")} == {
-        name: fixed[name] for name in ("judged_n", "knn_acc1")
+        name: plain[name] for name in ("judged_n", "knn_acc1")
     }
 
 
-@pytest.mark.parametrize("count, batch", [(90, 90), (103, 40)])
-def test_the_fixed_head_is_the_studys(monkeypatch, count, batch):
-    """Against softmax regression written out in numpy: momentum 0.9, cosine by epoch, rate 0.1 × batch / 256."""
-    monkeypatch.setattr(online, "HEAD_BATCH", 40 if batch == 40 else 4096)
+@pytest.mark.parametrize(
+    "count, how",
+    [
+        (90, fixed.Head()),
+        (103, fixed.Head(linear_batch=40)),
+        (
+            103,
+            fixed.Head(linear_epochs=7, linear_batch=40, linear_lr=0.5, linear_weight_decay=0.01, linear_momentum=0.5),
+        ),
+    ],
+)
+def test_the_studys_head_is_the_published_one(count, how):
+    """Against softmax regression written out in numpy: momentum, decay, cosine by epoch, rate × batch / 256."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(count, 6, generator=generator)
     y = torch.randint(3, (count,), generator=generator)
-    calls = []
-    head = online.fit_head(x, y, 3, 7, lambda: calls.append(1))
-    assert len(calls) == 90
+    calls, epochs, batch = [], how.linear_epochs, min(how.linear_batch, count)
+    head = fixed.fit_head(x, y, 3, how, 7, lambda: calls.append(1))
+    assert len(calls) == epochs
     torch.manual_seed(7)
     plain = nn.Linear(6, 3)
     w, b = plain.weight.detach().double().numpy(), plain.bias.detach().double().numpy()
     moving_w, moving_b = np.zeros_like(w), np.zeros_like(b)
     orders = torch.Generator().manual_seed(7)
     data, truth = x.double().numpy(), np.eye(3)[y.numpy()]
-    for epoch in range(90):
-        lr = 0.1 * batch / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 90))
+    for epoch in range(epochs):
+        lr = how.linear_lr * batch / 256 * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         order = torch.randperm(count, generator=orders).numpy()
         for rows in (order[i : i + batch] for i in range(0, count - batch + 1, batch)):
             scores = np.exp(data[rows] @ w.T + b)
             error = (scores / scores.sum(1, keepdims=True) - truth[rows]) / batch
-            moving_w, moving_b = 0.9 * moving_w + error.T @ data[rows], 0.9 * moving_b + error.sum(0)
+            moving_w = how.linear_momentum * moving_w + error.T @ data[rows] + how.linear_weight_decay * w
+            moving_b = how.linear_momentum * moving_b + error.sum(0) + how.linear_weight_decay * b
             w, b = w - lr * moving_w, b - lr * moving_b
     assert np.abs(head.weight.detach().numpy() - w).max() < 1e-5
     assert np.abs(head.bias.detach().numpy() - b).max() < 1e-5
@@ -607,3 +618,45 @@ def test_the_setting_may_change_from_one_start_to_the_next(images, unjudged, tmp
     assert [line["step"] for line in judged(tmp_path)["lines"]] == [4, 8]
     assert runs.copied(checkpoint.load(tmp_path / "checkpoint.pt")["judge"])["judged"] == 8
     assert json.loads(judged(tmp_path)["best.json"])["chosen_by"] == "linear_acc1"  # what labels chose stays chosen
+
+
+# The study's head ---------------------------------------------------------------------
+
+
+def test_the_command_at_the_end_of_a_run_judges_the_best_encoder_by_the_head_of_the_run(tmp_path, monkeypatch, capsys):
+    data = class_folders(tmp_path / "images", {"train": (64, 0), "val": (21, 1), "test": (21, 2)})
+    how = fixed.Head(linear_epochs=4, linear_batch=32, linear_lr=0.05, linear_weight_decay=0.1, linear_momentum=0.5)
+    used, fit_head = [], online.fit_head
+    monkeypatch.setattr(online, "fit_head", lambda *a: used.append(a[3]) or fit_head(*a))
+    net = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": "{width: 8, stages: 2}"}
+    learn(data, tmp_path / "run", epochs=2, eval_every=1, eval_head="fixed", **net, **dataclasses.asdict(how))
+    assert {name: getattr(used[0], name) for name in dataclasses.asdict(how)} == dataclasses.asdict(how)
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge best")]
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command)[3:], "features", "--workers", "0"])
+    evaluate.main()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["fixed"]
+    assert {name: found[name] for name in dataclasses.asdict(how)} == dataclasses.asdict(how)
+    splits = features.load(tmp_path / "run").splits
+    head = fixed.fit_head(*splits["train"].pair(), 3, how, 0, lambda: None)
+    x, y = splits["test"].pair()
+    assert found["n"] == 21
+    assert found["acc1"] == pytest.approx((head(x[torch.arange(21)]).argmax(1) == y).double().mean().item())
+
+
+def test_settings_of_a_head_that_does_not_judge_are_refused():
+    with pytest.raises(UserError, match="linear_lr: is of the fixed head; pass --eval_head fixed"):
+        train.check(train.Settings(linear_lr=0.2, eval_every=1))
+    train.check(train.Settings(linear_lr=0.2, eval_every=1, eval_head="fixed"))
+
+
+def test_a_runs_settings_of_the_head_are_checked():
+    assert fixed.head_of({}) == fixed.Head(90, 4096, 0.1, 0.0, 0.9) and fixed.head_of({"linear_lr": 1}).linear_lr == 1.0
+    for wrong in ({"linear_batch": 0}, {"linear_momentum": 1.0}, {"linear_lr": "fast"}, {"linear_epochs": None}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            fixed.head_of(wrong)
+
+
+def test_a_head_that_ends_in_nan_is_no_result():
+    x, y = torch.full((8, 2), 1e38), torch.arange(8) % 2
+    with pytest.raises(UserError, match="protocol fixed: the head ended in NaN or Inf"):
+        fixed.judge((x, y), (x, y), 2, fixed.Head(), 0)

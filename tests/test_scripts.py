@@ -529,7 +529,7 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
         line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
         assert len(line.split()) > 2
         assert "[[" not in line and "[(" not in line
-    assert "(linear|probe|knn|features|all) [probe knn]" in config.manual(evaluate.Settings)
+    assert "(linear|probe|knn|fixed|features|all) [probe knn]" in config.manual(evaluate.Settings)
 
 
 def rows(path: Path) -> list[train.Settings]:
@@ -737,7 +737,10 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
     [
         (["--model_path", "nowhere"], "nowhere: no such file or run folder"),
         (["--k", "0"], "k: 0 must be at least 1"),
-        (["--protocol", "lnear"], "'lnear' is none of linear, probe, knn, features, all; did you mean 'linear'?"),
+        (
+            ["--protocol", "lnear"],
+            "'lnear' is none of linear, probe, knn, fixed, features, all; did you mean 'linear'?",
+        ),
         (["--encoder", "resnet18"], "not weights of this encoder"),
         (["--image_size", "0"], "image_size: 0 must be at least 1"),
         (["--output_dir", "/dev/null"], "output_dir: cannot make /dev/null"),
