@@ -71,6 +71,19 @@ def test_workers_judging_and_preload_see_the_same_numbers(scans):
     assert seen[0][0].is_floating_point() and len(seen[0][0].unique()) > 1000  # not 3 levels, blended
 
 
+def test_a_large_jpeg_is_read_whole_where_a_range_is_given(tmp_path):
+    """Without one it would be reduced, as 8 bits."""
+    Image.linear_gradient("L").resize((1200, 1200)).convert("RGB").save(tmp_path / "a.jpg")
+    Image.linear_gradient("L").resize((1200, 1200)).convert("RGB").save(tmp_path / "b.jpg")
+    view = [View(size=32, crop_scale=(0.9, 1.0))]
+    shown = []
+    for value_range in (None, (0, 255)):
+        data = load(tmp_path, value_range=value_range)
+        (batch,) = training_batches(data, view, Order(2, 2, 1, 1, seed=3), 0, 1, 0, CPU)
+        shown.append(to_unit(batch.views[0][0]))
+    assert (shown[0] - shown[1]).abs().max() < 0.02 and not torch.equal(*shown)
+
+
 def test_small_images_held_in_memory_are_scaled_once(tmp_path):
     np.savez(tmp_path / "a.npz", images=SCANS[:, :32, :32])
     data = load(tmp_path / "a.npz", value_range=RANGE)

@@ -67,11 +67,11 @@ def decode(
 
     `reduction(height, width)`, called with the size of the upright image, says by how much (1,
     2, 4 or 8) the caller could do with a smaller one; a JPEG is then decoded at ceil(size / that),
-    which takes a fraction of the time. Raises `BadImage` for what cannot be read: truncated,
+    which takes a fraction of the time (not with a `value_range`). Raises `BadImage` for what cannot be read: truncated,
     empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes, a kind of TIFF that is not
     read, numbers whose range is not known or that leave it.
     """
-    found = stored(path, reduction, held)
+    found = stored(path, reduction, held, whole=value_range is not None)
     try:
         pixels = found.eight_bits() if value_range is None else found.scaled(value_range)
     except ValueError as error:
@@ -158,8 +158,11 @@ def _to_eight_bits(most: int) -> np.ndarray:
 # Pillow -------------------------------------------------------------------------
 
 
-def stored(path: str | Path, reduction: Reduction | None = None, held: bytes | None = None) -> Stored:
-    """The numbers of the image at `path`. `reduction`, `held` and what is raised as of `decode`."""
+def stored(
+    path: str | Path, reduction: Reduction | None = None, held: bytes | None = None, whole: bool = False
+) -> Stored:
+    """The numbers of the image at `path`. `reduction`, `held` and what is raised as of `decode`; `whole`: it is not
+    reduced, whatever the caller could do with."""
     with opened(path, held) as (image, tags):
         exact = _is_exact(image, tags)
         if not isinstance(image, JpegImageFile):
@@ -168,7 +171,7 @@ def stored(path: str | Path, reduction: Reduction | None = None, held: bytes | N
         if reduction is not None:
             width, height = image.size
             factor = reduction(*((width, height) if turn in LYING else (height, width)))
-            if factor > 1:
+            if factor > 1 and not whole:
                 image.draft(None, (width // factor, height // factor))  # for JPEG alone it does anything
         image.load()
         numbers, most = _numbers(image, tags)
