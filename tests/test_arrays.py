@@ -135,8 +135,9 @@ def test_labels_of_many_forms_are_read_to_their_classes(tmp_path, capsys, make, 
     np.savez(tmp_path / "a.npz", train_images=pictures(60), train_labels=make(train),
              test_images=pictures(9), test_labels=make(test))  # fmt: skip
     for split, y in (("train", train), ("unlabelled", train), ("test", test)):
-        data = load(tmp_path / "a.npz", split)
-        assert data.classes == classes and data.labels.tolist() == expected(y).astype(int).tolist()
+        data, wanted = load(tmp_path / "a.npz", split), expected(y).astype(int)
+        wanted = wanted if split == "unlabelled" else wanted[wanted >= 0]
+        assert data.classes == classes and data.labels.tolist() == wanted.tolist()
     is_told = "train_labels in" in (said := capsys.readouterr().out) and "are one-hot; the class is the number" in said
     assert is_told == (make(train).ndim == 2 and make(train).shape[1] > 1)
 
@@ -166,6 +167,21 @@ def test_labels_that_are_not_one_class_an_image_say_what_they_are(tmp_path, caps
     data = load(tmp_path / "a.npz", "unlabelled")  # which needs none
     assert len(data) == 12 and data.classes == [] and data.labels.tolist() == [-1] * 12
     assert f"labels      not used: labels in {tmp_path / 'a.npz'}" in capsys.readouterr().out
+
+
+def test_images_of_an_array_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys):
+    x, labels = pictures(60), np.arange(60) % 3
+    labels[::4] = -1
+    np.savez(tmp_path / "a.npz", images=x, labels=labels)
+    learnt, train, test = (load(tmp_path / "a.npz", split) for split in ("unlabelled", "train", "test"))
+    assert len(train) + len(test) == 45 and len(learnt) == len(train) + 15 and (learnt.labels < 0).sum() == 15
+    kept = {image.tobytes() for image in test.resident.numpy()}
+    assert not kept & {image.tobytes() for image in learnt.resident.numpy()} and train.labels.min() == 0
+    assert f"15 of 60 images of {tmp_path / 'a.npz'} have none: they are not judged" in capsys.readouterr().out
+    np.savez(tmp_path / "b.npz", train_images=x, train_labels=labels, test_images=x[:5], test_labels=[-1] * 5)
+    assert len(load(tmp_path / "b.npz", "train")) == 45 and len(load(tmp_path / "b.npz")) == 60
+    with pytest.raises(UserError, match=r"no image of the split 'test' of .* has a label"):  # as competitions give it
+        load(tmp_path / "b.npz", "test")
 
 
 def test_labels_of_two_kinds_are_refused_and_python_objects_get_the_way_out(tmp_path):

@@ -309,7 +309,7 @@ def test_rows_without_a_label_in_a_tables_own_splits(tmp_path):
         row[1] = "nan" if row[3] == "test" else row[1]
     options["csv"] = written(tmp_path / "m.csv", rows)
     said = refusal(lambda: datasets.load("folder", root, "test", **options))
-    assert said == f"split_column: no row of {options['csv']} with 'test' in 'part' has a label"
+    assert said.startswith(f"no image of the split 'test' of {options['csv']} has a label; ")
     options["csv"] = written(tmp_path / "a.csv", [rows[0], *([*row[:1], "NaN", *row[2:]] for row in rows[1:])])
     assert "no row has a label in column 'dx'" in refusal(lambda: datasets.load("folder", root, "train", **options))
 
@@ -372,14 +372,20 @@ def test_a_run_by_a_table_is_judged_by_it_and_missing_images_are_named_first(tmp
     table, folder = table_of(tmp_path), tmp_path / "run"
     data = ["--data_dir", "images", "--csv", "t.csv", "--image_column", "image", "--label_column", "dx"]
     common = [ROOT / "train.py", *data]
-    run(*common, "--output_dir", folder, *tiny("--batch_size", 8, "--epochs", 2), cwd=tmp_path)
+    pictures(tmp_path / "images", ["unlabelled/0.png", "unlabelled/1.png"])
+    with open(table, "a") as file:
+        file.write("0,NaN,x\n1,,x\n")
+    done = run(
+        *common, "--output_dir", folder, *tiny("--batch_size", 8, "--epochs", 2, "--eval_every", 1), cwd=tmp_path
+    )
+    assert "2 of 42 rows have no 'dx' (1 NaN, 1 empty)" in done.stdout and "folder: 38 images" in done.stdout
     assert config.read_yaml(folder / "config.yaml")["csv"] == table
     done = run("evaluate.py", "--model_path", folder, "--protocol", "knn", "--batch_size", 8)
     assert "36 train, 4 test images, 2 classes" in done.stdout
     with open(table, "a") as file:
         file.write("gone,a,x\n")
     done = run(*common, "--output_dir", tmp_path / "other", *tiny(), cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "csv: 1 of 41 images are not in" in done.stderr and "'gone'" in done.stderr
+    assert done.returncode == 2 and "csv: 1 of 43 images are not in" in done.stderr and "'gone'" in done.stderr
     status = json.loads((tmp_path / "other" / "status.json").read_text())
     assert status["state"] == "failed" and "'gone'" in status["reason"]
     assert not list((tmp_path / "other").glob("*.pt"))

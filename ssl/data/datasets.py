@@ -15,7 +15,6 @@ from torch import Tensor
 from ssl.augment import to_unit
 from ssl.data import arrays, lesions
 from ssl.data.classes import require_distinct
-from ssl.data.cut import cut
 from ssl.data.decode import BadImage, Range
 from ssl.data.folders import folder, imagenet
 from ssl.data.images import Images, spread
@@ -23,10 +22,11 @@ from ssl.data.shapes import CLASSES as SHAPE_CLASSES
 from ssl.data.shapes import shapes
 from ssl.data.slides import FOLDERS as SLIDES
 from ssl.data.slides import slides
-from ssl.data.splits import tell_held_out
 from ssl.data.table_images import Columns, table
+from ssl.data.unsplit import unsplit, with_labels
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
+from ssl.report import say_once
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # name: (image size, mean, std). Statistics of the training pixels, in 0..1; None: measured.
@@ -202,14 +202,14 @@ def _array(data_dir: str | None, split: str, value_range: Range | None) -> Image
         return None
     stored, labels, classes, is_split = found
     data = Images("array", labels, classes, stored=stored)
+    missing = int((labels < 0).sum()) if classes else 0
+    if missing:
+        say_once(f"labels      {missing} of {len(data)} images of {path} have none: they are not judged, and only "
+                 "pre-trained on")  # fmt: skip
     if is_split:
-        return data
-    part = cut(data, split, None, f"data_dir: {path} holds images without labels")
-    if part:
-        tell_held_out(
-            split, len(part), len(data), str(path), "train_images and test_images would be splits of your own"
-        )
-    return part
+        return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
+    instead = "train_images and test_images would be splits of your own"
+    return unsplit(data, split, None, str(path), instead, f"data_dir: {path} holds images without labels")
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:

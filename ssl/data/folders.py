@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ssl.data.classes import distinct, tell_alike
-from ssl.data.cut import cut
 from ssl.data.images import Images, Paths
 from ssl.data.listing import EXTENSIONS, holds_images, is_image, is_junk, list_files, list_images, not_read
-from ssl.data.splits import split_folders, split_of, tell_held_out
+from ssl.data.splits import split_folders, split_of
 from ssl.data.tables import first_few, read_lines
+from ssl.data.unsplit import unsplit
 from ssl.errors import UserError
 from ssl.report import say, say_once
 
@@ -64,12 +64,8 @@ def _without_splits(root: Path, split: str) -> Images | None:
     words = f"data_dir: {root} holds images without class folders"
     if not everything.classes and split != "unlabelled":  # to find it may mean to look at every path
         words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
-    part = cut(everything, split, str(root), words)
-    if part:
-        tell_held_out(
-            split, len(part), len(everything), str(root), "train/ and test/ folders would be splits of your own"
-        )
-    return part
+    instead = "train/ and test/ folders would be splits of your own"
+    return unsplit(everything, split, str(root), str(root), instead, words)
 
 
 def _tell_what_is_beside(root: Path, parts: dict[str, Path]) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ssl.data.listing import is_junk
 from ssl.errors import UserError
-from ssl.report import say_once
 
 NAMES = {
     "train": ("train", "training"),
@@ -32,9 +31,3 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split:
             found[split] = folder
     return found
-
-
-def tell_held_out(split: str, kept: int, count: int, where: str, instead: str) -> None:
-    """Say how many of `count` images a cut keeps for the test, to those who ask for what is learnt from."""
-    if split in ("train", "unlabelled") and kept < count:
-        say_once(f"held out    {count - kept} of {count} images of {where} for the test; {instead}")

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ssl.data.classes import one_label_each, tell_alike, values
-from ssl.data.cut import cut
 from ssl.data.images import Images, Paths
 from ssl.data.lookup import find_images
-from ssl.data.splits import SPLITS, split_of, tell_held_out
+from ssl.data.splits import SPLITS, split_of
 from ssl.data.tables import read_table, shown
+from ssl.data.unsplit import unsplit, with_labels
 from ssl.errors import UserError, nearest
 
 BINARY = ["negative", "positive"]
@@ -56,37 +56,17 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
         groups=None if groups is None else [groups[row] for row in order],
         named=True,
     )
-    usable = (everything.labels >= 0) | (not classes)
     unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
     if splits is None:
-        return _cut(root, csv, everything, usable, split, unlabelled)
+        instead = "--split_column names splits of your own"
+        return unsplit(everything, split, str(root), csv, instead, unlabelled)
     part = _part(csv, splits, columns.split, "test" if split == "all" else split)
     if part is None:
         return None
     if part in ("test", "val") and not classes:
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")
-    chosen = torch.tensor([split_of(splits[row]) == part for row in order])
-    if split != "unlabelled":
-        chosen &= usable
-    if not chosen.any():
-        raise UserError(f"split_column: no row of {csv} with {part!r} in {columns.split!r} has a label")
-    return everything.subset(chosen.nonzero()[:, 0])
-
-
-def _cut(root: Path, csv: str, everything: Images, usable: torch.Tensor, split: str, unlabelled: str) -> Images | None:
-    """`split` of a table without a split column. Images without a label are in 'unlabelled' alone, unless their group
-    is in the test."""
-    labelled = everything.subset(usable.nonzero()[:, 0])
-    part = cut(labelled, split, str(root), unlabelled)
-    if part:
-        tell_held_out(split, len(part), len(labelled), csv, "--split_column names splits of your own")
-    if split != "unlabelled" or usable.all():
-        return part
-    paths = set(labelled.paths) - set(part.paths)  # of the test
-    groups = {group for path, group in zip(labelled.paths, labelled.groups or ()) if group and path in paths}
-    group_of = everything.groups or [None] * len(everything)
-    stays = [path not in paths and group not in groups for path, group in zip(everything.paths, group_of)]
-    return everything.subset(torch.tensor(stays).nonzero()[:, 0])
+    own = everything.subset(torch.tensor([at for at, row in enumerate(order) if split_of(splits[row]) == part]))
+    return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
 
 
 def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -> tuple[list[int], list[str]]:
