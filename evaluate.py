@@ -72,6 +72,8 @@ Protocol = Literal["linear", "probe", "knn", "fixed", "features", "all"]
 class Settings:
     """Judge a frozen encoder.
 
+    The default is a swept probe and k-NN. The published linear evaluation is --protocol linear, whose batch of 256 is
+    linear_batch, over all processes together.
     What is unset is as in the run that --model_path belongs to, where it says 'the run's'.
     Nothing is ever chosen on the test split.
     """
@@ -118,8 +120,9 @@ class Settings:
     linear_lr: float = 0.3  # cosine to 0, SGD with momentum 0.9
     linear_weight_decay: float = 1e-6  # of the linear head
     linear_batch: int = 256  # global batch of the linear head
-    batch_size: int = 256  # images per process while features are read
+    batch_size: int = 256  # images per process while features are read; no result depends on it
     # Machine and files
+    gpus: int | None = None  # start so many processes here, as torchrun would
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: int | None = None  # loader processes per process; unset: the cores it may use
     preload: bool = False  # decode the training files once, into shared memory: protocol linear reads them every epoch
@@ -142,12 +145,13 @@ def main() -> None:
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     head = fixed.head_of(run if "fixed" in protocols else {})
+    if settings.gpus is not None and "RANK" not in os.environ:
+        distributed.start_processes(settings.gpus)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     settle_threads()
     folder = open_folder(settings)
 
     # Data
-    given = settings.mean, settings.std
     train, val, test = labelled_splits(settings, protocols)
     if settings.model_path is not None:
         learnt.check(settings.model_path, test, settings.data_dir)
@@ -168,7 +172,7 @@ def main() -> None:
         subjects["random_init"] = encoder
     trained, _ = build_encoder(*built)
     source = load_weights(trained, settings)
-    normalise_as_used_to(settings, given, source)
+    inherit.normalisation(settings, source, train)
     subjects["trained"] = trained
     weights = results.of_weights(source, settings.model_path, trained)
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
@@ -217,8 +221,8 @@ def judge_features(settings: Settings) -> None:
         raise UserError(f"protocol: {' '.join(protocols)} needs images; from --features there are probe, knn and fixed")
     if settings.random_init or settings.raw_pixels or settings.npz:
         raise UserError("random_init, raw_pixels and npz need images; leave them away with --features")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("features: one process judges a features file; start evaluate.py without torchrun")
+    if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
+        raise UserError("features: one process judges a features file; start evaluate.py without torchrun and --gpus")
     ranges.check(settings)
     labels.check_choice(settings.train_percent, settings.train_files)
     settle_threads()
@@ -255,7 +259,7 @@ def judge_features(settings: Settings) -> None:
 # Settings -----------------------------------------------------------------------------
 
 # Who names no data set takes the run's.
-ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE, "mean", "std")
+ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE)
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
@@ -331,7 +335,6 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
             tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
-    settings.mean, settings.std = datasets.normalisation(train, settings.mean, settings.std)
     labels.require_classes(train, settings.data_dir)
     train = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
     require_enough(train, protocols)
@@ -347,10 +350,15 @@ def require_enough(train: Images | Split, protocols: list[str]) -> None:
 
 
 def judged_size(settings: Settings, run: dict, data: Images) -> int:
-    """Small images are judged as they are; larger ones at the size the run trained on."""
-    if data.resident is not None:
-        return min(data.resident.shape[2:])
-    return config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
+    """Small images are judged as they are if the encoder reads them; others at the size the run trained on."""
+    trained = config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
+    if data.resident is None or min(data.resident.shape[2:]) == trained:
+        return trained
+    encoder, _ = build_encoder(settings.encoder, trained, settings.stem, settings.encoder_kwargs, data.channels)
+    size = inference.judged_size(encoder, data, trained)
+    if size == trained:
+        say(f"images      at {trained} pixels, the only size that {settings.encoder} reads")
+    return size
 
 
 def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
@@ -358,14 +366,6 @@ def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
     if settings.model_path is None:
         return foreign.load_published(encoder, "barlow_twins")
     return foreign.load_encoder(encoder, settings.model_path, settings.init_format)
-
-
-def normalise_as_used_to(settings: Settings, given: tuple, source: foreign.Source) -> None:
-    """Where mean and std were not `given`, take those that the weights are used to."""
-    for name, value in zip(("mean", "std"), given):
-        if value is None and getattr(source, name) is not None:
-            setattr(settings, name, getattr(source, name))
-            say(f"normalise   {name} {getattr(source, name)}, as these weights are used to")
 
 
 def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:

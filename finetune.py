@@ -41,6 +41,7 @@ from ssl import (
     resume,
     runs,
     stopping,
+    trainable,
     trouble,
 )  # fmt: skip
 from ssl.augment import COLUMNS, View
@@ -98,8 +99,8 @@ class Settings:
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # unset: the run's, or the data set's
     value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: the run's
-    mean: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
-    std: list[float] | None = None  # of normalisation; unset: what --init needs, the run's, or the data set's
+    mean: list[float] | None = None  # of normalisation; unset: what --init is used to, or the data set's
+    std: list[float] | None = None  # of normalisation; unset: what --init is used to, or the data set's
     train_percent: float = 100.0  # share of the labels, of every class, by seed
     train_files: str | None = None  # or a file that lists the names of the training images to use
     val_fraction: float = 0.1  # of every class, kept for validation where the data set has no split for it
@@ -192,9 +193,11 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = Model(settings, len(classes), everything.channels)
     source = load_init(model.encoder, settings)
-    settings.mean, settings.std = datasets.normalisation(everything, settings.mean, settings.std)
+    inherit.normalisation(settings, source, everything)
     mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
     model.encoder.requires_grad_(not settings.freeze)
+    if not settings.freeze:
+        trainable.require(model.encoder, settings.image_size, everything.channels)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
@@ -366,17 +369,13 @@ class Model(nn.Module):
             return self.head(h.float())
 
 
-def load_init(encoder: nn.Module, settings: Settings) -> str:
-    """Weights to start from, and the normalisation that they need; words on where they are from."""
+def load_init(encoder: nn.Module, settings: Settings) -> foreign.Source | None:
+    """Put the weights to start from into `encoder`; return where they came from, None where it is untrained."""
     if settings.init is not None:
-        source = foreign.load_encoder(encoder, settings.init, settings.method)
-    elif settings.method == "baseline":
-        source = foreign.load_published(encoder, "baseline", settings.encoder)
-    else:
-        return "*** untrained: no --init ***"
-    if settings.mean is None and settings.std is None:
-        settings.mean, settings.std = source.mean, source.std
-    return str(source)
+        return foreign.load_encoder(encoder, settings.init, settings.method)
+    if settings.method == "baseline":
+        return foreign.load_published(encoder, "baseline", settings.encoder)
+    return None
 
 
 def begin_model(model: Model, untouched: dict, seed: int) -> None:
@@ -721,7 +720,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     of theirs."""
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
-    where = set(ABOUT_DATA) - {"mean", "std", "value_range"}
+    where = set(ABOUT_DATA) - {"value_range"}
     keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
@@ -734,7 +733,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
 
 # Who names no data set takes the run's.
 ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "test_slides", "mean", "std")  # fmt: skip
+              "split_column", "splits_folder", "test_slides")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
@@ -830,7 +829,7 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
     recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     say(f"recipe      {' < '.join(recipes) or 'the defaults of finetune.py'}")
     say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {name_of(settings.amp)}")
-    say(f"init        {source}")
+    say(f"init        {source or '*** untrained: no --init ***'}")
     say(f"model       {settings.encoder} {settings.encoder_kwargs or ''}" + (", frozen" if settings.freeze else ""))
     for split, data in splits.items():
         held = f"{settings.val_fraction:.0%} of every class of train, by seed"
@@ -838,8 +837,7 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
     tell_values(splits["train"])
     if settings.train_files or settings.train_percent != 100:
         say(f"labels      {settings.train_files or f'{settings.train_percent:g} % of every class, by seed'}")
-    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
-    say(f"views       {settings.image_size} px, mean {mean}, std {std}")
+    say(f"views       {settings.image_size} px")
     say(f"batch       {order.batch_size} per process × {world_size()} = {order.global_batch} (global)"
         + (", every class equally often" if settings.balanced else ""))  # fmt: skip
     lr_backbone = settings.lr if settings.lr_backbone is None else settings.lr_backbone

@@ -21,4 +21,6 @@ def encoder(path: str, **settings) -> nn.Module:
     as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless
     it is of this project or torchvision.
     """
-    return restore(path, **settings)[0]
+    network, source, _ = restore(path, **settings)
+    network.normalisation = {"mean": source.mean, "std": source.std}
+    return network

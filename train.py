@@ -28,6 +28,7 @@ from ssl import (
     distributed,
     fixed,
     foreign,
+    inherit,
     learnt,
     online,
     optim,
@@ -37,6 +38,7 @@ from ssl import (
     resume,
     runs,
     stopping,
+    trainable,
     trouble,
 )
 from ssl.augment import COLUMNS, View
@@ -147,8 +149,8 @@ class Settings:
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
-    mean: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
-    std: list[float] | None = None  # of normalisation, one a channel; unset: the data set's
+    mean: list[float] | None = None  # of normalisation, one a channel; unset: what --init is used to, or the data set's
+    std: list[float] | None = None  # of normalisation, one a channel; unset: what --init is used to, or the data set's
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
     eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
@@ -253,9 +255,11 @@ def main() -> None:
     # Model
     torch.manual_seed(settings.seed)
     model = Model(settings, data.channels)
-    if settings.init:
-        take_init(settings, model.encoder)
-    statistics = datasets.normalisation(data, settings.mean, settings.std)
+    source = take_init(settings, model.encoder) if settings.init else None
+    trainable.require(model.encoder, settings.image_size, data.channels)
+    filled = [name for name in ("mean", "std") if getattr(settings, name) is None]
+    inherit.normalisation(settings, source, data)
+    statistics = settings.mean, settings.std
     mean, std = (torch.tensor(values, device=device) for values in statistics)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
@@ -272,7 +276,7 @@ def main() -> None:
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     if labels is not None:
         identity["labels"] = data.label_checksum()
-    state = resume.find_state(run, settings, identity, CHECKPOINT)
+    state = resume.find_state(run, settings, identity, CHECKPOINT, filled)
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -704,14 +708,11 @@ def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
         config.lay_over(origin, taken, "the run of --init")
 
 
-def take_init(settings: Settings, encoder: nn.Module) -> None:
-    """Start from the weights of --init, and where the settings say nothing with the normalisation they are used to."""
+def take_init(settings: Settings, encoder: nn.Module) -> foreign.Source:
+    """Start from the weights of --init."""
     source = foreign.load_encoder(encoder, settings.init, settings.init_format)
     say(f"init        encoder weights of {source}")
-    for name in ("mean", "std"):
-        if getattr(settings, name) is None and getattr(source, name) is not None:
-            setattr(settings, name, getattr(source, name))
-            say(f"normalise   {name} {getattr(source, name)}, as those weights are used to")
+    return source
 
 
 def make_views(settings: Settings) -> list[View]:
@@ -813,10 +814,6 @@ def introduce(settings, origin, device, data, statistics, order, scale, folder, 
     if data.channels != 3:
         say(f"views       {data.channels} channel{'s' if data.channels > 1 else ''}: "
             "saturation, hue and grey are left out")  # fmt: skip
-    if settings.dataset == "array":
-        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in statistics)
-        given = settings.mean is not None and settings.std is not None
-        say(f"normalise   mean {mean}, std {std}" + ("" if given else " (what is not set is measured)"))
     say(f"model       {settings.encoder} {settings.encoder_kwargs or ''} + projector {settings.projector}")
     say(
         f"batch       {settings.batch_size} per process × {world_size()} × accumulate {settings.accumulate} = "

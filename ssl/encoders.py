@@ -145,10 +145,11 @@ def _built(name: str, make: Callable, kwargs: dict, arguments: dict) -> nn.Modul
 def representation_width(encoder: nn.Module, image_size: int, channels: int = 3) -> int:
     """Width of the representation, read off one forward pass; no state of the encoder changes."""
     was_training = encoder.training
+    device = next((parameter.device for parameter in encoder.parameters()), None)
     encoder.eval()
     try:
-        h = encoder(torch.zeros(1, channels, image_size, image_size))
-    except RuntimeError as error:
+        h = encoder(torch.zeros(1, channels, image_size, image_size, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
         hint = "" if channels == 3 else f"; if it can be made for {channels} channels, say so in encoder_kwargs"
         raise UserError(
             f"encoder: it cannot read a (1, {channels}, {image_size}, {image_size}) image{hint}: {error}"
@@ -159,3 +160,12 @@ def representation_width(encoder: nn.Module, image_size: int, channels: int = 3)
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         raise UserError(f"encoder: it must give representations (N, width), not {shape}")
     return h.shape[1]
+
+
+def reads(encoder: nn.Module, image_size: int, channels: int = 3) -> bool:
+    """Whether the encoder takes images of this size; some have one size that they are made for."""
+    try:
+        representation_width(encoder, image_size, channels)
+    except UserError:
+        return False
+    return True

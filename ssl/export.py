@@ -31,7 +31,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import checkpoint, config, foreign, safetensors
-from ssl.data.datasets import KNOWN
+from ssl.data.datasets import IMAGENET
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.report import say
@@ -74,10 +74,10 @@ class Export:
 
     def normalisation(self) -> dict[str, list[float]]:
         """{mean, std} that images in 0..1 were normalised with in training; nothing where that was not written down."""
-        dataset = foreign.run_settings(self.source.path).get("dataset")
-        known = KNOWN.get(dataset if isinstance(dataset, str) else None, KNOWN["ImageNet"])[1:]
-        found = {"mean": self.source.mean or known[0], "std": self.source.std or known[1]}
-        return {name: list(values) for name, values in found.items()} if all(found.values()) else {}
+        found = {"mean": self.source.mean, "std": self.source.std}
+        if not Path(self.source.path).with_name("config.yaml").is_file():  # others' files say nothing
+            found = {name: found[name] or list(values) for name, values in zip(found, IMAGENET)}
+        return found if all(found.values()) else {}
 
     def resnet(self, target: str) -> str:
         """The name of the torchvision ResNet that it is. Raises `UserError` if it is none as `target` knows them."""
@@ -169,7 +169,8 @@ def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
 def to_safetensors(export: Export, folder: Path) -> tuple[Path, str]:
     target = folder / "encoder.safetensors"
     with unfinished(target) as partial:
-        safetensors.write(export.weights(), partial, {"format": "pt"})
+        normalisation = {name: json.dumps(values) for name, values in export.normalisation().items()}
+        safetensors.write(export.weights(), partial, {"format": "pt"} | normalisation)
         back = export.rebuilt()
         foreign.fill(back, safetensors.read(partial), str(partial))
         words = prove(features(back, export), features(export.encoder, export), "safetensors")

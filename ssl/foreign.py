@@ -15,7 +15,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl import checkpoint, config, safetensors
+from ssl import checkpoint, safetensors, usedto
+from ssl.data.datasets import IMAGENET
 from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
 from ssl.report import say
@@ -85,6 +86,11 @@ ALONE = FORMATS[-1]
 # Published files, for when there is none at hand.
 BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
 
+# bt_, mocov2_ and swav_ are ResNet-50s of Kang et al. 2023, whose names are those of Barlow Twins' resnet50.pth.
+# Their images' statistics: https://github.com/lunit-io/benchmark-ssl-pathology/releases/tag/pretrained-weights
+LUNIT = re.compile(r"(bt|mocov2|swav)_rn50_ep200\.torch")
+PATHOLOGY = [0.70322989, 0.53606487, 0.66096631], [0.21716536, 0.26081574, 0.20723464]
+
 WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # of DataParallel and of torch.compile
 # lightly's examples number the children of a torchvision ResNet: Sequential(*list(resnet.children())[:-1]).
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -137,7 +143,8 @@ def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"]
             f"the published weights cannot be downloaded ({error}). Fetch {url} elsewhere and pass the file, "
             "or a run folder: --model_path (evaluate.py), --init (the others)"
         ) from None
-    return take(encoder, content, url, kind)
+    mean, std = map(list, IMAGENET)
+    return replace(take(encoder, content, url, kind), mean=mean, std=std)
 
 
 def contents(path: Path) -> tuple[object, list[str]]:
@@ -153,9 +160,9 @@ def run_settings(path: str | Path, kind: Kind | None = None) -> dict:
     """
     path = checkpoint.find_encoder(path)
     if path.with_name("config.yaml").is_file():
-        return _settings_beside(path)
+        return usedto.settings_of(path)
     content, _ = contents(path)
-    if own := _settings_within(content):
+    if own := usedto.settings_of(path, content):
         return own
     try:
         _, weights, _ = recognise(content, path, kind)
@@ -168,30 +175,20 @@ def run_settings(path: str | Path, kind: Kind | None = None) -> dict:
     return {"encoder": name, "stem": stem}
 
 
-def _settings_beside(path: Path) -> dict:
-    saved = path.with_name("config.yaml")
-    return config.read_yaml(saved) if saved.is_file() else {}
-
-
-def _settings_within(content) -> dict:
-    own = content.get("settings") if isinstance(content, dict) and "model" in content else None
-    return own if isinstance(own, dict) else {}
-
-
 def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None) -> Source:
     """`load_encoder` of what was read from `path`."""
     form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
     if "0.weight" not in encoder.state_dict():
         weights = _unnumbered(weights)
     fill(encoder, weights, f"{path} ({form.name})")
-    mean = std = None
-    if "ours" in form.kinds and isinstance(path, Path):
-        run, kinds = _settings_beside(path) or _settings_within(content), list[float] | None
-        mean, std = (config.coerce(run.get(name), kinds, f"config.yaml of the run: {name}") for name in ("mean", "std"))
-    elif form.unit or kind == "simclr":
+    name, mean, std = form.name, None, None
+    if form.unit or kind == "simclr":
         channels = input_channels(encoder, encoder.state_dict())
         mean, std = [0.0] * channels, [1.0] * channels
-    name = form.name
+    elif LUNIT.fullmatch(Path(path).name):
+        name, mean, std = f"{name}: Lunit's, of pathology, by the file's name", *PATHOLOGY
+    elif "ours" in form.kinds and isinstance(path, Path):
+        mean, std = usedto.normalisation(path, content)
     if form.doubt:
         hint = f": {form.doubt}; --init_format, or finetune.py's --method, says which"
         name += hint if kind is None else f", taken as {kind}"

@@ -10,6 +10,7 @@ from ssl.data.images import Images
 from ssl.data.loader import finish, plain_batches, training_batches
 from ssl.data.order import InTurn
 from ssl.distributed import gather_objects, gather_rows, world_size
+from ssl.encoders import reads
 from ssl.errors import UserError, one_line
 from ssl.report import Progress
 
@@ -73,6 +74,17 @@ def stream(
             progress.update(done, title)
     if progress:
         progress.close()
+
+
+def judged_size(encoder: nn.Module, data: Images, trained: int) -> int:
+    """At how many pixels images are judged: small ones as they are, others as the encoder was `trained`.
+
+    An encoder that takes one size alone, as a ViT does, has all images at that.
+    """
+    if data.resident is None:
+        return trained
+    own = min(data.resident.shape[2:])
+    return own if own == trained or reads(encoder, own, data.channels) else trained
 
 
 @torch.no_grad()

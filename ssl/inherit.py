@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from ssl import config, restore
+from ssl import config, foreign, restore
+from ssl.data import datasets
 from ssl.data.datasets import EIGHT_BITS
+from ssl.data.images import Images
+from ssl.report import say
 
 
 def fill(settings, run: dict, about_data: Sequence[str]) -> None:
@@ -33,3 +36,24 @@ def fill(settings, run: dict, about_data: Sequence[str]) -> None:
     )
     if settings.dataset == "shapes" and settings.image_size is None and not own_data:
         settings.image_size = of_run("image_size")  # drawn at the size the run drew them
+
+
+def normalisation(settings, source: foreign.Source | None, data: Images) -> None:
+    """Fill `mean` and `std` of `settings`, and say where they come from.
+
+    They are as set, or else what the weights of `source` are used to, or else those of `data` (`datasets`). Raises
+    `UserError` unless there is one value a channel.
+    """
+    why = {}
+    for name in ("mean", "std"):
+        if getattr(settings, name) is not None:
+            why[name] = "set"
+        elif getattr(source, name, None) is not None:
+            setattr(settings, name, getattr(source, name))
+            why[name] = "as the weights are used to"
+        else:
+            why[name] = "measured" if datasets.KNOWN[data.name][1] is None else f"of {data.name}"
+    settings.mean, settings.std = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
+    first = f" ({why['mean']})" if why["mean"] != why["std"] else ""
+    say(f"normalise   mean {mean}{first}, std {std} ({why['std']})")

@@ -48,7 +48,7 @@ def make(folder: Path, run: Run) -> None:
     encoder, source, about = restore(folder)
     say(f"encoder     {about['name']}, weights of {source}")
     train, test, has_test = images_of(run)
-    size = about["image_size"] if test.resident is None else min(test.resident.shape[2:])
+    size = inference.judged_size(encoder, test, about["image_size"])
     statistics = _statistics(run, train)
     encoder.requires_grad_(False).to(device)
     how = dict(size=size, batch_size=128, workers=auto_workers(), device=device,

@@ -164,7 +164,7 @@ class Judge:
             return encoder(x)
 
         mean, std = self.statistics
-        size = self.settings.image_size if data.resident is None else min(data.resident.shape[2:])  # as evaluate.py
+        size = inference.judged_size(encoder, data, self.settings.image_size)
         features, read, unread = inference.outputs(
             net, data, size=size, batch_size=self.settings.batch_size, workers=self.workers, device=self.device,
             mean=mean, std=std, title=None,

@@ -1,6 +1,7 @@
 """Whether what a run folder holds is of this very run, and what has changed since."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +33,12 @@ class Kind:
         )
 
 
-def find_state(run: runs.RunFolder, settings, identity: dict, kind: Kind) -> dict | None:
+def find_state(run: runs.RunFolder, settings, identity: dict, kind: Kind, filled: Sequence[str] = ()) -> dict | None:
     """The checkpoint to continue from, if there is one, and it is one of this very run.
 
-    `identity` says what besides the settings makes two runs one: the global batch, the images. Raises
-    `UserError` for another run's, unless `settings.resume_force`.
+    `identity` says what besides the settings makes two runs one: the global batch, the images. `filled` are settings
+    that the user left to the data, which may be null in the checkpoint. Raises `UserError` for another run's, unless
+    `settings.resume_force`.
     """
     if settings.resume == "none" and checkpoint.kept(run.folder):
         raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
@@ -57,7 +59,7 @@ def find_state(run: runs.RunFolder, settings, identity: dict, kind: Kind) -> dic
     changed = {
         name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
         for name, value in now.items()
-        if _plain(before.get(name)) != _plain(value)
+        if _plain(before.get(name)) != _plain(value) and not (name in filled and before.get(name) is None)
     }
     refused = [words for name, words in changed.items() if name not in kind.free]
     if refused and not settings.resume_force:

@@ -54,10 +54,10 @@ def read(folder: Path) -> Run:
         run.missing.append(str(error))
     pretrained = "freeze" not in run.settings  # finetune.py leaves less
     for name, needed in (("about", pretrained), ("status", True), ("best", False)):
-        setattr(run, name, _object(folder / f"{name}.json", run.missing, needed))
-    run.projection = _object(folder / "pictures.json", run.missing, needed=False)
+        setattr(run, name, json_object(folder / f"{name}.json", run.missing, needed))
+    run.projection = json_object(folder / "pictures.json", run.missing, needed=False)
     for place in ("", "evaluation/"):
-        if found := _object(folder / f"{place}results.json", run.missing, needed=False):
+        if found := json_object(folder / f"{place}results.json", run.missing, needed=False):
             run.results[f"{place}results.json"] = found
     seeds = sorted(path.name for path in folder.glob("seed_*") if path.is_dir())  # of finetune.py --runs
     if seeds:
@@ -130,7 +130,7 @@ def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
         missing.append(f"{path.name}: {broken} lines cannot be read")
 
 
-def _object(path: Path, missing: list[str], needed: bool) -> dict:
+def json_object(path: Path, missing: list[str], needed: bool) -> dict:
     content = _content(path, LARGEST_TEXT, missing, needed)
     if not content:
         return {}

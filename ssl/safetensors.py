@@ -5,6 +5,7 @@ counted from the header's end, and perhaps `__metadata__`, words by words. Then 
 without gaps (https://github.com/huggingface/safetensors, "Format").
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -48,6 +49,19 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU. Raises `UserError` for whatever breaks the layout."""
+    return _read(path)[0]
+
+
+def normalisation(path: Path) -> dict[str, list[float]]:
+    """{mean, std} as far as they stand beside the tensors, as lists in JSON. Raises as `read`."""
+    found = {}
+    for name in ("mean", "std"):
+        with contextlib.suppress(ValueError):
+            found[name] = json.loads(_read(path)[1].get(name, ""))
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     assert sys.byteorder == "little"
     try:
         size = path.stat().st_size
@@ -56,14 +70,14 @@ def read(path: Path) -> dict[str, Tensor]:
             if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
-            places = _places(header, size - 8 - length)
+            places, words = _places(header, size - 8 - length)
             tensors = {}
             for name, (dtype, shape, begin, end) in places.items():
                 file.seek(8 + length + begin)
                 numbers = bytearray(file.read(end - begin))
                 flat = torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
                 tensors[name] = flat.reshape(shape)
-        return tensors
+        return tensors, words
     except (OSError, ValueError, RuntimeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{path}: damaged, or not a safetensors file ({reason})") from None
@@ -77,8 +91,8 @@ def _once(pairs: list) -> dict:
     return found
 
 
-def _places(header, size: int) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
-    """name -> (dtype, shape, begin, end), which cover all `size` bytes, each once. Raises ValueError."""
+def _places(header, size: int) -> tuple[dict[str, tuple[torch.dtype, list[int], int, int]], dict[str, str]]:
+    """(name -> (dtype, shape, begin, end), which cover all `size` bytes, each once; metadata). Raises ValueError."""
     if not isinstance(header, dict):
         raise ValueError("the header is no object")
     metadata = header.pop("__metadata__", {})
@@ -105,7 +119,7 @@ def _places(header, size: int) -> dict[str, tuple[torch.dtype, list[int], int, i
         covered = end
     if covered != size:
         raise ValueError(f"{size - covered} bytes behind the numbers")
-    return places
+    return places, metadata
 
 
 def _counts(value) -> bool:

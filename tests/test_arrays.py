@@ -382,7 +382,7 @@ def test_arrays_are_trained_on_and_judged(tmp_path, side, channels, dtype):
     done = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
     assert f"array: 48 images {'in memory' if side == 20 else 'from one file'}" in done.stdout
     assert f"{count} channel{'s' if count > 1 else ''}: saturation, hue and grey are left out" in done.stdout
-    assert "(what is not set is measured)" in done.stdout
+    assert "(measured)" in done.stdout
     again = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
     assert "nothing is left to do" in again.stdout or "continuing at step 6 of 6" in again.stdout
     judge = ["evaluate.py", "--model_path", tmp_path / "run", "--raw_pixels", "--random_init", "--workers", "1"]

@@ -272,6 +272,21 @@ def test_one_channel_of_unit_images(tmp_path):
     assert (source.mean, source.std) == ([0.0], [1.0])
 
 
+def test_lunits_pathology_encoders_are_known_by_their_files_names(tmp_path):
+    for name in ("bt_rn50_ep200.torch", "swav_rn50_ep200.torch", "bt_rn50_ep100.torch"):
+        torch.save(TINY.state_dict(), tmp_path / name)
+        source = foreign.load_encoder(Tiny(), tmp_path / name)
+        assert (source.mean == [0.70322989, 0.53606487, 0.66096631]) == ("ep200" in name) == ("Lunit" in str(source))
+
+
+def test_what_older_runs_left_to_the_data_is_read_from_about_json(tmp_path):
+    checkpoint.save(TINY.state_dict(), tmp_path / "encoder.pt")
+    config.write_yaml(tmp_path / "config.yaml", {"mean": None, "std": [0.5] * 3})
+    (tmp_path / "about.json").write_text(json.dumps({"mean": [0.1] * 3, "std": [0.2] * 3}))
+    source = foreign.load_encoder(Tiny(), tmp_path)
+    assert (source.mean, source.std) == ([0.1] * 3, [0.5] * 3)
+
+
 def test_the_normalisation_of_a_run_comes_with_its_encoder(tmp_path):
     checkpoint.save(TINY.state_dict(), tmp_path / "encoder.pt")
     config.write_yaml(tmp_path / "config.yaml", {"mean": [0.0, 0.0, 0.0], "std": None})
@@ -441,7 +456,7 @@ def test_published_weights_are_downloaded_or_it_says_what_to_do(monkeypatch):
     encoder, _ = build_encoder("resnet18", 224)
     source = foreign.load_published(encoder, "baseline", "resnet18")
     assert source.path == asked[0] == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    assert torch.equal(encoder.conv1.weight, state["conv1.weight"]) and source.mean is None
+    assert torch.equal(encoder.conv1.weight, state["conv1.weight"]) and source.mean == [0.485, 0.456, 0.406]
     with pytest.raises(UserError, match="torchvision has no weights of 'ssl"):
         foreign.load_published(encoder, "baseline", "ssl.encoders.SmallResNet")
 
@@ -469,7 +484,7 @@ def simclr_file(tmp_path_factory) -> Path:
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):  # noqa: F811
     common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
     done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
-    assert "Spijkervet's SimCLR" in done.stdout and "mean [0.0, 0.0, 0.0], as those weights are used to" in done.stdout
+    assert "mean 0 0 0, std 1 1 1 (as the weights are used to)" in done.stdout and "Spijkervet's SimCLR" in done.stdout
     saved = config.read_yaml(tmp_path / "run" / "config.yaml")
     assert (saved["mean"], saved["std"]) == ([0.0] * 3, [1.0] * 3)
     run(*common, "--output_dir", tmp_path / "own", "--mean", 0.5, 0.5, 0.5)
@@ -494,6 +509,56 @@ def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simcl
             other = encoder((torch.stack(pixels) - 0.45) / 0.23)  # the control
         assert torch.allclose(found["features"], expected, atol=1e-5)
         assert not torch.allclose(found["features"], other, atol=1e-1)
+
+
+@pytest.fixture(scope="module")
+def pixels_twice(tmp_path_factory) -> tuple[Path, Path]:
+    """The same dark pictures as an .npz and as folders of PNG, in one order."""
+    folder = tmp_path_factory.mktemp("twice")
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 32), ("test", 12)):
+        labels = np.arange(count) // (count // 2)
+        x = generator.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8) + 20 * labels[:, None, None, None].astype(
+            "u1"
+        )
+        arrays |= {f"{split}_images": x, f"{split}_labels": labels}
+        for number, (picture, label) in enumerate(zip(x, labels)):
+            (folder / "png" / split / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / "png" / split / str(label) / f"{number:02}.png")
+    np.savez(folder / "a.npz", **arrays)
+    return folder / "a.npz", folder / "png"
+
+
+@pytest.mark.slow
+def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_path):
+    """Pixels in another file format are judged, fine-tuned and trained on as those of training were."""
+    npz, png = pixels_twice
+    train_it = ["train.py", "--data_dir", npz, "--output_dir", tmp_path / "run", *tiny("--max_steps", 1)]
+    assert "(measured)" in run(*train_it).stdout
+    saved = config.read_yaml(tmp_path / "run" / "config.yaml")
+    pixels = np.load(npz)["train_images"] / 255
+    np.testing.assert_allclose(saved["mean"], pixels.mean((0, 1, 2)), rtol=1e-4)
+    assert "continuing at step 1" in run(*train_it).stdout  # measured again, and still this run's settings
+    found = {}
+    for name, data in (("npz", npz), ("png", png)):
+        told = run("evaluate.py", "--model_path", tmp_path / "run", "--data_dir", data, "--protocol", "features",
+                   "--workers", 1, "--output_dir", tmp_path / name)  # fmt: skip
+        assert "(as the weights are used to)" in told.stdout
+        found[name] = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]["features"]
+    torch.testing.assert_close(found["png"], found["npz"])
+    own = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]  # the control: ImageNet's
+    run("evaluate.py", "--model_path", tmp_path / "run", "--data_dir", png, "--protocol", "features", "--workers", 1,
+        "--output_dir", tmp_path / "own", *own)  # fmt: skip
+    other = torch.load(tmp_path / "own" / "features.pt", weights_only=True)["test"]["features"]
+    assert (other - found["npz"]).abs().max() > 0.1
+    run("finetune.py", "--init", tmp_path / "run", "--data_dir", png, "--epochs", 1, "--workers", 1, "--amp", "off",
+        "--output_dir", tmp_path / "tuned")  # fmt: skip
+    run("train.py", "--init", tmp_path / "run", "--data_dir", png, "--output_dir", tmp_path / "again",
+        *tiny("--max_steps", 1))  # fmt: skip
+    best = checkpoint.load(tmp_path / "tuned" / "best.pt")["settings"]
+    for settings_of in (best, config.read_yaml(tmp_path / "again" / "config.yaml")):
+        assert (settings_of["mean"], settings_of["std"]) == (saved["mean"], saved["std"])
 
 
 @pytest.mark.parametrize(

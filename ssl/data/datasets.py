@@ -134,8 +134,8 @@ def load(
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
     """(mean, std) by channel of pixels in 0..1: as given, or as known of the data set, or else measured.
 
-    Measured on 1000 images, evenly spread; a channel that is the same everywhere has std 1. Raises
-    `UserError` unless what is given has one value a channel.
+    Measured on 1000 images, evenly spread, to six digits, so that all machines agree; a channel that is the same
+    everywhere has std 1. Raises `UserError` unless what is given has one value a channel.
     """
     for name, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) != data.channels:
@@ -149,8 +149,8 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
                 moments.append(torch.stack([x.mean(1), x.square().mean(1)]))
         mean_of_all, square = torch.stack(moments).mean(0)
         variance = square - mean_of_all.square()
-        known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0).tolist()
-        known_mean = mean_of_all.tolist()
+        known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
+        known_mean, known_std = ([float(f"{x:.6g}") for x in values.tolist()] for values in (mean_of_all, known_std))
     return list(mean or known_mean), list(std or known_std)
 
 

@@ -1,0 +1,25 @@
+"""What the run of a file of ours says: its settings, and the mean and std that the weights are used to."""
+
+from pathlib import Path
+
+from ssl import config, runfiles, safetensors
+
+
+def settings_of(path: Path, content=None) -> dict:
+    """The run's settings: in config.yaml beside `path`, or in what stands in it, a checkpoint of ours; else none."""
+    saved = path.with_name("config.yaml")
+    if saved.is_file():
+        return config.read_yaml(saved)
+    own = content.get("settings") if isinstance(content, dict) and "model" in content else None
+    return own if isinstance(own, dict) else {}
+
+
+def normalisation(path: Path, content) -> list[list[float] | None]:
+    """[mean, std] that a file of ours was trained with, or None where nothing says so."""
+    run, other = settings_of(path, content), {}
+    if not run and path.suffix == ".safetensors":
+        other = safetensors.normalisation(path)
+    elif run and None in (run.get("mean"), run.get("std")):  # older runs left what they had from the data to about.json
+        other = runfiles.json_object(path.with_name("about.json"), [], needed=False)
+    found = (other.get(name) if run.get(name) is None else run[name] for name in ("mean", "std"))
+    return [config.coerce(values, list[float] | None, f"{path}: mean or std of its run") for values in found]
