@@ -83,9 +83,9 @@ class Settings:
     model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
     init: str | None = None  # the same, under the name that it has in train.py
     init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
-    encoder: str | None = None  # unset: the run's, or resnet50
+    encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
-    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
+    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or by the shapes of its weights
     random_init: bool = False  # also judge the same encoder untrained
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
     features: str | None = None  # or judge this file of --protocol features, without encoder and images
@@ -150,6 +150,8 @@ def main() -> None:
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     settle_threads()
     folder = open_folder(settings)
+    no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
+    say(f"device      {device.type} × {world_size()} process{'es' if world_size() > 1 else ''}{no_gpu}")
 
     # Data
     train, val, test = labelled_splits(settings, protocols)

@@ -81,9 +81,9 @@ class Settings:
     # From what
     init: str | None = None  # encoder weights: run folder or file, ours or other people's; unset: untrained
     method: Literal["simclr", "swav", "byol", "moco", "infomin", "baseline"] | None = None  # what --init must be of
-    encoder: str | None = None  # unset: the run's, or resnet50
+    encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
-    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's
+    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or by the shapes of its weights
     # On what
     dataset: str | None = None  # as of train.py; unset: the run's
     data_dir: str | None = None  # unset: the run's

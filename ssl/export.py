@@ -50,9 +50,11 @@ class Settings:
     path: str | None = None  # run folder, or a file, ours or of others; may stand first, without --path
     to: list[Target] = field(default_factory=lambda: ["safetensors"])  # one or more
     output_dir: str | None = None  # where the files go; unset: beside the file that was read
-    encoder: str | None = None  # unset: the run's, or resnet50
+    encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
-    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or imagenet
+    stem: Literal["auto", "imagenet", "small"] | None = (
+        None  # unset: the run's, or by the shapes of its weights, or imagenet
+    )
     image_size: int | None = None  # side of the images that onnx takes; unset: the run's, or 224
     init_format: foreign.Kind | None = None  # insist on what the file is; unset: recognised by its names
 

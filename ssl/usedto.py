@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ssl import config, runfiles, safetensors
+from ssl.data import datasets
 
 
 def settings_of(path: Path, content=None) -> dict:
@@ -19,7 +20,9 @@ def normalisation(path: Path, content) -> list[list[float] | None]:
     run, other = settings_of(path, content), {}
     if not run and path.suffix == ".safetensors":
         other = safetensors.normalisation(path)
-    elif run and None in (run.get("mean"), run.get("std")):  # older runs left what they had from the data to about.json
-        other = runfiles.json_object(path.with_name("about.json"), [], needed=False)
+    elif run and None in (run.get("mean"), run.get("std")):  # older runs wrote null for what the data set gave them
+        known = datasets.KNOWN.get(str(run.get("dataset")), (0, None, None))
+        about = runfiles.json_object(path.with_name("about.json"), [], needed=False)
+        other = {"mean": known[1], "std": known[2]} | about
     found = (other.get(name) if run.get(name) is None else run[name] for name in ("mean", "std"))
     return [config.coerce(values, list[float] | None, f"{path}: mean or std of its run") for values in found]

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from test_scripts import evaluate
 from torch import nn
 
+from ssl.data.images import Images
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.heads import projector
+from ssl.inference import judged_size
 from ssl.preact import ResNet20V2, ResNet50V2
 
 
@@ -149,3 +152,20 @@ def test_simclr_head_has_biases_and_no_batch_norm():
     head = projector(16, "32-8", batch_norm=False)
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Linear"]
     assert all(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
+
+
+def test_an_encoder_of_one_size_is_judged_at_that(capsys):
+    vit = "torchvision.models.vision_transformer.VisionTransformer"
+    kwargs = dict(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=8)
+    with pytest.raises(UserError, match=r"cannot read a \(1, 3, 28, 28\) image: .*height"):
+        build_encoder(vit, 28, kwargs=kwargs)
+    small = Images("array", torch.zeros(2), ["a"], resident=torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+    run = {"image_size": 32}
+    for name, its_kwargs, size in ((vit, kwargs, 32), ("ssl.encoders.SmallResNet", {"width": 4}, 28)):
+        encoder, _ = build_encoder(name, 32, kwargs=its_kwargs)
+        assert judged_size(encoder, small, 32) == size
+        settings = evaluate.Settings(encoder=name, encoder_kwargs=its_kwargs, stem="auto", dataset="array")
+        assert evaluate.judged_size(settings, run, small) == size
+    assert capsys.readouterr().out.count("images      at 32 pixels, the only size that") == 1
+    large = Images("folder", torch.zeros(2), ["a"], paths=["a", "b"])
+    assert judged_size(encoder, large, 32) == 32

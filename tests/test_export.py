@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_foreign import lively
 from torch import nn
 
-from ssl import config, export, foreign, safetensors
+import hubconf
+from ssl import checkpoint, config, export, foreign, safetensors
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 
@@ -341,3 +342,18 @@ def test_as_a_command_it_ends_in_one_line(tmp_path):
     for arguments, words in (([], "what is to be exported"), (["x", "--to", "tensorflow"], "none of torchvision")):
         with pytest.raises(UserError, match=words):
             export.main(arguments)
+
+
+def test_mean_and_std_go_with_an_export(tmp_path):
+    network = SmallResNet(4, 2)
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint.save(network.state_dict(), run / "encoder.pt")
+    about = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32}
+    config.write_yaml(run / "config.yaml", about | {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
+    export.main([str(run), "--to", "safetensors", "--output_dir", str(tmp_path / "moved")])
+    source = foreign.load_encoder(SmallResNet(4, 2), tmp_path / "moved" / "encoder.safetensors")
+    assert (source.mean, source.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert hubconf.encoder(str(run)).normalisation == {"mean": source.mean, "std": source.std}
+    safetensors.write(network.state_dict(), tmp_path / "theirs.safetensors", {"format": "pt", "mean": "who knows"})
+    assert foreign.load_encoder(SmallResNet(4, 2), tmp_path / "theirs.safetensors").mean is None

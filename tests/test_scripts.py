@@ -199,6 +199,16 @@ def test_gpus_starts_torchrun_by_itself(images, tmp_path):
     assert "× 2 processes" in done.stdout and "= 32 (global)" in done.stdout
 
 
+def test_judging_takes_gpus_too(trained, judged, tmp_path):
+    """The command of Barlow Twins in Lightning, with fewer processes."""
+    done = run("evaluate.py", "--gpus=2", "--batch_size", 256, "--model_path", trained, "--device", "cpu",
+               "--protocol", "knn", "--output_dir", tmp_path)  # fmt: skip
+    assert "device      cpu × 2 processes" in done.stdout
+    assert json.loads((tmp_path / "results.json").read_text())["knn"] == judged[0]["knn"]
+    done = run("evaluate.py", "--gpus=2", "--features", trained, check=False)
+    assert "one process judges a features file" in done.stderr
+
+
 def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
     done = run("train.py", "--max_steps", "1", "--output_dir", tmp_path, *tiny())
     assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
