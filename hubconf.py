@@ -18,8 +18,8 @@ def encoder(path: str, **settings) -> nn.Module:
 
     Images (N, C, H, W), normalised as in its training, -> representations (N, width). It is built as the config.yaml
     beside the file says, or by the settings given: encoder, encoder_kwargs, stem, image_size, init_format,
-    as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless
-    it is of this project or torchvision.
+    as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless it is of this
+    project or torchvision. Its `normalisation` is {mean, std} of images in 0..1, None where nothing says so.
     """
     network, source, _ = restore(path, **settings)
     network.normalisation = {"mean": source.mean, "std": source.std}

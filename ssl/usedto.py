@@ -12,7 +12,7 @@ def settings_of(path: Path, content=None) -> dict:
     if saved.is_file():
         return config.read_yaml(saved)
     own = content.get("settings") if isinstance(content, dict) and "model" in content else None
-    return own if isinstance(own, dict) else {}
+    return own if isinstance(own, dict) and "encoder" in own else {}
 
 
 def normalisation(path: Path, content) -> list[list[float] | None]:
