@@ -257,7 +257,7 @@ def main() -> None:
     model = Model(settings, data.channels)
     source = take_init(settings, model.encoder) if settings.init else None
     trainable.require(model.encoder, settings.image_size, data.channels)
-    filled = [name for name in ("mean", "std") if getattr(settings, name) is None]
+    filled = [name for name in ("mean", "std") if getattr(settings, name) is getattr(source, name, None) is None]
     inherit.normalisation(settings, source, data)
     statistics = settings.mean, settings.std
     mean, std = (torch.tensor(values, device=device) for values in statistics)
