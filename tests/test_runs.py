@@ -476,6 +476,14 @@ def test_another_optimizer_is_refused_even_by_force(tmp_path):
         resume.find_state(run, train.Settings(optimizer="adam", resume_force=True), IDENTITY, train.CHECKPOINT)
 
 
+def test_mean_and_std_that_an_older_run_left_to_the_data_are_no_change(tmp_path):
+    run, _ = saved_run(tmp_path)  # whose checkpoint says null
+    now = train.Settings(mean=[0.5] * 3, std=[0.2] * 3)
+    assert resume.find_state(run, now, IDENTITY, train.CHECKPOINT, ["mean", "std"])["step"] == 3
+    with pytest.raises(UserError, match=r"mean: None -> \[0\.5, 0\.5, 0\.5\]"):
+        resume.find_state(run, now, IDENTITY, train.CHECKPOINT, ["std"])  # the mean was set
+
+
 def test_settings_that_do_not_may_change_and_are_told(tmp_path, capsys):
     run, _ = saved_run(tmp_path)
     now = train.Settings(workers=7, log_every=3, save_minutes=1, keep_checkpoints=3, timeout_minutes=1, max_steps=5)
