@@ -154,7 +154,10 @@ def main() -> None:
     say(f"device      {device.type} × {world_size()} process{'es' if world_size() > 1 else ''}{no_gpu}")
 
     # Data
-    train, val, test = labelled_splits(settings, protocols)
+    everything, val, test = labelled_splits(settings, protocols)
+    train = labels.choose(everything, settings.train_percent, settings.train_files, settings.seed)
+    require_enough(train, protocols)
+    leaks.check({"train": train, "val": val, "test": test})
     if settings.model_path is not None:
         learnt.check(settings.model_path, test, settings.data_dir)
     if settings.image_size is None:
@@ -174,7 +177,7 @@ def main() -> None:
         subjects["random_init"] = encoder
     trained, _ = build_encoder(*built)
     source = load_weights(trained, settings)
-    inherit.normalisation(settings, source, train)
+    inherit.normalisation(settings, source, everything)
     subjects["trained"] = trained
     weights = results.of_weights(source, settings.model_path, trained)
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
@@ -326,10 +329,7 @@ def load_split(settings: Settings, split: str) -> Images | None:
 
 
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images | None, Images]:
-    """(train, val, test) of the data set, train cut to the labels that may be used.
-
-    val only for protocol features, and where the data set has one of its own.
-    """
+    """(train, val, test) of the data set; val only for protocol features, and where the data set has one of its own."""
     train, test = (load_split(settings, split) for split in ("train", "test"))
     val = load_split(settings, "val") if "features" in protocols else None
     for data in (train, val, test):
@@ -338,9 +338,6 @@ def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, I
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
     labels.require_classes(train, settings.data_dir)
-    train = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
-    require_enough(train, protocols)
-    leaks.check({"train": train, "val": val, "test": test})
     return train, val, test
 
 
