@@ -34,6 +34,7 @@ from ssl import (
     inherit,
     learnt,
     metrics,
+    optim,
     pictures,
     ranges,
     recipes,
@@ -44,7 +45,7 @@ from ssl import (
     trainable,
     trouble,
 )  # fmt: skip
-from ssl.augment import COLUMNS, View
+from ssl.augment import View
 from ssl.data import datasets, labels, leaks, preload
 from ssl.data.bad import BadImages
 from ssl.data.bad import check as check_bad
@@ -57,6 +58,7 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
+from ssl.forward import blank_batch, rehearse
 from ssl.precision import choose_precision, name_of, resolve_precision
 from ssl.predictions import write_predictions
 from ssl.report import Metrics, Progress, json_text, say
@@ -247,9 +249,7 @@ def main() -> None:
         weights = fit.best.get("model", state["model"])  # encoder.pt, too, is of the best epoch
         run.save(state, {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}, wait)
 
-    if world_size() > 1:
-        rehearse(loss_of, order.batch_size, everything.channels, settings.image_size, device)
-        model.zero_grad(set_to_none=True)
+    rehearse(model, lambda: loss_of(blank_batch(1, order.batch_size, everything.channels, settings.image_size, device)))
 
     # Runs: the same again from other seeds
     done = min(state["number"], settings.runs) if state else 0
@@ -437,21 +437,18 @@ def no_loss(device: torch.device) -> Tensor:
 
 
 def take_up(state: dict, model: Model, fit: Fit) -> None:
-    """Put what a checkpoint holds in place; learning rates stay this run's."""
+    """Put what a checkpoint holds in place; the optimizer's options stay this run's."""
     if "loss_sum" in state:  # earlier versions averaged what they saw of such an epoch
         fit.loss_sum.fill_(state["loss_sum"] if is_main() else 0.0)
         fit.loss_images = state["loss_images"]
     fit.step, fit.history, fit.best = state["step_of_run"], state["history"], state["best"]
-    own = [group["base_lr"] for group in fit.optimizer.param_groups]
     try:
         model.load_state_dict(state["model"])
-        fit.optimizer.load_state_dict(state["optimizer"])
+        optim.load_state(fit.optimizer, state["optimizer"])
         if state["scaler"]:  # empty where the run was not in float16 so far
             fit.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
         raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
-    for group, base_lr in zip(fit.optimizer.param_groups, own):
-        group["base_lr"] = base_lr
 
 
 def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
@@ -468,15 +465,6 @@ def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
         else:
             factor = warmup_cosine(fit.step // steps_per_epoch, settings.epochs, round(warmup), floor)
         group["lr"] = group["base_lr"] * factor
-
-
-def rehearse(loss_of, batch_size: int, channels: int, size: int, device: torch.device) -> None:
-    """Two steps that teach nothing: from its second on, DDP sums gradients in another order (see train.py)."""
-    pixels = torch.zeros(batch_size, channels, size, size, device=device)
-    params = torch.zeros(batch_size, len(COLUMNS), device=device)
-    where = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    for _ in range(2):
-        loss_of(Batch([(pixels, params)], where, where, seed=0)).backward()
 
 
 def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Callable[[Tensor], Tensor]:

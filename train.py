@@ -41,7 +41,7 @@ from ssl import (
     trainable,
     trouble,
 )
-from ssl.augment import COLUMNS, View
+from ssl.augment import View
 from ssl.data import datasets, preload
 from ssl.data.bad import BadImages
 from ssl.data.files import Batch
@@ -53,6 +53,7 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import SMALL_IMAGE, build_encoder, stem_for
 from ssl.errors import UserError, one_line_errors
+from ssl.forward import blank_batch, rehearse
 from ssl.gallery import write_views
 from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
 from ssl.heads import projector
@@ -325,10 +326,7 @@ def main() -> None:
     def take_up(state: dict) -> int:
         try:
             model.load_state_dict(state["model"])
-            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state["optimizer"])
-            for group, settings_of_group in zip(optimizer.param_groups, own):
-                group.update(settings_of_group)  # this run's, should --resume_force have changed them
+            optim.load_state(optimizer, state["optimizer"])
             if state["scaler"]:  # empty where the run was not in float16 so far
                 scaler.load_state_dict(state["scaler"])
             guard.load_state_dict(state["guard"])
@@ -389,11 +387,11 @@ def main() -> None:
     workers = auto_workers() if settings.workers is None else settings.workers
     judge = online.Judge(settings, validation, folder, model, loss_of, run.keep_best, views, order, statistics, workers,
                          device)  # fmt: skip
-    state = state or runs.copied(everything())
-    if world_size() > 1:
-        rehearse(runner, embed, optimizer, order.batch_size, data.channels, settings.image_size, device)
-    step = take_up(state)
-    del state  # a copy of everything
+    blank = functools.partial(blank_batch, len(views), settings.batch_size, data.channels, settings.image_size, device)
+    rehearse(model, lambda: sum(z.float().sum() for z in embed(blank())))
+    if state:
+        step = take_up(state)
+    del state
     if is_main() and run.saved_step is None:
         save()
     if is_main() and step == 0:
@@ -576,21 +574,6 @@ def accumulate_split(micro_batches: list[Batch], embed, criterion, backward, run
         parts.append(criterion.parts)
     criterion.parts = {name: sum(part[name] for part in parts) / len(parts) for name in criterion.parts}
     return sum(losses)
-
-
-def rehearse(runner, embed, optimizer, batch_size: int, channels: int, size: int, device: torch.device) -> None:
-    """Two passes forward and back that teach nothing; the caller takes up the weights afterwards.
-
-    DDP sums gradients in one order in a process's first step, and in that in which they became
-    ready ever after; with three ranks or more the last bits differ. So every process, the
-    first and those that continue, has its first steps behind it when training begins.
-    """
-    pixels = torch.zeros(batch_size, channels, size, size, device=device)
-    params = torch.zeros(batch_size, len(COLUMNS), device=device)
-    nothing = Batch([(pixels, params)] * 2, torch.arange(batch_size), torch.zeros(batch_size), seed=0)
-    for _ in range(2):
-        sum(z.float().sum() for z in embed(nothing)).backward()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def what_went_wrong(model: nn.Module, criterion, embed, micro_batches: list[Batch], row: int, step: int) -> str:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
-from ssl import arguments, distributed
+from ssl import arguments, distributed, optim
 from ssl.data.order import counted
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError
+from ssl.forward import rehearse
 from ssl.guard import Guard, gradient_norm
 from ssl.precision import choose_precision
 from ssl.twoviews import FromLoader, FromSamples, are_samples, drawn_from
@@ -122,9 +123,10 @@ def _train(model, train, val, resume: bool, device: torch.device) -> None:
     model.runner = distributed.parallel(model.net, device)
     if validation is not None and model.num_sanity_val_steps:
         _validate(model, validation, None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
+    begun = model.step
     with drawn_from(model.seed):
         while model.step < total:
-            _epoch(model, source, validation, total, scaler, guard)
+            _epoch(model, source, validation, total, scaler, guard, begun)
 
 
 def _source(model, data, limit: int | float | None = None):
@@ -133,7 +135,8 @@ def _source(model, data, limit: int | float | None = None):
     return FromLoader(data, model.seed, limit)
 
 
-def _epoch(model, source, validation, total: int, scaler, guard: Guard) -> None:
+def _epoch(model, source, validation, total: int, scaler, guard: Guard, begun: int) -> None:
+    """One epoch, or what is left of it, of a fit that began at step `begun`."""
     epoch, first = divmod(model.step, source.steps_per_epoch)
     end = min(total, (epoch + 1) * source.steps_per_epoch)
     by_step = _by_step(model) and not isinstance(model.lr_scheduler, ReduceLROnPlateau)
@@ -141,6 +144,8 @@ def _epoch(model, source, validation, total: int, scaler, guard: Guard) -> None:
         model.partial = {}
     model.net.train()
     for number, batch in enumerate(source.epoch(epoch, first), first):
+        if model.step == begun:
+            rehearse(model.net, lambda batch=batch, number=number: model.training_step(batch, number)["loss"])
         found = {"steps": 1} | _step(model, batch, number, scaler, guard)
         model.partial = {name: model.partial.get(name, 0) + value for name, value in found.items()}
         if by_step and model.lr_scheduler is not None:
@@ -247,10 +252,7 @@ def _take_up(model, before: dict) -> None:
     ours = scheduler is not given["lr_scheduler"]
     try:
         if not instance or model.progress is not None:
-            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(before["optimizer"])
-            for group, settings in zip(optimizer.param_groups, own):
-                group.update({} if instance else settings)
+            optim.load_state(optimizer, before["optimizer"], keep=not instance)
         if scheduler is not None and not ours and model.progress is not None:
             scheduler.load_state_dict(before["lr_scheduler"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

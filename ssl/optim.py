@@ -44,6 +44,19 @@ def build(name: str, groups: list[dict], lr: float, exclude_bias_and_norm: bool 
     return optimizer
 
 
+def load_state(optimizer: Optimizer, state: dict, keep: bool = True) -> None:
+    """Put `state`, of an optimizer's `state_dict`, in place.
+
+    With `keep` the options of the groups (rates, decay, momentum, ...) stay those of `optimizer`: a continued run may
+    have other ones. Without it they are those of `state`, as `Optimizer.load_state_dict` leaves them.
+    Raises ValueError or KeyError where groups or parameters differ.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own if keep else []):
+        group.update(options)
+
+
 class _Layerwise(Optimizer):
     """What LARS and LAMB share: which tensors they adapt, and the conventions of torch.optim."""
 

@@ -277,27 +277,43 @@ def asked(self):
 stopping.StopRequests.answer = asked
 finetune.main()
 """
+NO_REHEARSAL = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import finetune
+finetune.rehearse = lambda *arguments: None
+finetune.main()
+"""
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_epoch_that_was_interrupted_has_the_training_loss_of_one_that_was_not(images, encoder, tmp_path, processes):
+@pytest.mark.parametrize("processes", [1, 4])
+def test_an_epoch_that_was_interrupted_ends_as_one_that_was_not(images, encoder, tmp_path, processes):
     (tmp_path / "stopped.py").write_text(STOPPED)
     how = ["--data_dir", images, "--init", encoder, *tiny("--batch_size", 12 // processes)]
     run("finetune.py", *how, "--output_dir", tmp_path / "whole", processes=processes)
     run(tmp_path / "stopped.py", *how, "--output_dir", tmp_path / "cut", processes=processes, check=False)
     state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
     assert (state["step"], state["loss_images"]) == (7, 24)  # two of the five steps of epoch 1
-    if processes == 1:
-        shutil.copytree(tmp_path / "cut", tmp_path / "old")
+    shutil.copytree(tmp_path / "cut", tmp_path / "old")
     run("finetune.py", *how, "--output_dir", tmp_path / "cut", processes=processes)
     whole, cut = ([entry["train_loss"] for entry in history(tmp_path / name)] for name in ("whole", "cut"))
     assert whole == cut
+    assert torch.equal(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
+    if processes == 4:  # the control: DDP's first step sums in another order
+        (tmp_path / "control.py").write_text(NO_REHEARSAL)
+        run(tmp_path / "control.py", *how, "--output_dir", tmp_path / "old", processes=processes)
+        assert not torch.equal(last_weights(tmp_path / "old"), last_weights(tmp_path / "whole"))
     if processes == 1:  # a checkpoint of a version that did not know: it continues, and averages what it sees
         for path in (tmp_path / "old").glob("checkpoint*.pt"):
             torch.save({k: v for k, v in state.items() if not k.startswith("loss_")}, path)
         run("finetune.py", *how, "--output_dir", tmp_path / "old")
         old = [entry["train_loss"] for entry in history(tmp_path / "old")]
         assert old[0] == whole[0] and old[1] != whole[1]
+
+
+def last_weights(folder: Path) -> torch.Tensor:
+    model = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    return torch.cat([value.double().flatten() for value in model.values()])
 
 
 def history(folder: Path) -> list[dict]:
@@ -429,6 +445,15 @@ def fit_of(settings, history=()) -> finetune.Fit:
 def small_settings(**values) -> finetune.Settings:
     return finetune.Settings(encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 1},
                              stem="auto", image_size=32, **values)  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": 0.5}, {"lr": 0.5}, {"momentum": 0.5}])
+def test_what_was_forced_to_change_has_changed(changed):
+    before, now = fit_of(small_settings()), fit_of(small_settings(**changed))
+    model = finetune.Model(small_settings(), 3, 3)
+    finetune.take_up(before.state_dict(1) | {"model": model.state_dict()}, model, now)
+    name, value = ("base_lr", 0.5) if "lr" in changed else next(iter(changed.items()))
+    assert all(group[name] == value for group in now.optimizer.param_groups)
 
 
 def test_plateau_is_that_of_torch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl.optim import LAMB, LARS, parameter_groups
+from ssl.optim import LAMB, LARS, build, load_state, parameter_groups
 
 
 def reference_step(params, grads, momenta, lr, momentum, weight_decay, trust):
@@ -237,6 +237,25 @@ def test_state_survives_save_and_weights_only_load(cls):
             give(params, some_gradients(step))
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("name", ["adam", "lamb"])
+def test_a_state_is_put_in_place_under_this_optimizers_options_or_under_its_own(name, keep):
+    def made(lr, **options):
+        return build(name, parameter_groups(nn.Linear(3, 2), lr, lr, 2 * lr), lr, **options)
+
+    before, now = made(0.1, betas=(0.5, 0.6)), made(0.2, betas=(0.7, 0.8))
+    for group in before.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    before.step()
+    load_state(now, before.state_dict(), keep)
+    lr, betas = (0.2, (0.7, 0.8)) if keep else (0.1, (0.5, 0.6))
+    assert [(group["lr"], group["base_lr"], group["betas"]) for group in now.param_groups] == [(lr, lr, betas)] * 2
+    assert [group["weight_decay"] for group in now.param_groups] == [2 * lr, 0.0]
+    for old, new in zip(before.state.values(), now.state.values(), strict=True):
+        assert torch.equal(old["exp_avg"], new["exp_avg"]) and old["exp_avg"].any()
 
 
 def test_a_group_added_later_runs_at_its_own_rate():

@@ -1,4 +1,6 @@
-"""An estimator's fit and transform on two processes are those of one."""
+"""An estimator's fit and transform on two processes are those of one, and an interruption changes no bit."""
+
+import tempfile
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from spawn import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ssl.distributed import rank, world_size
+from ssl import fitting
+from ssl.distributed import broadcast_object, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import BarlowTwins
 
@@ -60,3 +63,44 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
             assert words in error
         assert len(result["refused"]) == 3
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
+
+
+class Wide(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.1))
+
+
+def fit_interrupted():
+    """Weights and running statistics after a fit; after one that is saved in between; after that without rehearsal."""
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    path = broadcast_object(tempfile.mkdtemp()) + "/model.pt"
+    made = dict(proj_input_dim=64, proj_hidden_dim=32, proj_output_dim=32, max_epochs=3, random_state=0, device="cpu",
+                batch_size=4, learning_rate=0.01)  # fmt: skip
+
+    def state(model):
+        return torch.cat([value.double().flatten() for value in model.net.state_dict().values()])
+
+    model = BarlowTwins(Wide, views=noisy, **made)
+    whole = state(model.fit(x))
+
+    def interrupted(batch, number):
+        if model.step == 6:  # in the midst of an epoch
+            raise KeyboardInterrupt
+        return BarlowTwins.training_step(model, batch, number)
+
+    model.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x)
+    model.save(path)
+    continued = state(BarlowTwins.load(path, encoder=Wide, views=noisy).fit(x, resume=True))
+    kept, fitting.rehearse = fitting.rehearse, lambda *arguments: None
+    control = state(BarlowTwins.load(path, encoder=Wide, views=noisy).fit(x, resume=True))
+    fitting.rehearse = kept
+    return {"steps": model.step, "whole": whole, "continued": continued, "control": control}
+
+
+def test_on_three_processes_an_interrupted_fit_ends_in_the_same_bits(tmp_path):
+    for found in on_ranks(fit_interrupted, [3], tmp_path)[3]:
+        assert found["steps"] == 6
+        assert torch.equal(found["continued"], found["whole"])
+        assert not torch.equal(found["control"], found["whole"])

@@ -65,22 +65,20 @@ report.Metrics.write = lambda self, **values: (time.sleep(0.2), write(self, **va
 
 @pytest.fixture
 def altered(tmp_path) -> Callable[..., Path]:
-    """altered(first, old, new) is a train.py before which `first` is run, and with `new` for its `old` lines.
+    """altered(first) is a train.py before which `first` is run.
 
     For controls, which show what would happen if a mechanism were not there; and with `slowly`, a
     step takes 0.2 s more, so that something can happen between two.
     """
 
-    def altered(first: str = "", old: str = "", new: str = "", slowly: bool = False) -> Path:
-        source = TRAIN.read_text()
-        assert source.count(old) == 1 or not old
+    def altered(first: str = "", slowly: bool = False) -> Path:
         script = tmp_path / f"altered{len(list(tmp_path.iterdir()))}.py"
         script.write_text(
             f"import sys\nsys.path.insert(0, {str(TRAIN.parent)!r})\nimport ssl\n"
             f"ssl.__path__ = [{str(TRAIN.parent / 'ssl')!r}]\n"
             f"exec({first + SLOWLY * slowly!r}, {{}})\n"
             f"__file__ = {str(TRAIN)!r}\n"
-            f"exec(compile({source.replace(old, new) if old else source!r}, __file__, 'exec'))\n"
+            f"exec(compile({TRAIN.read_text()!r}, __file__, 'exec'))\n"
         )
         return script
 
