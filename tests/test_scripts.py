@@ -18,7 +18,7 @@ import yaml
 from drawn import class_folders
 from PIL import Image
 
-from ssl import config, foreign, inherit
+from ssl import config, foreign, inherit, recipes
 from ssl.augment import View
 from ssl.data.files import Batch
 from ssl.data.shapes import CLASSES, render
@@ -651,6 +651,7 @@ def test_the_tissue_recipes_are_the_studys(name, parameters):
     for settings, off in ((baseline, {}), (no_drop, grey), (no_color, color), (blur_only, plain),
                           (identity, plain | {"blur_prob": 0})):  # fmt: skip
         assert train.make_views(settings) == [dataclasses.replace(view, **off) for view in (whole, second)]
+        recipes.settle(settings, 512, 10_000)
         factors = [train.lr_factor(settings, step, 10) for step in range(300)]
         t = torch.arange(270).double()
         expected = [i / 30 for i in range(30)] + (0.5 * (1 + torch.cos(torch.pi * t / 270))).tolist()
