@@ -42,6 +42,7 @@ PLACES = {
     "/path/to/images": "images", "LESIONS": "images", "OTHER": "other", "DIR": "images", "RUN": "runs/mine",
     "RUN/features.pt": "runs/mine/features.pt",
     "runs/one": "runs/first", "runs/two": "runs/mine", "/path/to/small": "smaller",
+    "/path/to/scans": "scans",
 }  # fmt: skip
 SMALL = {
     "train.py": dict(
@@ -76,6 +77,10 @@ def desk(tmp_path, monkeypatch) -> Path:
             image = np.broadcast_to(image, (560, 560)) if folder == "MASKS" else image
             Image.fromarray(np.ascontiguousarray(image)).save(Path(folder, f"TCGA-{hospital}-A0{i}-DX1.png"))
     Path("region_GTcodes.csv").write_text("main_classes,GT_code\ntumor,0\nstroma,1\n")
+    Path("scans").mkdir()
+    for i in range(20):
+        scan = np.random.default_rng(i).integers(0, 4096, (80, 80), dtype=np.uint16)
+        Image.fromarray(scan).save(Path("scans", f"{i}.png"))
     images, labels = pixels.permute(0, 2, 3, 1).numpy(), np.arange(80) % 3
     np.save("microscope.npy", images)
     splits = {f"{split}_{what}": value for split in ("train", "val", "test")

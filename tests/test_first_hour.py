@@ -11,7 +11,7 @@ from torch import nn
 
 import evaluate
 import train
-from ssl import distributed, online, probes, trouble
+from ssl import distributed, fixed, online, probes, trouble
 from ssl.data import datasets, labels
 from ssl.errors import UserError, one_line_errors
 from ssl.rows import Rows
@@ -38,7 +38,7 @@ FIRST_HOUR = [
     ),
     (["--data_dir", "{photos}/nowhere"], "data_dir: .*nowhere is not a folder", ""),
     (["--data_dir", "{photos}/ants/1.ppm"], r"data_dir: .*1.ppm is not a folder \(it is a file\)", ""),
-    (["--data_dir", "{empty}"], "data_dir: .* has no images", r"looked for \.bmp"),
+    (["--data_dir", "{empty}"], "data_dir: .* has no images", r"looked for \.apng, \.bmp, "),
     (["--data_dir", "{photos}", "--dataset", "ImageNet"], "is not ImageNet: there is no train/ of class folders", ""),
     (["--dataset", "CIFAR10", "--data_dir", "{empty}"], "CIFAR10 is not in", "pass --download, or"),
     (["--data_dir", "{photos}", "--batch_size", "1"], "batch norm needs at least 2 images per process", ""),
@@ -152,9 +152,9 @@ def test_a_probe_of_many_classes_that_needs_too_much_memory_says_so_not_image_si
     monkeypatch.setattr(probes, "fit_heads", hungry)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         if script == "evaluate.py":
-            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"])
+            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"], fixed.Head())
         else:
-            online.accuracies(rows, rows, 20_000, 0, "probe", lambda: None)
+            online.accuracies(rows, rows, 20_000, None, 0, lambda: None)
     words = trouble.explain(caught.value)
     assert "20 heads of 20000 classes × 8 features and needs 0.048 GiB" in words
     assert "--protocol knn" in words and "image_size" not in words and "batch" not in words
