@@ -186,6 +186,14 @@ def test_the_bottleneck_is_told_in_words(given, expected):
     assert expected in throughput.bottleneck(given, "cuda", 16, compiled=False)
 
 
+def test_a_small_training_has_one_digest_also_interrupted():
+    command = [sys.executable, BENCHMARKS / "digest.py", "--only", "SimCLR"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    (whole, checksum), (cut, again) = (line.rsplit(maxsplit=1) for line in said.splitlines())
+    assert (whole, cut) == ("SimCLR, 2 processes", "SimCLR, 2 processes, interrupted")
+    assert checksum == again and len(checksum) == 64
+
+
 def test_laps_add_up_by_part(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 4.0, 8.0])
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
