@@ -152,6 +152,9 @@ def main() -> None:
     folder = open_folder(settings)
     no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
     say(f"device      {device.type} × {world_size()} process{'es' if world_size() > 1 else ''}{no_gpu}")
+    published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
+    say(f"protocol    {', '.join(protocols)}{published}")
+    say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
 
     # Data
     everything, val, test = labelled_splits(settings, protocols)

@@ -5,6 +5,7 @@ It is strict: every weight of the encoder comes from the file, with the right sh
 what is missing and what is unknown. `kind` insists on a format where names alone cannot tell.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl import checkpoint, safetensors, usedto
 from ssl.data.datasets import IMAGENET
+from ssl.distributed import barrier, is_main
 from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
 from ssl.report import say
@@ -128,16 +130,22 @@ def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"]
     """Download published weights into `encoder`, a torchvision ResNet called `name`.
 
     `barlow_twins`: its authors' resnet50, of 1000 epochs. `baseline`: torchvision's, trained on ImageNet's labels by
-    its first recipe (IMAGENET1K_V1). Raises `UserError` where there are none, or nothing can be downloaded.
+    its first recipe (IMAGENET1K_V1). All ranks call it. Raises `UserError` where there are none, or nothing can be
+    downloaded.
     """
     try:
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url if kind == "baseline" else BARLOW_TWINS
     except (ValueError, AttributeError):
         raise UserError(f"encoder: torchvision has no weights of {name!r}; pass a file of them") from None
+    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # it downloads; the others of a machine read its file
     try:
+        if not first_here:
+            barrier()
         content = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=kind == "baseline", weights_only=True
+            url, map_location="cpu", check_hash=kind == "baseline", weights_only=True, progress=is_main()
         )
+        if first_here:
+            barrier()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"the published weights cannot be downloaded ({error}). Fetch {url} elsewhere and pass the file, "

@@ -1,14 +1,18 @@
 """Judging on several processes is judging on one: the linear protocol, whatever the batch; what cannot be judged."""
 
+import os
 import re
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
+import torchvision
 from spawn import on_ranks
 from torch import nn
 
 import evaluate
-from ssl import inference
+from ssl import foreign, inference
 from ssl.data.images import Images
 from ssl.data.order import Order, Shares
 from ssl.errors import UserError
@@ -111,3 +115,23 @@ def test_outputs_that_are_not_finite_are_one_error_on_every_rank(tmp_path):
             assert len(words) == 4
             for text in words:
                 assert re.match("the network gives NaN or Inf for 2 of (8|10) images, first for array/4; [^\n]*$", text)
+
+
+def turn() -> int:
+    """Which of the processes of a machine this one is in asking for published weights; the first takes its time."""
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())
+    encoder, turns = torchvision.models.resnet18(), []
+
+    def fetch(*_, **__):
+        time.sleep(1 - dist.get_rank())
+        turns.append(dist.distributed_c10d._get_default_store().add("asked", 1))
+        return torchvision.models.resnet18().state_dict()
+
+    torch.hub.load_state_dict_from_url = fetch
+    encoder.fc = nn.Identity()
+    foreign.load_published(encoder, "baseline", "resnet18")
+    return turns[0]
+
+
+def test_one_process_of_a_machine_downloads_and_the_others_read_its_file(tmp_path):
+    assert on_ranks(turn, [2], tmp_path) == {2: [1, 2]}
