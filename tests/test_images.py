@@ -84,6 +84,17 @@ def test_orientation_gives_the_upright_pixels_and_the_size_that_was_told(tmp_pat
     assert difference.max() == 0 if name != "a.jpg" else difference.mean() < 8
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)])
+def test_orientation_of_lines(tmp_path, orientation, size):
+    upright = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image, exif = Image.fromarray(upright), Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(Image.Transpose(BACK[orientation])) if orientation > 1 else image
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(decode(tmp_path / "a.png"), torch.from_numpy(upright).permute(2, 0, 1))
+
+
 def exif_with(kind: int, numerator: int, denominator: int, order: bytes = b"MM") -> bytes:
     """Orientation 6, and a resolution of this type and value."""
     orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)

@@ -176,7 +176,8 @@ def stored(
         image.load()
         numbers, most = _numbers(image, tags)
         kind = {255: "8-bit", 65535: "16-bit"}.get(most, "float") + " pixels" if exact else "pixels changed in reading"
-        return Stored(np.ascontiguousarray(TURNS.get(turn, np.asarray)(numbers)), str(tags or kind), most, exact)
+        upright = TURNS[turn](numbers).copy() if turn in TURNS else np.ascontiguousarray(numbers)
+        return Stored(upright, str(tags or kind), most, exact)
 
 
 @contextlib.contextmanager
