@@ -2,6 +2,7 @@
 
 from numbers import Integral, Real
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -14,6 +15,16 @@ LEAST = {
     "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
 }  # fmt: skip
 OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
+
+
+def is_whole(value, least: int) -> bool:
+    """Whether `value` is a whole number of at least `least`; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value) -> bool:
+    """Whether `value` is a finite number of at least 0; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def check(params: dict) -> None:
@@ -37,23 +48,31 @@ def check(params: dict) -> None:
     for name in ("lr", "weight_decay"):
         if name in (params["optimizer_kwargs"] or {}):
             raise UserError(f"optimizer_kwargs: {name} has an argument of its own, learning_rate or weight_decay")
+    for name, kind in (("encoder", nn.Module), ("optimizer", Optimizer)):
+        if isinstance(params[name], kind) and params[f"{name}_kwargs"]:
+            raise UserError(f"{name}_kwargs: {name} is an instance, which is used as it is; pass {name}_kwargs=None")
+    if isinstance(wanted, LRScheduler | ReduceLROnPlateau) and set(params["lr_scheduler_kwargs"] or {}) - {"interval"}:
+        raise UserError("lr_scheduler_kwargs: an instance of a scheduler is used as it is; of these pass interval only")
     schedule(params["lr_scheduler_kwargs"])
+    if not isinstance(params["exclude_bias_and_norm_wd"], bool | np.bool_):
+        raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {params['exclude_bias_and_norm_wd']!r}")
     for name, least in LEAST.items():
-        if not isinstance(params[name], Integral) or params[name] < least:
+        if not is_whole(params[name], least):
             raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
     for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
-        if not isinstance(params.get(name, 0), Real) or not 0 <= params.get(name, 0) < float("inf"):
+        if not is_number(params.get(name, 0)):
             raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")
     limit = params["limit_train_batches"]
     share = isinstance(limit, float) and 0 < limit <= 1
-    if not (limit is None or share or (isinstance(limit, Integral) and not isinstance(limit, bool) and limit >= 1)):
+    if not (limit is None or share or is_whole(limit, 1)):
         raise UserError(
             f"limit_train_batches: expected a whole number of batches, a share in 0..1 or None, got {limit!r}"
         )
-    if not isinstance(params["max_steps"], Integral | None):
-        raise UserError(f"max_steps: expected a whole number, -1 for no limit, got {params['max_steps']!r}")
+    steps = params["max_steps"]
+    if steps is not None and (not is_whole(steps, -1) or steps == 0):
+        raise UserError(f"max_steps: expected a whole number of at least 1, or -1 for no limit, got {steps!r}")
     seed = params["random_state"]
-    if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**32):
+    if seed is not None and not (is_whole(seed, 0) and seed < 2**32):
         raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
     for name, names in (("precision", ("auto", "bf16", "fp16", "off")), ("device", ("auto", "cpu", "cuda"))):
         if not isinstance(params[name], str) or params[name] not in names:
@@ -81,6 +100,6 @@ def schedule(given: dict | None) -> dict:
     if options["interval"] not in ("step", "epoch"):
         raise UserError(f"Unknown interval: {options['interval']}; expected step or epoch")
     for name in ("warmup_epochs", "warmup_start_lr", "min_lr"):
-        if not isinstance(options[name], Real) or not options[name] >= 0:
+        if not is_number(options[name]):
             raise UserError(f"lr_scheduler_kwargs: {name}: expected a number of at least 0, got {options[name]!r}")
     return options

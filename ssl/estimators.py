@@ -223,6 +223,10 @@ class _Estimator(Params):
                     raise ValueError(f"transform_with_targets: expected batches (X, y), got {describe(batch)}")
                 batch, y = batch
                 seen.append(torch.as_tensor(y))
+                if isinstance(batch, Tensor) and seen[-1].shape[:1] != batch.shape[:1]:
+                    raise ValueError(
+                        f"transform_with_targets: y should have a row for each of X, got {describe([batch, y])}"
+                    )
             if isinstance(batch, Tensor):  # this rank's share of the rows; perhaps none, of which no encoder knows
                 shares = batch.tensor_split(world_size())
                 counts, batch = [len(share) for share in shares], shares[rank()]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import islice
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -22,12 +21,12 @@ from ssl.twoviews import FromLoader, FromSamples, are_samples, drawn_from
 def length(model) -> int:
     """Steps of the whole training."""
     epochs = model.max_epochs
-    if not isinstance(epochs, Integral) or epochs < 1:
+    if not arguments.is_whole(epochs, 1):
         raise UserError(f"`max_epoch` must be set: pass max_epochs, a whole number of at least 1, got {epochs!r}")
     if model.steps_per_epoch is None:
         raise UserError("the length of the training is known to fit only, which is given the data")
     total = int(epochs) * model.steps_per_epoch
-    return min(total, int(model.max_steps)) if model.max_steps is not None and model.max_steps > 0 else total
+    return total if model.max_steps in (None, -1) else min(total, int(model.max_steps))
 
 
 def schedule_length(model) -> tuple[int, int, dict]:

@@ -10,9 +10,13 @@ PRECISIONS = {
 # Name: the values that say what happens here anyway, and what to do where another is meant.
 FIXED = {
     "accumulate_grad_batches": ((None, 1), "pass a larger batch_size, or use train.py --accumulate"),
+    "barebones": ((None, False, True), "leave it away: there is no logger, checkpoint, progress bar or summary"),
+    "benchmark": ((None, False), "set torch.backends.cudnn.benchmark = True"),
     "default_root_dir": ((None,), "nothing is written but by save(path)"),
     "deterministic": ((None, False), "call torch.use_deterministic_algorithms(True); a CPU needs nothing"),
+    "detect_anomaly": ((None, False), "call torch.autograd.set_detect_anomaly(True)"),
     "devices": ((None, "auto", 1, "1"), "start the script by torchrun --nproc_per_node N, a process for each device"),
+    "enable_autolog_hparams": ((None, True, False), "leave it away: there is no logger"),
     "enable_checkpointing": ((None, False), "call save(path) after fit, or in a callback"),
     "enable_model_summary": ((None, False), "print(model.net)"),
     "enable_progress_bar": ((None, False), "print in a callback"),
@@ -20,15 +24,21 @@ FIXED = {
     "gradient_clip_algorithm": ((None,), "lower learning_rate, or use train.py --clip_grad"),
     "gradient_clip_val": ((None, 0, 0.0), "lower learning_rate, or use train.py --clip_grad"),
     "ignore": ((None,), "leave it away: save keeps what are plain values, and load says what it needs"),
+    "inference_mode": ((None, True, False), "leave it away: validation and transform record no graph"),
+    "limit_predict_batches": ((None, 1.0), "pass fewer samples to transform"),
+    "limit_test_batches": ((None, 1.0), "leave it away: there is no test of pre-training"),
     "limit_val_batches": ((None, 1.0), "pass fewer samples as val"),
     "log_every_n_steps": ((None,), "read `history`, which has a line an epoch"),
     "logger": ((None, False), "read `history`, or log in a callback, which is given (estimator, epoch, metrics)"),
     "max_time": ((None,), "raise KeyboardInterrupt in a callback: what was learnt stays, and resume=True goes on"),
     "min_epochs": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
     "min_steps": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
+    "model_registry": ((None,), "call save(path) after fit"),
     "num_nodes": ((None, 1), "start the script by torchrun --nnodes N on each node"),
     "overfit_batches": ((None, 0, 0.0), "pass limit_train_batches"),
+    "plugins": ((None, []), "pass precision for the type of numbers, and start several processes by torchrun"),
     "profiler": ((None,), "use torch.profiler around fit"),
+    "reload_dataloaders_every_n_epochs": ((None, 0), "each epoch iterates the loader anew; let it give other data"),
     "save_hparams": ((None, True), "leave it away: save keeps what are plain values"),
     "strategy": ((None, "auto", "ddp"), "leave it away: processes that torchrun starts learn as one"),
     "sync_batchnorm": ((None, True), "leave it away: batch norm is of the batch of all processes"),
@@ -40,7 +50,8 @@ FIXED = {
 def translated(given: dict) -> dict:
     """Arguments of an estimator in our names: Lightning's as ours, or left away where they ask for nothing.
 
-    Raises `UserError` for what is not done here, with what to do instead. What is in no list stays as it is.
+    Raises `UserError` for what is not done here, with what to do instead, and for an accelerator that does not agree
+    with device. What is in no list stays as it is.
     """
     ours = {name: value for name, value in given.items() if name not in FIXED and name != "accelerator"}
     for name, (usual, instead) in FIXED.items():
@@ -50,7 +61,12 @@ def translated(given: dict) -> dict:
     if not isinstance(accelerator, str) or accelerator not in ACCELERATORS:
         raise UserError(f"accelerator: {accelerator!r} is none of {', '.join(ACCELERATORS)}")
     if accelerator != "auto":
-        ours["device"] = ACCELERATORS[accelerator]
+        device = ACCELERATORS[accelerator]
+        if given.get("device", "auto") not in ("auto", device):
+            raise UserError(
+                f"accelerator={accelerator!r} and device={given['device']!r} do not agree; pass one of them"
+            )
+        ours["device"] = device
     if isinstance(given.get("precision", ()), str | int | None):
         ours["precision"] = PRECISIONS.get(given["precision"], given["precision"])
     return ours

@@ -60,6 +60,8 @@ def read(cls, path, encoder, params: dict):
     if encoder is None:
         encoder = _known(path, content)
     kept = {name: value for name, value in content["params"].items() if name not in params}
+    if not inspect.isclass(encoder):  # it is built
+        kept.pop("encoder_kwargs", None)
     missing = {str(name) for name in content["unsaved"]} - set(params)
     if "encoder_kwargs" in missing and inspect.isclass(encoder):
         raise UserError(f"{path}: could not hold encoder_kwargs; pass them to load, or an encoder that is built")

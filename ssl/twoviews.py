@@ -28,7 +28,7 @@ from ssl.errors import UserError
 def split(batch) -> tuple[Tensor, Tensor, Tensor | None]:
     """(X1, X2, y) of a batch `[X1, X2]` or `([X1, X2], y)`; y is None where there is none.
 
-    Raises ValueError for another structure, shapes that differ or a y that is no tensor, TypeError for
+    Raises ValueError for another structure, shapes that differ, a y that is no tensor or has other rows, TypeError for
     views that are none.
     """
     views, y = batch, None
@@ -42,6 +42,8 @@ def split(batch) -> tuple[Tensor, Tensor, Tensor | None]:
         raise TypeError(f"X1 and X2 should be tensors, got {describe(batch)}")
     if views[0].shape != views[1].shape:
         raise ValueError(f"X1 and X2 should have the same shape, got {describe(batch)}")
+    if y is not None and y.shape[:1] != views[0].shape[:1]:
+        raise ValueError(f"y should have a row for each of X1, got {describe(batch)}")
     return *views, y
 
 

@@ -115,6 +115,8 @@ X = torch.zeros(4, 6)
         ([X, 3], TypeError, "should be tensors, got list of 2"),
         ([X, X[1:]], ValueError, r"same shape, got .*\(4, 6\), Tensor \(3, 6\)"),
         (([X, X], [1, 2]), ValueError, "with a tensor y"),
+        (([X, X], X[1:, 0]), ValueError, r"y should have a row for each of X1, got .*Tensor \(3,\)"),
+        (([X, X], X[0, 0]), ValueError, "y should have a row"),
         ([X, X + torch.nan], UserError, "not finite"),
     ],
 )
@@ -138,6 +140,31 @@ def test_bad_batches(batch, error, words):
         (dict(device="gpu"), ValueError, "none of auto, cpu, cuda"),
         (dict(random_state=np.random.RandomState(0)), ValueError, "random_state: expected a whole number"),
         (dict(max_steps=1e3), ValueError, "max_steps: expected a whole number"),
+        (dict(max_steps=0), ValueError, "max_steps: expected a whole number of at least 1, or -1 for no limit, got 0"),
+        (dict(max_steps=-2), ValueError, "max_steps: .* got -2"),
+        (dict(max_steps=True), ValueError, "max_steps: .* got True"),
+        (dict(batch_size=0), ValueError, "batch_size: expected a whole number of at least 1, got 0"),
+        (dict(batch_size=True), ValueError, "batch_size: .* got True"),
+        (dict(random_state=True), ValueError, "random_state: .* got True"),
+        (dict(lambd=True), ValueError, "lambd: expected a number of at least 0, got True"),
+        (dict(exclude_bias_and_norm_wd="no"), ValueError, "exclude_bias_and_norm_wd: expected True or False, got 'no'"),
+        (dict(lr_scheduler_kwargs={"warmup_epochs": True}), ValueError, "warmup_epochs: .* got True"),
+        (dict(lr_scheduler_kwargs={"min_lr": math.inf}), ValueError, "min_lr: .* got inf"),
+        (
+            dict(optimizer=torch.optim.SGD([X], 0.1), optimizer_kwargs={"momentum": 0.9}),
+            ValueError,
+            "optimizer_kwargs: optimizer is an instance, which is used as it is; pass optimizer_kwargs=None",
+        ),
+        (dict(encoder=Encoder(), encoder_kwargs={"width": 8}), ValueError, "encoder_kwargs: encoder is an instance"),
+        (
+            dict(
+                lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([X], 0.1)),
+                lr_scheduler_kwargs={"min_lr": 0.1},
+            ),
+            ValueError,
+            "lr_scheduler_kwargs: an instance .* of these pass interval only",
+        ),
+        (dict(accelerator="cpu", device="cuda"), ValueError, "accelerator='cpu' and device='cuda' do not agree"),
         (dict(learning_rate="3e-4"), ValueError, "learning_rate: expected a number"),
         (dict(optimizer_kwargs={"weight_decay": 0.1}), ValueError, "optimizer_kwargs: weight_decay has an argument of"),
         (dict(lr_scheduler_kwargs={"warmup_epochs": "5"}), ValueError, "warmup_epochs: expected a number"),
@@ -169,6 +196,8 @@ def test_bad_arguments(changes, error, words):
     [
         (dict(max_epochs=None), ValueError, "`max_epoch` must be set"),
         (dict(max_epochs=0), ValueError, "`max_epoch` must be set"),
+        (dict(max_epochs=-1), ValueError, "`max_epoch` must be set"),
+        (dict(max_epochs=True), ValueError, "`max_epoch` must be set: .* got True"),
         (dict(proj_input_dim=5), ValueError, r"Encoder output dim \(8\) does not match proj_input_dim \(5\). Either"),
         (dict(encoder=nn.Identity, views=lambda s: s.mean()), RuntimeError, "Encoder output must be"),
         (dict(lr_scheduler_kwargs={"warmup_epochs": 3}), ValueError, "warmup_epochs 3 must be at least 0 and less"),
@@ -237,6 +266,18 @@ def test_transform_takes_all_rows_in_their_order_and_no_other_loader():
     assert torch.allclose(features, expected[targets], atol=1e-6)
     with pytest.raises(UserError, match="drop_last"):
         model.transform_with_targets(DataLoader(pairs, batch_size=7, drop_last=True))
+
+
+def test_targets_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match=r"y should have a row for each of X, got .*\(3,\)"):
+        make().fit(numbers()).transform_with_targets(iter([(X, X[1:, 0]), (X, torch.zeros(5))]))
+
+
+def test_a_built_encoder_loads_what_a_class_learnt(tmp_path):
+    model = make(encoder_kwargs={"width": 8}).fit(numbers())
+    model.save(tmp_path / "model.pt")
+    loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder())
+    assert torch.equal(loaded.transform(numbers()), model.transform(numbers()))
 
 
 def test_a_loader_of_pairs_or_labels_is_no_input_of_transform():
@@ -539,6 +580,38 @@ def test_lightnings_words_that_mean_something_here_are_taken():
     assert said.get_params() == make(device="cpu", precision="bf16").get_params() | {"encoder": Encoder, "views": noisy}
     assert [make(precision=p).precision for p in (32, "32-true", None, 16, "16-mixed")] == ["off"] * 3 + ["fp16"] * 2
     assert clone(said).device == "cpu" and said.set_params(accelerator="gpu").device == "cuda"
+    assert make(accelerator="cpu", device="auto").device == make(accelerator="cpu", device="cpu").device == "cpu"
+
+
+# All arguments of lightning.pytorch.Trainer, 2.6.
+TRAINER = """
+accelerator strategy devices num_nodes precision logger callbacks fast_dev_run max_epochs min_epochs max_steps min_steps
+max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches overfit_batches
+val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps enable_checkpointing
+enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val gradient_clip_algorithm deterministic
+benchmark inference_mode use_distributed_sampler profiler detect_anomaly barebones plugins sync_batchnorm
+reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams model_registry
+"""
+
+
+@pytest.mark.parametrize("name", TRAINER.split())
+def test_every_word_of_lightnings_trainer_is_known(name):
+    with pytest.raises((UserError, TypeError), match=f"^(?!.*there is no argument).*{name.rstrip('s')}"):
+        make(**{name: "nonsense"}).fit(numbers())
+
+
+def test_what_the_trainer_does_not_do_unasked_may_be_said():
+    nothing = dict(benchmark=False, detect_anomaly=False, inference_mode=True, plugins=None, barebones=False,
+                   reload_dataloaders_every_n_epochs=0, limit_test_batches=1.0, limit_predict_batches=1.0,
+                   limit_val_batches=1.0, model_registry=None, enable_autolog_hparams=True)  # fmt: skip
+    assert make(**nothing).get_params() == make().get_params()
+    for name, value, words in (
+        ("benchmark", True, "set torch.backends.cudnn.benchmark"),
+        ("limit_predict_batches", 3, "pass fewer samples to transform"),
+        ("reload_dataloaders_every_n_epochs", 1, "each epoch iterates the loader anew"),
+    ):
+        with pytest.raises(UserError, match=f"{name}={value} of Lightning's Trainer is not done here; {words}"):
+            make(**{name: value})
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(3, 3), (99, 5), (0.5, 2), (0.01, 1), (1.0, 5), (None, 5)])
