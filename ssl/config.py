@@ -21,8 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from ssl.elsewhere import hint
-from ssl.errors import UserError, nearest
+from ssl.elsewhere import hint, word_for
+from ssl.errors import UserError
 from ssl.report import say, table
 
 LARGEST_FILE = 100_000  # bytes; settings are written by people
@@ -134,7 +134,7 @@ def coerce(value, kind, where: str):
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{nearest(value, args)}")
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{word_for(value, args)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
@@ -260,7 +260,8 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         argument = arguments[position]
         position += 1
         if not argument.startswith("--"):
-            meant = hint(argument.partition("=")[0], kinds) if "=" in argument else ""
+            name, equals, value = argument.partition("=")
+            meant = "" if not equals else f"; write --{name} {value}" if name in kinds else hint(name, kinds)
             raise UserError(
                 f"command line: {argument!r} has no place; settings are written --key value (see --help){meant}"
             )

@@ -1,8 +1,16 @@
-"""What other projects call our settings: for the error about an unknown one, and for docs/from-other-projects.md."""
+"""What an unknown setting or value may mean: a name of another script, or of another project.
 
+The names of other projects are also those of docs/from-other-projects.md.
+"""
+
+import ast
+import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from ssl.errors import nearest
+
+SCRIPTS = ("train.py", "evaluate.py", "finetune.py")
 
 # Ours: theirs, with _ for -. A name with two meanings stands twice; the setting that a script has is meant.
 NAMES = {
@@ -12,7 +20,7 @@ NAMES = {
     "splits_folder": "split_folder",
     "image_size": "size image_shape input_size crop_size",
     "encoder": "cifar_resnet backbone backbone.name model model.encoder",
-    "projector": "projector_dim model.projector model.projector_dim proj_hidden_dim proj_output_dim "
+    "projector": "projector_dim model.projector model.projector_dim proj_input_dim proj_hidden_dim proj_output_dim "
     "method_kwargs.proj_hidden_dim method_kwargs.proj_output_dim",
     "init": "pretrained ckpt_path checkpoint",
     "model_path": "ckpt_path",
@@ -33,7 +41,7 @@ NAMES = {
     "linear_momentum": "le_model.optimizer.momentum",
     "momentum": "model.optimizer.momentum",
     "exclude_bias_and_norm_wd": "exclude_bias_n_norm optimizer.kwargs.exclude_bias_n_norm",
-    "schedule": "opt cosine scheduler scheduler.name",
+    "schedule": "opt cosine scheduler scheduler.name lr_scheduler",
     "warmup_epochs": "warm",
     "decay_epochs": "lr_decay_epochs",
     "decay_rate": "lr_decay_rate",
@@ -61,16 +69,67 @@ NAMES = {
     "device": "accelerator",
     "amp": "precision",
     "workers": "n_cpus num_workers data.num_workers",
-    "seed": "random_seed trial",
+    "seed": "random_seed random_state trial",
     "output_dir": "checkpoint_dir default_root_dir checkpoint.dir out",
     "resume": "resume_from_checkpoint auto_resume auto_resume.enabled resume_interrupted",
     "save_epochs": "save_freq checkpoint.frequency",
     "log_every": "print_freq log_every_n_steps",
 }
 
+# Names that have no counterpart here: why.
+WITHOUT = {
+    "num_sanity_val_steps": "nothing is tried out before training",
+    "le_model.val_batch_size": "it changes no number",
+    "model.val_batch_size": "it changes no number",
+}
+# Our words for values: theirs, in lower case.
+WORDS = {
+    "fp16": "16 16-mixed float16 half",
+    "bf16": "bf16-mixed bfloat16",
+    "off": "32 32-true float32 fp32",
+    "cuda": "gpu",
+    "simclr": "ucl",
+    "supcon": "scl",
+}
+
 
 def hint(name: str, settings: Iterable[str]) -> str:
     """The end of an error about `name`, which is none of `settings`: what is meant, or a name that is like it."""
     settings = list(settings)
-    meant = next((ours for ours, theirs in NAMES.items() if name in theirs.split() and ours in settings), None)
-    return f"; here that is {meant!r}, see docs/from-other-projects.md" if meant else nearest(name, settings)
+    if scripts := _scripts_with(name):
+        return f"; it is a setting of {scripts}"
+    if name.startswith("ssl_model."):  # dal-toolbox's code says ssl_model., its document says model.
+        name = name.removeprefix("ssl_")
+    if name in WITHOUT:
+        return f"; here is no such setting, {WITHOUT[name]}"
+    meant = [ours for ours, theirs in NAMES.items() if name in theirs.split()]
+    for ours in meant:
+        if ours in settings:
+            return f"; here that is {ours!r}, see docs/from-other-projects.md"
+    for ours in meant:
+        if scripts := _scripts_with(ours):
+            return f"; here that is {ours!r} of {scripts}, see docs/from-other-projects.md"
+    for ours in settings:
+        if ours.startswith(f"{name}_"):
+            return f"; did you mean {ours!r}?"
+    return nearest(name, settings, 0.75) or "; --help lists the settings"
+
+
+def word_for(value, words: Iterable) -> str:
+    """The end of an error about `value`, which is none of `words`: the one that is meant, or that is like it."""
+    for ours in words:
+        if str(value).lower() in WORDS.get(ours, "").split():
+            return f"; did you mean {ours!r}?"
+    return nearest(value, words)
+
+
+def _scripts_with(setting: str) -> str:
+    """'train.py and finetune.py': the scripts that have this setting, read from their source."""
+    found = []
+    for script in SCRIPTS:
+        with contextlib.suppress(OSError):  # ssl/ may be there without the scripts
+            tree = ast.parse((Path(__file__).parents[1] / script).read_text(encoding="utf-8"))
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
+            fields = [node.target.id for cls in classes for node in cls.body if isinstance(node, ast.AnnAssign)]
+            found += [script] if setting in fields else []
+    return " and ".join(found)

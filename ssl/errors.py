@@ -17,10 +17,14 @@ def one_line(text) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
-def nearest(name, names) -> str:
-    """'; did you mean …?' for the end of an error about a name that is none of `names`, if one is like it."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def nearest(name, names, cutoff: float = 0.5) -> str:
+    """'; did you mean …?' for the end of an error about a name that is none of `names`, if one is like it in any case.
+
+    `cutoff` in [0, 1] is how alike they must be (`difflib.get_close_matches`).
+    """
+    spelled = {str(n).lower(): str(n) for n in names}
+    close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=cutoff)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def on_failure(heir: Callable[[str], None]) -> None:

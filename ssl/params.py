@@ -38,7 +38,7 @@ class Params:
         for name in changes:
             if name not in self._params:
                 raise UserError(
-                    f"{type(self).__name__}: there is no argument {name!r}{nearest(name, self._params)}; "
+                    f"{type(self).__name__}: there is no argument {name!r}{nearest(name, self._params, 0.75)}; "
                     f"there are {', '.join(self._params)}"
                 )
         wanted = self.get_params() | changes

@@ -14,6 +14,7 @@ import finetune
 import train
 from ssl import config, elsewhere
 from ssl.data import datasets
+from ssl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -98,6 +99,8 @@ def test_the_table_and_the_hints_hold_the_same_names():
     hints = {(ours, theirs) for ours, names in elsewhere.NAMES.items() for theirs in names.split()}
     assert not {theirs for _, theirs in hints} & SETTINGS  # which no error would ever name
     assert hints == table
+    without = {name for there, here in table_rows(setting=False) if not here for name in there}
+    assert without == set(elsewhere.WITHOUT)
 
 
 def is_there(name: str) -> bool:
@@ -115,6 +118,61 @@ def is_there(name: str) -> bool:
         )
     run_folder = (ROOT / "README.md").read_text("utf-8").partition("## A run folder")[2].partition("\n## ")[0]
     return first in SETTINGS or first in datasets.KNOWN or (ROOT / first).is_file() or f"`{first}`" in run_folder
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ("train.py --train_percent 1", "--train_percent; it is a setting of evaluate.py and finetune.py"),
+        ("train.py --model_path F", "--model_path; it is a setting of evaluate.py and finetune.py"),
+        ("train.py --patience 3", "--patience; it is a setting of finetune.py"),
+        ("evaluate.py --optimizer sgd", "--optimizer; it is a setting of train.py and finetune.py"),
+        ("train.py --config configs/lesions_ssl.yaml", "'patience'; it is a setting of finetune.py"),
+        ("train.py patience=3", "(see --help); it is a setting of finetune.py"),
+        ("train.py --filter_size 23", "--filter_size; here that is 'blur_kernel', see"),
+        ("finetune.py --filter_size 23", "--filter_size; here that is 'blur_kernel' of train.py, see"),
+        ("evaluate.py --filter_size 23", "--filter_size; here that is 'blur_kernel' of train.py, see"),
+        ("finetune.py --print_freq 9", "--print_freq; here that is 'log_every' of train.py, see"),
+        ("evaluate.py --lr_base 1", "--lr_base; here that is 'lr' of train.py and finetune.py, see"),
+        ("evaluate.py --lr_classifier 1", "--lr_classifier; here that is 'linear_lr', see"),
+        ("train.py --drop_path 1", "--drop_path; --help lists the settings"),  # model_path, crop_ratio are like it
+        ("train.py --warmup 5", "--warmup; did you mean 'warmup_epochs'?"),
+        ("train.py ssl_model.n_epochs=5", "here that is 'epochs', see"),
+        ("train.py --ssl_model.temperature 1", "here that is 'temperature', see"),
+        ("train.py ssl_model.projector_dim=64", "here that is 'projector', see"),
+        ("train.py ssl_model.optimizer.base_lr=1", "here that is 'lr', see"),
+        ("train.py ssl_model.val_batch_size=512", "here is no such setting, it changes no number"),
+        ("train.py dataset=SVHN", "'dataset=SVHN' has no place; settings are written --key value (see --help); "
+         "write --dataset SVHN"),
+        ("train.py --random_state 1", "here that is 'seed', see"),
+        ("train.py --proj_input_dim 512", "here that is 'projector', see"),
+        ("train.py --num_sanity_val_steps 0", "here is no such setting, nothing is tried out before training"),
+        ("train.py --method SimCLR", "did you mean 'simclr'?"),
+        ("train.py --method SCL", "did you mean 'supcon'?"),
+        ("train.py --method BYOL", "'BYOL' is none of barlow_twins, simclr, supcon"),
+        ("finetune.py --method InfoMIN", "did you mean 'infomin'?"),
+        ("finetune.py --method BYOL", "did you mean 'byol'?"),
+        ("finetune.py --method SwAV", "did you mean 'swav'?"),
+        ("train.py --amp 16", "did you mean 'fp16'?"),
+        ("train.py --amp 32", "did you mean 'off'?"),
+        ("train.py --amp bf16-mixed", "did you mean 'bf16'?"),
+        ("train.py --device gpu", "did you mean 'cuda'?"),  # cpu is more like it
+    ],
+)  # fmt: skip
+def test_a_name_of_another_script_or_project_is_told_ours(command, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script, *arguments = command.split()
+    with pytest.raises(UserError) as raised:
+        config.parse(SCRIPTS[script].Settings, arguments)
+    said = str(raised.value).removesuffix(" docs/from-other-projects.md")
+    assert said.endswith(expected)
+
+
+def test_the_scripts_settings_are_known_without_importing_them():
+    for name in SETTINGS:
+        having = [script for script in SCRIPTS if hasattr(SCRIPTS[script].Settings(), name)]
+        told = elsewhere.hint(name, [])
+        assert all((script in told) == (script in having) for script in SCRIPTS), told
 
 
 def test_what_is_called_otherwise_here_is_there():

@@ -161,6 +161,15 @@ def test_what_the_studys_recipe_does_otherwise_is_as_in_the_study(dataset):
     }  # fmt: skip
 
 
+def test_on_all_of_imagenet_the_studys_recipe_is_that_of_its_subsets():
+    file = ROOT / "configs/simclr_study.yaml"
+    whole, subset = (vars(read("--config", file, "--dataset", name)) for name in ("ImageNet", "ImageNet100"))
+    assert {name for name in whole if whole[name] != subset[name]} == {"dataset", "batch_size"}
+    assert 2 * whole["batch_size"] == 4 * subset["batch_size"] == 1024  # --gpus 2 and --gpus 4: the study's batch
+    chens = read("--method", "simclr", "--dataset", "ImageNet")  # the control: what lies under it is another recipe
+    assert (chens.encoder, chens.projector, chens.schedule) == ("resnet50", "2048-128", "cosine")
+
+
 def test_the_rows_of_the_search_are_the_studys_grid():
     def row(number, dataset):
         return read("--config", ROOT / "configs/simclr_search.yaml", "--row", number, "--dataset", dataset)
