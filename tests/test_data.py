@@ -128,6 +128,12 @@ def test_control_without_the_names_splits_would_be_learnt_as_classes(tmp_path, m
         (("val", "test"), "train", r"has test/ but no train/ to learn from"),
         (("all/train", "all/test"), "train", r"/all holds splits of its own.*pass that folder"),
         (("bottle/train", "bottle/test", "cable/train"), "test", r"/bottle holds splits of its own"),
+        (("test_set", "training_set"), "unlabelled", r"has test_set/, training_set/: are they splits or classes\?"),
+        (("train_images", "val-images", "Test images"), "train", r"Rename splits to train/ and test/ \(or val/\)"),
+        (("trains", "tests"), "all", r"has tests/, trains/: are they splits"),
+        (("train2017", "val2017"), "test", r"has train2017/, val2017/: are they splits"),
+        (("images_train", "valset"), "train", r"has images_train/, valset/: are they splits"),
+        (("all/train_data", "all/test_data"), "train", r"/all holds splits of its own"),
     ],
 )
 def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, make, split, expected):
@@ -141,6 +147,18 @@ def test_what_has_only_a_test_split_is_tested_on_and_two_classes_of_one_folder_a
     assert len(datasets.load("folder", str(tmp_path / "a"), "all")) == 8
     tree(tmp_path / "b", splits=("cat/train", "dog/train"))  # pictures of trains
     assert datasets.load("folder", str(tmp_path / "b"), "all").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "names", [("train_station", "tests", "bus"), ("train_steam", "train_electric"), ("trainer", "tester"), ("testes",)]
+)
+def test_classes_that_are_called_like_splits_are_classes(tmp_path, names):
+    tree(tmp_path, splits=("",), classes=names)
+    (tmp_path / "notes").mkdir()  # a folder without images is told of before any question of splits
+    with pytest.raises(UserError, match="notes has no images"):
+        datasets.load("folder", str(tmp_path), "unlabelled")
+    (tmp_path / "notes").rmdir()
+    assert datasets.load("folder", str(tmp_path), "unlabelled").classes == sorted(names)
 
 
 def test_images_beside_the_splits_are_said_not_to_be_read(tmp_path, capsys):

@@ -11,7 +11,7 @@ import torch
 from ssl.data.classes import distinct, tell_alike
 from ssl.data.images import Images, Paths
 from ssl.data.listing import EXTENSIONS, holds_images, is_image, is_junk, list_files, list_images, not_read
-from ssl.data.splits import split_folders, split_of
+from ssl.data.splits import seeming_splits, split_folders, split_of
 from ssl.data.tables import first_few, read_lines
 from ssl.data.unsplit import unsplit
 from ssl.errors import UserError
@@ -59,6 +59,11 @@ def folder(root: Path, split: str) -> Images | None:
 
 
 def _without_splits(root: Path, split: str) -> Images | None:
+    if seeming := seeming_splits(root):
+        raise UserError(
+            f"data_dir: {root} has {', '.join(f'{name}/' for name in seeming[:5])}: are they splits or classes? Rename "
+            "splits to train/ and test/ (or val/), and classes to other words, or pass one folder as --data_dir"
+        )
     everything = _tree(root)
     _no_splits_below(root, split)
     words = f"data_dir: {root} holds images without class folders"
@@ -88,7 +93,7 @@ def _no_splits_below(root: Path, split: str) -> None:
     """Folders of `root` that hold splits themselves: an error for who judges, a warning for who pre-trains on all."""
     for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)):
         below = {split_of(entry.name) for entry in os.scandir(root / name) if entry.is_dir()}
-        if "train" in below and below & {"val", "test"}:
+        if ("train" in below and below & {"val", "test"}) or seeming_splits(root / name):
             words = f"{root / name} holds splits of its own, so their test images are among the images of {root}"
             if split != "unlabelled":
                 raise UserError(f"data_dir: {words}; pass that folder, or put the images into train/CLASS, test/CLASS")

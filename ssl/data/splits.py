@@ -1,8 +1,9 @@
 """The splits of a data set, and what folders, cells of a table and arrays call them."""
 
+import re
 from pathlib import Path
 
-from ssl.data.listing import is_junk
+from ssl.data.listing import holds_images, is_junk
 from ssl.errors import UserError
 
 NAMES = {
@@ -31,3 +32,23 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split:
             found[split] = folder
     return found
+
+
+def seeming_splits(root: Path) -> list[str]:
+    """The folders in `root` where they seem to be splits under other names, as training_set and test_set; else none.
+
+    They seem so if each folder with images has a split's word in its name, and one is train and another is not.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
+    meant = {path: _split_in(path.name) for path in folders}
+    if "train" not in meant.values() or not {"val", "test"} & set(meant.values()):
+        return []
+    if any(split is None and holds_images(path) for path, split in meant.items()):
+        return []
+    return [path.name for path, split in meant.items() if split]
+
+
+def _split_in(name: str) -> str | None:
+    """The split whose word, also with s or set at its end, is in `name`: 'test' for tests, test-images, test2017."""
+    words = re.sub(r"[\W\d_]+", " ", name.lower()).split()
+    return next(filter(None, (split_of(re.sub("(s|set)$", "", word)) for word in words)), None)
