@@ -169,6 +169,14 @@ def test_labels_that_are_not_one_class_an_image_say_what_they_are(tmp_path, caps
     assert f"labels      not used: labels in {tmp_path / 'a.npz'}" in capsys.readouterr().out
 
 
+def test_names_that_join_several_labels_are_refused_and_not_needed_to_pre_train(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=pictures(12), labels=np.array(["a", "b", "a|b"] * 4))
+    with pytest.raises(UserError, match=r"data_dir: 'a\|b' in the labels of .* joins the labels 'a', 'b'"):
+        load(tmp_path / "a.npz", "train")
+    assert load(tmp_path / "a.npz").classes == []
+    assert "labels      not used: 'a|b' in the labels of" in capsys.readouterr().out
+
+
 def test_images_of_an_array_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys):
     x, labels = pictures(60), np.arange(60) % 3
     labels[::4] = -1

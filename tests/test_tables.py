@@ -345,7 +345,15 @@ def test_labels_that_are_alike_are_told_and_several_in_a_cell_refused(tmp_path, 
         (["bee", "bee  fly", "Bee fly"], "*** 'Bee fly' and 'bee  fly' of column 'dx'", None),
         (["a", "b", "a|b"], "", "'a|b' in column 'dx' of .* joins the labels 'a', 'b': several labels"),
         (["a", "b", "b; a"], "", "joins the labels 'b', 'a'"),
-        (["a", "a|b"], None, None),
+        (["a", "a|b"], None, "joins the labels 'a', 'b'"),
+        (["c", "a;b", "b;d"], None, "joins the labels 'a', 'b'"),
+        (["['a']", "['a', 'b']"], None, "joins the labels 'a', 'b'"),
+        (["a", '["c", "a"]'], None, "joins the labels 'c', 'a'"),
+        (["a", "b", "a,b"], None, "joins the labels 'a', 'b'"),
+        (["a", "b", "a/b"], None, "joins the labels 'a', 'b'"),
+        (["a", "a,b", "c"], "*** 'a,b' of column 'dx' of", None),  # as 'cat, domestic' beside 'cat'
+        (["cat, domestic", "cat, wild", "R&D", "C++", "(rare)"], None, None),
+        (["one|a", "two|b", "['c']", "['d']", "e;"], None, None),
     ):
         rows = [[f"{i:02}", labels[i % len(labels)]] for i in range(40)]
         options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx")

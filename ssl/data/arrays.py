@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssl.data.array_labels import one_class_each
+from ssl.data.classes import one_label_each
 from ssl.data.decode import BadImage, Range, require_fitting, scaled
 from ssl.data.splits import split_of
 from ssl.data.tables import first_few
@@ -205,12 +206,14 @@ def _labels(
         found = {name: one_class_each(array, f"{name} in {path}") for name, array in found.items()}
         if len({array.dtype.kind for array in found.values()}) > 1:
             raise UserError(f"data_dir: of {', '.join(names)} in {path} some are text, others numbers; choose one")
+        classes = np.unique(np.concatenate(list(found.values())))
+        if classes.dtype.kind == "U":
+            one_label_each(classes[classes != ""].tolist(), f"the labels of {path}", "data_dir")
     except UserError as error:
         if needed:
             raise
         say_once(f"labels      not used: {str(error).removeprefix('data_dir: ')}")
         return unlabelled, []
-    classes = np.unique(np.concatenate(list(found.values())))
     classes = classes[(classes != "") if classes.dtype.kind == "U" else (classes >= 0)]
     own = found[f"{prefix}labels"]
     labels = np.where(np.isin(own, classes), np.searchsorted(classes, own), -1)

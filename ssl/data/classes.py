@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from decimal import Decimal
 
+from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.report import say_once
 
@@ -36,17 +37,44 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
     return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
 
 
-def one_label_each(labels: list[str], where: str) -> None:
-    """Raise `UserError` where a label joins others, as 'ants|bees' beside 'ants' and 'bees'."""
+def one_label_each(labels: list[str], where: str, setting: str) -> None:
+    """Raise `UserError`, which begins with `setting`, where a label joins others, as 'ants|bees' beside 'ants'.
+
+    With | or ; or as a list in brackets it joins others if one of its parts is a label, alone or in another such label.
+    With , + & / it does if all its parts are labels; where only some are, as of 'cat, domestic' and 'cat', it is said.
+    """
     known = set(labels)
-    for label in sorted(known):
-        for separator in "|;,+&":
-            parts = [part.strip() for part in label.split(separator)]
-            if len(parts) > 1 and known.issuperset(parts):
+    doubtful = []
+    for separator in ("[]", *"|;,+&/"):
+        joint = {label: parts for label in sorted(known) if (parts := _parts(label, separator))}
+        times = Counter(part for parts in joint.values() for part in set(parts))
+        for label, parts in joint.items():
+            alone = [part in known for part in parts]
+            if separator in ("[]", "|", ";"):
+                joins = any(alone) or any(times[part] > 1 for part in parts)
+            else:
+                joins = all(alone)
+            if joins and len(parts) > 1:
                 raise UserError(
-                    f"csv: {label!r} in {where} joins the labels {', '.join(map(repr, parts))}: several labels an "
-                    "image (multi-label) are not read. Leave such rows out, or make a column with one label each"
+                    f"{setting}: {label!r} in {where} joins the labels {', '.join(map(repr, parts))}: several labels "
+                    "an image (multi-label) are not read. Leave such images out, or give one label each"
                 )
+            if any(alone) and len(parts) > 1:
+                doubtful.append(label)
+    if doubtful:
+        say_once(
+            f"classes     *** {first_few(doubtful)} of {where} may join several labels; each is taken as one class ***"
+        )
+
+
+def _parts(label: str, separator: str) -> list[str]:
+    """What `separator` parts in a label, without blanks around; of a list in brackets, '[]', the items unquoted."""
+    if separator == "[]":
+        listed = re.fullmatch(r"[\[{(](.*)[)}\]]", label, re.DOTALL)
+        parts = [part.strip().strip("'\"") for part in listed[1].split(",")] if listed else []
+    else:
+        parts = label.split(separator) if separator in label else []
+    return [part.strip() for part in parts if part.strip()]
 
 
 def tell_alike(classes: list[str], where: str) -> None:

@@ -78,7 +78,7 @@ def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
-    one_label_each(found, where)
+    one_label_each(found, where, "csv")
     if columns.positive is None:
         tell_alike(found, where)
         number = {name: label for label, name in enumerate(found)}
