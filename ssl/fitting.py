@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
-from ssl import arguments, distributed, optim
+from ssl import arguments, distributed, optim, trainable
 from ssl.data.order import counted
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError
@@ -89,6 +89,7 @@ def fit(model, train, val, resume: bool) -> None:
     if not resume and model.step:
         model._build()
     first = model.step
+    trained = [parameter for parameter in model.net.parameters() if parameter.requires_grad]
     try:
         _train(model, train, val, resume, device)
     except BaseException:
@@ -97,6 +98,8 @@ def fit(model, train, val, resume: bool) -> None:
         raise
     finally:
         model.runner = None
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _train(model, train, val, resume: bool, device: torch.device) -> None:
@@ -119,7 +122,6 @@ def _train(model, train, val, resume: bool, device: torch.device) -> None:
         _take_up(model, before)
     model.progress = None
     guard = Guard(model.net, model.optimizer)
-    model.runner = distributed.parallel(model.net, device)
     if validation is not None and model.num_sanity_val_steps:
         _validate(model, validation, None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
     begun = model.step
@@ -144,7 +146,7 @@ def _epoch(model, source, validation, total: int, scaler, guard: Guard, begun: i
     model.net.train()
     for number, batch in enumerate(source.epoch(epoch, first), first):
         if model.step == begun:
-            rehearse(model.net, lambda batch=batch, number=number: model.training_step(batch, number)["loss"])
+            _join(model, lambda batch=batch, number=number: model.training_step(batch, number)["loss"])
         found = {"steps": 1} | _step(model, batch, number, scaler, guard)
         model.partial = {name: model.partial.get(name, 0) + value for name, value in found.items()}
         if by_step and model.lr_scheduler is not None:
@@ -169,6 +171,14 @@ def _epoch(model, source, validation, total: int, scaler, guard: Guard, begun: i
     model.history.append({"epoch": epoch} | metrics)
     for callback in arguments.as_list(model.callbacks):
         getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
+
+
+def _join(model, loss: Callable[[], Tensor]) -> None:
+    """From here on the processes learn as one. DDP needs a gradient for all that is trained: the rest is frozen."""
+    if world_size() > 1:
+        trainable.freeze_unused(model.net, loss)
+    model.runner = distributed.parallel(model.net, next(model.net.parameters()).device)
+    rehearse(model.net, loss)
 
 
 def _by_step(model) -> bool:

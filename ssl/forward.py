@@ -1,6 +1,7 @@
 """The first passes of a process: every process, new or continued, then sums its gradients in the same order."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,23 @@ def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> None:
     """
     if world_size() == 1:
         return
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with unchanged(model):
             for _ in range(2):
                 loss().backward()
     finally:
         model.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Buffers of `model` (running statistics) and torch's random numbers are put back afterwards."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
         for name, buffer in before.items():
             model.get_buffer(name).copy_(buffer)
 

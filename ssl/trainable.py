@@ -1,9 +1,12 @@
 """What must hold of an encoder before it is trained, found out before the first step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ssl.errors import UserError, one_line
+from ssl.forward import unchanged
 from ssl.report import say
 
 
@@ -14,23 +17,30 @@ def require(encoder: nn.Module, image_size: int, channels: int = 3) -> None:
     an encoder that gives no representations (N, width) in training mode, such as one with auxiliary classifiers.
     Nothing else of the encoder changes, nor do random numbers.
     """
-    was_training, buffers = encoder.training, [buffer.clone() for buffer in encoder.buffers()]
-    unused = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     images = torch.zeros(2, channels, image_size, image_size)
-    with torch.random.fork_rng(devices=[]):
+    freeze_unused(encoder, lambda: _representations(encoder, images).sum())
+
+
+def freeze_unused(model: nn.Module, result: Callable[[], Tensor]) -> None:
+    """Freeze the parameters of `model` on which the scalar `result()` does not depend, and name them.
+
+    `result()` runs `model`, once in training mode and, where something was not used, once in evaluation mode. Nothing
+    else of `model` changes, nor do random numbers.
+    """
+    was_training = model.training
+    unused = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with unchanged(model):
         for training in (True, False):  # a layer that one mode skips at random is used in the other
             if unused:
-                h = _representations(encoder.train(training), images)
-                found = torch.autograd.grad(h.sum(), list(unused.values()), allow_unused=True)
+                model.train(training)
+                found = torch.autograd.grad(result(), list(unused.values()), allow_unused=True)
                 unused = {name: unused[name] for name, gradient in zip(unused, found) if gradient is None}
-    encoder.train(was_training)
-    for buffer, before in zip(encoder.buffers(), buffers):
-        buffer.copy_(before)
+    model.train(was_training)
     for parameter in unused.values():
         parameter.requires_grad_(False)
     if unused:
         names = ", ".join(list(unused)[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-        say(f"not used    {one_line(names)}: no image reaches these parameters of the encoder; they stay as they are")
+        say(f"not used    {one_line(names)}: no sample reaches these parameters; they stay as they are")
 
 
 def _representations(encoder: nn.Module, images: Tensor) -> Tensor:

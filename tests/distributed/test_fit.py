@@ -1,5 +1,7 @@
 """An estimator's fit and transform on two processes are those of one, and an interruption changes no bit."""
 
+import contextlib
+import io
 import tempfile
 
 import pytest
@@ -63,6 +65,58 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
             assert words in error
         assert len(result["refused"]) == 3
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
+
+
+class Spare(nn.Module):
+    """With a layer that nothing goes through."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.spare = Encoder(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def fit_spare():
+    """Weights after a fit of two epochs, after one that is resumed, and what DDP says where nothing is frozen."""
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    model = BarlowTwins(
+        Spare, proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=2, random_state=0, device="cpu",
+        views=noisy, batch_size=8 // world_size(), learning_rate=0.01, optimizer="sgd",
+        lr_scheduler="none",
+    )  # fmt: skip
+
+    def values():
+        return torch.cat([parameter.detach().flatten() for parameter in model.net.parameters()])
+
+    start, spare = values(), model.encoder.spare.weight.detach().clone()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        whole = values() if model.fit(x) else None
+    model.set_params(max_epochs=1).fit(x)
+    resumed = values() if model.set_params(max_epochs=2).fit(x, resume=True) else None
+    found = {"start": start, "whole": whole, "resumed": resumed, "said": said.getvalue()}
+    found["kept"] = torch.equal(model.encoder.spare.weight, spare)
+    found["trainable"] = all(parameter.requires_grad for parameter in model.net.parameters())
+    kept, fitting.trainable.freeze_unused = fitting.trainable.freeze_unused, lambda *arguments: None
+    try:
+        model.fit(x)
+    except RuntimeError as error:
+        found["control"] = str(error)
+    fitting.trainable.freeze_unused = kept
+    return found
+
+
+def test_two_processes_train_an_encoder_with_a_spare_layer_as_one_does(tmp_path):
+    results = on_ranks(fit_spare, [1, 2], tmp_path)
+    one = results[1][0]
+    assert not torch.allclose(one["whole"], one["start"]) and "control" not in one
+    for found in results[2]:
+        torch.testing.assert_close(found["whole"], one["whole"], rtol=1e-3, atol=1e-5)
+        assert torch.equal(found["resumed"], found["whole"]) and found["kept"] and found["trainable"]
+        assert "Expected to have finished reduction" in found["control"]
+    line = "not used    encoder.spare.weight, encoder.spare.bias: no sample reaches these parameters"
+    assert results[2][0]["said"].startswith(line)
 
 
 class Wide(nn.Sequential):
