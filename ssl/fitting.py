@@ -98,7 +98,7 @@ def fit(model, train, val, resume: bool) -> None:
         raise
     finally:
         model.runner = None
-        for parameter in trained:
+        for parameter in trained:  # what was frozen for DDP, see _join
             parameter.requires_grad_(True)
 
 
