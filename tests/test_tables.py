@@ -367,12 +367,37 @@ def test_labels_that_are_alike_are_told_and_several_in_a_cell_refused(tmp_path, 
         assert said in capsys.readouterr().out if said else "***" not in capsys.readouterr().out
 
 
-def test_a_cut_that_leaves_no_test_is_one_line(tmp_path):
+def test_a_cut_that_leaves_no_test_is_one_line_and_said_in_pre_training(tmp_path, capsys):
     _, root = rich_table(tmp_path)
-    table = written(tmp_path / "n.csv", [["image", "dx"], *([f"{i:02}", f"{30 + i * 0.37:.2f}"] for i in range(40))])
-    assert "every class has one image" in refusal(
-        lambda: datasets.load("folder", root, "test", csv=table, label_column="dx")
-    )
+    options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *([f"{i:02}", 30 + i] for i in range(40))]))
+    assert len(datasets.load("folder", root, "unlabelled", **options)) == 40
+    assert "held out" not in capsys.readouterr().out  # control: without labels nothing is to be judged
+    options["label_column"] = "dx"
+    assert "every class has one image" in refusal(lambda: datasets.load("folder", root, "test", **options))
+    for split in ("train", "unlabelled"):
+        assert len(datasets.load("folder", root, split, **options)) == 40
+    said = capsys.readouterr().out
+    assert said.count(f"held out    *** none of 40 images of {options['csv']}: every class has one image") == 1
+
+
+@pytest.mark.parametrize(
+    "labels, refused",
+    [
+        (["30.37", "31", "-2.50"], "hold quantities such as -2.5, no classes; expected names or whole numbers"),
+        (["1.0", "2", "-3", "123456789012345678901234567890"], None),
+        (["grade 1.5", "1.5", "2"], None),
+    ],
+)
+def test_labels_that_are_quantities_are_refused_as_those_of_arrays_are(tmp_path, labels, refused):
+    _, root = rich_table(tmp_path)
+    rows = [[f"{i:02}", labels[i % len(labels)]] for i in range(40)]
+    options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx")
+    for split in ("unlabelled", "train", "test"):
+        if refused:
+            said = refusal(lambda split=split: datasets.load("folder", root, split, **options))
+            assert said.startswith(f"csv: the labels in column 'dx' of {options['csv']} {refused}")
+        else:
+            assert sorted(datasets.load("folder", root, split, **options).classes) == sorted(set(labels))
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssl.data.classes import MISSING
+from ssl.data.classes import MISSING, refuse_quantities
 from ssl.errors import UserError
 from ssl.report import say_once
 
@@ -39,9 +39,7 @@ def _whole(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind != "f":
         return array.astype(np.int64)
     array = np.where(np.isnan(array), -1, array)
-    broken = array[(array != np.floor(array)) | (abs(array) > 2**53)]
-    if len(broken):
-        raise UserError(f"data_dir: {where} hold quantities such as {broken[0]:g}, no classes; {EXPECTED}")
+    refuse_quantities(array, f"data_dir: {where}", EXPECTED, largest=2**53)
     return array.astype(np.int64)
 
 

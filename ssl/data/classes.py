@@ -5,6 +5,8 @@ import unicodedata
 from collections import Counter
 from decimal import Decimal
 
+import numpy as np
+
 from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.report import say_once
@@ -35,6 +37,13 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
                  "what is equal as a number is one")  # fmt: skip
     one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
     return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
+
+
+def refuse_quantities(numbers: np.ndarray, where: str, expected: str, largest: float = np.inf) -> None:
+    """Raise `UserError`, which begins with `where`, if some of the numbers are not whole: they are no classes."""
+    broken = numbers[(numbers != np.floor(numbers)) | (abs(numbers) > largest)]
+    if len(broken):
+        raise UserError(f"{where} hold quantities such as {broken[0]:g}, no classes; {expected}")
 
 
 def one_label_each(labels: list[str], where: str, setting: str) -> None:

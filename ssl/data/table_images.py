@@ -4,9 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ssl.data.classes import one_label_each, tell_alike, values
+from ssl.data.classes import NUMBER, one_label_each, refuse_quantities, tell_alike, values
 from ssl.data.images import Images, Paths
 from ssl.data.lookup import find_images
 from ssl.data.splits import SPLITS, split_of
@@ -33,8 +34,8 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
 
     Splits are the table's own, or else cut by the names (ssl/data/cut.py), whole groups together; where it has no
     test rows, its val rows judge. Rows without a label are -1 in the split 'unlabelled' and in no other.
-    Raises `UserError` as `read_table` and `find_images` do, for an unknown split, several labels in a cell, and
-    a split without images.
+    Raises `UserError` as `read_table` and `find_images` do, for an unknown split, several labels in a cell,
+    labels that are quantities, and a split without images.
     """
     names = [columns.image, columns.label, columns.group, columns.split]
     rows = read_table(csv, [name for name in names if name is not None])
@@ -78,6 +79,9 @@ def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
+    if all(NUMBER.fullmatch(label) for label in found):
+        expected = "expected names or whole numbers; leave --label_column away to pre-train without labels"
+        refuse_quantities(np.array(found, dtype=float), f"csv: the labels in {where}", expected)
     one_label_each(found, where, "csv")
     if columns.positive is None:
         tell_alike(found, where)

@@ -11,17 +11,21 @@ from ssl.report import say_once
 def unsplit(
     everything: Images, split: str, root: str | None, where: str, instead: str, unlabelled: str
 ) -> Images | None:
-    """`split` of images that `cut` parts. How many are held out is said, and `instead` how to have other splits.
+    """`split` of images that `cut` parts. How many are held out is said, and `instead` how to have other splits;
+    it is said, too, if none can be.
 
     Images without a label are in 'unlabelled' alone, and not there if their group is in the test.
     """
     labelled = with_labels(everything, where)
     part = cut(labelled, split, root, unlabelled)
-    if split not in ("train", "unlabelled") or len(part) == len(everything):
+    if split not in ("train", "unlabelled") or not everything.classes:
         return part
     held_out = len(labelled) - len(part)
     if held_out:
         say_once(f"held out    {held_out} of {len(labelled)} images of {where} for the test; {instead}")
+    else:
+        say_once(f"held out    *** none of {len(labelled)} images of {where}: every class has one image, or is in one "
+                 "group, so there is nothing to judge on ***")  # fmt: skip
     if split == "train" or len(labelled) == len(everything):
         return part
     test = set(_identities(labelled)) - set(_identities(part))
