@@ -190,7 +190,12 @@ def test_a_name_in_another_form_is_found_where_one_file_fits(tmp_path, capsys, f
     [
         (["part_1/a.png", "part_2/a.png"], ["a"], r"'a' could be part_1/a\.png or part_2/a\.png; write the folder"),
         (["A.png", "sub/a.PNG"], ["a.pnG"], r"could be A\.png or sub/a\.PNG"),
-        (["one/a.png"], ["two/a.png"], r"1 of 1 images are not in .*'two/a\.png'; is --data_dir"),
+        (["one/a.png"], ["two/a.png"], r"'two/a\.png'; without 'two/' each is one image in '\S*/one': if these"),
+        (["p1/a.png", "p2/b.PNG", "c.png"], ["x/a", "x/b.png", "c"], r"2 of 3 .*without 'x/' .* in '\S*/p1', '\S*/p2'"),
+        (["a.png", "b.png"], ["img\\a.png", "img\\b.png"], r"without 'img\\\\' each is one image in '[^']*[^/.]':"),
+        (["one/a.png", "b.png"], ["two/a.png", "two/c.png"], r"2 of 2 images are not in .*; is --data_dir"),
+        (["one/a.png", "two/a.png"], ["x/a.png"], r"1 of 1 images are not in .*; is --data_dir"),
+        (["one/a.png"], ["x/a.png", "y/a.png"], r"2 of 2 images are not in .*; is --data_dir"),
         (["one/a.png"], ["e/a.png"], r"1 of 1 images are not in"),  # half a folder's name
         (["sub/a.jpg"], ["a.png"], r"1 of 1 images are not in .*'a\.png'; there is 'sub/a\.jpg'"),
         (["sub/a.jpg"], ["a", "sub/A.jpg"], r"'sub/A\.jpg' stands in rows 1 and 2"),

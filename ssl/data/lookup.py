@@ -1,6 +1,7 @@
 """The files that the names in a table stand for."""
 
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -40,17 +41,34 @@ def find_images(root: Path, names: list[str]) -> list[str]:
         paths.append(path)
     lost = [name for name in missing if not elsewhere[name]]
     if lost:
-        without_extension = os.path.splitext(lost[0])[0]
-        other = _elsewhere(root, [without_extension])[without_extension]
         raise UserError(
-            f"csv: {len(lost)} of {len(names)} images are not in {root}: {first_few(lost)}; "
-            + (f"there is {other[0]!r}" if other else "is --data_dir the folder that the names are relative to?")
+            f"csv: {len(lost)} of {len(names)} images are not in {root}: {first_few(lost)}; {_advice(root, lost)}"
         )
     if missing:
         example = f"{missing[0]!r} as {elsewhere[missing[0]][0]!r}"
         say_once(f"table       {len(missing)} of {len(names)} images were found in {root} in another folder, case or "
                  f"Unicode form, such as {example}")  # fmt: skip
     return paths
+
+
+def _advice(root: Path, lost: list[str]) -> str:
+    """What to do about names that fit no image below `root`: they may without their folders, or without extension.
+
+    Without its folders a name may fit another image, test/1.png that of train/1.png, so none is taken by itself.
+    """
+    last = [re.split(r"[/\\]", name)[-1] for name in lost]
+    fitting = _elsewhere(root, last)
+    paths = {path for files in fitting.values() for path in files}
+    if len(paths) == len(lost) and all(len(files) == 1 for files in fitting.values()):
+        folders = sorted({name.removesuffix(end) for name, end in zip(lost, last)})
+        places = sorted({str((root / path).parent) for path in paths})
+        return (
+            f"without {first_few(folders)} each is one image in {first_few(places)}: if these are meant, take the "
+            "folders out of the names, or pass the --data_dir that the names are relative to"
+        )
+    without_extension = os.path.splitext(lost[0])[0]
+    other = _elsewhere(root, [without_extension])[without_extension]
+    return f"there is {other[0]!r}" if other else "is --data_dir the folder that the names are relative to?"
 
 
 def images_in(folder: Path) -> dict[str, list[str]]:
