@@ -100,6 +100,15 @@ def test_only_the_splits_own_labels_are_labels_and_the_others_are_named(tmp_path
     assert capsys.readouterr().out == f"data        arrays of {tmp_path / 'b.npz'} that are not read: {named}\n"
 
 
+def test_an_array_that_is_called_nearly_like_the_labels_is_told_of(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=pictures(12), label=np.arange(12) % 3)
+    assert load(tmp_path / "a.npz").classes == []
+    assert capsys.readouterr().out.endswith("that are not read: 'label'; did you mean 'labels'?\n")
+    np.savez(tmp_path / "b.npz", images=pictures(12), labels=np.arange(12) % 3, label=np.arange(12))
+    assert load(tmp_path / "b.npz").classes == ["0", "1", "2"]
+    assert "that are not read: 'label'\n" in capsys.readouterr().out  # control: the labels are there
+
+
 @pytest.mark.parametrize("names", [("training", "valid", "testing"), ("Train", "dev", "TEST")])
 def test_splits_of_arrays_have_many_names(tmp_path, names):
     parts, renamed = medmnist(tmp_path / "a.npz"), {}
@@ -169,6 +178,18 @@ def test_labels_that_are_not_one_class_an_image_say_what_they_are(tmp_path, caps
     assert f"labels      not used: labels in {tmp_path / 'a.npz'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_labels_of_minus_one_and_one_are_not_read_as_one_class(tmp_path, capsys, dtype):
+    signs, x = np.array([1, -1] * 6, dtype), pictures(12)
+    np.savez(tmp_path / "a.npz", train_images=x, train_labels=signs, test_images=x, test_labels=signs[:, None])
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=r"train_labels, test_labels in .* are -1 and 1, but -1 means no label"):
+            load(tmp_path / "a.npz", split)
+    assert load(tmp_path / "a.npz").classes == [] and "not used: train_labels" in capsys.readouterr().out
+    np.savez(tmp_path / "b.npz", train_images=x, train_labels=signs, test_images=x, test_labels=np.arange(12) % 3)
+    assert load(tmp_path / "b.npz", "train").classes == ["0", "1", "2"]  # control: other labels are there
+
+
 def test_names_that_join_several_labels_are_refused_and_not_needed_to_pre_train(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", images=pictures(12), labels=np.array(["a", "b", "a|b"] * 4))
     with pytest.raises(UserError, match=r"data_dir: 'a\|b' in the labels of .* joins the labels 'a', 'b'"):
@@ -185,7 +206,10 @@ def test_images_of_an_array_without_a_label_are_pre_trained_on_and_not_judged(tm
     assert len(train) + len(test) == 45 and len(learnt) == len(train) + 15 and (learnt.labels < 0).sum() == 15
     kept = {image.tobytes() for image in test.resident.numpy()}
     assert not kept & {image.tobytes() for image in learnt.resident.numpy()} and train.labels.min() == 0
-    assert f"15 of 60 images of {tmp_path / 'a.npz'} have none: they are not judged" in capsys.readouterr().out
+    assert (
+        f"15 of 60 images of {tmp_path / 'a.npz'} have none (a negative number or an empty text): they"
+        in capsys.readouterr().out
+    )
     np.savez(tmp_path / "b.npz", train_images=x, train_labels=labels, test_images=x[:5], test_labels=[-1] * 5)
     assert len(load(tmp_path / "b.npz", "train")) == 45 and len(load(tmp_path / "b.npz")) == 60
     with pytest.raises(UserError, match=r"no image of the split 'test' of .* has a label"):  # as competitions give it

@@ -269,22 +269,32 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
 def test_rows_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys):
     _, root = rich_table(tmp_path)
     rows = [[f"{i:02}", "ab"[i % 2]] for i in range(40)]
-    missing = ["NaN", "nan", "NA", "null", "", " ", "N/A", "NULL", "<NA>"]
+    missing = ["NaN", "nan", "NA", "null", "", " ", "N/A", "NULL", "<NA>", "?", "-"]
     for i, cell in enumerate(missing):
         rows[3 * i][1] = cell
     rows[1][1] = rows[2][1] = "None"  # may be a class
+    rows[4][1] = rows[5][1] = "Unknown"  # and so may this
     options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx", seed=3)
     parts = {split: datasets.load("folder", root, split, **options) for split in ("unlabelled", "train", "test", "all")}
     unlabelled = {3 * i for i in range(len(missing))}
-    assert all(data.classes == ["None", "a", "b"] for data in parts.values())
+    assert all(data.classes == ["None", "Unknown", "a", "b"] for data in parts.values())
     labels = {i: label for part in parts.values() for i, label in zip(sorted(numbers(part)), part.labels.tolist())}
-    assert labels == {i: -1 if i in unlabelled else ["None", "a", "b"].index(rows[i][1]) for i in range(40)}
+    assert labels == {i: -1 if i in unlabelled else ["None", "Unknown", "a", "b"].index(rows[i][1]) for i in range(40)}
     assert numbers(parts["train"]) | numbers(parts["test"]) == numbers(parts["all"]) == set(range(40)) - unlabelled
     assert not numbers(parts["train"]) & numbers(parts["test"]) and len(parts["test"]) >= 3
     assert numbers(parts["unlabelled"]) == numbers(parts["train"]) | unlabelled
     said = capsys.readouterr().out
-    assert said.count("9 of 40 rows have no 'dx' (2 empty, 1 NaN, 1 nan, 1 NA, 1 null, ") == 1
-    assert said.count(f"{len(parts['test'])} of 31 images of {options['csv']} for the test; --split_column") == 1
+    assert said.count("11 of 40 rows have no 'dx' (2 empty, 1 NaN, 1 nan, 1 NA, 1 null, ") == 1
+    assert said.count("2 of 40 rows have 'Unknown' as 'dx': it is taken as it stands; leave the cell empty") == 1
+    assert said.count(f"{len(parts['test'])} of 29 images of {options['csv']} for the test; --split_column") == 1
+
+
+def test_columns_of_0_and_1_are_told_of_where_the_label_column_is_missing(tmp_path):
+    rows = [["image", "MEL", "NV", "age"], ["a", "1.0", "0", "1"], ["b", "0.0", "1", "30"]]
+    said = refusal(tables.read_table, written(tmp_path / "a.csv", rows), ["image", "label"])
+    assert "'NV', 'age' ('MEL', 'NV' look one-hot: write the class's name into one column)" in said
+    rows[1][2] = "2"
+    assert "one-hot" not in refusal(tables.read_table, written(tmp_path / "b.csv", rows), ["image", "label"])
 
 
 def test_an_unlabelled_image_of_a_tested_patient_is_not_pre_trained_on(tmp_path):

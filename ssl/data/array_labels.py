@@ -35,6 +35,14 @@ def one_class_each(array: np.ndarray, where: str) -> np.ndarray:
     raise UserError(f"data_dir: {where} have shape {array.shape} and type {array.dtype}; {EXPECTED}")
 
 
+def refuse_signs(arrays: list[np.ndarray], where: str) -> None:
+    """Raise `UserError` where all labels of a file are -1 or 1: two classes for many, one and no label here."""
+    if np.unique(np.concatenate([array.reshape(-1) for array in arrays])).tolist() == [-1, 1]:
+        raise UserError(
+            f"data_dir: {where} are -1 and 1, but -1 means no label in arrays: write 0 and 1 for two classes"
+        )
+
+
 def _whole(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind != "f":
         return array.astype(np.int64)

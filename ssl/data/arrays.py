@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl.data.array_labels import one_class_each
+from ssl.data.array_labels import one_class_each, refuse_signs
 from ssl.data.classes import one_label_each
 from ssl.data.decode import BadImage, Range, require_fitting, scaled
 from ssl.data.splits import split_of
 from ssl.data.tables import first_few
-from ssl.errors import UserError
+from ssl.errors import UserError, nearest
 from ssl.report import say_once
 
 SUFFIXES = (".npz", ".npy")
@@ -134,9 +134,12 @@ def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
         if split in found:
             raise UserError(f"data_dir: {path} has {found[split]}images and {name}, both the split {split!r}; keep one")
         found[split] = prefix
-    unread = [name for name in names if name not in {f"{x}{y}" for x in found.values() for y in ("images", "labels")}]
+    read = [f"{prefix}{kind}" for prefix in found.values() for kind in ("images", "labels")]
+    unread = [name for name in names if name not in read]
     if found and unread:
-        say_once(f"data        arrays of {path} that are not read: {first_few(unread)}")
+        absent = [name for name in read if name not in names]
+        hint = next(filter(None, (nearest(name, absent) for name in unread)), "")
+        say_once(f"data        arrays of {path} that are not read: {first_few(unread)}{hint}")
     return found
 
 
@@ -203,9 +206,10 @@ def _labels(
     if own.ndim == 0 or len(own) != count:
         raise UserError(f"data_dir: {path} has {count} {prefix}images but {own.size} {prefix}labels")
     try:
-        found = {name: one_class_each(array, f"{name} in {path}") for name, array in found.items()}
+        raw, found = found, {name: one_class_each(array, f"{name} in {path}") for name, array in found.items()}
         if len({array.dtype.kind for array in found.values()}) > 1:
             raise UserError(f"data_dir: of {', '.join(names)} in {path} some are text, others numbers; choose one")
+        refuse_signs(list(raw.values()), f"{', '.join(names)} in {path}")
         classes = np.unique(np.concatenate(list(found.values())))
         if classes.dtype.kind == "U":
             one_label_each(classes[classes != ""].tolist(), f"the labels of {path}", "data_dir")

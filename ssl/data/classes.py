@@ -11,20 +11,42 @@ from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.report import say_once
 
-# Cells without a value, as pandas reads them. "None" is not among them: it may be the name of a class.
-MISSING = {"", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "null", "NULL", "Null"}
+# Cells without a value, as pandas reads them, and two signs. "None" is not among them: it may be the name of a class.
+MISSING = {
+    "",
+    "?",
+    "-",
+    "NaN",
+    "nan",
+    "NAN",
+    "-NaN",
+    "-nan",
+    "NA",
+    "N/A",
+    "n/a",
+    "<NA>",
+    "#N/A",
+    "#NA",
+    "null",
+    "NULL",
+    "Null",
+}
+UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case: may be names, too
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 
 
 def values(cells: list[str], column: str, without: str) -> list[str | None]:
     """The cells of a column, None where there is no value. Of those equal as numbers, 1 and 1.0, all get the shortest.
 
-    Both are said; `without` is the end of the words on rows that have no value.
+    Both are said, and values that may mean none. `without` is the end of the words on rows that have no value.
     """
     missing = Counter(cell for cell in cells if cell in MISSING)
     if missing:
         kinds = ", ".join(f"{count} {cell or 'empty'}" for cell, count in missing.most_common())
         say_once(f"table       {missing.total()} of {len(cells)} rows have no {column!r} ({kinds}): {without}")
+    for word in sorted({cell for cell in cells if cell.lower() in UNKNOWN}):
+        say_once(f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it is taken as it "
+                 "stands; leave the cell empty for no value")  # fmt: skip
     spellings: dict[Decimal, set[str]] = {}
     for cell in set(cells):
         if NUMBER.fullmatch(cell):

@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import itertools
 import os
 from pathlib import Path
 
 from ssl.errors import UserError, nearest
 
 LARGEST_TABLE = 1 << 30  # bytes
+ZERO_ONE = {"0", "1", "0.0", "1.0"}
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
@@ -76,7 +78,8 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
         if header.count(column) != 1:
             wrong = "twice" if column in header else "not"
             hint = nearest(column, header) if wrong == "not" else ""
-            raise UserError(f"csv: {column!r} is {wrong} among the columns of {path}: {shown(header)}{hint}")
+            header_shown = shown(header) + _one_hot_hint(header, reader)
+            raise UserError(f"csv: {column!r} is {wrong} among the columns of {path}: {header_shown}{hint}")
     places, rows = [header.index(column) for column in columns], []
     try:
         for row in reader:
@@ -89,6 +92,16 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
     except csv.Error as error:
         raise UserError(f"csv: {path} line {reader.line_num}: {error}") from None
     return rows
+
+
+def _one_hot_hint(header: list[str], reader) -> str:
+    """What to do, in brackets, where two columns or more hold only 0 and 1 in the first 1000 rows; else nothing."""
+    with contextlib.suppress(csv.Error):
+        cells = zip(*itertools.islice((row for row in reader if row), 1000))
+        binary = [name for name, column in zip(header, cells) if {cell.strip() for cell in column} <= ZERO_ONE]
+        if len(binary) > 1:
+            return f" ({first_few(binary)} look one-hot: write the class's name into one column)"
+    return ""
 
 
 def shown(names: list[str]) -> str:
