@@ -289,6 +289,12 @@ def test_rows_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys
     assert said.count(f"{len(parts['test'])} of 29 images of {options['csv']} for the test; --split_column") == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+def test_a_table_in_another_encoding_is_told_to_be_saved_in_utf_8(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("image,dx\na,é\n", encoding=encoding)
+    assert refusal(tables.read_table, tmp_path / "a.csv", ["image", "dx"]).lower().endswith("save it as csv in utf-8")
+
+
 def test_columns_of_0_and_1_are_told_of_where_the_label_column_is_missing(tmp_path):
     rows = [["image", "MEL", "NV", "age"], ["a", "1.0", "0", "1"], ["b", "0.0", "1", "30"]]
     said = refusal(tables.read_table, written(tmp_path / "a.csv", rows), ["image", "label"])

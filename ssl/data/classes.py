@@ -13,24 +13,9 @@ from ssl.report import say_once
 
 # Cells without a value, as pandas reads them, and two signs. "None" is not among them: it may be the name of a class.
 MISSING = {
-    "",
-    "?",
-    "-",
-    "NaN",
-    "nan",
-    "NAN",
-    "-NaN",
-    "-nan",
-    "NA",
-    "N/A",
-    "n/a",
-    "<NA>",
-    "#N/A",
-    "#NA",
-    "null",
-    "NULL",
-    "Null",
-}
+    "", "?", "-", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA",
+    "null", "NULL", "Null",
+}  # fmt: skip
 UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case: may be names, too
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 

@@ -74,6 +74,7 @@ def _delimiter(path: Path, file, columns: list[str]) -> str:
 
 def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
     header = next(reader, [])
+    _refuse_nul(path, 1, header)
     for column in columns:
         if header.count(column) != 1:
             wrong = "twice" if column in header else "not"
@@ -85,13 +86,17 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
         for row in reader:
             if row and len(row) != len(header):
                 raise UserError(f"csv: {path} line {reader.line_num} has {len(row)} cells, the header {len(header)}")
-            if any("\0" in cell for cell in row):
-                raise UserError(f"csv: {path} line {reader.line_num} holds NUL; is it really a text file?")
+            _refuse_nul(path, reader.line_num, row)
             if row:
                 rows.append(tuple(row[place] for place in places))
     except csv.Error as error:
         raise UserError(f"csv: {path} line {reader.line_num}: {error}") from None
     return rows
+
+
+def _refuse_nul(path: Path, line: int, row: list[str]) -> None:
+    if any("\0" in cell for cell in row):
+        raise UserError(f"csv: {path} line {line} holds NUL: is it UTF-16, or no text? Save it as CSV in UTF-8")
 
 
 def _one_hot_hint(header: list[str], reader) -> str:
