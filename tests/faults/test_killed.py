@@ -91,8 +91,10 @@ state = {{"weights": torch.randn(500_000), "step": 0}}
 for trial in range(25):
     child = os.fork()
     if not child:
-        for state["step"] in range(1_000_000):
+        for state["step"] in range(1_000_000 * trial, 1_000_000 * (trial + 1)):
             save(state, folder)
+    while not checkpoint.kept(folder):  # a machine may be slow
+        time.sleep(0.001)
     time.sleep(0.05 + chance.random() * 0.1)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
