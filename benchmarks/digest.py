@@ -1,4 +1,4 @@
-"""Small trainings, and for each one line: a checksum of the numbers that it ends in.
+"""Small trainings and an evaluation, and for each one line: a checksum of the numbers that it ends in.
 
 python benchmarks/digest.py > before                        this checkout
 python benchmarks/digest.py --repo OTHER | diff before -    the code of another, say of `git worktree add OTHER main`
@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from digest_run import Probe
 from PIL import Image
 
 TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # of metrics.jsonl: differ from run to run
-SHARED = {"encoder": "digest_run.Probe", "image_size": 32, "batch_size": 4, "epochs": 3, "workers": 1, "amp": "off"}
+SHARED = {"encoder": "digest_run.Probe", "image_size": 32, "batch_size": 4, "workers": 1}
+FIT = {"epochs": 3, "amp": "off"}
 TRAIN = {"projector": "16-16", "warmup_epochs": 1, "max_steps": 8, "log_every": 1, "health_every": 2}
+SCRIPTS = {"train": FIT | TRAIN, "finetune": FIT, "evaluate": {"protocol": "all", "linear_epochs": 2}}
 SIMCLR, SUPCON = {"method": "simclr"}, {"method": "supcon", "balanced": "true"}
 SPLIT = {"accumulate": 2, "accumulate_mode": "split", "optimizer": "adamw", "lr_scaling": "none"}
 CASES = {  # name: script or estimator, settings, numbers of processes
@@ -38,6 +41,9 @@ CASES = {  # name: script or estimator, settings, numbers of processes
     "finetune": ("finetune", {}, (1, 2, 4)),
     "BarlowTwins": ("BarlowTwins", {}, (1, 2, 4)),
     "SimCLR": ("SimCLR", {}, (2,)),
+    "barlow_twins, sgd, clipped": ("train", {"optimizer": "sgd", "clip_grad": 1.0}, (3,)),
+    "finetune, balanced, adamw, copies": ("finetune", {"balanced": "true", "optimizer": "adamw", "copies": 2}, (2,)),
+    "evaluate": ("evaluate", {}, (1, 2)),
 }
 
 
@@ -51,15 +57,20 @@ def draw_images(folder: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Of the weights, optimizer and numbers that a training left."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    """Of the weights, optimizer and numbers that a training left, or of the features and numbers of an evaluation."""
+    state, features = (
+        torch.load(folder / name, weights_only=True) if (folder / name).exists() else {}
+        for name in ("checkpoint.pt", "features.pt")
+    )
     found = [state.get(part) for part in ("model", "optimizer", "scaler", "step", "progress", "history")]
     for path in sorted(folder.glob("*.jsonl")):
         words = path.read_text().replace(str(folder.parent), "")  # the names of images
         lines = [json.loads(line) for line in words.splitlines()]
         found += [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
     if (folder / "results.json").exists():
-        found.append(json.loads((folder / "results.json").read_text())["test"])
+        results = json.loads((folder / "results.json").read_text())
+        found += [results[part] for part in ("test", "linear", "probe", "knn") if part in results]
+    found += [features[split]["features"] for split in ("train", "val", "test") if features]
     plain = lambda x: [str(x.dtype), x.shape, x.contiguous().numpy().tobytes().hex()]  # noqa: E731
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=plain).encode()).hexdigest()
 
@@ -75,15 +86,19 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         draw_images(Path(temporary, "images"))
+        torch.manual_seed(0)
+        torch.save(Probe().state_dict(), Path(temporary, "encoder.pt"))
         for (name, (script, settings, numbers)), stop in itertools.product(CASES.items(), (False, True)):
+            if stop and script == "evaluate":  # it has no checkpoint
+                continue
             for processes in numbers[-1:] if stop else numbers:
                 title = f"{name}, {processes} process{'es' * (processes > 1)}{', interrupted' * stop}"
                 if options.only not in title:
                     continue
                 command = [script, "--output_dir", Path(temporary, title)]
-                if script in ("train", "finetune"):
-                    settings = SHARED | (TRAIN if script == "train" else {}) | settings
-                    settings |= {"data_dir": Path(temporary, "images")}
+                if script in SCRIPTS:
+                    settings = SHARED | SCRIPTS[script] | settings | {"data_dir": Path(temporary, "images")}
+                    settings |= {"model_path": Path(temporary, "encoder.pt")} if script == "evaluate" else {}
                     command[0] = repo / f"{script}.py"
                     command += [word for key, value in settings.items() for word in (f"--{key}", value)]
                 first, found = {"NAN": "6"} if "NaN" in name else {}, []
