@@ -23,40 +23,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl import (
-    checkpoint,
-    config,
-    distributed,
-    features,
-    finetuned,
-    fixed,
-    foreign,
-    inference,
-    inherit,
-    learnt,
-    metrics,
-    npz,
-    ranges,
-    results,
-    trouble,
-)
+from ssl import distributed, failures
 from ssl.augment import View
-from ssl.data import datasets, labels, leaks, preload
-from ssl.data.bad import check as check_bad
+from ssl.checkpoints import inherit, learnt_from, pretrained, torch_file
+from ssl.checkpoints.restore import restore
+from ssl.console import Progress, say
+from ssl.data import preload
+from ssl.data.bad_images import check as check_bad
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order, Shares
 from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line, one_line_errors
-from ssl.features import Split
-from ssl.probes import knn, probe, tenth_apart
-from ssl.report import Progress, say
-from ssl.restore import restore
-from ssl.rows import Rows, statistics
+from ssl.evaluation import features, fixed_head, inference, metrics, npz, results
+from ssl.evaluation.feature_rows import Rows, statistics
+from ssl.evaluation.features import Split
+from ssl.evaluation.probes import knn, probe, tenth_apart
 from ssl.schedules import warmup_cosine
-from ssl.threads import settle_threads
+from ssl.settings import config, ranges
+from ssl.sources import datasets, labels, leaks
+from ssl.training import best_model
+from ssl.training.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
 
@@ -82,7 +72,7 @@ class Settings:
     config: str | None = None  # YAML file of settings; the command line wins over it
     model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
     init: str | None = None  # the same, under the name that it has in train.py
-    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
     encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
     stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or by the shapes of its weights
@@ -140,17 +130,17 @@ def main() -> None:
     settings.model_path = settings.model_path or settings.init
     if settings.features:
         return judge_features(settings)
-    run = foreign.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
+    run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
     inherit.fill(settings, run, ABOUT_DATA)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
-    head = fixed.head_of(run if "fixed" in protocols else {})
+    head = fixed_head.head_of(run if "fixed" in protocols else {})
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     settle_threads()
     folder = open_folder(settings)
-    no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
+    no_gpu = f" (no GPU: {failures.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
     say(f"device      {device.type} × {world_size()} process{'es' if world_size() > 1 else ''}{no_gpu}")
     published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{published}")
@@ -162,7 +152,7 @@ def main() -> None:
     require_enough(train, protocols)
     leaks.check({"train": train, "val": val, "test": test})
     if settings.model_path is not None:
-        learnt.check(settings.model_path, test, settings.data_dir)
+        learnt_from.check(settings.model_path, test, settings.data_dir)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, train)
     if settings.preload:
@@ -234,9 +224,11 @@ def judge_features(settings: Settings) -> None:
     ranges.check(settings)
     labels.check_choice(settings.train_percent, settings.train_files)
     settle_threads()
-    trouble.advise(lambda: "the features of all splits lie there; pass --device cpu, or fewer with --protocol features")
-    run = foreign.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
-    head = fixed.head_of(run)
+    failures.advise(
+        lambda: "the features of all splits lie there; pass --device cpu, or fewer with --protocol features"
+    )
+    run = pretrained.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
+    head = fixed_head.head_of(run)
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
@@ -303,10 +295,10 @@ def open_folder(settings: Settings) -> Path:
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
     elif settings.model_path is not None:
-        folder = checkpoint.find_encoder(settings.model_path).parent
+        folder = torch_file.find_encoder(settings.model_path).parent
     else:
         folder = ROOT / "runs" / "published"
-    if finetuned.is_of_finetuning(folder):
+    if best_model.is_of_finetuning(folder):
         folder = folder / "evaluation"
     if is_main():
         try:
@@ -363,11 +355,11 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     return size
 
 
-def load_weights(encoder: nn.Module, settings: Settings) -> foreign.Source:
+def load_weights(encoder: nn.Module, settings: Settings) -> pretrained.Source:
     """Put the weights to be judged into `encoder`; return where they came from."""
     if settings.model_path is None:
-        return foreign.load_published(encoder, "barlow_twins")
-    return foreign.load_encoder(encoder, settings.model_path, settings.init_format)
+        return pretrained.load_published(encoder, "barlow_twins")
+    return pretrained.load_encoder(encoder, settings.model_path, settings.init_format)
 
 
 def prove_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
@@ -386,12 +378,12 @@ def judge(
     classes: int,
     settings: Settings,
     protocols: list[str],
-    head: fixed.Head,
+    head: fixed_head.Head,
 ) -> dict:
     """The probe, its winner chosen on a held-out tenth of `train`, k-NN and the study's head, of (features, labels)."""
     judged: dict = {}
     if "fixed" in protocols:
-        judged["fixed"] = fixed.judge(train, test, classes, head, settings.seed)
+        judged["fixed"] = fixed_head.judge(train, test, classes, head, settings.seed)
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
@@ -490,7 +482,7 @@ def write_features(
     images: dict[str, Images | None],
     device: torch.device,
 ) -> tuple[Images, Images]:
-    """Write features.pt and its shards (`ssl.features`), and features.npz if wanted; return train and test.
+    """Write features.pt and its shards (`ssl.evaluation.features`), and features.npz if wanted; return train and test.
 
     Rank 0 writes, and holds a shard at a time. Images that cannot be read stay out of both.
     """
@@ -526,5 +518,5 @@ def noting(batches: Iterator[tuple[Tensor, Tensor]], read: list[Tensor]) -> Iter
 
 
 if __name__ == "__main__":
-    with one_line_errors("evaluate.py", trouble.explain):
+    with one_line_errors("evaluate.py", failures.explain):
         main()

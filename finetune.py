@@ -24,47 +24,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl import (
-    checkpoint,
-    config,
-    distributed,
-    finetuned,
-    foreign,
-    inference,
-    inherit,
-    learnt,
-    metrics,
-    optim,
-    pictures,
-    ranges,
-    recipes,
-    restore,
-    resume,
-    runs,
-    stopping,
-    trainable,
-    trouble,
-)  # fmt: skip
+from ssl import distributed, failures, files, optim
 from ssl.augment import View
-from ssl.data import datasets, labels, leaks, preload
-from ssl.data.bad import BadImages
-from ssl.data.bad import check as check_bad
-from ssl.data.files import Batch
+from ssl.checkpoints import inherit, learnt_from, pretrained, restore, resume, run_folder
+from ssl.console import Progress, say
+from ssl.data import preload
+from ssl.data.bad_images import BadImages
+from ssl.data.bad_images import check as check_bad
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images, hold_out
-from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
-from ssl.data.slides import MAJOR
 from ssl.data.values import tell_values
+from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, nearest, one_line, one_line_errors
-from ssl.forward import blank_batch, rehearse
-from ssl.precision import choose_precision, name_of, resolve_precision
-from ssl.predictions import write_predictions
-from ssl.report import Metrics, Progress, json_text, say
+from ssl.evaluation import inference, metrics, plots
+from ssl.evaluation.predictions import write_predictions
+from ssl.files import json_text
 from ssl.schedules import plateau, warmup_cosine
-from ssl.threads import settle_threads
-from ssl.watchdog import Watchdog
+from ssl.settings import auto, config, ranges
+from ssl.sources import datasets, labels, leaks
+from ssl.sources.slides import MAJOR
+from ssl.training import best_model, stopping, trainable
+from ssl.training.forward import blank_batch, rehearse
+from ssl.training.log import Metrics
+from ssl.training.precision import choose_precision, name_of, resolve_precision
+from ssl.training.threads import settle_threads
+from ssl.training.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
 
@@ -162,10 +150,10 @@ class Settings:
 
 def main() -> None:
     settings, origin = config.parse(Settings)
-    recipes.shorten_warmup(settings, origin)
+    auto.shorten_warmup(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
-    before = foreign.run_settings(settings.init, settings.method) if settings.init else {}
+    before = pretrained.run_settings(settings.init, settings.method) if settings.init else {}
     unset = {name for name, value in vars(settings).items() if value is None}
     inherit.fill(settings, before, ABOUT_DATA)
     if settings.image_size is None:
@@ -178,16 +166,16 @@ def main() -> None:
 
     # Run folder
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
-    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    run = run_folder.RunFolder(folder, settings.keep_checkpoints)
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
-    settle_threads(runs.threads_of(folder))
+    settle_threads(run_folder.threads_of(folder))
 
     # Data
     splits = load_splits(settings)
     everything, classes = splits["train"], splits["train"].classes
     train, val = choose_labels(settings, splits, settings.seed)
     if settings.init:
-        learnt.check(settings.init, splits["test"], settings.data_dir, chooses=val)
+        learnt_from.check(settings.init, splits["test"], settings.data_dir, chooses=val)
     order = order_of(train, settings, settings.seed)
     total = settings.epochs * order.steps_per_epoch  # of one run
 
@@ -203,7 +191,7 @@ def main() -> None:
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
-    untouched = runs.copied(model.state_dict())
+    untouched = run_folder.copied(model.state_dict())
     runner = distributed.parallel(model, device)
     if settings.compile:
         runner = torch.compile(runner)
@@ -214,7 +202,7 @@ def main() -> None:
     identity = {
         "global_batch": order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
-        "init_weights": runs.checksum(untouched) if settings.init else None,
+        "init_weights": run_folder.checksum(untouched) if settings.init else None,
         "data": identity_of(train, settings),
         "val_data": identity_of(val, settings),
         "test_data": identity_of(splits["test"], settings),
@@ -223,7 +211,9 @@ def main() -> None:
     if is_main():
         statistics = (settings.mean, settings.std)
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write("about.json", lambda path: runs.write_about(path, origin | inherited, [view], statistics, order))
+        run.write(
+            "about.json", lambda path: run_folder.write_about(path, origin | inherited, [view], statistics, order)
+        )
     introduce(settings, origin, device, splits, source, order, folder)
     run.begin(state["step"] if state else 0, settings.runs * total)
     bad_images = BadImages(folder, len(everything) + len(everything.bad), settings.max_bad_fraction,
@@ -244,7 +234,7 @@ def main() -> None:
             "bad_images": bad_images.known | bad_images.met,
             "settings": dataclasses.asdict(settings),
             "identity": identity,
-            "versions": runs.versions(),
+            "versions": run_folder.versions(),
         }
         weights = fit.best.get("model", state["model"])  # encoder.pt, too, is of the best epoch
         run.save(state, {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}, wait)
@@ -253,21 +243,21 @@ def main() -> None:
 
     # Runs: the same again from other seeds
     done = min(state["number"], settings.runs) if state else 0
-    results = [finetuned.read_results(place_of(folder, settings, number)) for number in range(done)]
+    results = [best_model.read_results(place_of(folder, settings, number)) for number in range(done)]
     while len(results) < settings.runs:
         number, seed = len(results), settings.seed + len(results)
         place = place_of(folder, settings, number)
         train, val = choose_labels(settings, splits, seed)
-        before = folder if number else learnt.begun_with(folder, state, settings)
+        before = folder if number else learnt_from.begun_with(folder, state, settings)
         used = [(train, "labels"), (val, "choice")]
-        learnt.write(folder, before, used, [splits["test"]], settings.data_dir)
+        learnt_from.write(folder, before, used, [splits["test"]], settings.data_dir)
         distributed.barrier()
         order = order_of(train, settings, seed)
         begin_model(model, untouched, seed)
         fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device), no_loss(device))
         if state is not None:
             take_up(state, model, fit)
-            finetuned.write_best(place, fit.best)  # what is there may be of epochs that were lost
+            best_model.write_best(place, fit.best)  # what is there may be of epochs that were lost
             state = None
 
         # Loop
@@ -314,9 +304,9 @@ def main() -> None:
                 log.write(step=fit.step, **entry, **lrs, samples_per_second=rate, bad_images=ruined)
                 progress.update(fit.step, words_of(entry, lrs))
                 if best_of(fit.history, settings) is entry:
-                    fit.best = {"model": runs.copied(model.state_dict()), "classes": classes, "seed": seed,
+                    fit.best = {"model": run_folder.copied(model.state_dict()), "classes": classes, "seed": seed,
                                 "settings": dataclasses.asdict(settings), "best": entry}  # fmt: skip
-                    finetuned.write_best(place, fit.best)
+                    best_model.write_best(place, fit.best)
                 if is_main() and run.due(settings.save_minutes):
                     save(fit)
                 began, first = time.monotonic(), fit.step
@@ -339,14 +329,14 @@ def main() -> None:
         model.load_state_dict(fit.best["model"])
         found = test(model, splits["test"], settings, device, seed, place)
         results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found,
-                        "of": finetuned.identity(settings, model, splits["test"])})  # fmt: skip
+                        "of": best_model.identity(settings, model, splits["test"])})  # fmt: skip
         if is_main():
-            checkpoint.write_text(json_text(results[-1]), place / "results.json")
+            files.write_text(json_text(results[-1]), place / "results.json")
 
     watchdog.rest()
     distributed.leave()
     run.end("finished", "")
-    finetuned.report(results, folder)
+    best_model.report(results, folder)
     say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
 
 
@@ -369,12 +359,12 @@ class Model(nn.Module):
             return self.head(h.float())
 
 
-def load_init(encoder: nn.Module, settings: Settings) -> foreign.Source | None:
+def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | None:
     """Put the weights to start from into `encoder`; return where they came from, None where it is untrained."""
     if settings.init is not None:
-        return foreign.load_encoder(encoder, settings.init, settings.method)
+        return pretrained.load_encoder(encoder, settings.init, settings.method)
     if settings.method == "baseline":
-        return foreign.load_published(encoder, "baseline", settings.encoder)
+        return pretrained.load_published(encoder, "baseline", settings.encoder)
     return None
 
 
@@ -601,7 +591,7 @@ def validated(scores: Tensor, data: Images) -> dict:
 
 def require_finite(entry: dict) -> None:
     if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
-        raise UserError(f"the loss is not finite in epoch {entry['epoch']}; {runs.DIVERGED}")
+        raise UserError(f"the loss is not finite in epoch {entry['epoch']}; {run_folder.DIVERGED}")
 
 
 def watched(entry: dict, settings: Settings) -> float:
@@ -640,8 +630,8 @@ def test(model: Model, data: Images, settings: Settings, device: torch.device, s
             root = f"{settings.data_dir}/"
             names = [data.sample_name(i).removeprefix(root) for i in range(len(data))]
             write_predictions(place / "predictions.csv", names, data.labels, probabilities, classes)
-            drawn = pictures.roc(place / "roc.png", probabilities, data.labels, classes)
-            drawn = pictures.confusion(place / "confusion.png", found["confusion"], classes) and drawn
+            drawn = plots.roc(place / "roc.png", probabilities, data.labels, classes)
+            drawn = plots.confusion(place / "confusion.png", found["confusion"], classes) and drawn
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {place} ({error}); the same command tries again") from None
         say(f"tested      {place / 'predictions.csv'}" + (", roc.png, confusion.png" if drawn else " (no matplotlib)"))
@@ -653,7 +643,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     """Test what a fine-tuning left, on its own or on other images; with several runs each, and their mean."""
     if settings.model_path is None:
         raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
-    models = finetuned.models(Path(settings.model_path))
+    models = best_model.models(Path(settings.model_path))
     first = next(iter(models))
     own_data = settings.dataset is not None or settings.data_dir is not None
     as_fine_tuned(settings, origin, models[first]["settings"], first)
@@ -664,8 +654,10 @@ def test_only(settings: Settings, origin: dict) -> None:
     home = first.parent if len(models) == 1 else Path(settings.model_path)
     which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
     folder = Path(settings.output_dir or home / f"test_{which}")
-    run = runs.RunFolder(folder, settings.keep_checkpoints)
-    settle_threads(runs.threads_of(home) or runs.threads_of(home.parent))  # the parent's, where it is one of several
+    run = run_folder.RunFolder(folder, settings.keep_checkpoints)
+    settle_threads(
+        run_folder.threads_of(home) or run_folder.threads_of(home.parent)
+    )  # the parent's, where it is one of several
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 
@@ -677,7 +669,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     say(f"data        {settings.dataset}: {counted(data)}")
     say(f"precision   {name_of(settings.amp)}")
     tell_values(data)
-    learnt.check(first, data, settings.data_dir)
+    learnt_from.check(first, data, settings.data_dir)
     for path, content in models.items():
         classes = [str(name) for name in content["classes"]]
         if not set(data.classes) <= set(classes):
@@ -697,10 +689,10 @@ def test_only(settings: Settings, origin: dict) -> None:
         place = made(folder if len(models) == 1 else folder / path.parent.name)
         found = test(model, shown, settings, device, content["seed"], place)
         results.append({"seed": content["seed"], "best": content["best"], "test": found,
-                        "of": finetuned.identity(settings, model, shown, split)})  # fmt: skip
+                        "of": best_model.identity(settings, model, shown, split)})  # fmt: skip
     distributed.leave()
     run.end("finished", "")
-    finetuned.report(results, folder)
+    best_model.report(results, folder)
 
 
 def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> None:
@@ -753,7 +745,7 @@ def check(settings: Settings) -> None:
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
     settings.major = settings.major or MAJOR.get(settings.dataset)
-    settings.warmup_epochs = recipes.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
+    settings.warmup_epochs = auto.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
         raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
@@ -838,5 +830,5 @@ def introduce(settings, origin, device, splits, source, order, folder) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("finetune.py", trouble.explain):
+    with one_line_errors("finetune.py", failures.explain):
         main()

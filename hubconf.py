@@ -8,7 +8,7 @@ ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__ini
 
 from torch import nn
 
-from ssl.restore import restore
+from ssl.checkpoints.restore import restore
 
 dependencies = ["numpy", "torch", "torchvision", "tqdm", "yaml"]
 

@@ -23,47 +23,37 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl import (
-    config,
-    distributed,
-    fixed,
-    foreign,
-    inherit,
-    learnt,
-    online,
-    optim,
-    ranges,
-    recipes,
-    restore,
-    resume,
-    runs,
-    stopping,
-    trainable,
-    trouble,
-)
+from ssl import distributed, failures, optim
 from ssl.augment import View
-from ssl.data import datasets, preload
-from ssl.data.bad import BadImages
-from ssl.data.files import Batch
+from ssl.checkpoints import inherit, learnt_from, pretrained, restore, resume, run_folder
+from ssl.console import Progress, say
+from ssl.data import preload
+from ssl.data.bad_images import BadImages
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
-from ssl.data.validation import find_validation
 from ssl.data.values import tell_values
+from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import SMALL_IMAGE, build_encoder, stem_for
 from ssl.errors import UserError, one_line_errors
-from ssl.forward import blank_batch, rehearse
-from ssl.gallery import write_views
-from ssl.guard import BadSteps, Guard, first_fault, gradient_norm
+from ssl.evaluation import fixed_head
 from ssl.heads import projector
-from ssl.health import Health
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
-from ssl.precision import choose_precision, name_of, resolve_precision
-from ssl.report import Metrics, Progress, say
+from ssl.report.view_page import write_views
 from ssl.schedules import set_lr, step_decay, warmup_cosine
-from ssl.threads import settle_threads
-from ssl.watchdog import Watchdog
+from ssl.settings import auto, config, ranges
+from ssl.sources import datasets
+from ssl.sources.validation import find_validation
+from ssl.training import judging, stopping, trainable
+from ssl.training.forward import blank_batch, rehearse
+from ssl.training.guard import BadSteps, Guard, first_fault, gradient_norm
+from ssl.training.health import Health
+from ssl.training.log import Metrics
+from ssl.training.precision import choose_precision, name_of, resolve_precision
+from ssl.training.threads import settle_threads
+from ssl.training.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
 
@@ -107,7 +97,7 @@ class Settings:
     projector: str = "8192-8192-8192"  # widths of the projector's layers, the last the embedding's; auto: by the images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others
-    init_format: foreign.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
@@ -190,7 +180,7 @@ class Settings:
 
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
-    recipes.shorten_warmup(settings, origin)
+    auto.shorten_warmup(settings, origin)
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
     for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
@@ -210,9 +200,9 @@ def main() -> None:
 
     # Run folder, before what may take long: it is ours, and says how this ends
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
-    run = runs.RunFolder(folder, settings.keep_checkpoints)
+    run = run_folder.RunFolder(folder, settings.keep_checkpoints)
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
-    settle_threads(runs.threads_of(folder))
+    settle_threads(run_folder.threads_of(folder))
 
     # Data
     load = functools.partial(
@@ -240,7 +230,7 @@ def main() -> None:
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed,
                   labels if settings.balanced else None)  # fmt: skip
     require_whole_batches(settings, order)
-    for name, (value, why) in recipes.settle(settings, order.global_batch, len(data)).items():
+    for name, (value, why) in auto.settle(settings, order.global_batch, len(data)).items():
         say(f"auto        {name} {value} ({why})")
     if settings.stem == "auto" and "." not in settings.encoder:
         stem = stem_for(settings.image_size)
@@ -248,7 +238,7 @@ def main() -> None:
     ranges.check_training(settings)
     validation = find_validation(settings, data, load, learns_from_labels(settings))
     if settings.init and validation:
-        learnt.check(settings.init, validation.images, settings.data_dir, "validation")
+        learnt_from.check(settings.init, validation.images, settings.data_dir, "validation")
     views = make_views(settings)
     total = settings.epochs * order.steps_per_epoch
     stop = min(total, settings.max_steps or total)
@@ -281,11 +271,11 @@ def main() -> None:
     step, retries = (state["step"], state["retries"]) if state else (0, 0)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write("about.json", lambda path: runs.write_about(path, origin, views, statistics, order))
+        run.write("about.json", lambda path: run_folder.write_about(path, origin, views, statistics, order))
     used = [(data, "pixels" if labels is None else "labels")]
     used += [(validation.images, "choice")] if settings.eval_every else []
-    apart = [] if labels is None else learnt.set_apart(load)
-    learnt.write(folder, learnt.begun_with(folder, state, settings), used, apart, settings.data_dir)
+    apart = [] if labels is None else learnt_from.set_apart(load)
+    learnt_from.write(folder, learnt_from.begun_with(folder, state, settings), used, apart, settings.data_dir)
     introduce(settings, origin, device, data, statistics, order, scale, folder, step, stop)
     run.begin(step, stop)
 
@@ -300,8 +290,8 @@ def main() -> None:
     if settings.compile:
         runner = torch.compile(runner)
     shape = data.channels, settings.image_size, settings.image_size
-    trouble.advise(
-        functools.partial(trouble.batch_that_fits, model, shape, settings.batch_size, settings.accumulate,
+    failures.advise(
+        functools.partial(failures.batch_that_fits, model, shape, settings.batch_size, settings.accumulate,
                           autocast_dtype, runner, optimizer)
     )  # fmt: skip
 
@@ -320,7 +310,7 @@ def main() -> None:
             "encoder_best": run.best,
             "settings": dataclasses.asdict(settings),
             "identity": identity,
-            "versions": runs.versions(),
+            "versions": run_folder.versions(),
         }
 
     def take_up(state: dict) -> int:
@@ -385,8 +375,9 @@ def main() -> None:
 
     # Continue, or begin
     workers = auto_workers() if settings.workers is None else settings.workers
-    judge = online.Judge(settings, validation, folder, model, loss_of, run.keep_best, views, order, statistics, workers,
-                         device)  # fmt: skip
+    judge = judging.Judge(
+        settings, validation, folder, model, loss_of, run.keep_best, views, order, statistics, workers, device
+    )
     blank = functools.partial(blank_batch, len(views), settings.batch_size, data.channels, settings.image_size, device)
     rehearse(model, lambda: sum(z.float().sum() for z in embed(blank())))
     if state:
@@ -470,14 +461,16 @@ def main() -> None:
             if guard.row >= settings.max_bad_steps:
                 words = what_went_wrong(model, criterion, embed, micro_batches, guard.row, step)
                 if retries:
-                    raise UserError(f"{words}, again after going back with lr × {settings.retry_lr:g}. {runs.DIVERGED}")
+                    raise UserError(
+                        f"{words}, again after going back with lr × {settings.retry_lr:g}. {run_folder.DIVERGED}"
+                    )
                 batches.close()
                 metrics.close()
                 health.close()
                 run.settle()
                 newest = run.newest(CHECKPOINT.fits)
                 if newest is None:
-                    raise UserError(f"{words}, and no checkpoint could be saved. {runs.DIVERGED}")
+                    raise UserError(f"{words}, and no checkpoint could be saved. {run_folder.DIVERGED}")
                 step, retries = take_up(newest), 1
                 run.step = step
                 say(f"*** {words}; going back to step {step}, with lr × {settings.retry_lr:g} from there ***")
@@ -623,7 +616,7 @@ def check(settings: Settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    set_of_fixed = [name for name, usual in vars(fixed.Head()).items() if getattr(settings, name) != usual]
+    set_of_fixed = [name for name, usual in vars(fixed_head.Head()).items() if getattr(settings, name) != usual]
     if set_of_fixed and settings.eval_head != "fixed":
         raise UserError(f"{set_of_fixed[0]}: is of the fixed head; pass --eval_head fixed, or leave it away")
     if settings.init is None and settings.init_format:
@@ -680,7 +673,7 @@ def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
     mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
     given = {name: getattr(settings, name) if origin[name] in mine else None
              for name in ("encoder", "encoder_kwargs", "stem")}  # fmt: skip
-    run = foreign.run_settings(settings.init, settings.init_format)
+    run = pretrained.run_settings(settings.init, settings.init_format)
     if "encoder" in run:
         settings.encoder, kwargs, stem = restore.architecture(run, **given)
         settings.stem = stem or settings.stem
@@ -691,9 +684,9 @@ def take_architecture(settings: Settings, origin: dict[str, str]) -> None:
         config.lay_over(origin, taken, "the run of --init")
 
 
-def take_init(settings: Settings, encoder: nn.Module) -> foreign.Source:
+def take_init(settings: Settings, encoder: nn.Module) -> pretrained.Source:
     """Start from the weights of --init."""
-    source = foreign.load_encoder(encoder, settings.init, settings.init_format)
+    source = pretrained.load_encoder(encoder, settings.init, settings.init_format)
     say(f"init        encoder weights of {source}")
     return source
 
@@ -762,7 +755,7 @@ CHECKPOINT = resume.Kind(
 )
 
 
-def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order) -> bool:
+def save_is_due(run: run_folder.RunFolder, settings: Settings, step: int, order: Order) -> bool:
     every = [settings.save_steps, settings.save_epochs and settings.save_epochs * order.steps_per_epoch]
     return any(steps and step % steps == 0 for steps in every) or run.due(settings.save_minutes)
 
@@ -770,7 +763,7 @@ def save_is_due(run: runs.RunFolder, settings: Settings, step: int, order: Order
 def introduce(settings, origin, device, data, statistics, order, scale, folder, step, stop) -> None:
     """The first lines: what will run, where, and why these numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    no_gpu = f" (no GPU: {trouble.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
+    no_gpu = f" (no GPU: {failures.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
     if origin["dataset"] == origin["data_dir"] == "default":
         say(
             "*** No --dataset and no --data_dir: training on the EMBEDDED demonstration set `shapes`, "
@@ -808,5 +801,5 @@ def introduce(settings, origin, device, data, statistics, order, scale, folder, 
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.py", trouble.explain):
+    with one_line_errors("train.py", failures.explain):
         main()

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ssl import features, probes
 from ssl.data.images import Images
+from ssl.evaluation import features, probes
 
 CLASSES, TEST = 10, 1000
 

@@ -30,10 +30,12 @@ from measure import machine, write_json
 from throughput import measure
 
 import train
-from ssl import config, distributed
-from ssl.data import datasets
+from ssl import distributed
+from ssl.console import table
 from ssl.errors import UserError, one_line_errors
-from ssl.report import json_lines, table
+from ssl.files import json_lines
+from ssl.settings import config
+from ssl.sources import datasets
 
 METHODS = ("barlow_twins", "simclr")
 EPOCHS, BATCH = 200, 512

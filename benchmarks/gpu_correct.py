@@ -29,15 +29,16 @@ from simulated import gradients
 from torch import Tensor
 
 import train
-from ssl import config, distributed
+from ssl import distributed
 from ssl.augment import View, apply, draw
-from ssl.data import datasets
-from ssl.data.files import Batch
+from ssl.console import table
 from ssl.data.images import Images
 from ssl.data.loader import finish
+from ssl.data.worker import Batch
+from ssl.faultcheck.small_run import SmallRun, make_images
 from ssl.losses import barlow_twins, info_nce, sup_con
-from ssl.report import table
-from ssl.smallrun import SmallRun, make_images
+from ssl.settings import config
+from ssl.sources import datasets
 
 STEPS = 20
 # Largest relative difference of the loss from float32's, in any of the first steps of a training: rounding grows

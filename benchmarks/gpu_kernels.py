@@ -24,7 +24,7 @@ from losses import PLAIN, inputs, ours, step
 from measure import machine, medians, peak_memory, reset_peak, write_json
 from optimizers import contenders, launches, network
 
-from ssl.report import table
+from ssl.console import table
 
 LOSSES = [("barlow", n, 8192) for n in (256, 1024, 2048, 4096)] + [("info_nce", 32768, 128)]
 TINY_LOSSES = [("barlow", 16, 64), ("info_nce", 32, 16)]

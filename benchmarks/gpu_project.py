@@ -30,9 +30,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from traffic import counted
 
 import train
+from ssl.console import table
 from ssl.errors import UserError, one_line_errors
 from ssl.losses import barlow_twins
-from ssl.report import table
 
 IMAGES, EPOCHS, PAPER_HOURS = 1_281_167, 1000, 124
 VIEWS = 2

@@ -14,7 +14,7 @@ import sys
 
 from measure import write_json
 
-from ssl.report import table
+from ssl.console import table
 
 
 def collect(folder: Path, parts: list[str]) -> dict:

@@ -32,9 +32,10 @@ from throughput import input_rate, synthetic
 from turns import summary, take_turn, turns_table
 
 import train
-from ssl import config, distributed, recipes
-from ssl.data import datasets
+from ssl import distributed
 from ssl.errors import one_line_errors
+from ssl.settings import auto, config
+from ssl.sources import datasets
 
 IMAGES = 2048  # drawn, where there are none: 8 batches an epoch
 AIMS = {"of_synthetic": 0.97, "of_published": 2.5, "samples_per_second": 1300}
@@ -61,7 +62,7 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     """`note(results)` after each of the measurements, so that a time limit loses only what is left."""
     kind, batch = device.type, settings.batch_size
     data = datasets.load("folder", settings.data_dir, "unlabelled")
-    recipes.settle(settings, settings.batch_size, len(data))
+    auto.settle(settings, settings.batch_size, len(data))
     workers = loader_workers(settings)
     steps = 2 if tiny else 30
     # As many batches as workers have ready when nobody asks; then long enough for each worker to bring some.

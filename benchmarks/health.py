@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from ssl import config
-from ssl.guard import gradient_norm
-from ssl.health import Health
-from ssl.report import Metrics
+from ssl.settings import config
+from ssl.training.guard import gradient_norm
+from ssl.training.health import Health
+from ssl.training.log import Metrics
 
 
 def measure(name: str, dataset: str, pairs: int = 3) -> None:

@@ -32,13 +32,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_pil_image
 
 from ssl.augment import View, draw
-from ssl.data import datasets
-from ssl.data.files import TrainingFiles
+from ssl.console import table
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
+from ssl.data.worker import TrainingFiles
 from ssl.errors import UserError, one_line_errors
-from ssl.report import table
+from ssl.sources import datasets
 
 CPU = torch.device("cpu")
 BATCH = 64

@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 import train
 from ssl import distributed
 from ssl.augment import View
-from ssl.data import datasets
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import auto_workers, finish, training_batches
+from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.distributed import world_size
-from ssl.guard import Guard, gradient_norm
-from ssl.precision import choose_precision
 from ssl.schedules import set_lr
+from ssl.sources import datasets
+from ssl.training.guard import Guard, gradient_norm
+from ssl.training.precision import choose_precision
 
 Lap = Callable[[str], None]
 

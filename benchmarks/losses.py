@@ -27,8 +27,8 @@ from measure import machine, medians
 from torch import Tensor
 from traffic import counted
 
+from ssl.console import table
 from ssl.losses import barlow_twins, info_nce, sup_con
-from ssl.report import table
 
 # Plain forms -----------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ import torch
 from measure import machine, medians
 from torch import Tensor, nn
 
+from ssl.console import table
 from ssl.encoders import build_encoder
 from ssl.heads import projector
 from ssl.optim import LAMB, LARS, parameter_groups
-from ssl.report import table
 
 
 @torch.no_grad()

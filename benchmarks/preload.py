@@ -19,10 +19,11 @@ import torch
 from measure import machine
 
 from ssl.augment import View
-from ssl.data import datasets, preload
+from ssl.data import preload
 from ssl.data.loader import training_batches
 from ssl.data.order import Order
 from ssl.errors import one_line_errors
+from ssl.sources import datasets
 
 
 def main() -> None:

@@ -35,13 +35,14 @@ from turns import endless, summary, take_turn, turns_table
 
 import evaluate
 import train
-from ssl import config, distributed, recipes
-from ssl.data import datasets
+from ssl import distributed
+from ssl.console import table
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.errors import UserError, one_line_errors
-from ssl.probes import knn
-from ssl.report import table
+from ssl.evaluation.probes import knn
+from ssl.settings import auto, config
+from ssl.sources import datasets
 
 DEFAULTS = {"image_size": "32", "encoder": "resnet18", "projector": "2048-2048-2048", "batch_size": "256"}
 
@@ -120,7 +121,7 @@ def main() -> None:
     if splits and (data.paths is None or not data.classes):
         raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
     train.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
-    recipes.settle(settings, settings.batch_size, len(data))
+    auto.settle(settings, settings.batch_size, len(data))
     ours = our_loop(settings, data, device)
     finished = ours.prepare(next(ours.batches(0, 1)))
     contenders = {

@@ -31,14 +31,16 @@ from measure import machine, peak_memory, reset_peak, synchronise, write_json
 from turns import endless, summary, take_turn, turns_table
 
 import train
-from ssl import config, distributed, ranges, recipes
-from ssl.data import datasets, preload
+from ssl import distributed
+from ssl.console import say
+from ssl.data import preload
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import auto_workers
 from ssl.data.order import Order
 from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError, one_line_errors
-from ssl.report import say
+from ssl.settings import auto, config, ranges
+from ssl.sources import datasets
 
 SERIOUS = 0.05  # a share of the time from which on it is worth doing something about
 
@@ -165,7 +167,7 @@ def main() -> None:
     data = load(settings)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     train.require_whole_batches(settings, order)
-    recipes.settle(settings, order.global_batch, len(data))
+    auto.settle(settings, order.global_batch, len(data))
     ranges.check_training(settings)
     numbers = measure(settings, data, device, options.steps, options.turns)
 

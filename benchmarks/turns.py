@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from loops import Loop
 from measure import Laps
 
-from ssl.report import table
+from ssl.console import table
 
 WARM_UP = 2  # steps at the start of each turn that are not counted: workers start, queues fill
 PARTS = {

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl.estimators import BarlowTwins
-from ssl.metrics import auc
+from ssl.evaluation.metrics import auc
 
 
 class Block(nn.Module):

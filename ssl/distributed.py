@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl.errors import UserError
-from ssl.trouble import no_gpu
+from ssl.failures import no_gpu
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # each asks a run to stop
+ORPHANED = 60.0  # seconds that a process whose launcher has died may take to save and leave
 
 
 def rank() -> int:
@@ -89,6 +92,14 @@ def die_with_parent(number: int) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, number)
+
+
+def begin_worker(_: int) -> None:
+    """What a loader worker does first: torchrun and Slurm signal it, too, but only its trainer may end it."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
 
 
 def leave() -> None:

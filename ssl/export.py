@@ -30,12 +30,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl import checkpoint, config, foreign, safetensors
-from ssl.data.datasets import IMAGENET
+from ssl import files
+from ssl.checkpoints import pretrained, safetensors, torch_file
+from ssl.checkpoints.restore import restore
+from ssl.console import say
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.report import say
-from ssl.restore import restore
+from ssl.settings import config
+from ssl.sources.datasets import IMAGENET
 
 Target = Literal["torchvision", "safetensors", "timm", "onnx"]
 
@@ -56,7 +58,7 @@ class Settings:
         None  # unset: the run's, or by the shapes of its weights, or imagenet
     )
     image_size: int | None = None  # side of the images that onnx takes; unset: the run's, or 224
-    init_format: foreign.Kind | None = None  # insist on what the file is; unset: recognised by its names
+    init_format: pretrained.Kind | None = None  # insist on what the file is; unset: recognised by its names
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Export:
     """What there is to write: the encoder, where it came from, the arguments of `build_encoder` that made it."""
 
     encoder: nn.Module
-    source: foreign.Source
+    source: pretrained.Source
     about: dict
 
     def weights(self) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
         return here, f"it is that already: {proof(here)}"
     target = folder / "encoder.torchvision.pt"
     with unfinished(target) as partial:
-        checkpoint.save(export.weights(), partial)
+        torch_file.save(export.weights(), partial)
         words = proof(partial)
     return target, words
 
@@ -174,7 +176,7 @@ def to_safetensors(export: Export, folder: Path) -> tuple[Path, str]:
         normalisation = {name: json.dumps(values) for name, values in export.normalisation().items()}
         safetensors.write(export.weights(), partial, {"format": "pt"} | normalisation)
         back = export.rebuilt()
-        foreign.fill(back, safetensors.read(partial), str(partial))
+        pretrained.fill(back, safetensors.read(partial), str(partial))
         words = prove(features(back, export), features(export.encoder, export), "safetensors")
     return target, words
 
@@ -195,7 +197,7 @@ def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
     with unfinished(target) as partial:
         partial.mkdir()
         safetensors.write(export.weights(), partial / "model.safetensors", {"format": "pt"})
-        checkpoint.write_text(json.dumps(cfg, indent=2) + "\n", partial / "config.json")
+        files.write_text(json.dumps(cfg, indent=2) + "\n", partial / "config.json")
         words = "unchecked: timm is not installed"
         if importlib.util.find_spec("timm"):
             import timm

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl.distributed import gather_rows, rank, world_size
-from ssl.embeddings import agree, raise_problem
+from ssl.loss_inputs import agree, raise_problem
 
 
 def _once() -> None:

@@ -1,16 +1,19 @@
 """What every test shares: the package under its name, and few threads."""
 
 import os
+import sys
 from pathlib import Path
 
 import ssl
 
 ROOT = Path(__file__).resolve().parents[1]
 ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from drawn import class_folders
 
 torch.set_num_threads(1)
 
@@ -22,3 +25,9 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SSL_TEST_DATA is not set: no real images here")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A class folder of small pictures: 64 to train on and 21 to judge, which no two processes divide evenly."""
+    return class_folders(tmp_path_factory.mktemp("images"), {"train": (64, 0), "test": (21, 1)})

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ssl.data.shapes import CLASSES, render
+from ssl.sources.shapes import CLASSES, render
 
 
 def class_folders(folder: Path, splits: dict[str, tuple[int, int]], size: int = 32) -> Path:

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_scripts import evaluate
 from torch import nn
 
+import evaluate
 from ssl.data.images import Images
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
+from ssl.evaluation.inference import judged_size
 from ssl.heads import projector
-from ssl.inference import judged_size
 from ssl.preact import ResNet20V2, ResNet50V2
 
 

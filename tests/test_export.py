@@ -15,13 +15,15 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_foreign import lively
+from layouts import lively
 from torch import nn
 
 import hubconf
-from ssl import checkpoint, config, export, foreign, safetensors
+from ssl import export
+from ssl.checkpoints import pretrained, safetensors, torch_file
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
+from ssl.settings import config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -218,7 +220,7 @@ def test_what_is_exported_is_read_again_as_init(small_run, capsys):
     export.main([str(small_run)])
     assert "encoder.safetensors: identical features" in capsys.readouterr().out
     encoder = SmallResNet(4, 2)
-    source = foreign.load_encoder(encoder, small_run / "encoder.safetensors")
+    source = pretrained.load_encoder(encoder, small_run / "encoder.safetensors")
     assert source.format == "the encoder alone"
     with torch.no_grad():
         assert torch.equal(encoder.eval()(images(32)), expected(small_run, images(32)))
@@ -267,7 +269,7 @@ def test_a_header_that_lies_is_one_clear_error(tmp_path, name):
     path = tmp_path / "x.safetensors"
     path.write_bytes(DAMAGED[name])
     with pytest.raises(UserError, match=r"x\.safetensors: damaged, or not a safetensors file \(.+\)"):
-        foreign.load_encoder(SmallResNet(4), path)
+        pretrained.load_encoder(SmallResNet(4), path)
 
 
 def test_the_same_header_without_a_lie_is_read(tmp_path):
@@ -348,12 +350,12 @@ def test_mean_and_std_go_with_an_export(tmp_path):
     network = SmallResNet(4, 2)
     run = tmp_path / "run"
     run.mkdir()
-    checkpoint.save(network.state_dict(), run / "encoder.pt")
+    torch_file.save(network.state_dict(), run / "encoder.pt")
     about = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32}
     config.write_yaml(run / "config.yaml", about | {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
     export.main([str(run), "--to", "safetensors", "--output_dir", str(tmp_path / "moved")])
-    source = foreign.load_encoder(SmallResNet(4, 2), tmp_path / "moved" / "encoder.safetensors")
+    source = pretrained.load_encoder(SmallResNet(4, 2), tmp_path / "moved" / "encoder.safetensors")
     assert (source.mean, source.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert hubconf.encoder(str(run)).normalisation == {"mean": source.mean, "std": source.std}
     safetensors.write(network.state_dict(), tmp_path / "theirs.safetensors", {"format": "pt", "mean": "who knows"})
-    assert foreign.load_encoder(SmallResNet(4, 2), tmp_path / "theirs.safetensors").mean is None
+    assert pretrained.load_encoder(SmallResNet(4, 2), tmp_path / "theirs.safetensors").mean is None

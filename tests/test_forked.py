@@ -7,7 +7,7 @@ import sys
 import forked
 import pytest
 
-from ssl.smallrun import gone
+from ssl.faultcheck.small_run import gone
 
 SCRIPT = """
 import atexit, os, sys, threading, time

@@ -1,1 +1,1 @@
-"""Images: data sets by name, deterministic batches, nothing that knows of a model."""
+"""The way of an image: from its file to a batch of views on the training device."""

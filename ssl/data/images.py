@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl.data.arrays import Stack
 from ssl.data.decode import BadImage, Range, Reduction, decode
 from ssl.data.groups import hold_out_groups
 from ssl.errors import UserError
+from ssl.sources.arrays import Stack
 
 if TYPE_CHECKING:
     from ssl.data.preload import Held

@@ -6,44 +6,21 @@ resume change nothing a model could notice.
 """
 
 import atexit
-import contextlib
 import multiprocessing.connection
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit
-from ssl.data.files import Batch, PlainFiles, TrainingFiles
 from ssl.data.images import Images
 from ssl.data.order import Order
-from ssl.distributed import rank, world_size
+from ssl.data.worker import Batch, PlainFiles, TrainingFiles
+from ssl.distributed import begin_worker, rank, world_size
 from ssl.errors import UserError
-from ssl.stopping import begin_worker
-
-
-def auto_workers() -> int:
-    """Loader workers for this process: the cores it may use, shared among the machine's processes."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process and its siblings may keep busy: by affinity, by its container's quota, by Slurm's grant."""
-    cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
-    with contextlib.suppress(OSError, ValueError):  # version 2: 'max 100000' or '200000 100000'
-        quota, period = (cgroups / "cpu.max").read_text().split()
-        cores.append(int(quota) // int(period))
-    with contextlib.suppress(OSError, ValueError):  # version 1: -1 is no quota
-        quota, period = (int((cgroups / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        cores.append(quota // period if quota > 0 else cores[0])
-    with contextlib.suppress(KeyError, ValueError):
-        cores.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    return max(1, min(cores))
 
 
 def training_batches(

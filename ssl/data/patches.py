@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ssl.console import say
+from ssl.data.cores import auto_workers
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import EXTENSIONS, list_images
-from ssl.data.loader import auto_workers
 from ssl.data.masks import label, read_codes, read_mask
 from ssl.data.prepare import in_workers, remove_abandoned, write
 from ssl.errors import UserError, one_line_errors
-from ssl.report import say
 
 WHITE = 220  # a pixel is white if its darkest channel is at least this
 DROPPED = ("exclude", "whitespace")  # classes left out unless --drop says which, in any case of letters

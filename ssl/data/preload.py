@@ -20,12 +20,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from ssl.console import say
+from ssl.data.cores import auto_workers
 from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, Reduction, content, decode
 from ssl.data.images import Images
-from ssl.data.loader import auto_workers
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
-from ssl.report import say
 
 SHARE = 0.9  # of the free memory that the images may take
 

@@ -28,13 +28,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl import checkpoint
+from ssl.checkpoints import torch_file
+from ssl.console import Progress, say
 from ssl.data import keys
+from ssl.data.cores import auto_workers
 from ssl.data.decode import decode, stored
 from ssl.data.listing import EXTENSIONS, list_images
-from ssl.data.loader import auto_workers
 from ssl.errors import UserError, one_line_errors
-from ssl.report import Progress, say
 
 PARTIAL = ".partial-"  # beginning of the name of a file being written; hidden, so nobody takes it for an image
 DEEP = ("PNG", "TIFF", "PPM")  # formats that hold 16 bits
@@ -93,7 +93,7 @@ def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
     files = [str(source / name) for name in names]
     found = {"name": keys.of_words(keys.names(files, str(source))), "file": keys.of_files(files)}
     try:
-        checkpoint.save(
+        torch_file.save(
             {kind: torch.from_numpy(of.view(np.int64)) for kind, of in found.items()}, target / keys.SOURCES
         )
     except (OSError, RuntimeError) as error:

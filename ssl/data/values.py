@@ -2,10 +2,10 @@
 
 import contextlib
 
+from ssl.console import say
 from ssl.data.decode import BadImage, has_pages, stored
 from ssl.data.images import Images, spread
 from ssl.distributed import is_main
-from ssl.report import say
 
 LOOKED_AT = 24  # images, evenly spread
 DEPTHS = (8, 10, 12, 14)  # bits that cameras have, kept in 16

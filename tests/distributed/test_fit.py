@@ -10,10 +10,9 @@ from spawn import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ssl import fitting
 from ssl.distributed import broadcast_object, rank, world_size
 from ssl.errors import UserError
-from ssl.estimators import BarlowTwins
+from ssl.estimators import BarlowTwins, fit
 
 
 class Encoder(nn.Sequential):
@@ -98,12 +97,12 @@ def fit_spare():
     found = {"start": start, "whole": whole, "resumed": resumed, "said": said.getvalue()}
     found["kept"] = torch.equal(model.encoder.spare.weight, spare)
     found["trainable"] = all(parameter.requires_grad for parameter in model.net.parameters())
-    kept, fitting.trainable.freeze_unused = fitting.trainable.freeze_unused, lambda *arguments: None
+    kept, fit.trainable.freeze_unused = fit.trainable.freeze_unused, lambda *arguments: None
     try:
         model.fit(x)
     except RuntimeError as error:
         found["control"] = str(error)
-    fitting.trainable.freeze_unused = kept
+    fit.trainable.freeze_unused = kept
     return found
 
 
@@ -147,9 +146,9 @@ def fit_interrupted():
         model.fit(x)
     model.save(path)
     continued = state(BarlowTwins.load(path, encoder=Wide, views=noisy).fit(x, resume=True))
-    kept, fitting.rehearse = fitting.rehearse, lambda *arguments: None
+    kept, fit.rehearse = fit.rehearse, lambda *arguments: None
     control = state(BarlowTwins.load(path, encoder=Wide, views=noisy).fit(x, resume=True))
-    fitting.rehearse = kept
+    fit.rehearse = kept
     return {"steps": model.step, "whole": whole, "continued": continued, "control": control}
 
 

@@ -12,10 +12,11 @@ from spawn import on_ranks
 from torch import nn
 
 import evaluate
-from ssl import foreign, inference
+from ssl.checkpoints import pretrained
 from ssl.data.images import Images
 from ssl.data.order import Order, Shares
 from ssl.errors import UserError
+from ssl.evaluation import inference
 
 CPU = torch.device("cpu")
 STATISTICS = dict(mean=[0.5] * 3, std=[0.25] * 3)
@@ -129,7 +130,7 @@ def turn() -> int:
 
     torch.hub.load_state_dict_from_url = fetch
     encoder.fc = nn.Identity()
-    foreign.load_published(encoder, "baseline", "resnet18")
+    pretrained.load_published(encoder, "baseline", "resnet18")
     return turns[0]
 
 

@@ -7,9 +7,10 @@ import torch
 from spawn import on_ranks
 from torch import nn
 
-from ssl import distributed, trainable
+from ssl import distributed
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
+from ssl.training import trainable
 
 
 class Spare(SmallResNet):

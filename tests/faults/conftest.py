@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl.smallrun import TRAIN, SmallRun, make_images
+from ssl.faultcheck.small_run import TRAIN, SmallRun, make_images
 
 SEED = int(os.environ.get("SSL_FAULT_SEED", random.randrange(10**6)))
 LENGTH = 16  # steps of most runs here; a process's start is what takes time
@@ -57,9 +57,9 @@ def undisturbed(images, tmp_path_factory) -> Callable[..., SmallRun]:
 
 SLOWLY = """
 import time
-from ssl import report
-write = report.Metrics.write
-report.Metrics.write = lambda self, **values: (time.sleep(0.2), write(self, **values))
+from ssl.training import log
+write = log.Metrics.write
+log.Metrics.write = lambda self, **values: (time.sleep(0.2), write(self, **values))
 """
 
 

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
 from ssl.distributed import rank
 from ssl.errors import one_line_errors
-from ssl.guard import Guard
+from ssl.training.guard import Guard
 
 first, last, whose, most_retries = map(int, os.environ["SPOIL"].split(","))
 now = {"step": -1, "retries": 0, "factor": 0.0}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl import checkpoint
+from ssl.checkpoints import torch_file
 from ssl.data.order import Order
-from ssl.smallrun import IMAGES, SmallRun
+from ssl.faultcheck.small_run import IMAGES, SmallRun
 
 SCRIPT = Path(__file__).with_name("diverging_train.py")
 
@@ -30,7 +30,7 @@ def lines(run: SmallRun, name: str) -> list[dict]:
 
 
 def finite(run: SmallRun) -> bool:
-    state = checkpoint.load(run.folder / "checkpoint.pt")
+    state = torch_file.load(run.folder / "checkpoint.pt")
     return all(value.isfinite().all() for value in state["model"].values())
 
 

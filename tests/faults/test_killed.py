@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl import checkpoint
-from ssl.smallrun import STEPS, SmallRun, descendants, gone, kill, ranks
+from ssl.checkpoints import torch_file
+from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, ranks
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -33,14 +33,14 @@ def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
     begins, lost = [], 0
     for kind in whom:
         process = run.launch()
-        newest = checkpoint.kept(run.folder)
-        begins.append(checkpoint.load(newest[0])["step"] if newest else 0)
+        newest = torch_file.kept(run.folder)
+        begins.append(torch_file.load(newest[0])["step"] if newest else 0)
         # Two steps gained on average, and up to two lost: a checkpoint is due every third.
         target = min(begins[-1] + chance.randint(1, 5), STEPS - 2)
         assert run.wait_for_step(target, process), run.last_words()
         time.sleep(chance.random() * 0.05)
         kill_one(run, process, process.pid if kind == "launcher" else chance.choice(ranks(process)))
-        lost += run.step() - checkpoint.load(checkpoint.kept(run.folder)[0])["step"]
+        lost += run.step() - torch_file.load(torch_file.kept(run.folder)[0])["step"]
     run.finished()
     print(f"continued at steps {begins}, {lost} steps were lost and trained again")
     assert len(set(begins)) > 5 and lost > 5  # or the kills would have tested nothing
@@ -60,7 +60,7 @@ def test_torchrun_restarts_ranks_itself_where_its_store_is_not_shared(new_run, u
     assert run.digest() == undisturbed().digest()
 
 
-NO_REHEARSAL = "from ssl import forward\nforward.rehearse = lambda *arguments: None"
+NO_REHEARSAL = "from ssl.training import forward\nforward.rehearse = lambda *arguments: None"
 
 
 def test_four_processes_continue_to_the_last_bit(new_run, undisturbed, altered):
@@ -83,7 +83,7 @@ import ssl
 ssl.__path__ = [{root!r} + "/ssl"]
 from pathlib import Path
 import torch
-from ssl import checkpoint
+from ssl.checkpoints import torch_file
 torch.set_num_threads(1)
 folder, save = Path(sys.argv[1]), {save}
 chance = random.Random(sys.argv[2])
@@ -93,15 +93,15 @@ for trial in range(25):
     if not child:
         for state["step"] in range(1_000_000 * trial, 1_000_000 * (trial + 1)):
             save(state, folder)
-    while not checkpoint.kept(folder):  # a machine may be slow
+    while not torch_file.kept(folder):  # a machine may be slow
         time.sleep(0.001)
     time.sleep(0.05 + chance.random() * 0.1)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     found = []
-    for path in checkpoint.kept(folder):
+    for path in torch_file.kept(folder):
         try:
-            found.append(checkpoint.load(path)["step"])
+            found.append(torch_file.load(path)["step"])
         except ValueError:
             found.append(None)
     print(json.dumps(found))
@@ -111,7 +111,7 @@ for trial in range(25):
 def saves_under_fire(folder: Path, save: str, chance) -> list[list]:
     """25 times: what the checkpoints hold, newest first, after a process that did nothing but save was killed."""
     folder.mkdir()
-    source = SAVER.format(root=str(Path(checkpoint.__file__).parents[1]), save=save)
+    source = SAVER.format(root=str(Path(torch_file.__file__).parents[2]), save=save)
     done = subprocess.run(
         [sys.executable, "-c", source, folder, str(chance.random())], capture_output=True, text=True, timeout=300
     )
@@ -120,7 +120,7 @@ def saves_under_fire(folder: Path, save: str, chance) -> list[list]:
 
 
 def test_a_kill_in_the_midst_of_a_save_leaves_whole_checkpoints(tmp_path, chance):
-    found = saves_under_fire(tmp_path / "ours", "lambda state, folder: checkpoint.rotate(state, folder, 2)", chance)
+    found = saves_under_fire(tmp_path / "ours", "lambda state, folder: torch_file.rotate(state, folder, 2)", chance)
     assert len(found) == 25
     assert all(steps and None not in steps and steps == sorted(steps, reverse=True) for steps in found), found
     direct = saves_under_fire(tmp_path / "direct", "lambda s, folder: torch.save(s, folder / 'checkpoint.pt')", chance)
@@ -156,4 +156,4 @@ def test_a_rank_that_hangs_is_named_and_the_job_ended(new_run, chance):
     )
     assert told and int(told[1]) <= int(told[2]) == run.step(), status
     assert status["reason"] in run.printed() and "rank 0 stands here" in run.printed()
-    assert checkpoint.load(checkpoint.kept(run.folder)[0])["step"] == status["saved_step"]
+    assert torch_file.load(torch_file.kept(run.folder)[0])["step"] == status["saved_step"]

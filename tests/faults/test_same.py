@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ssl import checkpoint
+from ssl.checkpoints import torch_file
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def test_another_number_of_processes_continues_the_same_run(new_run, undisturbed
     )
     assert ours == pytest.approx(theirs, rel=1e-4)
     ours, theirs = (
-        torch.cat([v.flatten().double() for v in checkpoint.load(one.folder / "encoder.pt").values()])
+        torch.cat([v.flatten().double() for v in torch_file.load(one.folder / "encoder.pt").values()])
         for one in (run, expected)
     )
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()

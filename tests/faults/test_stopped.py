@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ssl import checkpoint
-from ssl.smallrun import TRAIN, SmallRun, descendants, gone, kill, ranks
+from ssl.checkpoints import torch_file
+from ssl.faultcheck.small_run import TRAIN, SmallRun, descendants, gone, kill, ranks
 
 pytestmark = pytest.mark.slow
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -30,7 +30,7 @@ def stop(run: SmallRun, process: subprocess.Popen, victim: int, number: int) -> 
     gone(everybody)
     status = run.status()
     assert status["state"] == "preempted", (status, run.last_words())
-    assert status["saved_step"] == status["step"] == checkpoint.load(run.folder / "checkpoint.pt")["step"]
+    assert status["saved_step"] == status["step"] == torch_file.load(run.folder / "checkpoint.pt")["step"]
     return code, status
 
 
@@ -97,7 +97,7 @@ def test_the_file_stop_is_a_signal_too(new_run, undisturbed, altered, processes)
 
 def test_a_signal_while_data_is_looked_for_is_not_lost(new_run, altered):
     run = new_run(1, script=altered(
-        "import time\nfrom ssl.data import datasets\nload = datasets.load\n"
+        "import time\nfrom ssl.sources import datasets\nload = datasets.load\n"
         "datasets.load = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
     ))  # fmt: skip
     process = run.launch()
@@ -107,8 +107,8 @@ def test_a_signal_while_data_is_looked_for_is_not_lost(new_run, altered):
 
 
 def test_a_second_interrupt_is_immediate_and_costs_no_checkpoint(new_run, altered):
-    slow = "import time\nfrom ssl import checkpoint\nsave = checkpoint.rotate\n"
-    slow += "checkpoint.rotate = lambda state, *rest: (time.sleep(99 if state['step'] else 0), save(state, *rest))"
+    slow = "import time\nfrom ssl.checkpoints import torch_file\nsave = torch_file.rotate\n"
+    slow += "torch_file.rotate = lambda state, *rest: (time.sleep(99 if state['step'] else 0), save(state, *rest))"
     run = new_run(1, script=altered(slow), options={"save_steps": 1000})
     process = run.launch()
     assert run.wait_for_step(2, process), run.last_words()
@@ -118,7 +118,7 @@ def test_a_second_interrupt_is_immediate_and_costs_no_checkpoint(new_run, altere
     kill(process.pid, signal.SIGINT)
     assert run.finish(process) == 128 + signal.SIGINT
     gone(everybody)
-    assert checkpoint.load(run.folder / "checkpoint.pt")["step"] == 0
+    assert torch_file.load(run.folder / "checkpoint.pt")["step"] == 0
 
 
 def test_to_run_a_finished_run_again_changes_nothing(new_run):

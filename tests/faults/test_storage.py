@@ -10,15 +10,15 @@ import subprocess
 import pytest
 import torch
 
-from ssl import checkpoint
-from ssl.faultcheck import damage
-from ssl.smallrun import SmallRun, descendants, gone, kill
+from ssl.checkpoints import torch_file
+from ssl.faultcheck.__main__ import damage
+from ssl.faultcheck.small_run import SmallRun, descendants, gone, kill
 
 pytestmark = pytest.mark.slow
 
 
 def newest(run: SmallRun) -> int:
-    return checkpoint.load(checkpoint.kept(run.folder)[0])["step"]
+    return torch_file.load(torch_file.kept(run.folder)[0])["step"]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(half, undi
 
 
 def test_where_all_checkpoints_are_damaged_nothing_is_touched(half):
-    for path in checkpoint.kept(half.folder):
+    for path in torch_file.kept(half.folder):
         path.write_bytes(path.read_bytes()[:1000])
     before = {path.name: path.read_bytes() for path in half.folder.iterdir() if path.is_file()}
     assert half.finish() == 2
@@ -60,7 +60,7 @@ def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, t
     run = new_run(1)
     run.folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", run.folder], capture_output=True).returncode:
-        pytest.skip("no tmpfs may be mounted here; tests/test_faultcheck.py fills the disk another way")
+        pytest.skip("no tmpfs may be mounted here; tests/faultcheck/test_faultcheck.py fills the disk another way")
     try:
         run.options["max_steps"] = 8
         run.finished()

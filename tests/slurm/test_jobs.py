@@ -10,7 +10,7 @@ import cluster
 import pytest
 from cluster import output, wait_for
 
-from ssl.smallrun import SmallRun, make_images
+from ssl.faultcheck.small_run import SmallRun, make_images
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40

@@ -1,0 +1,1 @@
+"""Files of weights and folders of runs: written whole, read without running their code, continued."""

@@ -1,0 +1,60 @@
+"""Settings that a script takes from the run whose encoder it is given."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ssl.checkpoints import pretrained, restore
+from ssl.console import say
+from ssl.data.images import Images
+from ssl.settings import config
+from ssl.sources import datasets
+from ssl.sources.datasets import EIGHT_BITS
+
+
+def fill(settings, run: dict, about_data: Sequence[str]) -> None:
+    """Fill what is unset of `settings` from those of `run`: the seed, the value range, the data set and the encoder.
+
+    Who names a data set or an encoder wants no other part of the run's. A value range that does not fit other files
+    is refused where they are read.
+
+    Raises `UserError` as `restore.architecture`.
+    """
+    kinds = {f.name: f.type for f in dataclasses.fields(settings)}
+
+    def of_run(name: str):
+        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
+
+    if settings.seed is None:
+        settings.seed = of_run("seed")
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    for name in about_data:
+        if getattr(settings, name) is None and not own_data:
+            setattr(settings, name, of_run(name))
+    if settings.value_range is None and settings.dataset not in EIGHT_BITS:
+        settings.value_range = of_run("value_range")
+    settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
+        run, settings.encoder, settings.encoder_kwargs, settings.stem
+    )
+    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
+        settings.image_size = of_run("image_size")  # drawn at the size the run drew them
+
+
+def normalisation(settings, source: pretrained.Source | None, data: Images) -> None:
+    """Fill `mean` and `std` of `settings`, and say where they come from.
+
+    They are as set, or else what the weights of `source` are used to, or else those of `data` (`datasets`). Raises
+    `UserError` unless there is one value a channel.
+    """
+    why = {}
+    for name in ("mean", "std"):
+        if getattr(settings, name) is not None:
+            why[name] = "set"
+        elif getattr(source, name, None) is not None:
+            setattr(settings, name, getattr(source, name))
+            why[name] = "as the weights are used to"
+        else:
+            why[name] = "measured" if datasets.KNOWN[data.name][1] is None else f"of {data.name}"
+    settings.mean, settings.std = datasets.normalisation(data, settings.mean, settings.std)
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
+    first = f" ({why['mean']})" if why["mean"] != why["std"] else ""
+    say(f"normalise   mean {mean}{first}, std {std} ({why['std']})")

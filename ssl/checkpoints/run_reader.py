@@ -1,0 +1,175 @@
+"""What the folder of a run holds, read for a report: whole or half-written, of a run that goes on, of anybody."""
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssl.checkpoints import alive
+from ssl.errors import UserError
+from ssl.settings import config
+
+LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginning
+LARGEST_TEXT = 8 << 20  # of any other text
+LARGEST_PICTURE = 8 << 20  # of a PNG
+MOST_CURVES = 200  # different names in metrics.jsonl
+# Curves that belong in one picture each, in this order; all others follow, by name.
+FIRST = (
+    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
+    "contrastive_acc1", "lr_weights", "lr_head",
+)  # fmt: skip
+SPEED = ("samples_per_second", "data_wait")
+PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
+
+
+@dataclass
+class Run:
+    """A run as far as its folder tells. `curves`: {name: [(step, value), …]}, steps rising; `missing`: what is not
+    there, in words."""
+
+    name: str
+    settings: dict = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
+    status: dict = field(default_factory=dict)
+    state: str = "unknown"  # in words, as `alive.state`
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    verdicts: list[dict] = field(default_factory=list)
+    results: dict[str, dict] = field(default_factory=dict)
+    best: dict = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    projection: dict = field(default_factory=dict)
+    bad_steps: int = 0
+    missing: list[str] = field(default_factory=list)
+
+
+def read(folder: Path) -> Run:
+    """Raises `UserError` only where there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a run folder; pass the output_dir of train.py or finetune.py")
+    run = Run(str(folder))
+    try:
+        run.settings = config.read_yaml(folder / "config.yaml")
+    except UserError as error:
+        run.missing.append(str(error))
+    pretrained = "freeze" not in run.settings  # finetune.py leaves less
+    for name, needed in (("about", pretrained), ("status", True), ("best", False)):
+        setattr(run, name, json_object(folder / f"{name}.json", run.missing, needed))
+    run.projection = json_object(folder / "pictures.json", run.missing, needed=False)
+    for place in ("", "evaluation/"):
+        if found := json_object(folder / f"{place}results.json", run.missing, needed=False):
+            run.results[f"{place}results.json"] = found
+    seeds = sorted(path.name for path in folder.glob("seed_*") if path.is_dir())  # of finetune.py --runs
+    if seeds:
+        run.missing.append(f"curves and pictures are of a seed each: name {', '.join(seeds)} as runs of their own")
+    run.curves = _curves(folder / "metrics.jsonl", run.missing, needed=not seeds)
+    run.state = _state(folder, run)
+    run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
+    run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
+    for name in PICTURES:
+        content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=pretrained and name == "views.png")
+        if content.startswith(b"\x89PNG\r\n\x1a\n"):
+            run.pictures[name] = content
+        elif content:
+            run.missing.append(f"{name} is no PNG")
+    return run
+
+
+def finite(value) -> bool:
+    """A number that can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
+    """The names of curves that change and of those that never do, in the order of a report; speed is shown apart."""
+    names = sorted({name for run in runs for name in run.curves} - set(SPEED),
+                   key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))  # fmt: skip
+    constant = [name for name in names if len({v for run in runs for _, v in run.curves.get(name, [])}) <= 1]
+    return [name for name in names if name not in constant], constant
+
+
+def wide(name: str, values: list[float]) -> bool:
+    """Whether a curve is drawn over a logarithmic axis: a loss that falls far."""
+    return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
+
+
+def _state(folder: Path, run: Run) -> str:
+    steps = [points[-1][0] for points in run.curves.values()] + [run.status.get("step")]
+    changed = [path.stat().st_mtime for name in ("status.json", "metrics.jsonl", "seed_*/metrics.jsonl")
+               for path in folder.glob(name)]  # fmt: skip
+    return alive.state(run.status, max(filter(finite, steps), default=None), max(changed, default=0.0))
+
+
+def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list] = {}
+    for line in _objects(path, missing, needed):
+        step = line.get("step")
+        if not finite(step):
+            continue
+        for name, value in line.items():
+            if name not in ("step", "epoch") and finite(value) and (name in found or len(found) < MOST_CURVES):
+                found.setdefault(name, []).append((float(step), float(value)))
+    for points in found.values():
+        points.sort(key=lambda point: point[0])
+    return found
+
+
+def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
+    """The JSON objects of a file, a line each; what is no such line, or cut short, is counted."""
+    broken = 0
+    for line in _content(path, LARGEST_LOG, missing, needed).splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            yield value
+        else:
+            broken += 1
+    if broken:
+        missing.append(f"{path.name}: {broken} lines cannot be read")
+
+
+def json_object(path: Path, missing: list[str], needed: bool) -> dict:
+    content = _content(path, LARGEST_TEXT, missing, needed)
+    if not content:
+        return {}
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        missing.append(f"{path.name} cannot be read")
+        return {}
+    return value
+
+
+def _content(path: Path, limit: int, missing: list[str], needed: bool) -> bytes:
+    size = _size(path)
+    if math.isinf(size):
+        if needed:
+            missing.append(f"{path.name} is not there")
+        return b""
+    if size > limit and limit != LARGEST_LOG:
+        missing.append(f"{path.name}: {size:,.0f} bytes is more than is read, {limit:,}")
+        return b""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit)
+    except OSError as error:
+        missing.append(f"{path.name} cannot be read ({error.strerror})")
+        return b""
+    if size > limit:
+        missing.append(f"{path.name}: only the first {limit >> 20} MiB were read")
+        content = content[: content.rfind(b"\n") + 1]
+    return content
+
+
+def _size(path: Path) -> float:
+    """Bytes of an ordinary file; infinite where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return math.inf
+    return status.st_size if stat.S_ISREG(status.st_mode) else math.inf

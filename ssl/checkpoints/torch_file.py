@@ -1,0 +1,148 @@
+"""Files of a run: written whole or not at all, read without running their code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ssl.checkpoints import pickle_check, standins
+from ssl.errors import UserError
+
+
+def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
+    """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new.
+
+    `before` is called when the new file is whole and has not taken its name yet. Raises OSError, or
+    RuntimeError from PyTorch, where it cannot be written; the old file is then as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        damaged = _damaged(partial)
+        if damaged:
+            raise OSError(f"{partial} reads back with a wrong checksum in {damaged}; is the disk sound?")
+        before()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a power cut
+    finally:
+        os.close(folder)
+
+
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, newest first."""
+    older = [path for path in folder.glob("checkpoint.*.pt") if path.name.split(".")[1].isdecimal()]
+    newest = folder / "checkpoint.pt"
+    return [*([newest] if newest.exists() else []), *sorted(older, key=lambda path: int(path.name.split(".")[1]))]
+
+
+def rotate(value, folder: Path, keep: int) -> None:
+    """`save` as checkpoint.pt, after the one there became checkpoint.1.pt and so on; `keep` of them stay.
+
+    The new file is whole, read back and on the disk before an old one moves.
+    """
+    names = [folder / "checkpoint.pt", *(folder / f"checkpoint.{i}.pt" for i in range(1, keep))]
+
+    def make_room() -> None:
+        free = next((i for i, name in enumerate(names) if not name.exists()), keep - 1)
+        for i in range(free, 0, -1):
+            os.replace(names[i - 1], names[i])
+
+    save(value, names[0], make_room)
+    for older in kept(folder)[keep:]:  # of a time when more were kept
+        older.unlink()
+
+
+class Refused(UserError):
+    """A file that holds more than tensors and plain values."""
+
+
+def load(path: str | Path, mmap: bool = False):
+    """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code.
+
+    With `mmap` tensors stay in the file and are read as they are used.
+    """
+
+    def read(path: Path):
+        pickle_check.look_before(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+    return _read(Path(path), read)
+
+
+def load_foreign(path: str | Path) -> tuple[object, list[str]]:
+    """(the content of any PyTorch file, on the CPU; the names in it that have stand-ins, see `standins`).
+
+    None of its code is run. Raises `UserError` as `load`.
+    """
+    names: list[str] = []
+
+    def read(path: Path):
+        pickle_check.look_before(path, any_names=True)
+        value, found = standins.read(path)
+        names.extend(found)
+        return value
+
+    try:
+        return load(path), []
+    except Refused:
+        return _read(Path(path), read), names
+
+
+def _read(path: Path, read: Callable[[Path], object]):
+    """What `read` makes of the file at `path`, looked through; `UserError` for all that it raises."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        value = read(path)
+        pickle_check.look_after(value, path.stat().st_size)
+        return value
+    except MemoryError:
+        raise
+    except (pickle_check.Unplain, pickle.UnpicklingError) as error:
+        what = (
+            f"it holds {error},"
+            if isinstance(error, pickle_check.Unplain)
+            else "it is no PyTorch file, or holds what is"
+        )
+        raise Refused(
+            f"{path}: refused: {what} neither a tensor nor a plain value, and reading it could run code. Expected a "
+            "file of tensors and plain values (torch.save of a state_dict)"
+        ) from None
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
+        ) from None
+
+
+def _damaged(path: Path) -> str | None:
+    """The first part of a file of `save` whose checksum does not match: torch.load does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except zipfile.BadZipFile:
+        return "its list of contents"
+
+
+def find_encoder(path: str | Path) -> Path:
+    """The encoder file that `path`, a run folder or a file, stands for."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("encoder.pt", "best.pt", "checkpoint.pt"):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path}: holds neither encoder.pt, best.pt nor checkpoint.pt; is it the output_dir of a run?")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or run folder")
+    return path

@@ -1,0 +1,64 @@
+"""What a person sees of a run: lines, and a bar of progress. Rank 0 alone prints."""
+
+import contextlib
+import functools
+import sys
+import time
+
+from tqdm import tqdm
+
+from ssl.distributed import is_main
+from ssl.errors import one_line
+
+
+def say(text: str = "") -> None:
+    """Print on rank 0, past any progress bar; where nobody can be told any more, the work goes on."""
+    with contextlib.suppress(OSError):
+        if is_main():
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say` it, as one printable line, unless this process has said it before: every split finds the same."""
+    say(one_line(text))
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """A bar on a terminal, a line every half minute elsewhere; rank 0 only."""
+
+    def __init__(self, total: int, start: int, unit: str = "step"):
+        self.total, self.start, self.unit, self.began, self.spoke = total, start, unit, time.monotonic(), 0.0
+        self.terminal = is_main() and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not self.terminal)
+
+    def update(self, step: int, note: str = "") -> None:
+        """`step` steps are done; `note` is shown beside them."""
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(step - self.bar.n)
+        now = time.monotonic()
+        if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
+            self.spoke = now
+            left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
+            say(f"{self.unit} {step}/{self.total}  {note}  left {duration(left)}")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of words in aligned columns, a rule under the first."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

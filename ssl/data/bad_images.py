@@ -1,0 +1,67 @@
+"""Images that cannot be shown: replaced by others in training, listed, counted alike on every rank, and limited."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from ssl.distributed import gather_objects, is_main
+from ssl.errors import UserError
+from ssl.files import json_lines, write_text
+
+LEAST = 10  # so many are always allowed: a small folder with one ruined file is no catastrophe
+
+
+class BadImages:
+    """The bad images of a run, and bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
+
+    `known`, path to reason, are those that a run which is continued had met. Ranks meet different
+    files. `agree` brings them together, so that every rank stops at the same step when more than
+    `max_fraction` of `total` images, and more than 10, are bad.
+    """
+
+    def __init__(self, folder: Path, total: int, max_fraction: float, known: dict[str, str]):
+        self.file = folder / "bad_images.jsonl"
+        self.total, self.max_fraction = total, max_fraction
+        self.known = dict(known)
+        self.met: dict[str, str] = {}
+        self.listed = {}
+        for line in json_lines(self.file) if is_main() else []:
+            self.listed[str(line.get("path"))] = str(line.get("reason"))
+        self.written = len(self.listed)
+
+    def note(self, bad: list[tuple[str, str]]) -> None:
+        """Remember (path, reason) pairs that this rank met."""
+        self.met.update(bad)
+
+    def agree(self) -> int:
+        """How many all ranks have met so far; every rank must call this at the same step.
+
+        Raises `UserError`, on all of them, where that is too many.
+        """
+        everyone = {path: reason for met in gather_objects(self.met) for path, reason in met.items()}
+        new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
+        self.known |= new
+        self.met = {}
+        self.listed |= new
+        if is_main() and len(self.listed) > self.written:
+            self._write()
+        check(self.known, self.total, self.max_fraction, f"all are listed in {self.file}")
+        return len(self.known)
+
+    def _write(self) -> None:
+        """The whole list, or none of it: where the disk is full it is written another time."""
+        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.listed.items()]
+        with contextlib.suppress(OSError):
+            write_text("".join(lines), self.file)
+            self.written = len(lines)
+
+
+def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> None:
+    """Raise `UserError` if more than `max_fraction` of `total` images, and more than 10, are bad."""
+    limit = max(LEAST, int(max_fraction * total))
+    if len(bad) > limit:
+        path, reason = next(iter(bad.items()))
+        raise UserError(
+            f"{len(bad)} of {total} images cannot be read, more than the {limit} allowed; the first is {path} "
+            f"({reason}); {more}. Repair or remove them, or raise --max_bad_fraction"
+        )

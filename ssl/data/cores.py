@@ -1,0 +1,24 @@
+"""How many cores this process may keep busy."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def auto_workers() -> int:
+    """Loader workers for this process: the cores it may use, shared among the machine's processes."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process and its siblings may keep busy: by affinity, by its container's quota, by Slurm's grant."""
+    cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
+    with contextlib.suppress(OSError, ValueError):  # version 2: 'max 100000' or '200000 100000'
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        cores.append(int(quota) // int(period))
+    with contextlib.suppress(OSError, ValueError):  # version 1: -1 is no quota
+        quota, period = (int((cgroups / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        cores.append(quota // period if quota > 0 else cores[0])
+    with contextlib.suppress(KeyError, ValueError):
+        cores.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, min(cores))

@@ -1,0 +1,111 @@
+"""An estimator's file: tensors and plain values, read without running anything."""
+
+import importlib
+import inspect
+import math
+
+import numpy as np
+from torch import nn
+
+from ssl.checkpoints import torch_file
+from ssl.checkpoints.run_folder import copied
+from ssl.distributed import broadcast_object, is_main
+from ssl.encoders import is_known
+from ssl.errors import UserError, one_line
+from ssl.estimators import fit
+
+
+def write(model, path) -> None:
+    """As the estimator's `save`."""
+    params = model.get_params()
+    encoder = params.pop("encoder")
+    kind = encoder if inspect.isclass(encoder) else type(encoder)
+    params = {name: _unwrapped(value) for name, value in params.items()}
+    plain = {name: value for name, value in params.items() if _is_plain(value)}
+    content = {
+        "estimator": type(model).__name__,
+        "encoder": f"{kind.__module__}.{kind.__qualname__}",
+        "params": plain,
+        "unsaved": sorted(set(params) - set(plain)),
+        "instance": not inspect.isclass(encoder),
+        "model": copied(model.net.state_dict()),
+        "progress": _unwrapped(copied(fit._progress(model))),
+        "step": model.step,
+        "seed": model.seed,
+        "partial": {name: _number(value) for name, value in model.partial.items()},
+        "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
+    }
+    problem = None
+    if is_main():
+        try:
+            torch_file.save(content, path)
+        except (OSError, RuntimeError) as error:
+            problem = f"{path} cannot be written ({error})"
+    if problem := broadcast_object(problem):
+        raise UserError(f"save: {problem}")
+
+
+def read(cls, path, encoder, params: dict):
+    """As the estimator's `load`."""
+    content = torch_file.load(path)
+    kinds = dict(estimator=str, encoder=str, params=dict, unsaved=list, instance=bool, model=dict, step=int, seed=int,
+                 history=list)  # fmt: skip
+    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
+    partial = content.get("partial", {}) if whole else None  # earlier versions have none
+    whole = isinstance(partial, dict) and all(isinstance(value, int | float) for value in partial.values())
+    if not whole or content["step"] < 0 or not isinstance(content.get("progress"), dict | None):
+        raise UserError(f"{path}: not a file of an estimator's save")
+    if content["estimator"] != cls.__name__:
+        raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
+    if encoder is None:
+        encoder = _known(path, content)
+    kept = {name: value for name, value in content["params"].items() if name not in params}
+    if not inspect.isclass(encoder):  # it is built
+        kept.pop("encoder_kwargs", None)
+    missing = {str(name) for name in content["unsaved"]} - set(params)
+    if "encoder_kwargs" in missing and inspect.isclass(encoder):
+        raise UserError(f"{path}: could not hold encoder_kwargs; pass them to load, or an encoder that is built")
+    model = cls(encoder, **kept, **params)
+    try:
+        model.net.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit this encoder and projection head ({one_line(error)[:300]})") from None
+    model.step, model.seed, model.history = content["step"], content["seed"], content["history"]
+    model.partial = partial
+    model.progress, model.unsaved = content.get("progress"), missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
+    return model
+
+
+def _known(path, content: dict) -> type[nn.Module]:
+    """The encoder's class, if importing it runs nobody else's code and it can be built from what is saved."""
+    name = content["encoder"]
+    known = is_known(name) and "." in name
+    if not known or content["instance"]:
+        raise UserError(f"{path}: its encoder is a {one_line(name)}; pass that class, or an instance, as encoder=…")
+    module, _, kind = name.rpartition(".")
+    kind = getattr(importlib.import_module(module), kind, None)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        raise UserError(f"{path}: its encoder, {one_line(name)}, is no nn.Module class here")
+    return kind
+
+
+def _unwrapped(value):
+    """`value` with numpy's numbers, as grids of parameters are made of, as Python's."""
+    if isinstance(value, dict):
+        return {key: _unwrapped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unwrapped(item) for item in value] if isinstance(value, list) else tuple(map(_unwrapped, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _number(value) -> float:
+    return value if isinstance(value, int) else float(value) if value is not None else math.nan

@@ -1,0 +1,1 @@
+"""What an encoder is worth: its features, probes, k-NN, metrics and results."""

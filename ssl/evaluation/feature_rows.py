@@ -1,0 +1,73 @@
+"""N rows of numbers that need not be in memory: pieces, mapped from files or not, read as they are asked for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+AT_A_TIME = 1 << 23  # numbers: 32 MiB of float32, of which a few copies are made
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Looks like a tensor (N, F) where `ssl.evaluation.probes` looks: len, shape, device, [indices], split.
+
+    Row i is row chosen[i] (row i without it) of the `parts` (n, F) one after the other, minus `mean` over `std`
+    where these are set. What is asked for comes as a tensor on `device`; nothing else is copied.
+    """
+
+    parts: tuple[Tensor, ...]
+    device: torch.device
+    chosen: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts)) if self.chosen is None else len(self.chosen)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.parts[0].shape[1]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        index = index if self.chosen is None else self.chosen[index.to(self.chosen.device)]
+        alone = len(self.parts) == 1
+        rows = self.parts[0][index.to(self.parts[0].device)] if alone else self._of_parts(index.cpu())
+        rows = rows.to(self.device)
+        return rows if self.mean is None else (rows - self.mean) / self.std
+
+    def _of_parts(self, index: Tensor) -> Tensor:
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        owner = torch.bucketize(index, ends, right=True)
+        rows = self.parts[0].new_empty(len(index), self.shape[1])
+        for number in owner.unique().tolist():
+            mine = owner == number
+            rows[mine] = self.parts[number][index[mine] - (ends[number] - len(self.parts[number]))]
+        return rows
+
+    def split(self, count: int) -> Iterator[Tensor]:
+        """All rows in order, `count` at a time."""
+        for start in range(0, len(self), count):
+            yield self[torch.arange(start, min(start + count, len(self)))]
+
+    def subset(self, index: Tensor) -> "Rows":
+        return replace(self, chosen=index if self.chosen is None else self.chosen[index])
+
+    def standardised(self, mean: Tensor, std: Tensor) -> "Rows":
+        return replace(self, mean=mean, std=std)
+
+
+def at_a_time(rows: Tensor | Rows) -> int:
+    """How many rows to take at once."""
+    return max(1, min(1 << 16, AT_A_TIME // rows.shape[1]))
+
+
+@torch.no_grad()
+def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
+    """(mean, std), each (F,), of rows (N, F), std at least 1e-6; added up in float64, a block at a time."""
+    blocks = at_a_time(rows)
+    mean = sum(block.sum(0, dtype=torch.float64) for block in rows.split(blocks)) / len(rows)
+    square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))
+    kind = rows.dtype if isinstance(rows, Tensor) else rows.parts[0].dtype
+    return mean.to(kind), (square / len(rows)).sqrt().to(kind).clamp(min=1e-6)

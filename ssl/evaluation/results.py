@@ -1,0 +1,161 @@
+"""results.json of evaluate.py: accuracies and what they are of; and the table that is printed."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssl import files
+from ssl.checkpoints import pretrained, run_folder, torch_file
+from ssl.console import say, table
+from ssl.data.images import Images
+from ssl.errors import UserError
+from ssl.evaluation import features, metrics
+
+OF_PROTOCOL = {
+    "probe": ("probe_epochs",),
+    "knn": ("k", "knn_temperature", "standardize"),
+    "linear": ("linear_epochs", "linear_lr", "linear_weight_decay", "linear_batch"),
+}
+COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN", "fixed": "fixed head"}
+
+
+# What they are of -----------------------------------------------------------------------
+
+
+def of_weights(source: pretrained.Source, model_path: str | None, encoder: nn.Module) -> dict:
+    """Which weights are judged: where from, a checksum, and the steps of training behind them, None if unknown."""
+    return {
+        "path": str(source.path),
+        "format": source.format,
+        "sha256": features.encoder_checksum(encoder),
+        "steps": steps_of(model_path, encoder) if model_path else None,
+    }
+
+
+def of_weights_of(found: features.Features) -> dict:
+    """`of_weights` of a features file."""
+    path, steps = (found.settings.get(name) for name in ("model_path", "steps"))
+    return {"path": path, "sha256": found.encoder, "steps": steps if isinstance(steps, int) else None}
+
+
+def steps_of(model_path: str | Path, encoder: nn.Module) -> int | None:
+    """After how many steps a run had the weights of `encoder`; None where its folder does not say.
+
+    That is said by the checkpoint with just these weights, and of encoder_best.pt by best.json.
+    """
+    path = torch_file.find_encoder(model_path)
+    if path.name == "encoder_best.pt":
+        return _step_of_best(path.with_name("best.json"))
+    for kept in [path, *torch_file.kept(path.parent)]:
+        try:
+            state = torch_file.load(kept, mmap=True)
+        except UserError:  # what is damaged or of others says nothing
+            continue
+        if isinstance(state, dict) and isinstance(state.get("step"), int) and _holds(state.get("model"), encoder):
+            return state["step"]
+    return None
+
+
+def _step_of_best(path: Path) -> int | None:
+    try:
+        best = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    step = best.get("step") if isinstance(best, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _holds(model, encoder: nn.Module) -> bool:
+    """Whether the weights of a checkpoint are those of `encoder`."""
+    if not isinstance(model, dict):
+        return False
+    pairs = [(model.get(f"encoder.{name}"), weight.cpu()) for name, weight in encoder.state_dict().items()]
+    return all(isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def of_images(settings, test: Images, train: Images | None = None, split: str = "test") -> dict:
+    """Which images were judged, of which size and normalisation, and how many were learnt from, if any were now."""
+    return {
+        "dataset": settings.dataset,
+        "data_dir": settings.data_dir,
+        "split": split,
+        "test_images": len(test),
+        "test_checksum": test.fingerprint(settings.data_dir),
+        **({} if train is None else {"train_images": len(train)}),
+        "classes": len(test.classes),
+        "image_size": settings.image_size,
+        "mean": settings.mean,
+        "std": settings.std,
+    }
+
+
+def of_features(path: str, found: features.Features, train: features.Split) -> dict:
+    """`of_images` of a features file, by what it says itself."""
+    said = {name: found.settings.get(name) for name in ("dataset", "data_dir", "image_size", "mean", "std")}
+    return {
+        "features": path,
+        "split": "test",
+        "test_images": len(found.splits["test"]),
+        "train_images": len(train),
+        "classes": len(found.classes),
+        **said,
+    }
+
+
+def of_protocols(settings, protocols: list[str]) -> dict:
+    """How it was judged."""
+    shared = {name: getattr(settings, name) for name in ("seed", "train_percent", "train_files")}
+    own = {protocol: {name: getattr(settings, name) for name in names}
+           for protocol, names in OF_PROTOCOL.items() if protocol in protocols}  # fmt: skip
+    return {"protocols": own, **shared, "versions": run_folder.versions()}
+
+
+# Writing --------------------------------------------------------------------------------
+
+
+def report(results: dict, subjects: list[str], folder: Path) -> None:
+    """Write results.json, and print the table of `subjects`: raw_pixels, random_init, trained."""
+    path, text = folder / "results.json", json.dumps(results, indent=2, default=str) + "\n"
+    before = set_aside(path, text)
+    files.write_text(text, path)
+    say("\n" + accuracies(results, subjects) + "\n")
+    say(f"results     {path}" + (f" (those before are in {before.name})" if before else ""))
+
+
+def set_aside(path: Path, text: str) -> Path | None:
+    """Where an earlier file at `path` is now, if it holds something else than `text`: under the first free number."""
+    if not path.is_file() or files.holds(path, text):
+        return None
+    numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
+    free = next(other for other in numbered if not os.path.lexists(other))
+    path.rename(free)
+    return free
+
+
+def accuracies(results: dict, subjects: list[str]) -> str:
+    """The table: a row a subject, a column a protocol; with balanced accuracy where the test classes differ in size."""
+    rows = {name: results if name == "trained" else results[name] for name in subjects}
+    columns = [name for name in COLUMNS if name in results]
+    found = [judged[column] for judged in rows.values() for column in columns if column in judged]
+    shown = ["acc1"] + ["balanced_accuracy"] * any(abs(one["balanced_accuracy"] - one["acc1"]) > 1e-9 for one in found)
+    head = ["", *(COLUMNS[c] if name == "acc1" else "balanced" for c in columns for name in shown)]
+    lines = [
+        [
+            title(name, results["of"]["weights"]),
+            *(metrics.percent(judged[c], name) if c in judged else "-" for c in columns for name in shown),
+        ]
+        for name, judged in rows.items()
+    ]
+    count = f"n = {found[0]['n']} test images; in brackets 95 % intervals (Wilson)"
+    return table([head, *lines]) + "\n" + count
+
+
+def title(subject: str, weights: dict) -> str:
+    """A row's name; weights of a run that has not learnt yet are not called trained."""
+    if subject == "trained" and weights["steps"] == 0:
+        return "not trained (0 steps)"
+    return {"raw_pixels": "raw pixels", "random_init": "untrained encoder", "trained": "trained encoder"}[subject]

@@ -1,0 +1,206 @@
+"""Kill, stop and damage a small run here, on this machine, and see whether it ends in the same weights.
+
+python -m ssl.faultcheck --output_dir DIR
+
+For before a job of a week: a few minutes with this machine's disks, launcher and GPUs. DIR should
+be where the job will write. A small run of train.py is made once undisturbed, then once for every trial;
+each must end in the undisturbed run's weights and optimizer, bit for bit.
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ssl.checkpoints import torch_file
+from ssl.console import say, table
+from ssl.errors import UserError, one_line_errors
+from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, make_images, ranks
+
+# Trials -------------------------------------------------------------------------------
+# Each does something to a run, lets it finish, and says in words what it did.
+
+
+def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
+    """SIGKILL of a random rank, or of the launcher, at `kills` random moments."""
+    for i in range(kills):
+        process = run.launch()
+        target = (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1)
+        wait(run, target, process)
+        time.sleep(chance.random() * 0.1)
+        victims = ranks(process) if whom == "rank" else [process.pid]
+        left = [process.pid, *descendants(process.pid)]
+        kill(chance.choice(victims), signal.SIGKILL)
+        run.finish(process)
+        gone(left)
+    run.finished()
+    return f"{kills} times SIGKILL of a {whom}"
+
+
+def wait(run: SmallRun, step: int, process: subprocess.Popen) -> None:
+    if not run.wait_for_step(step, process):
+        run.finish(process)
+        raise UserError(f"the run ended before step {step}: {run.last_words()}")
+
+
+def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
+    """A signal to the launcher; the run must leave by itself, saved."""
+    process = run.launch()
+    wait(run, chance.randint(5, STEPS // 2), process)
+    left = [process.pid, *descendants(process.pid)]
+    began = time.monotonic()
+    kill(process.pid, number)
+    run.finish(process)
+    gone(left)
+    status, took = run.status(), time.monotonic() - began
+    if status.get("state") != "preempted" or status["saved_step"] != status["step"]:
+        raise UserError(f"after {signal.Signals(number).name} status.json says {status}")
+    run.finished()
+    return f"{signal.Signals(number).name} at step {status['step']}: saved and left in {took:.1f} s"
+
+
+def disk_full(run: SmallRun, chance: random.Random) -> str:
+    """No file may grow beyond half a checkpoint: as on a full disk, but for this run alone."""
+    process = run.launch()
+    wait(run, chance.randint(5, 15), process)
+    kill(process.pid, signal.SIGTERM)
+    run.finish(process)
+    limit = (run.folder / "checkpoint.pt").stat().st_size // 2
+    saved = run.status()["saved_step"]
+    process = run.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    if run.finish(process) == 0 or run.step() != STEPS:
+        raise UserError(f"with a full disk the run went to step {run.step()} and did not end with an error")
+    if torch_file.load(torch_file.kept(run.folder)[0])["step"] != saved:
+        raise UserError("with a full disk the last checkpoint was not left alone")
+    run.finished()
+    return f"full from step {saved}: trained to the end, said so, and saved when there was room"
+
+
+def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
+    """The newest checkpoint is damaged; the one before it must be taken."""
+    process = run.launch()
+    wait(run, chance.randint(12, STEPS // 2), process)
+    kill(process.pid, signal.SIGTERM)
+    run.finish(process)
+    step = run.status()["saved_step"]
+    damage(run.folder / "checkpoint.pt", how, chance)
+    run.finished()
+    if "set aside as" not in run.printed():
+        raise UserError("the damaged checkpoint was not named")
+    return f"checkpoint of step {step} {how}: named, and the one before it taken"
+
+
+def damage(path: Path, how: str, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "with a flipped bit":  # in what is read: what only fills the gaps matters to nobody
+        with zipfile.ZipFile(path) as records:
+            largest = records.read(max(records.infolist(), key=lambda record: record.file_size))
+        content[content.index(largest) + chance.randrange(len(largest))] ^= 1 << chance.randrange(8)
+    elif how == "cut short":
+        del content[chance.randrange(1, len(content)) :]
+    elif how == "emptied":
+        content.clear()
+    path.write_bytes(content)
+
+
+# All of them --------------------------------------------------------------------------
+
+
+def trials(kills: int, chance: random.Random) -> dict[str, Callable[[SmallRun], str]]:
+    return {
+        "ranks killed": lambda run: killed(run, chance, kills, "rank"),
+        "launcher killed": lambda run: killed(run, chance, 2, "launcher"),
+        "terminated": lambda run: stopped(run, chance, signal.SIGTERM),
+        "interrupted": lambda run: stopped(run, chance, signal.SIGINT),
+        "disk full": lambda run: disk_full(run, chance),
+        "flipped bit": lambda run: damaged(run, chance, "with a flipped bit"),
+        "cut short": lambda run: damaged(run, chance, "cut short"),
+    }
+
+
+def surroundings(folder: Path) -> str:
+    """How fast a file is safe on this disk, and what room loader workers have to hand over batches."""
+    began = time.monotonic()
+    with open(folder / "probe", "wb") as file:
+        file.write(os.urandom(64 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.monotonic() - began
+    (folder / "probe").unlink()
+    shared = Path("/dev/shm")
+    room = f"{shutil.disk_usage(shared).free >> 20} MiB free in {shared}" if shared.is_dir() else f"no {shared}"
+    return f"64 MiB written and flushed in {took:.2f} s; {room}"
+
+
+def parse() -> argparse.Namespace:
+    about, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl.faultcheck", description=about, epilog=details, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--output_dir", type=Path, required=True, help="new folder, on the disk the job will use")
+    parser.add_argument("--processes", type=int, default=2, help="1 to 8, as torchrun's --nproc_per_node (default 2)")
+    parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of ranks in one run (default 5)")
+    parser.add_argument("--seed", type=int, help="of the moments of all faults (default: drawn, and printed)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    options = parser.parse_args()
+    if options.processes not in (1, 2, 4, 8):
+        raise UserError(f"processes: {options.processes} is none of 1, 2, 4, 8")
+    if not 1 <= options.kills <= STEPS:
+        raise UserError(f"kills: {options.kills} is not in 1..{STEPS}")
+    if options.output_dir.exists():
+        raise UserError(f"output_dir: {options.output_dir} is there already; faultcheck wants a folder of its own")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    try:
+        options.output_dir.mkdir(parents=True)
+        images = make_images(options.output_dir / "images")
+        around = surroundings(options.output_dir)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {options.output_dir} ({error})") from None
+    chosen = trials(options.kills, random.Random(seed))
+    say(f"seed {seed}; {len(chosen) + 1} runs of {STEPS} steps, some of them launched many times\n{around}\n")
+
+    def new_run(name: str) -> SmallRun:
+        folder = options.output_dir / name.replace(" ", "_")
+        return SmallRun(folder, images, options.processes, {"device": options.device})
+
+    began = time.monotonic()
+    whole = new_run("undisturbed")
+    whole.finished()
+    expected = whole.digest()
+    say(f"undisturbed: {time.monotonic() - began:.0f} s")
+    rows, failed = [["trial", "weights", "seconds", "what happened"]], 0
+    for name, trial in chosen.items():
+        began, run = time.monotonic(), new_run(name)
+        try:
+            words = trial(run)
+            same = run.digest() == expected
+        except UserError as error:
+            words, same = str(error), False
+        failed += not same
+        rows.append([name, "identical" if same else "DIFFERENT", f"{time.monotonic() - began:.0f}", words])
+        say(f"{name}: {rows[-1][1]}, {words}")
+        if same:
+            shutil.rmtree(run.folder)
+            run.log.unlink()
+    say("\n" + table(rows))
+    if failed:
+        raise UserError(f"{failed} of {len(chosen)} trials failed; their runs are in {options.output_dir}")
+    say("\nwhatever befell it, the run ended in the same weights")
+
+
+if __name__ == "__main__":
+    with one_line_errors("faultcheck"):
+        main()

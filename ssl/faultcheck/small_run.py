@@ -1,0 +1,193 @@
+"""A run of train.py of seconds, for whoever wants to do something to it: ssl.faultcheck and the tests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl.checkpoints import torch_file
+from ssl.errors import UserError
+from ssl.sources.shapes import render
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+IMAGES = 96
+STEPS = 48  # of a run: two epochs of 24 steps on one process, sixteen of 3 on eight
+TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # of metrics.jsonl: differ from run to run
+PATIENCE = 300  # seconds that a launch may take
+
+
+@dataclass
+class SmallRun:
+    """How to launch a small run in `folder`, and what became of it. What it prints is in the file FOLDER.log."""
+
+    folder: Path
+    images: Path
+    processes: int = 2
+    options: dict[str, object] = field(default_factory=dict)  # settings of train.py, over those below
+    launcher: list[str] = field(default_factory=list)  # more arguments of torchrun
+    script: Path = TRAIN  # or one that does something to train.py first
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".log")
+
+    def launch(self, **popen) -> subprocess.Popen:
+        """Start it, or continue it. `popen` are options of Popen."""
+        command = [sys.executable]
+        if self.processes > 1 or self.launcher:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        settings = {
+            "data_dir": self.images, "output_dir": self.folder, "image_size": 32, "projector": "64-64",
+            "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": "{width: 8, stages: 2}", "batch_size": 4,
+            "epochs": STEPS * 4 * self.processes // IMAGES, "warmup_epochs": 1, "log_every": 1, "save_steps": 3,
+            "workers": 1, "deterministic": "true", "amp": "off", "health_every": 100, **self.options,
+        }  # fmt: skip
+        arguments = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        self.before = self._mark()
+        with open(self.log, "a") as log:
+            return subprocess.Popen(
+                [*command, *self.launcher, str(self.script), *arguments], stdout=log, stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment}, start_new_session=True, **popen,
+            )  # fmt: skip
+
+    def finish(self, process: subprocess.Popen | None = None) -> int:
+        """Wait for a launch, a new one where none is given, and return its exit status; `UserError` if it hangs."""
+        process = process or self.launch()
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"a launch did not end within {PATIENCE} s: {self.last_words()}") from None
+        finally:
+            if process.poll() is None:
+                for pid in [*descendants(process.pid), process.pid]:
+                    kill(pid, signal.SIGKILL)
+                process.wait()
+
+    def finished(self) -> None:
+        """Launch it, and `UserError` where that does not finish the run."""
+        if self.finish() != 0 or self.status().get("state") != "finished":
+            raise UserError(f"the run did not finish: {self.last_words()}")
+
+    def step(self) -> int:
+        """The last step in metrics.jsonl; 0 where there is none yet."""
+        try:
+            return json.loads((self.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def wait_for_step(self, step: int, process: subprocess.Popen) -> bool:
+        """Whether the launch trained up to `step`; it may also end before."""
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < PATIENCE:
+            if self._mark() != self.before and self.step() >= step:
+                return True
+            time.sleep(0.01)
+        return False
+
+    def _mark(self) -> tuple | None:
+        """Changes when a launch begins to train: metrics.jsonl then drops the steps that were lost."""
+        with contextlib.suppress(OSError):
+            found = (self.folder / "metrics.jsonl").stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
+
+    def status(self) -> dict:
+        try:
+            return json.loads((self.folder / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def last_words(self) -> str:
+        lines = self.printed().splitlines()
+        errors = [line for line in lines if "rror" in line]
+        return (errors or lines or ["it said nothing"])[-1][:300]
+
+    def digest(self, metrics: bool = True) -> str:
+        """A checksum of everything a run ends in: weights, optimizer, step, and each logged step's loss and rates."""
+        state = torch_file.load(self.folder / "checkpoint.pt")
+        sha = hashlib.sha256()
+        for part in ("model", "optimizer", "scaler", "step"):
+            _feed(sha, state[part])
+        for line in (self.folder / "metrics.jsonl").read_text().splitlines() if metrics else []:
+            values = json.loads(line)
+            _feed(sha, {k: values[k] for k in sorted(values) if k not in TIMES})
+        return sha.hexdigest()
+
+
+def _feed(sha, value) -> None:
+    if isinstance(value, Tensor):
+        sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            sha.update(repr(key).encode())
+            _feed(sha, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(sha, item)
+    else:
+        sha.update(repr(value).encode())
+
+
+def make_images(folder: Path) -> Path:
+    """IMAGES small JPEGs, large enough that loader workers read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(render(torch.arange(IMAGES) % 10, 72, seed=0)):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{i:03}.jpg")
+    return folder
+
+
+# Processes, as Linux shows them -------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` started, those that they started, and so on."""
+    parents = {int(entry.name): _stat(entry.name)[1] for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def ranks(process: subprocess.Popen) -> list[int]:
+    """The trainers' processes, the eldest first; loader workers are their children."""
+    children = sorted(pid for pid in descendants(process.pid) if _stat(pid)[1] == process.pid)
+    return children if "torch.distributed.run" in process.args else [process.pid]
+
+
+def kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def gone(pids: list[int], patience: float = 90.0) -> None:
+    """Wait until none of the processes is left; `UserError` for an orphan."""
+    end = time.monotonic() + patience
+    while alive := [pid for pid in pids if _stat(pid)[0] not in "ZX"]:
+        if time.monotonic() > end:
+            raise UserError(f"process {alive[0]} was left behind by a run that ended")
+        time.sleep(0.05)
+
+
+def _stat(pid: int | str) -> tuple[str, int]:
+    """(state, parent) of a process; X, dead, where there is none."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    except (OSError, ValueError):
+        return "X", 0

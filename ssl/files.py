@@ -1,0 +1,48 @@
+"""Small files of a run: written whole or not at all, and read even where they are cut short."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from ssl.distributed import rank
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """As `write_text`."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether the file at `path` is just `text`; whatever else lies there is not waited for, nor read if longer."""
+    content = text.encode()
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def json_lines(path: Path) -> list[dict]:
+    """What a file of JSON objects holds, a line each; none where there is no file. A line cut short is left out."""
+    found = []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        found += [value] if isinstance(value, dict) else []
+    return found
+
+
+def json_text(value) -> str:
+    """JSON to read: indented, but a list of plain values, as a row of a matrix, on one line."""
+    text = json.dumps(value, indent=2)  # a line break in it is layout: within words it is written \\n
+    return re.sub(r'\[\n([^][{}"]*)\n *\]', lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"

@@ -1,0 +1,125 @@
+"""Curves, points and bars as inline SVG; colours are the page's, by class, so that they fit dark and light."""
+
+import html
+import math
+from collections.abc import Sequence
+
+from ssl.errors import one_line
+from ssl.report.page_style import COLOURS
+
+MOST_POINTS = 1000  # of a curve
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
+
+Points = Sequence[tuple[float, float]]
+
+
+def thin(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most `most` of a curve's points: of each of equal parts its lowest and its highest, in order."""
+    if len(points) <= most:
+        return points
+    kept, parts = [], most // 2
+    for part in range(parts):
+        piece = points[part * len(points) // parts : (part + 1) * len(points) // parts]
+        at = {min(range(len(piece)), key=lambda i: piece[i][1]), max(range(len(piece)), key=lambda i: piece[i][1])}
+        kept += [piece[i] for i in sorted(at)]
+    return kept
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
+    raw = (high - low) / about
+    if not (math.isfinite(raw) and raw > 0):
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, first + 2 * about) if i * step <= high + 1e-9 * step]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Numbers from 10^low to 10^high: powers of ten, or 1, 2 and 5 times them where those are few."""
+    powers = range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
+    if len(powers) > 4:
+        return [10.0**power for power in powers[:: -(-len(powers) // 6)] if low <= power <= high]
+    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [value for value in found if low <= math.log10(value) <= high]
+
+
+class Frame:
+    """Axes from numbers to places of a picture; `log` for the logarithm of y, which must then be positive."""
+
+    def __init__(self, points: Points, x_label: str, log: bool = False):
+        xs, ys = ([float(v) for v in column] for column in zip(*points)) if points else ([0.0], [1.0])
+        self.log, self.x_label = log and min(ys) > 0, x_label
+        ys = [math.log10(y) for y in ys] if self.log else ys
+        self.x0, self.x1 = _widened(min(xs), max(xs), 0)
+        self.y0, self.y1 = _widened(min(ys), max(ys), 0.04)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        y = math.log10(y) if self.log else y
+        across = (x - self.x0) / (self.x1 - self.x0)
+        up = (y - self.y0) / (self.y1 - self.y0)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self) -> str:
+        parts = []
+        for value in log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
+            y = self.place(self.x0, value)[1]
+            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>'
+            )
+        for value in ticks(self.x0, self.x1):
+            x = LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'
+                         f"{number(value)}</text>")  # fmt: skip
+        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
+                     f"{html.escape(self.x_label)}</text>")  # fmt: skip
+        return "".join(parts)
+
+
+def curves(lines: list[Points], title: str, x_label: str = "step", log: bool = False) -> str:
+    """One picture of several curves, the i-th in colour i; a curve of one point is a dot."""
+    lines = [thin(line) for line in lines]
+    frame = Frame([point for line in lines for point in line], x_label, log)
+    drawn = []
+    for i, line in enumerate(lines):
+        places = [frame.place(*point) for point in line]
+        if len(places) == 1:
+            drawn.append(f'<circle class="fill c{i % COLOURS}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>')
+        elif places:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            drawn.append(f'<path class="line c{i % COLOURS}" d="M{path}"/>')
+    return _picture(title, frame.axes() + "".join(drawn))
+
+
+def scatter(points: Points, groups: Sequence[int], title: str) -> str:
+    """Points (x, y), each in the colour of its group; a negative group is grey."""
+    frame = Frame(points, "first component", log=False)
+    drawn = {}
+    for point, group in zip(points, groups):
+        x, y = frame.place(*point)
+        drawn.setdefault(group, []).append(f"M{x:.1f} {y:.1f}h0")  # a round line of no length is a dot
+    dots = "".join(
+        f'<path class="dot {f"c{group % COLOURS}" if group >= 0 else "none"}" d="{"".join(places)}"/>'
+        for group, places in sorted(drawn.items())
+    )
+    return _picture(title, frame.axes() + dots)
+
+
+def number(value: float) -> str:
+    """As few digits as tell it apart: 0.001, 12, 3.5e+06."""
+    return f"{value:.4g}"
+
+
+def _widened(low: float, high: float, share: float) -> tuple[float, float]:
+    """A range that is not empty, `share` wider at both ends."""
+    if high == low:
+        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _picture(title: str, content: str) -> str:
+    title = html.escape(one_line(title))
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}"><title>{title}</title>{content}</svg>'

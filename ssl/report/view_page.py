@@ -1,0 +1,106 @@
+"""Pages of images as PNG: the views a run trains on, the nearest neighbours of an image."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ssl.augment import View, to_unit
+from ssl.console import say
+from ssl.data.decode import BadImage
+from ssl.data.images import Images, spread
+from ssl.data.loader import finish, training_batches
+from ssl.errors import UserError
+from ssl.files import write_bytes
+
+ROWS = 8  # of a page
+SIDE = 112  # pixels of an image on a page
+SAME, OTHER = (0.0, 0.447, 0.698), (0.902, 0.624, 0.0)  # frames: blue and orange, told apart by everybody
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An order that shows the images `index` once an epoch, step by step: their views are those of training."""
+
+    index: Tensor
+    seed: int
+    accumulate: int = 1
+
+    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
+        return step, self.index, torch.zeros_like(self.index)
+
+    def batch_seed(self, step: int, micro: int, rank: int) -> int:
+        return 0
+
+
+def views_of(
+    data: Images, views: list[View], mean: list[float], std: list[float], seed: int, epochs: int
+) -> tuple[Tensor, Tensor]:
+    """(index (R,), pixels (R, epochs · views, C, size, size)): what the encoder sees of some images, not normalised.
+
+    They are the views that a run of this seed trains on in its first epochs. Raises `UserError`
+    where nothing can be read.
+    """
+    order = Chosen(torch.tensor(spread(len(data), ROWS)), seed)
+    statistics = [torch.tensor(values) for values in (mean, std)]
+    back_mean, back_std = (values.view(-1, 1, 1) for values in statistics)
+    shown = []
+    for batch in training_batches(data, views, order, 0, epochs, 0, torch.device("cpu")):
+        shown += [x * back_std + back_mean for x in finish(batch, views, *statistics)]
+    return batch.index, torch.stack(shown, 1)
+
+
+def write_views(
+    path: Path, data: Images, views: list[View], mean: list[float], std: list[float], seed: int, epochs: int = 3
+) -> None:
+    """A page of views: each row an image, then its views in the first epochs. What cannot be made stops no run."""
+    try:
+        index, shown = views_of(data, views, mean, std, seed, epochs)
+        rows = [[data.pixels(i), *of_image] for i, of_image in zip(index.tolist(), shown)]
+        titles = ["image", *(f"ep. {e + 1}, view {v + 1}" for e in range(epochs) for v in range(len(views)))]
+        write_bytes(page(rows, titles), path)
+    except (BadImage, UserError, OSError) as error:
+        say(f"*** {path.name} could not be made: {error} ***")
+
+
+def page(rows: list[list[Tensor]], titles: list[str], frames: list[list[tuple | None]] | None = None) -> bytes:
+    """PNG of rows of images (C, H, W), integer or floats in 0..1, with a title over every column.
+
+    `frames` has a colour, or None, for every image.
+    """
+    gap, top = 6, 18
+    height, width = len(rows) * (SIDE + gap) + gap + top, len(titles) * (SIDE + gap) + gap
+    sheet = torch.ones(3, height, width)
+    for r, row in enumerate(rows):
+        for c, pixels in enumerate(row):
+            y, x = top + gap + r * (SIDE + gap), gap + c * (SIDE + gap)
+            colour = frames and frames[r][c]
+            if colour:
+                sheet[:, y - 4 : y + SIDE + 4, x - 4 : x + SIDE + 4] = torch.tensor(colour).view(3, 1, 1)
+            sheet[:, y : y + SIDE, x : x + SIDE] = tile(pixels)
+    image = Image.fromarray(sheet.mul(255).round().byte().permute(1, 2, 0).numpy())
+    draw = ImageDraw.Draw(image)
+    for c, title in enumerate(titles):
+        draw.text((gap + c * (SIDE + gap), 6), title, fill="black")
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def tile(pixels: Tensor) -> Tensor:
+    """An image (C, H, W) as (3, SIDE, SIDE) in 0..1, whole, small ones in visible pixels.
+
+    One or two channels are shown as grey, of the first; of four and more, the first three are taken for colours.
+    """
+    x = to_unit(pixels).clamp(0, 1)
+    x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
+    scale = SIDE / max(x.shape[1:])
+    size = [max(1, round(side * scale)) for side in x.shape[1:]]
+    how = {"mode": "nearest"} if scale >= 1 else {"mode": "bilinear", "antialias": True}
+    x = F.interpolate(x[None], size, **how)[0]
+    down, right = SIDE - size[0], SIDE - size[1]
+    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), value=1.0)

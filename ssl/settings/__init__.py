@@ -1,0 +1,1 @@
+"""Settings: dataclass, YAML and command line; what they may be; what `auto` stands for."""

@@ -1,0 +1,364 @@
+"""Settings: a dataclass in the script <-> YAML <-> the command line.
+
+Layers, later ones win: the dataclass's defaults, then `--config FILE` or, where none is named,
+the recipe of the method and data set, of a file with `rows` the one that `--row N` chooses,
+`--key value`. A named file is the whole recipe, unless it says what it extends: `extends: FILE`,
+a path as seen from the file, or `extends: auto`, the recipe of the method and data set. One
+function, `coerce`, checks values from every source. The comment behind a field is its help
+text, so the top of a script is its manual.
+"""
+
+import dataclasses
+import inspect
+import math
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from ssl.console import say, table
+from ssl.errors import UserError
+from ssl.settings.hints import hint, word_for
+
+LARGEST_FILE = 100_000  # bytes; settings are written by people
+DEEPEST = 50  # how many brackets may stand in each other
+LONGEST = 5  # files, each of which extends the next
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without its traps: 1e-3 is a number, no and 12:30 are words, a key stands once."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in settings")
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.YAMLError(f"tags ({self.peek_event().tag}) are not allowed in settings")
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError("a setting's name must be a word")
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} is set twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was: the word 1e-3 is quoted, a repeated list stands there twice."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+_Loader.yaml_implicit_resolvers, _Dumper.yaml_implicit_resolvers = {}, {}
+for _tag, _pattern, _first in [
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|false|False)$", "tTfF"),
+    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("tag:yaml.org,2002:null", r"^(?:~|null|)$", ["~", "n", ""]),
+]:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
+
+
+def _parse_yaml(text: str, where: str):
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Raises `UserError` naming the file for anything else."""
+    path = Path(path)
+    try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            raise UserError(f"{path}: cannot read this settings file (it is not there, or no ordinary file)")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this settings file ({error})") from None
+    values = _parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected lines of 'setting: value', found a {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: str | Path, values: dict) -> None:
+    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None), encoding="utf-8")
+
+
+# Types ------------------------------------------------------------------------
+
+
+AUTO = typing.Literal["auto"]
+
+
+def _alternatives(kind) -> tuple:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _plain(kind):
+    """X of `X | None`, `X | Literal["auto"]`; any other kind as it is."""
+    return next((arg for arg in _alternatives(kind) if arg not in (type(None), AUTO)), kind)
+
+
+def coerce(value, kind, where: str):
+    """`value` as type `kind`, or a `UserError` that begins with `where`.
+
+    Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...], `X | None` and
+    `X | Literal["auto"]`. An integer is a fine float; nothing else changes its type, and numbers must be finite.
+    """
+    if _plain(kind) is not kind:
+        other = type(None) if value is None else AUTO if value == "auto" else None
+        return value if other in _alternatives(kind) else coerce(value, _plain(kind), where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{word_for(value, args)}")
+        return value
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        if origin is tuple and len(value) != len(args):
+            raise UserError(f"{where}: expected {len(args)} values, got {value!r}")
+        kinds = args if origin is tuple else args * len(value)
+        return [coerce(item, item_kind, where) for item, item_kind in zip(value, kinds)]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if type(value) is not kind:
+        raise UserError(f"{where}: {value!r} is not {_ARTICLE[kind]}")
+    if kind is int and abs(value) > 2**64:
+        raise UserError(f"{where}: an integer of {len(str(value))} digits is too large")
+    if kind is str and not _could_name_a_file(value):
+        raise UserError(f"{where}: {value!r} holds what no file name can")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}: {value!r} is not a finite number")
+    return value
+
+
+def _could_name_a_file(word: str) -> bool:
+    """Most words are paths sooner or later, and the system calls stumble over NUL and lone surrogates."""
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+
+
+_ARTICLE = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    dict: "a mapping like {key: value}",
+}
+
+
+def _check(values: dict, cls, where: str) -> dict:
+    """Every key known, every value of its field's type."""
+    kinds = typing.get_type_hints(cls)
+    for key in values:
+        if key not in kinds:
+            raise UserError(f"{where}: unknown setting {key!r}{hint(key, kinds)}")
+    return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
+
+
+# Files ------------------------------------------------------------------------
+
+
+def chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
+    """A settings file and, before it, those that it extends; and whether the first of them says `extends: auto`."""
+    files: list[tuple[str, dict]] = []
+    while True:
+        try:
+            values = read_yaml(path)
+        except UserError as error:
+            raise UserError(f"{files[0][0]}: extends: {error}") if files else error from None
+        base = coerce(values.pop("extends", None), str | None, f"{path}: extends")
+        files.insert(0, (path, values))
+        if base in (None, "auto"):
+            return files, base == "auto"
+        path = str(Path(path).parent / base)
+        if len(files) == LONGEST:
+            raise UserError(
+                f"{files[-1][0]}: extends: {' extends '.join(where for where, _ in reversed(files))} extends {path}; "
+                f"at most {LONGEST} files may do so, and none may come back to itself"
+            )
+
+
+def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], bool]:
+    """The layers in a settings file, later ones win, and whether the recipe of method and data set lies under them.
+
+    They are the files that it extends, what its rows share and, if it has `rows`, the one that is asked for. Raises
+    `UserError` for a mistake in any file or row, and unless one is chosen of a file that has rows.
+    """
+    files, on_recipe = chain(path)
+    shared = files[-1][1]
+    has_rows, rows = "rows" in shared, shared.pop("rows", None)
+    for where, values in files:
+        if "rows" in values:
+            raise UserError(f"{where}: has rows, which only the file that --config names may have; {path} extends it")
+    layers = [(where, _check(values, cls, where)) for where, values in files]
+    if not has_rows:
+        if row is not None:
+            raise UserError(f"command line: row: {path} has no rows to choose from")
+        return layers, on_recipe
+    if "row" not in typing.get_type_hints(cls):
+        raise UserError(f"{path}: holds rows of settings to choose from, which this script does not do")
+    if not isinstance(rows, list) or not rows or not all(isinstance(values, dict) and values for values in rows):
+        raise UserError(f"{path}: rows: expected a list of mappings like - {{lr: 0.1}}")
+    rows = [(f"{path} row {number}", values) for number, values in enumerate(rows, 1)]
+    rows = [(where, _check(values, cls, where)) for where, values in rows]
+    for where, values in layers + rows:
+        if values.keys() & {"row", "config"}:
+            raise UserError(f"{where}: row and config are chosen on the command line")
+    if row is None or not 1 <= row <= len(rows):
+        say(_rows_table([values for _, values in rows]))
+        wrong = "" if row is None else f"row {row} is not there; "
+        raise UserError(f"{path}: {wrong}choose one of its rows with --row 1 to --row {len(rows)}")
+    return [*layers, rows[row - 1]], on_recipe
+
+
+def _rows_table(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(name for values in rows for name in values))
+    return table(
+        [["row", *names]]
+        + [[str(number), *(str(values.get(name, "")) for name in names)] for number, values in enumerate(rows, 1)]
+    )
+
+
+# Command line -----------------------------------------------------------------
+
+
+def _from_arguments(cls, arguments: list[str]) -> dict:
+    """`--key value` and `--key=value`; a bare `--key` is true for a bool."""
+    kinds = typing.get_type_hints(cls)
+    values: dict = {}
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if not argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            meant = "" if not equals else f"; write --{name} {value}" if name in kinds else hint(name, kinds)
+            raise UserError(
+                f"command line: {argument!r} has no place; settings are written --key value (see --help){meant}"
+            )
+        key, equals, text = argument[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in kinds:
+            raise UserError(f"command line: unknown setting --{key}{hint(key, kinds)}")
+        if not equals:
+            following = []
+            takes_many = typing.get_origin(_plain(kinds[key])) in (list, tuple)
+            while position < len(arguments) and not arguments[position].startswith("--"):
+                following.append(arguments[position])
+                position += 1
+                if not takes_many:
+                    break
+            if not following and kinds[key] is not bool:
+                raise UserError(f"command line: --{key} needs a value")
+            text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
+        if key in values:
+            raise UserError(f"command line: --{key} is given twice")
+        takes_text = kinds[key] in (str, str | None)
+        if takes_text and text in ("null", "none", "None") and kinds[key] is not str:
+            values[key] = None
+        else:
+            values[key] = text if takes_text else _parse_yaml(text, f"command line: {key}")
+    return _check(values, cls, "command line")
+
+
+def parse(cls, arguments: list[str] | None = None, recipe=None):
+    """The settings of a script, and where each came from.
+
+    `recipe` is a function from the values set so far to the path of the recipe under them, or
+    None; it is called where no file is named, or one that says `extends: auto`. Returns
+    (settings, origin): origin maps each field to 'default', a file, 'FILE row N' or 'command
+    line', and in the order in which they won. `--help` prints the manual and exits.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(manual(cls))
+        raise SystemExit(0)
+    layers = [("command line", _from_arguments(cls, arguments))]
+    config, row = layers[0][1].get("config"), layers[0][1].get("row")
+    on_recipe = recipe is not None
+    if config is not None:
+        files, on_recipe = _of_file(config, cls, row)
+        layers = [*files, *layers]
+        if on_recipe and recipe is None:
+            raise UserError(f"{config}: extends: auto is for train.py, which has a recipe for a data set; name a file")
+    elif row is not None:
+        raise UserError("command line: row: is one of the rows of a settings file; pass it as --config FILE")
+    if on_recipe:
+        asked = {key: value for _, values in layers for key, value in values.items()}
+        path = recipe(asked)
+        if path is not None:
+            layers.insert(0, (str(path), _check(read_yaml(path), cls, str(path))))
+    values, origin = {}, {}
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        values[field.name], origin[field.name] = default, "default"
+    for where, layer in layers:
+        came_together = origin.get("encoder_kwargs") == origin.get("encoder") != "default"
+        if came_together and layer.get("encoder", values.get("encoder")) != values.get("encoder"):
+            layer = {"encoder_kwargs": {}} | layer  # those below are another encoder's
+        values.update(layer)
+        lay_over(origin, layer, where)
+    return cls(**values), origin
+
+
+def lay_over(origin: dict[str, str], names: Iterable[str], where: str) -> None:
+    """Have `origin` say that `names` are from `where`, and after all others: so it names its sources in their order."""
+    for name in names:
+        origin.pop(name)
+        origin[name] = where
+
+
+def manual(cls) -> str:
+    """What --help prints: the fields of a settings class with their comments, as written there."""
+    kinds = typing.get_type_hints(cls)
+    lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
+    source = re.sub(r"\(\n\s+(.+?)\n\s+\)", r"(\1)", inspect.getsource(cls))  # a field may take three lines
+    for line in source.splitlines():
+        heading = re.match(r"\s+# (.+)", line)
+        field = re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line)
+        if heading:
+            lines += ["", heading[1]]
+        elif field:
+            name, default, comment = field.groups()
+            listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
+            default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as one would type it
+            choices = _choices(kinds[name])
+            comment = f"{comment} ({choices})" if choices else comment
+            lines.append(f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]")
+    return "\n".join(lines)
+
+
+def _choices(kind) -> str:
+    """'a|b' where a field's values are words of a list."""
+    kind = _plain(kind)
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
+    return "|".join(map(str, typing.get_args(inner))) if typing.get_origin(inner) is typing.Literal else ""

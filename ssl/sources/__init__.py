@@ -1,0 +1,1 @@
+"""Data sets as people have them: folders, tables, arrays, known sets. Each becomes an `Images`."""

@@ -1,0 +1,224 @@
+"""Images in one file of numpy arrays: .npz as MedMNIST's, or a .npy of images alone.
+
+A .npz holds {train,val,test}_images and {train,val,test}_labels, or `images` and `labels`; labels may be left
+out. Images are (N, H, W) or (N, H, W, C), with 1 to 16 channels, uint8 or uint16, or with a value range any integers
+or floating-point numbers; labels say one class an image, as `array_labels.one_class_each` reads them. Other arrays of
+the file are not read, which is said.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl.console import say_once
+from ssl.data.decode import BadImage, Range, require_fitting, scaled
+from ssl.data.tables import first_few
+from ssl.errors import UserError, nearest
+from ssl.sources.array_labels import one_class_each, refuse_signs
+from ssl.sources.classes import one_label_each
+from ssl.sources.splits import split_of
+
+SUFFIXES = (".npz", ".npy")
+CHANNELS = 16  # at most
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Images (N, C, H, W): the `rows` of an array (…, H, W, C), which may lie on the disk.
+
+    With a `value_range` (low, high) an image is uint16, low and high becoming 0 and 65535, and one of numbers outside
+    raises `BadImage`.
+    """
+
+    array: np.ndarray
+    rows: np.ndarray
+    value_range: Range | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        pixels = self.numbers(index)
+        if self.value_range is not None:
+            try:
+                pixels = scaled(pixels, self.value_range)
+            except ValueError as error:
+                raise BadImage(f"array/{self.rows[index]}", str(error)) from None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def numbers(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, C), as the array has it."""
+        return np.array(self.array[self.rows[index]])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        height, width, channels = self.array.shape[1:]
+        return len(self), channels, height, width
+
+    def subset(self, indices: np.ndarray) -> "Stack":
+        return Stack(self.array, self.rows[indices], self.value_range)
+
+    def __reduce__(self):
+        """A process that is sent this maps the file for itself instead of being sent its content."""
+        if isinstance(self.array, np.memmap):
+            return _mapped_rows, (str(self.array.filename), self.rows, self.value_range)
+        return Stack, (self.array, self.rows, self.value_range)
+
+
+def _mapped_rows(path: str, rows: np.ndarray, value_range: Range | None) -> Stack:
+    return Stack(_mapped(Path(path), value_range), rows, value_range)
+
+
+def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
+    """(images, labels (N,), class names, whether they are a split of their own) for a split of `datasets.load`.
+
+    None for 'val' where there are not both val and test. Where the file has no labels they are -1, and there are no
+    classes; so it is for 'unlabelled' where labels are not one class an image. Raises `UserError` for a file that is
+    not as described above.
+    """
+    if path.suffix.lower() == ".npy":
+        if split == "val":
+            return None
+        images = _mapped(path, value_range)
+        return _stack(images, value_range), torch.full((len(images),), -1), [], False
+    with _readable(path):
+        file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"data_dir: {path} is one array, not a .npz of several; name it .npy")
+    with file:
+        prefixes = _prefixes(path, file.files)
+        if split == "val" and not {"val", "test"} <= prefixes.keys():
+            return None
+        prefix = _prefix(path, prefixes, file.files, split)
+        images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}", value_range)
+        labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), split != "unlabelled")
+    return _stack(images, value_range), labels, classes, prefix != ""
+
+
+@contextlib.contextmanager
+def _readable(path: Path):
+    """Make one `UserError` of the many errors that numpy and zipfile have for damaged files and Python objects."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        advice = "; save text with .astype(str)" if "allow_pickle" in reason else ""
+        raise UserError(
+            f"data_dir: {path} cannot be read as numpy arrays ({type(error).__name__}: {reason}){advice}"
+        ) from None
+
+
+def _mapped(path: Path, value_range: Range | None) -> np.ndarray:
+    with _readable(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _images(array, str(path), value_range)
+
+
+def _stack(images: np.ndarray, value_range: Range | None) -> Stack:
+    return Stack(images, np.arange(len(images)), value_range)
+
+
+def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
+    """{split: how the names of its arrays begin}; only {'': ''} where the file is not split."""
+    found = {}
+    for name in ["images"] if "images" in names else names:
+        prefix = name.removesuffix("images")
+        split = split_of(prefix.removesuffix("_")) if prefix else ""
+        if not name.endswith("images") or split is None:
+            continue
+        if split in found:
+            raise UserError(f"data_dir: {path} has {found[split]}images and {name}, both the split {split!r}; keep one")
+        found[split] = prefix
+    read = [f"{prefix}{kind}" for prefix in found.values() for kind in ("images", "labels")]
+    unread = [name for name in names if name not in read]
+    if found and unread:
+        absent = [name for name in read if name not in names]
+        hint = next(filter(None, (nearest(name, absent) for name in unread)), "")
+        say_once(f"data        arrays of {path} that are not read: {first_few(unread)}{hint}")
+    return found
+
+
+def _prefix(path: Path, prefixes: dict[str, str], names: list[str], split: str) -> str:
+    if "" in prefixes:
+        return ""
+    wanted = {"test": ("test", "val"), "val": ("val",)}.get(split, ("train",))
+    for part in wanted:
+        if part in prefixes:
+            return prefixes[part]
+    raise UserError(
+        f"data_dir: {path} has neither images nor {wanted[0]}_images, but {', '.join(names) or 'nothing'}; expected "
+        "arrays named train_images, train_labels, test_images, test_labels, or images, labels"
+    )
+
+
+def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of a .npz, which has to be unpacked into memory."""
+    size = sum(member.file_size for member in file.zip.infolist() if member.filename == f"{name}.npy")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"data_dir: {name} in {path} takes {size / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; "
+            "save the images alone as a .npy, which is read from the disk"
+        )
+    with _readable(path):
+        return np.asarray(file[name])  # a member that is no array comes as bytes, and is refused by its type
+
+
+def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndarray:
+    """The array as (N, H, W, C), once it can only be that."""
+    whole = array.dtype in (np.uint8, np.uint16)
+    if not whole and array.dtype.kind not in "iuf":
+        raise UserError(f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16")
+    if not whole and value_range is None:
+        raise UserError(
+            f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16, or --value_range BLACK "
+            "WHITE, which says what part of their range is used"
+        )
+    if value_range is not None:
+        try:
+            require_fitting(f"numbers of type {array.dtype}", np.iinfo(array.dtype).max if whole else None, value_range)
+        except ValueError as error:
+            raise UserError(f"data_dir: {where} {error}") from None
+    images = array[..., None] if array.ndim == 3 else array
+    if images.ndim != 4 or images.shape[-1] > CHANNELS or 0 in images.shape:
+        raise UserError(
+            f"data_dir: {where} has shape {array.shape}; expected images (N, H, W), or (N, H, W, C) with at most "
+            f"{CHANNELS} channels C in last place. Volumes are not read: save their slices as images"
+        )
+    return images
+
+
+def _labels(
+    path: Path, file: np.lib.npyio.NpzFile, prefix: str, prefixes: list[str], count: int, needed: bool
+) -> tuple[Tensor, list[str]]:
+    """(labels (N,), names of the classes): what stands in the labels of any split is a class."""
+    unlabelled = torch.full((count,), -1)
+    if f"{prefix}labels" not in file.files:
+        return unlabelled, []
+    names = [f"{part}labels" for part in prefixes if f"{part}labels" in file.files]
+    found = {name: _member(path, file, name) for name in names}
+    own = found[f"{prefix}labels"]
+    if own.ndim == 0 or len(own) != count:
+        raise UserError(f"data_dir: {path} has {count} {prefix}images but {own.size} {prefix}labels")
+    try:
+        raw, found = found, {name: one_class_each(array, f"{name} in {path}") for name, array in found.items()}
+        if len({array.dtype.kind for array in found.values()}) > 1:
+            raise UserError(f"data_dir: of {', '.join(names)} in {path} some are text, others numbers; choose one")
+        refuse_signs(list(raw.values()), f"{', '.join(names)} in {path}")
+        classes = np.unique(np.concatenate(list(found.values())))
+        if classes.dtype.kind == "U":
+            one_label_each(classes[classes != ""].tolist(), f"the labels of {path}", "data_dir")
+    except UserError as error:
+        if needed:
+            raise
+        say_once(f"labels      not used: {str(error).removeprefix('data_dir: ')}")
+        return unlabelled, []
+    classes = classes[(classes != "") if classes.dtype.kind == "U" else (classes >= 0)]
+    own = found[f"{prefix}labels"]
+    labels = np.where(np.isin(own, classes), np.searchsorted(classes, own), -1)
+    return torch.from_numpy(labels), [str(name) for name in classes]

@@ -1,0 +1,118 @@
+"""Names of classes: what a table's cells say, and no name for two classes."""
+
+import re
+import unicodedata
+from collections import Counter
+from decimal import Decimal
+
+import numpy as np
+
+from ssl.console import say_once
+from ssl.data.tables import first_few
+from ssl.errors import UserError
+
+# Cells without a value, as pandas reads them, and two signs. "None" is not among them: it may be the name of a class.
+MISSING = {
+    "", "?", "-", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA",
+    "null", "NULL", "Null",
+}  # fmt: skip
+UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case: may be names, too
+NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+
+
+def values(cells: list[str], column: str, without: str) -> list[str | None]:
+    """The cells of a column, None where there is no value. Of those equal as numbers, 1 and 1.0, all get the shortest.
+
+    Both are said, and values that may mean none. `without` is the end of the words on rows that have no value.
+    """
+    missing = Counter(cell for cell in cells if cell in MISSING)
+    if missing:
+        kinds = ", ".join(f"{count} {cell or 'empty'}" for cell, count in missing.most_common())
+        say_once(f"table       {missing.total()} of {len(cells)} rows have no {column!r} ({kinds}): {without}")
+    for word in sorted({cell for cell in cells if cell.lower() in UNKNOWN}):
+        say_once(f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it is taken as it "
+                 "stands; leave the cell empty for no value")  # fmt: skip
+    spellings: dict[Decimal, set[str]] = {}
+    for cell in set(cells):
+        if NUMBER.fullmatch(cell):
+            spellings.setdefault(Decimal(cell), set()).add(cell)
+    shortest = {number: min(found, key=lambda cell: (len(cell), cell)) for number, found in spellings.items()}
+    several = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
+    if several:
+        example = ", ".join(map(repr, several[0]))
+        say_once(f"table       {len(several)} values of {column!r} are written in several ways, as {example}: "
+                 "what is equal as a number is one")  # fmt: skip
+    one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
+    return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
+
+
+def refuse_quantities(numbers: np.ndarray, where: str, expected: str, largest: float = np.inf) -> None:
+    """Raise `UserError`, which begins with `where`, if some of the numbers are not whole: they are no classes."""
+    broken = numbers[(numbers != np.floor(numbers)) | (abs(numbers) > largest)]
+    if len(broken):
+        raise UserError(f"{where} hold quantities such as {broken[0]:g}, no classes; {expected}")
+
+
+def one_label_each(labels: list[str], where: str, setting: str) -> None:
+    """Raise `UserError`, which begins with `setting`, where a label joins others, as 'ants|bees' beside 'ants'.
+
+    With | or ; or as a list in brackets it joins others if one of its parts is a label, alone or in another such label.
+    With , + & / it does if all its parts are labels; where only some are, as of 'cat, domestic' and 'cat', it is said.
+    """
+    known = set(labels)
+    doubtful = []
+    for separator in ("[]", *"|;,+&/"):
+        joint = {label: parts for label in sorted(known) if (parts := _parts(label, separator))}
+        times = Counter(part for parts in joint.values() for part in set(parts))
+        for label, parts in joint.items():
+            alone = [part in known for part in parts]
+            if separator in ("[]", "|", ";"):
+                joins = any(alone) or any(times[part] > 1 for part in parts)
+            else:
+                joins = all(alone)
+            if joins and len(parts) > 1:
+                raise UserError(
+                    f"{setting}: {label!r} in {where} joins the labels {', '.join(map(repr, parts))}: several labels "
+                    "an image (multi-label) are not read. Leave such images out, or give one label each"
+                )
+            if any(alone) and len(parts) > 1:
+                doubtful.append(label)
+    if doubtful:
+        say_once(
+            f"classes     *** {first_few(doubtful)} of {where} may join several labels; each is taken as one class ***"
+        )
+
+
+def _parts(label: str, separator: str) -> list[str]:
+    """What `separator` parts in a label, without blanks around; of a list in brackets, '[]', the items unquoted."""
+    if separator == "[]":
+        listed = re.fullmatch(r"[\[{(](.*)[)}\]]", label, re.DOTALL)
+        parts = [part.strip().strip("'\"") for part in listed[1].split(",")] if listed else []
+    else:
+        parts = label.split(separator) if separator in label else []
+    return [part.strip() for part in parts if part.strip()]
+
+
+def tell_alike(classes: list[str], where: str) -> None:
+    """Say which two classes differ only in case, blanks or Unicode form, as Cat and cat: likely they are one."""
+    first: dict[str, str] = {}
+    for name in classes:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        other = first.setdefault(key, name)
+        if other != name:
+            say_once(f"classes     *** {other!r} and {name!r} of {where} are two classes; should they be one? ***")
+
+
+def distinct(names: list[str], ids: list[str]) -> list[str]:
+    """The names; those that several classes share get the class's id after them, as 'crane (n02012849)'."""
+    times = Counter(names)
+    return [f"{name} ({id_})" if times[name] > 1 else name for name, id_ in zip(names, ids)]
+
+
+def require_distinct(classes: list[str], dataset: str) -> None:
+    """Raise `UserError` where two classes have one name: results by class would mix them."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"dataset: {dataset} has several classes called {twice[0]!r}; give every class a name of its own"
+        )

@@ -1,0 +1,299 @@
+"""Data sets by name. All look alike: `len`, `pixels(index)`, labels and class names.
+
+A data set small enough (images of at most 64 pixels, as CIFAR) is held as one tensor,
+`resident`; batches of it are cut and resized on the training device without workers.
+"""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl.augment import to_unit
+from ssl.console import say_once
+from ssl.data.decode import BadImage, Range
+from ssl.data.images import Images, spread
+from ssl.distributed import barrier, is_main
+from ssl.errors import UserError
+from ssl.sources import arrays, lesions
+from ssl.sources.classes import require_distinct
+from ssl.sources.folders import folder, imagenet
+from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
+from ssl.sources.shapes import shapes
+from ssl.sources.slides import FOLDERS as SLIDES
+from ssl.sources.slides import slides
+from ssl.sources.table_images import Columns, table
+from ssl.sources.unsplit import unsplit, with_labels
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# name: (image size, mean, std). Statistics of the training pixels, in 0..1; None: measured.
+KNOWN = {
+    "shapes": (32, *IMAGENET),
+    "CIFAR10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": (32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "SVHN": (32, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "STL10": (96, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "ImageNet": (224, *IMAGENET),
+    "ImageNet50": (224, *IMAGENET),
+    "ImageNet100": (224, *IMAGENET),
+    "ImageNet200": (224, *IMAGENET),
+    "folder": (224, *IMAGENET),
+    "array": (224, None, None),
+    "fake": (224, *IMAGENET),
+    **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
+}
+EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # no files with a range of their own
+SMALL = 64  # pixels: up to here an image counts as small
+RESIDENT_BYTES = 4 << 30
+
+
+def resolve_name(dataset: str | None, data_dir: str | None) -> str:
+    """The data set that is meant, by another name of it or where only one of the two settings, or none, was given."""
+    if dataset is None:
+        is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
+        return "array" if is_array else "folder" if data_dir else "shapes"
+    dataset = lesions.OTHER_NAMES.get(dataset, dataset)
+    if dataset not in KNOWN:
+        lower = {name.lower(): name for name in KNOWN} | lesions.OTHER_NAMES
+        hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
+        raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
+    if dataset in ("shapes", "fake") and data_dir:
+        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
+    return dataset
+
+
+def load(
+    name: str,
+    data_dir: str | None,
+    split: str,
+    *,
+    image_size: int | None = None,
+    download: bool = False,
+    class_list: str | None = None,
+    csv: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    positive: list[str] | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    splits_folder: str | None = None,
+    test_slides: list[str] | None = None,
+    value_range: Range | None = None,
+    seed: int = 0,
+) -> Images | None:
+    """Split 'train', 'val', 'test', 'all' or 'unlabelled' (what to pre-train on) of a data set.
+
+    'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
+    is None where a data set has no validation split of its own. 'all' is what a model that has learnt
+    from none of them is tested on: the test split, or everything where nothing is set apart. What
+    comes without splits is cut 90/10 (ssl/data/cut.py). `value_range` as of `Images`. `seed` is of 'fake' alone.
+    Raises `UserError` where the data is not there or not what it should be.
+    """
+    columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
+    _require_fitting(name, csv, columns, splits_folder, test_slides, value_range)
+    if split == "all" and name not in ("folder", "array"):
+        split = "test"
+    if name in lesions.TABLES:
+        return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder), value_range)
+    if name in SLIDES:
+        data = slides(name, _existing(data_dir, name), split, csv, test_slides)
+        return data and _make_resident(data, value_range)
+    if split == "val" and name not in ("folder", "array"):
+        return None
+    if name == "shapes":
+        if (image_size or 32) > 2 * SMALL:
+            raise UserError(
+                f"image_size: the embedded set `shapes` would be drawn at {image_size} pixels, minutes and gigabytes "
+                "of it; name your images with --data_dir or --dataset, or pass --image_size 32"
+            )
+        pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
+        return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
+    if name == "fake":
+        return _fake(split, image_size or KNOWN[name][0], seed)
+    if name == "folder":
+        root = _existing(data_dir, name)
+        data = folder(root, split) if csv is None else table(root, csv, columns, split)
+    elif name == "array":
+        data = _array(data_dir, split, value_range)
+    elif name.startswith("ImageNet"):
+        data = imagenet(_existing(data_dir, name), name, split, class_list)
+    else:
+        if download and is_main():
+            _torchvision(name, data_dir or "data", split, download)
+        barrier()  # the others read what rank 0 fetched
+        data = _torchvision(name, data_dir or "data", split, False)
+    if data is None:
+        return None
+    require_distinct(data.classes, name)
+    return _make_resident(data, value_range)
+
+
+def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
+    """(mean, std) by channel of pixels in 0..1: as given, or as known of the data set, or else measured.
+
+    Measured on 1000 images, evenly spread, to six digits, so that all machines agree; a channel that is the same
+    everywhere has std 1. Raises `UserError` unless what is given has one value a channel.
+    """
+    for name, given in (("mean", mean), ("std", std)):
+        if given is not None and len(given) != data.channels:
+            raise UserError(f"{name}: expected {data.channels} values, one a channel of {data.name}, got {given}")
+    _, known_mean, known_std = KNOWN[data.name]
+    if known_mean is None and (mean is None or std is None):
+        moments = []
+        for index in spread(len(data), 1000):
+            with contextlib.suppress(BadImage):  # an array's numbers outside its value range
+                x = to_unit(data.pixels(index)).double().flatten(1)
+                moments.append(torch.stack([x.mean(1), x.square().mean(1)]))
+        mean_of_all, square = torch.stack(moments).mean(0)
+        variance = square - mean_of_all.square()
+        known_std = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
+        known_mean, known_std = ([float(f"{x:.6g}") for x in values.tolist()] for values in (mean_of_all, known_std))
+    return list(mean or known_mean), list(std or known_std)
+
+
+def _require_fitting(
+    name: str,
+    csv: str | None,
+    columns: Columns,
+    splits_folder: str | None,
+    test_slides: list[str] | None,
+    value_range: Range | None,
+) -> None:
+    """Raise `UserError` for settings of a table where there is none, and for those that a data set does not have."""
+    if value_range is not None and name in EIGHT_BITS:
+        raise UserError(f"value_range: is of image files and arrays; {name} has 8 bits, all of them used")
+    if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
+        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
+    for part in ("label", "positive", "group", "split"):
+        setting = part if part == "positive" else f"{part}_column"
+        if getattr(columns, part) is not None and (csv is None or name != "folder"):
+            known = f"; those of {name} are known" if name in (*lesions.TABLES, *SLIDES) else "; pass it as --csv FILE"
+            raise UserError(f"{setting}: is of a table{known}")
+    if columns.positive is not None and columns.label is None:
+        raise UserError("positive: says which labels count as positive; pass their column as --label_column")
+    if splits_folder is not None and name != "isic2019":
+        raise UserError("splits_folder: is of isic2019; the splits of your own table are its --split_column")
+    if test_slides is not None and name not in SLIDES:
+        raise UserError(f"test_slides: is of data sets whose images are named after slides: {', '.join(SLIDES)}")
+
+
+def _existing(data_dir: str | None, name: str) -> Path:
+    if data_dir is None:
+        raise UserError(f"data_dir: {name} has to be read from somewhere; pass --data_dir FOLDER")
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data_dir: {data_dir} is not a folder{' (it is a file)' if folder.exists() else ''}")
+    return folder
+
+
+# Others -----------------------------------------------------------------------
+
+
+def _array(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
+    """A .npz or .npy file, with or without splits of its own."""
+    path = Path(data_dir or "").expanduser()
+    if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
+        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
+    found = arrays.read(path, "test" if split == "all" else split, value_range)
+    if found is None:
+        return None
+    stored, labels, classes, is_split = found
+    data = Images("array", labels, classes, stored=stored)
+    missing = int((labels < 0).sum()) if classes else 0
+    if missing:
+        say_once(f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
+                 "text): they are not judged, and only pre-trained on")  # fmt: skip
+    if is_split:
+        return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
+    instead = "train_images and test_images would be splits of your own"
+    return unsplit(data, split, None, str(path), instead, f"data_dir: {path} holds images without labels")
+
+
+def _fake(split: str, image_size: int, seed: int) -> Images:
+    """Noise with random labels, for measuring throughput: as many images as CIFAR-10 or, if large, ImageNet has.
+
+    Small ones are resident. Large ones are a pool of 64, a little larger than the views as
+    stored photographs are, and take the way of files without being read or decoded.
+    """
+    small = image_size <= SMALL
+    count = {True: (50_000, 10_000), False: (1_281_167, 50_000)}[small][split == "test"]
+    side = image_size if small else round(image_size * 256 / 224)
+    generator = torch.Generator().manual_seed(2 * (seed % 2**62) + (split == "test"))
+    labels = torch.randint(10, (count,), generator=generator)
+    shape = (count if small else 64, 3, side, side)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return Images("fake", labels, [str(i) for i in range(10)], **{"resident" if small else "pool": pixels})
+
+
+def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images:
+    from torchvision import datasets
+
+    cls = getattr(datasets, name)
+    if name in ("CIFAR10", "CIFAR100"):
+        options = {"train": split != "test"}
+    elif name == "STL10" and split == "unlabelled":
+        options = {"split": "train+unlabeled"}
+    else:
+        options = {"split": "test" if split == "test" else "train"}
+    try:
+        data = cls(data_dir, download=download, **options)
+    except ImportError as error:  # SVHN's files are MATLAB's
+        raise UserError(f"dataset: torchvision reads {name} with a package that is not installed ({error})") from None
+    except RuntimeError as error:
+        raise UserError(
+            f"data_dir: {name} is not in {data_dir} ({error}); pass --download, or the right --data_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"data_dir: {name} could not be read or downloaded ({error})") from None
+    pixels = torch.from_numpy(data.data)
+    if pixels.shape[-1] == 3:
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(data.targets if hasattr(data, "targets") else data.labels).long()
+    return Images(name, labels, list(getattr(data, "classes", map(str, range(10)))), resident=pixels)
+
+
+def _make_resident(data: Images, value_range: Range | None) -> Images:
+    """Hold a file data set in memory if its images are small and all of one size; without those that cannot be read."""
+    data = replace(data, value_range=value_range)
+    if data.resident is not None:
+        return data
+    first = _first_readable(data)
+    if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
+        return data
+    resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
+    bad: dict[int, tuple[str, str]] = {}
+
+    def read(index: int) -> bool:
+        try:
+            pixels = data.pixels(index)
+        except BadImage as error:
+            bad[index] = error.path, error.reason
+            return True
+        if pixels.shape != first.shape:
+            return False
+        resident[index] = pixels
+        return True
+
+    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside the interpreter lock
+        same = all(pool.map(read, range(len(data)), chunksize=256))
+    if not same:
+        return data
+    data = replace(data, resident=resident, stored=None, bad=tuple(bad[index] for index in sorted(bad)))
+    if not bad:
+        return data
+    good = torch.ones(len(data), dtype=torch.bool)
+    good[list(bad)] = False
+    return data.subset(good.nonzero()[:, 0])
+
+
+def _first_readable(data: Images) -> Tensor:
+    for index in range(len(data)):
+        try:
+            return data.pixels(index)
+        except BadImage as error:
+            if index == min(len(data) - 1, 100):
+                raise UserError(f"data_dir: none of the first {index + 1} images can be read; {error}") from None
+    raise AssertionError("a data set has images")

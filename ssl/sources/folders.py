@@ -1,0 +1,183 @@
+"""Data sets in folders of image files: as people have them, and as ImageNet is."""
+
+import hashlib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ssl.console import say, say_once
+from ssl.data.images import Images, Paths
+from ssl.data.listing import EXTENSIONS, holds_images, is_image, is_junk, list_files, list_images, not_read
+from ssl.data.tables import first_few, read_lines
+from ssl.errors import UserError
+from ssl.sources.classes import distinct, tell_alike
+from ssl.sources.splits import seeming_splits, split_folders, split_of
+from ssl.sources.unsplit import unsplit
+
+# The class lists of Van Gansbeke et al. (2020), SCAN, whose numbers others compare with: data/imagenet_subsets/ of
+# github.com/wvangansbeke/Unsupervised-Classification. SHA-256 of the sorted wnids, a line each.
+SUBSETS = {
+    "ImageNet50": "ac8134b3c52e7579be212659e3c9d22131e0a655d237b7aa7016ea6a88c12b12",
+    "ImageNet100": "fe8959b5f87ec66368fda940dcf709500cbf530debef6b263ed7befa161e91b2",
+    "ImageNet200": "fca8e3dd52db9f95c98c130957301a4061f562004d760a4c41b050909b5dfceb",
+}
+LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wvangansbeke/Unsupervised-Classification"
+
+
+def folder(root: Path, split: str) -> Images | None:
+    """ROOT/{train,val,test}/CLASS/*, or ROOT/CLASS/*, or images without classes.
+
+    Split folders may have any name of `splits.NAMES`. Where there is no test/, val/ judges, and there is no split
+    'val'. 'all' is test/, or what judges, or everything where nothing is set apart. Raises `UserError` where it is not
+    clear whether a folder is a split or a class.
+    """
+    parts = split_folders(root)
+    if not parts:
+        return _without_splits(root, split)
+    _tell_what_is_beside(root, parts)
+    judging = [part for part in ("test", "val") if part in parts]
+    if split == "all" and ("test" in parts or "train" not in parts):
+        return _tree(parts[judging[0]])
+    if "train" not in parts:
+        raise UserError(f"data_dir: {root} has {parts[judging[0]].name}/ but no train/ to learn from")
+    if split == "val" and len(judging) < 2:
+        return None
+    train = _tree(parts["train"])
+    if split in ("train", "unlabelled"):
+        return train
+    if not judging:
+        raise UserError(f"data_dir: {root} has {parts['train'].name}/ but neither test/ nor val/ to judge on")
+    other = parts[judging[split == "val"]]
+    if split != "val" and judging[0] == "val":
+        say(f"test        {other}; there is no test/")
+    test = _tree(other)
+    _same_classes(train, test, parts["train"], other)
+    return test
+
+
+def _without_splits(root: Path, split: str) -> Images | None:
+    if seeming := seeming_splits(root):
+        raise UserError(
+            f"data_dir: {root} has {', '.join(f'{name}/' for name in seeming[:5])}: are they splits or classes? Rename "
+            "splits to train/ and test/ (or val/), and classes to other words, or pass one folder as --data_dir"
+        )
+    everything = _tree(root)
+    _no_splits_below(root, split)
+    words = f"data_dir: {root} holds images without class folders"
+    if not everything.classes and split != "unlabelled":  # to find it may mean to look at every path
+        words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
+    instead = "train/ and test/ folders would be splits of your own"
+    return unsplit(everything, split, str(root), str(root), instead, words)
+
+
+def _tell_what_is_beside(root: Path, parts: dict[str, Path]) -> None:
+    """Say which images beside the split folders are not read. Raise `UserError` where a split may be a class."""
+    beside = sorted(path for path in root.iterdir() if path not in parts.values() and not is_junk(path.name))
+    folders = [f"{path.name}/" for path in beside if path.is_dir() and holds_images(path)]
+    if folders and len(parts) == 1:
+        only = next(iter(parts.values())).name
+        raise UserError(
+            f"data_dir: {root} has {only}/ beside {first_few(folders)}: is {only} a split or a class? Put train/ and "
+            "test/ (or val/) side by side with class folders in each, or pass the one folder to read as --data_dir"
+        )
+    unread = folders + [path.name for path in beside if is_image(path.name)]
+    if unread:
+        names = ", ".join(f"{path.name}/" for path in parts.values())
+        say_once(f"data        only {names} of {root} are read, not {first_few(unread)}")
+
+
+def _no_splits_below(root: Path, split: str) -> None:
+    """Folders of `root` that hold splits themselves: an error for who judges, a warning for who pre-trains on all."""
+    for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)):
+        below = {split_of(entry.name) for entry in os.scandir(root / name) if entry.is_dir()}
+        if ("train" in below and below & {"val", "test"}) or seeming_splits(root / name):
+            words = f"{root / name} holds splits of its own, so their test images are among the images of {root}"
+            if split != "unlabelled":
+                raise UserError(f"data_dir: {words}; pass that folder, or put the images into train/CLASS, test/CLASS")
+            say_once(f"data        *** {words} ***")
+            return
+
+
+def _tree(folder: Path) -> Images:
+    """All images below a folder; the first folder below it is the class, if every image is in one."""
+    files, others = list_files(folder)
+    if not files:
+        found = f"; {not_read(others)}" if others else ""
+        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))}){found}")
+    if others:
+        say_once(f"data        in {folder} {not_read(others)}")
+    paths = [str(folder / path) for path in files]
+    if any(len(path.parts) == 1 for path in files):
+        return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))
+    classes = sorted({path.parts[0] for path in files})
+    number = {name: label for label, name in enumerate(classes)}
+    empty = [entry.name for entry in folder.iterdir()
+             if entry.is_dir() and not is_junk(entry.name) and entry.name not in number]  # fmt: skip
+    if empty:
+        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
+    tell_alike(classes, f"class folders of {folder}")
+    return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
+
+
+def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
+    for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
+        missing = sorted(set(here.classes) - set(there.classes))
+        if missing:
+            raise UserError(
+                f"data_dir: class {missing[0]!r} is not in {where}"
+                + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + "; both splits need the same class folders"
+            )
+
+
+def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
+    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
+    part = "val" if split == "test" else "train"
+    folder = split_folders(root).get(part)
+    if folder is None:
+        raise UserError(f"data_dir: {root} is not ImageNet: there is no {part}/ of class folders in it")
+    if name == "ImageNet":
+        if class_list:
+            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
+        data = replace(_tree(folder), name=name)
+        if len(data.classes) != 1000:
+            raise UserError(
+                f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
+                "For images of your own leave --dataset away"
+            )
+        return data
+    if class_list is None:
+        raise UserError(f"class_list: {name} needs a file with a line 'wnid name' for each class, such as {LISTS}")
+    wnids, names = read_class_list(class_list)
+    expected = int(name.removeprefix("ImageNet"))
+    if len(wnids) != expected:
+        raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
+    if split != "test" and hashlib.sha256("\n".join(sorted(wnids)).encode()).hexdigest() != SUBSETS[name]:
+        say(f"class list  *** not the {name} of Van Gansbeke et al. (2020): its numbers do not compare with theirs ***")
+    paths, labels = [], []
+    for label, wnid in enumerate(wnids):
+        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
+        if not files:
+            raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
+        paths += [str(folder / wnid / file) for file in files]
+        labels += [label] * len(files)
+    return Images(name, torch.tensor(labels), names, paths=Paths(paths))
+
+
+def read_class_list(path: str) -> tuple[list[str], list[str]]:
+    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0.
+
+    A name of two classes, as ImageNet's crane, is told apart by the wnid: 'crane (n02012849)'.
+    """
+    lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
+    wnids = [line[0] for line in lines]
+    first = {wnid: number for number, wnid in reversed(list(enumerate(wnids)))}
+    for number, wnid in enumerate(wnids):
+        if not re.fullmatch("n[0-9]{8}", wnid):
+            raise UserError(f"class_list: {wnid!r} in {path} is no class of ImageNet; they are named n and 8 digits")
+        if number != first[wnid]:
+            raise UserError(f"class_list: {wnid!r} stands in {path} twice")
+    return wnids, distinct([line[-1].strip() for line in lines], wnids)

@@ -1,0 +1,108 @@
+"""Leaks: what is in two splits at once, so that a model would be judged on what it has learnt from.
+
+The same file, the same name of a table, or the same patient, lesion or slide is an error. The same bytes under two
+names are a warning: published sets hold such pairs, and who keeps to a published split cannot take them out. For the
+same reason so is a lesion on both sides of ISIC 2019's published splits.
+"""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+from ssl.console import say
+from ssl.data.images import Images
+from ssl.data.tables import first_few
+from ssl.distributed import is_main
+from ssl.errors import UserError, one_line
+from ssl.sources.lesions import SMALLER, TABLES
+
+MOST_READ = 256 << 20  # bytes that are read to find equal files; sizes alone come with the list of a folder
+
+
+def check(splits: dict[str, Images | None]) -> None:
+    """Raise `UserError` where two of the splits ('train', 'val', 'test') share images or groups; warn of equal files.
+
+    Rank 0 alone looks. Images that are no files can only share groups.
+    """
+    if not is_main():
+        return
+    present = {name: data for name, data in splits.items() if data is not None}
+    with_files = {name: data for name, data in present.items() if data.paths is not None}
+    found = {name: _files(data) for name, data in with_files.items()}
+    _compare(
+        {name: {file: path for file, (_, path) in files.items()} for name, files in found.items()}, "images", _stop
+    )
+    _compare({name: _names(data) for name, data in with_files.items() if data.named}, "images, by name,", _stop)
+    published = any(data.name in TABLES for data in present.values())
+    groups = {name: {group: group for group in data.groups if group} for name, data in present.items() if data.groups}
+    _compare(groups, "patients, lesions or slides", _warn if published else _stop)
+    _compare(_equal_files(found), "images, byte for byte,", _warn)
+
+
+def _compare(things: dict[str, dict], what: str, tell: Callable[[str], None]) -> None:
+    """Tell of every two splits what they share; `things` maps a split to {identity: word for it}."""
+    for here, there in combinations(things, 2):
+        shared = things[here].keys() & things[there].keys()
+        if shared:
+            words = sorted(things[there][thing] for thing in shared)
+            tell(f"{len(shared)} {what} of {there} are in {here} too: {first_few(words)}")
+
+
+def _stop(words: str) -> None:
+    raise UserError(f"leak: {words}; what was learnt from cannot judge. Take them out of one of the two")
+
+
+def _warn(words: str) -> None:
+    say(f"leak        *** {one_line(words)} ***")
+
+
+def _files(data: Images) -> dict[tuple, tuple[int, str]]:
+    """{(device, inode): (size, path)}: a link to a file is that file. One look at the folder's entry each."""
+    found = {}
+    for path in data.paths:
+        try:
+            status = os.stat(path)
+        except OSError:  # a file that cannot be read is left out later, and counted
+            continue
+        found[status.st_dev, status.st_ino] = status.st_size, path
+    return found
+
+
+def ids(data: Images) -> list[str | None]:
+    """The names of files; None where a split uses names twice, as 0001.jpg in several folders: they are no ids then."""
+    names = [Path(path).stem.removesuffix(SMALLER) for path in data.paths]
+    return names if Counter(names).most_common(1)[0][1] == 1 else [None] * len(names)
+
+
+def _names(data: Images) -> dict[str, str]:
+    return {name: path for name, path in zip(ids(data), data.paths) if name is not None}
+
+
+def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, dict[tuple, str]]:
+    """For every split {(size, checksum): path} of its files of which another split may hold an equal.
+
+    Only files whose size two splits know are read, and of these no more than MOST_READ, the
+    rarest sizes first; it is said where that was not all.
+    """
+    of_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for split, files in found.items():
+        for size, path in files.values():
+            of_size[size].append((split, path))
+    sizes = [size for size, files in of_size.items() if len({split for split, _ in files}) > 1]
+    equal: dict[str, dict[tuple, str]] = {split: {} for split in found}
+    read = 0
+    for size in sorted(sizes, key=lambda size: (size * len(of_size[size]), size)):
+        read += size * len(of_size[size])
+        if read > MOST_READ:
+            say(f"leak        files of equal size were compared up to {MOST_READ >> 20} MiB, the others not")
+            break
+        for split, path in of_size[size]:
+            try:
+                checksum = hashlib.blake2b(Path(path).read_bytes()).digest()
+            except OSError:
+                continue
+            equal[split][size, checksum] = path
+    return equal

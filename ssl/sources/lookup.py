@@ -1,0 +1,108 @@
+"""The files that the names in a table stand for."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from ssl.console import say_once
+from ssl.data.listing import is_image, list_images
+from ssl.data.tables import first_few
+from ssl.errors import UserError
+
+
+def find_images(root: Path, names: list[str]) -> list[str]:
+    """The files below `root` that a table's names stand for, in their order.
+
+    A name is a path relative to `root`; it may lack the extension if there is one such image. Where there is none, the
+    name may lack folders, and differ in case or Unicode form, or have backslashes, if that fits just one image.
+    Raises `UserError` for names that lead out of `root`, for images that are not there, or stand
+    for two files, and for two names of one image.
+    """
+    places = [_inside(root, name) for name in names]
+    folders = {folder: images_in(root / folder) for folder in {place.parent for place in places}}
+    found = [folders[place.parent].get(place.name, []) for place in places]
+    missing = [name for name, files in zip(names, found) if not files]
+    elsewhere = _elsewhere(root, missing)
+    paths, first_row = [], {}
+    for row, (name, place, files) in enumerate(zip(names, places, found), 1):
+        fitting = [str(place.parent / file) for file in files] or elsewhere[name]
+        if len(fitting) > 1:
+            raise UserError(
+                f"csv: {name!r} could be {' or '.join(sorted(fitting)[:3])}; write the folder and the extension"
+            )
+        if not fitting:
+            continue
+        path = str(root / fitting[0])
+        if path in first_row:
+            raise UserError(f"csv: {name!r} stands in rows {first_row[path]} and {row}; an image may stand there once")
+        first_row[path] = row
+        paths.append(path)
+    lost = [name for name in missing if not elsewhere[name]]
+    if lost:
+        raise UserError(
+            f"csv: {len(lost)} of {len(names)} images are not in {root}: {first_few(lost)}; {_advice(root, lost)}"
+        )
+    if missing:
+        example = f"{missing[0]!r} as {elsewhere[missing[0]][0]!r}"
+        say_once(f"table       {len(missing)} of {len(names)} images were found in {root} in another folder, case or "
+                 f"Unicode form, such as {example}")  # fmt: skip
+    return paths
+
+
+def _advice(root: Path, lost: list[str]) -> str:
+    """What to do about names that fit no image below `root`: they may without their folders, or without extension.
+
+    Without its folders a name may fit another image, test/1.png that of train/1.png, so none is taken by itself.
+    """
+    last = [re.split(r"[/\\]", name)[-1] for name in lost]
+    fitting = _elsewhere(root, last)
+    paths = {path for files in fitting.values() for path in files}
+    if len(paths) == len(lost) and all(len(files) == 1 for files in fitting.values()):
+        folders = sorted({name.removesuffix(end) for name, end in zip(lost, last)})
+        places = sorted({str((root / path).parent) for path in paths})
+        return (
+            f"without {first_few(folders)} each is one image in {first_few(places)}: if these are meant, take the "
+            "folders out of the names, or pass the --data_dir that the names are relative to"
+        )
+    without_extension = os.path.splitext(lost[0])[0]
+    other = _elsewhere(root, [without_extension])[without_extension]
+    return f"there is {other[0]!r}" if other else "is --data_dir the folder that the names are relative to?"
+
+
+def images_in(folder: Path) -> dict[str, list[str]]:
+    """Name, with and without its extension -> the image files of that name in a folder."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    files = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+    names: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        names[os.path.splitext(file)[0]].append(file)
+    return {**names, **{file: [file] for file in files}}
+
+
+def _inside(root: Path, name: str) -> PurePosixPath:
+    place = PurePosixPath(os.path.normpath(name))
+    if not name.strip():
+        raise UserError("csv: a row names no image; fill in the cell, or remove the row")
+    if place.is_absolute() or ".." in place.parts:
+        raise UserError(f"csv: {name!r} leads out of {root}; names are relative to --data_dir and stay in it")
+    return place
+
+
+def _elsewhere(root: Path, names: list[str]) -> dict[str, list[str]]:
+    """{name: the images anywhere below `root` whose path ends with it}, whatever the case and the Unicode form."""
+    ending: dict[str, list[str]] = defaultdict(list)  # of the path as it is compared, with and without extension
+    for path in map(str, list_images(root) if names else []):
+        for end in {_compared(path), _compared(os.path.splitext(path)[0])}:
+            ending[end.rpartition("/")[2]].append((end, path))
+    found = {}
+    for name in names:
+        wanted = _compared(os.path.normpath(name.replace("\\", "/")))
+        candidates = ending[wanted.rpartition("/")[2]]
+        found[name] = sorted({path for end, path in candidates if f"/{end}".endswith(f"/{wanted}")})
+    return found
+
+
+def _compared(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()

@@ -1,0 +1,94 @@
+"""What a fine-tuning leaves: best.pt, the model of its best epoch, and results.json. With several runs, one each."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from ssl import files
+from ssl.checkpoints import run_folder, torch_file
+from ssl.console import say, table
+from ssl.data.images import Images
+from ssl.distributed import is_main
+from ssl.errors import UserError
+from ssl.evaluation import features, metrics, results
+from ssl.files import json_text
+from ssl.settings import config
+
+CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
+
+
+def write_best(place: Path, best: dict) -> None:
+    """Raises `UserError` where it cannot be written. Nothing is where there is no best epoch yet."""
+    try:
+        if best and is_main():
+            torch_file.save(best, place / "best.pt")
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command "
+                        "continues") from None  # fmt: skip
+
+
+def read_results(place: Path) -> dict:
+    """What a run that had ended before this process left."""
+    try:
+        return json.loads((place / "results.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: the results of an earlier run of this folder cannot be read ({error})") from None
+
+
+def is_of_finetuning(folder: Path) -> bool:
+    """Whether finetune.py keeps a model, or a test of one, in this folder; its results.json is then that script's."""
+    with contextlib.suppress(UserError):  # no config.yaml, or none that can be read
+        if "freeze" in config.read_yaml(folder / "config.yaml"):
+            return True
+    return (folder / "best.pt").is_file()
+
+
+def models(path: Path) -> dict[Path, dict]:
+    """{best.pt: its content} for `path`, a file or a run folder; of several runs, every one that has ended.
+
+    Raises `UserError` where there is none, or no such file.
+    """
+    found = [path if path.is_file() else path / "best.pt"]
+    if not found[0].is_file():
+        ended = (results.parent for results in path.glob("seed_*/results.json"))
+        found = sorted((folder / "best.pt" for folder in ended), key=lambda best: (len(str(best)), best))
+    if not found:
+        raise UserError(f"model_path: {path} holds no best.pt; is it the output_dir of finetune.py, and has it ended?")
+    contents = {path: torch_file.load(path) for path in found}
+    for path, content in contents.items():
+        if not isinstance(content, dict) or not set(content) >= CONTENTS:
+            raise UserError(f"{path}: not a best.pt of finetune.py")
+    return contents
+
+
+def identity(settings, model: nn.Module, test: Images, split: str = "test") -> dict:
+    """What the numbers of a test are of: `model` on the images `test`."""
+    weights = {"sha256": features.encoder_checksum(model), "init": settings.init, "encoder": settings.encoder}
+    data = results.of_images(settings, test, split=split)
+    return {"weights": weights, "data": data, "copies": settings.copies, "versions": run_folder.versions()}
+
+
+def report(found: list[dict], folder: Path) -> None:
+    """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
+    if not is_main():
+        return
+    summary = found[0]
+    if len(found) > 1:
+        summary = {"mean": metrics.over_runs([result["test"] for result in found]), "runs": found}
+    files.write_text(json_text(summary), folder / "results.json")
+    names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
+    several = len(found) > 1
+    rows = [["test", *(["mean", "± sd"] if several else ["value", "95 % interval"])]]
+    for name in names:
+        if several and name in summary["mean"]:
+            mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
+            rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
+        elif not several and found[0]["test"][name] is not None:
+            value, interval = found[0]["test"][name], found[0]["test"].get(f"{name}_interval")
+            rows.append([name, value if isinstance(value, str) else f"{value:.4f}",
+                         "{:.4f}–{:.4f}".format(*interval) if interval else ""])  # fmt: skip
+    say("\n" + table(rows))
+    say(f"n = {found[0]['test']['images']} test images" + (f", {len(found)} seeds" if several else "") + "\n")
+    say(f"results     {folder / 'results.json'}")

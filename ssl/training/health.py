@@ -1,0 +1,196 @@
+"""The health of a run without labels: measured every so many steps, judged in words, and the best encoder kept.
+
+A reading takes what the step computed anyway: embeddings as the loss got them, representations of the last view,
+and weights before and after the update. Nothing of it flows back into training.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssl.console import say
+from ssl.distributed import gather_rows, is_main, world_size
+from ssl.training import feature_spread, health_rules
+from ssl.training.log import Metrics
+
+ROWS = 256  # at most so many images of the global batch are looked at
+SICK = {
+    "collapse",
+    "dead_representation",
+    "dimensional_collapse",
+    "redundant",
+}  # rules under which no encoder is the best
+CANDIDATES = 20  # times in a run that its encoder may become encoder_best.pt
+AUTO = 100  # steps between readings where a run is long; a short one has CANDIDATES of them, spread over its length
+SCORE = "loss as a share of unrelated views', mean of three readings, lowest"
+
+
+class Health:
+    """Around a step: `begin`, `before_update`, `after_update`, then `read`; of use only where `watching`.
+
+    All ranks call all of them at the same steps. `every`: steps between readings; "auto": by the run's length, of
+    `total` steps; None: no readings at all.
+    """
+
+    def __init__(self, every: int | str | None, total: int, warmup: float, encoder: nn.Module, criterion: nn.Module,
+                 optimizer: torch.optim.Optimizer):  # fmt: skip
+        self.every = min(AUTO, max(1, total // CANDIDATES)) if every == "auto" else every
+        self.total, self.warmup, self.optimizer = total, warmup, optimizer
+        self.criterion = criterion
+        self.watching = False
+        self.h: Tensor | None = None
+        self.z: list[Tensor] = []
+        self.before: list[list[Tensor]] = []
+        self.verdicts: Metrics | None = None
+        self.load_state_dict({})
+        if self.every:
+            self._listen(encoder, criterion)
+
+    def _listen(self, encoder: nn.Module, criterion: nn.Module) -> None:
+        """By functions, of which a copy of the encoder has the same: a method would be copied with all of this."""
+
+        def keep_representation(module, inputs, output: Tensor) -> None:
+            # Kept at every step, not only where it is read: torch.compile then needs to compile one function.
+            if module.training:
+                self.h = output.detach()
+
+        def keep_embeddings(module, inputs) -> None:
+            if self.watching:
+                self.z = [z.detach() for z in inputs[:2]]
+
+        encoder.register_forward_hook(keep_representation)
+        criterion.register_forward_pre_hook(keep_embeddings)
+
+    # What a checkpoint knows ------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        return {"readings": self.readings, "holding": self.holding, "best": self.best, "skipped": self.skipped,
+                "count": self.count}  # fmt: skip
+
+    def load_state_dict(self, state: dict) -> None:
+        self.readings: list[health_rules.Reading] = list(state.get("readings", []))
+        self.holding: dict[str, str] = dict(state.get("holding", {}))  # rule -> words, as they were said
+        self.best: dict | None = state.get("best")
+        self.skipped, self.count = state.get("skipped", 0), state.get("count", 0)
+
+    def open(self, folder: Path, step: int) -> None:
+        """Verdicts go to health.jsonl in `folder`, which keeps those up to `step`."""
+        self.verdicts = Metrics(folder / "health.jsonl", step) if self.every else None
+
+    def close(self) -> None:
+        if self.verdicts:
+            self.verdicts.close()
+
+    # Around a step ----------------------------------------------------------------------
+
+    def begin(self, step: int) -> None:
+        """The step that will be number `step` begins."""
+        self.watching = bool(self.every) and step % self.every == 0
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        if self.watching:
+            self.before = [[p.detach().clone() for p in group["params"]] for group in self.optimizer.param_groups]
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Norms of weights and updates, on the device; the copies are given back."""
+        self.norms = []
+        for group, before in zip(self.optimizer.param_groups, self.before):
+            moved = torch._foreach_sub(group["params"], before)
+            self.norms.append([torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (before, moved)])
+        self.before = []
+
+    @torch.no_grad()
+    def read(self, step: int, epoch: float, loss: Tensor, norm: Tensor, skipped: int, data_wait: float,
+             metrics: Metrics) -> bool:  # fmt: skip
+        """Measure, write it down, and say what it means. Waits for the device. All ranks call it.
+
+        `skipped`: steps left out so far. Returns whether the encoder, as it is now, is the best so far (rank 0).
+        """
+        self.watching = False  # what runs until the next step begins is not training
+        batch = len(self.z[0]) * world_size()
+        z1, z2, h = (_some_rows(x) for x in (*self.z, self.h))
+        dim, self.z = z1.shape[1], []
+        if not is_main():
+            return False
+        groups = [group["name"] for group in self.optimizer.param_groups]
+        reading = {f"weight_norm_{name}": weight.item() for name, (weight, _) in zip(groups, self.norms)}
+        reading |= {f"update_ratio_{name}": (moved / weight.clamp_min(1e-12)).item()
+                    for name, (weight, moved) in zip(groups, self.norms)}  # fmt: skip
+        reading |= {"gradient_norm": norm.item(), "data_wait": data_wait,
+                    "skipped": (skipped - self.skipped) / self.every} | self._loss(loss.item(), batch, dim)  # fmt: skip
+        if all(bool(x.isfinite().all()) for x in (z1, z2, h)):
+            reading |= feature_spread.geometry(z1, z2, h)
+        reading = health_rules.finite(reading)
+        metrics.write(epoch=round(epoch, 4), step=step, **{f"health_{name}": v for name, v in reading.items()})
+        first = self.optimizer.param_groups[0]
+        reading |= {"rows": len(z1), "dim": dim, "warm": float(step > self.warmup),
+                    "lr_share": first["lr"] / first["base_lr"] if first["base_lr"] else 0.0}  # fmt: skip
+        self.skipped, self.count = skipped, self.count + 1
+        self.readings = [*self.readings, reading][-health_rules.MEMORY :]
+        self._judge(step)
+        return self._is_best(step, epoch)
+
+    def _loss(self, loss: float, batch: int, dim: int) -> health_rules.Reading:
+        """The loss as a share of what unrelated views would have, and Barlow Twins' terms per dimension."""
+        parts = self.criterion.parts
+        if "on_diagonal" in parts:
+            on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
+            expected = feature_spread.loss_of_unrelated("barlow_twins", batch, dim, self.criterion.lambd)
+            return {"on_diagonal": on, "off_diagonal": off, "off_diagonal_of_unrelated": (dim - 1) / (batch - 1),
+                    "redundancy": feature_spread.redundancy(off, batch, dim),
+                    "loss_of_unrelated": loss / (expected * self.criterion.loss_scale)}  # fmt: skip
+        expected = feature_spread.loss_of_unrelated("info_nce", batch, dim)
+        if self.criterion.base_temperature is not None:
+            expected *= self.criterion.temperature / self.criterion.base_temperature
+        return {"loss_of_unrelated": loss / expected}
+
+    def _judge(self, step: int) -> None:
+        begun, ended = health_rules.judge(self.readings, set(self.holding))
+        for name, words in begun:
+            self.holding[name] = words
+            self._tell(step, name, words)
+        for name in ended:
+            del self.holding[name]
+            self._tell(step, name, "no longer")
+
+    def _tell(self, step: int, rule: str, words: str) -> None:
+        say(f"*** health, step {step}: {rule.replace('_', ' ')}: {words} (docs/health.md) ***")
+        if self.verdicts:
+            self.verdicts.write(step=step, rule=rule, words=words)
+
+    def _is_best(self, step: int, epoch: float) -> bool:
+        """Asked at the first reading in each twentieth of the run, and never where the run has collapsed."""
+        due = step * CANDIDATES // self.total > (step - self.every) * CANDIDATES // self.total
+        scores = [reading.get("loss_of_unrelated", math.nan) for reading in self.readings]
+        if not due or len(scores) < health_rules.MEMORY or SICK & set(self.holding):
+            return False
+        score = sum(scores) / len(scores)
+        if not score < (self.best["value"] if self.best else math.inf):
+            return False
+        self.best = {"step": step, "epoch": round(epoch, 4), "chosen_by": SCORE, "value": score}
+        return True
+
+    # For the bar and the last lines -------------------------------------------------------
+
+    def note(self) -> str:
+        return f"  health: {', '.join(self.holding).replace('_', ' ')}" if self.holding else ""
+
+    def sum_up(self) -> None:
+        """The last lines of a run."""
+        if self.every:
+            found = f"{len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'}"
+            if not self.holding and self.count < health_rules.MEMORY:
+                found = "too few readings to judge"
+            say(f"health      {found} ({self.count} reading{'s' * (self.count != 1)}; docs/health.md)")
+            for name, words in self.holding.items():
+                say(f"            {name.replace('_', ' ')}: {words}")
+
+
+def _some_rows(x: Tensor) -> Tensor:
+    """The first rows of every rank's x (n, ...), ROWS or fewer in all; on all ranks."""
+    mine = x.flatten(1)[: max(1, ROWS // world_size())]
+    return gather_rows(mine, [len(mine)] * world_size())

@@ -1,0 +1,53 @@
+"""Mixed precision: which, on which machine."""
+
+import functools
+from pathlib import Path
+
+import torch
+
+from ssl.console import say
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def resolve_precision(amp: str, device: torch.device) -> str:
+    """bf16, fp16 or off: `amp`, or where that is auto what suits the device.
+
+    auto is bf16 where the hardware multiplies it, else fp16 on a GPU and off on a CPU.
+    """
+    if amp != "auto":
+        if device.type == "cpu":
+            _tell_if_imitated(amp)
+        return amp
+    if has_precision("bf16", device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "off"
+
+
+@functools.cache
+def _tell_if_imitated(amp: str) -> None:
+    """Once a process: two steps of eight images took 13 minutes in fp16 on such a CPU, and nothing was said."""
+    if not has_precision(amp, torch.device("cpu")):
+        say(f"*** amp {amp}: this CPU has no instructions for it, and PyTorch imitates them, in fp16 up to hundreds of "
+            "times slower than float32; --amp off (precision off in Python) is fast here ***")  # fmt: skip
+
+
+def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of mixed precision, or None for float32 throughout. `amp` is auto, bf16, fp16 or off."""
+    return DTYPES[resolve_precision(amp, device)]
+
+
+def name_of(amp: str) -> str:
+    """bf16, fp16 or float32."""
+    return "float32" if amp == "off" else amp
+
+
+def has_precision(amp: str, device: torch.device) -> bool:
+    """Whether the hardware multiplies in `amp` (bf16, fp16 or off). PyTorch imitates what it has not, slowly."""
+    if amp == "off":
+        return True
+    if device.type == "cuda":
+        return amp == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}[amp]
+    return CPUINFO.exists() and any(flag in CPUINFO.read_text() for flag in flags)

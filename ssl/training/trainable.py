@@ -1,0 +1,57 @@
+"""What must hold of an encoder before it is trained, found out before the first step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ssl.console import say
+from ssl.errors import UserError, one_line
+from ssl.training.forward import unchanged
+
+
+def require(encoder: nn.Module, image_size: int, channels: int = 3) -> None:
+    """Freeze the parameters that no image reaches, and name them: one process and many then train the same ones.
+
+    DDP ends with an error where a parameter gets no gradient; one process leaves it as it is. Raises `UserError` for
+    an encoder that gives no representations (N, width) in training mode, such as one with auxiliary classifiers.
+    Nothing else of the encoder changes, nor do random numbers.
+    """
+    images = torch.zeros(2, channels, image_size, image_size)
+    freeze_unused(encoder, lambda: _representations(encoder, images).sum())
+
+
+def freeze_unused(model: nn.Module, result: Callable[[], Tensor]) -> None:
+    """Freeze the parameters of `model` on which the scalar `result()` does not depend, and name them.
+
+    `result()` runs `model`, once in training mode and, where something was not used, once in evaluation mode. Nothing
+    else of `model` changes, nor do random numbers.
+    """
+    was_training = model.training
+    unused = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with unchanged(model):
+        for training in (True, False):  # a layer that one mode skips at random is used in the other
+            if unused:
+                model.train(training)
+                found = torch.autograd.grad(result(), list(unused.values()), allow_unused=True)
+                unused = {name: unused[name] for name, gradient in zip(unused, found) if gradient is None}
+    model.train(was_training)
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
+    if unused:
+        names = ", ".join(list(unused)[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        say(f"not used    {one_line(names)}: no sample reaches these parameters; they stay as they are")
+
+
+def _representations(encoder: nn.Module, images: Tensor) -> Tensor:
+    try:
+        h = encoder(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"encoder: in training it cannot read {tuple(images.shape)} images: {error}") from None
+    if not isinstance(h, Tensor) or h.ndim != 2:
+        what = tuple(h.shape) if isinstance(h, Tensor) else f"a {type(h).__name__}"
+        raise UserError(
+            f"encoder: in training it gives {what}, and not representations (N, width); auxiliary outputs are "
+            "switched off by encoder_kwargs, in torchvision {aux_logits: false}"
+        )
+    return h

@@ -1,0 +1,161 @@
+"""Files of a run: whole or not there, and no stranger's code is run."""
+
+import contextlib
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ssl.checkpoints import pretrained, torch_file
+from ssl.encoders import SmallResNet, build_encoder
+from ssl.errors import UserError
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    value = {"a": torch.randn(3), "b": [1, 2.5, "x", None], "c": {"d": True}}
+    torch_file.save(value, tmp_path / "x.pt")
+    back = torch_file.load(tmp_path / "x.pt")
+    assert torch.equal(back.pop("a"), value.pop("a")) and back == value
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
+    torch_file.save({"a": 1}, tmp_path / "x.pt")
+    with pytest.raises(AttributeError):
+        torch_file.save({"a": lambda: None}, tmp_path / "x.pt")
+    assert torch_file.load(tmp_path / "x.pt") == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_cut_file_is_named(tmp_path, keep):
+    path = tmp_path / "x.pt"
+    torch_file.save({"a": torch.randn(1000)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep >= 1 or keep == 0 else keep * len(content))])
+    with pytest.raises(UserError, match=r"x\.pt: .*xpected"):
+        torch_file.load(path)
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_one_turned_bit_is_found(tmp_path, where):
+    path = tmp_path / "x.pt"
+    torch_file.save({"a": torch.randn(10_000)}, path)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)  # PyTorch itself does not look
+    with pytest.raises(UserError, match=r"x\.pt: damaged.*checksum"):
+        torch_file.load(path)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_damage_is_one_clear_error_or_none(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
+    torch_file.save({"a": torch.arange(5), "b": {"c": [1, 2.5, None, "x"]}}, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        torch_file.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    ruined = SmallResNet(4).state_dict()
+    ruined["stem.0.weight"][0, 0, 0, 0] = float("nan")
+    torch_file.save(ruined, tmp_path / "encoder.pt")
+    with pytest.raises(UserError, match=r"holds NaN or Inf, in stem\.0\.weight"):
+        pretrained.load_encoder(SmallResNet(4), tmp_path)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path):
+    for name, write in (("zip", torch.save), ("legacy", lambda v, f: pickle.dump(v, f))):
+        with open(tmp_path / name, "wb") as file:
+            write({"model": Payload(tmp_path / "ran")}, file)
+        with pytest.raises(UserError, match="refused"):
+            torch_file.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_files_and_folders_are_named(tmp_path):
+    (tmp_path / "a.pt").write_text("hello")
+    for path, expected in (
+        (tmp_path / "a.pt", "xpected a file"),
+        (tmp_path, "neither encoder.pt, best.pt nor checkpoint.pt"),
+        (tmp_path / "b.pt", "no such file"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            pretrained.load_encoder(SmallResNet(4), path)
+    torch_file.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds no weights by name"):
+        pretrained.load_encoder(SmallResNet(4), tmp_path / "list.pt")
+
+
+def test_an_encoder_is_loaded_strictly(tmp_path):
+    torch_file.save(SmallResNet(4).state_dict(), tmp_path / "encoder.pt")
+    fresh = SmallResNet(4)
+    assert pretrained.load_encoder(fresh, tmp_path).path == tmp_path / "encoder.pt"
+    saved = torch_file.load(tmp_path / "encoder.pt")
+    assert all(torch.equal(v, saved[k]) for k, v in fresh.state_dict().items())
+    for other, expected in (
+        (SmallResNet(8), "does not fit"),
+        (SmallResNet(4, stages=4), "lacks"),
+        (nn.Linear(2, 2), "lacks"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            pretrained.load_encoder(other, tmp_path)
+    with pytest.raises(UserError, match="has unknown"):
+        pretrained.load_encoder(SmallResNet(4, stages=2), tmp_path)
+
+
+def test_encoder_file_has_torchvision_names_with_only_fc_missing(tmp_path):
+    encoder, width = build_encoder("resnet50", 224)
+    torch_file.save(encoder.state_dict(), tmp_path / "encoder.pt")
+    plain = torchvision.models.resnet50()
+    outcome = plain.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True), strict=False)
+    assert outcome.missing_keys == ["fc.weight", "fc.bias"] and not outcome.unexpected_keys and width == 2048
+
+
+def test_a_supervised_torchvision_file_loads_without_its_classifier(tmp_path):
+    torch_file.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pt")
+    encoder, _ = build_encoder("resnet18", 224)
+    pretrained.load_encoder(encoder, tmp_path / "r.pt")
+
+
+def test_no_flipped_bit_in_the_list_of_contents_passes(tmp_path):
+    """No checksum covers it, and one of its bits makes PyTorch read nothing where a tensor was."""
+    weights = {"a": torch.arange(7.0), "b": torch.ones(3, 2)}
+    torch_file.save(weights, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "whole.pt") as records:
+        start = records.start_dir
+    unnoticed_by_torch = 0
+    for position in range(8 * start, 8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        (tmp_path / "x.pt").write_bytes(damaged)
+        try:
+            found = torch_file.load(tmp_path / "x.pt")
+        except UserError:
+            with contextlib.suppress(Exception):
+                loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+                unnoticed_by_torch += not all(torch.equal(loaded[name], weights[name]) for name in weights)
+        else:
+            assert all(torch.equal(found[name], weights[name]) for name in weights), divmod(position, 8)
+    assert unnoticed_by_torch  # the control

@@ -1,0 +1,343 @@
+"""Benchmarks: no part is broken, what they write is whole, and what they say follows from their numbers."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path += [str(BENCHMARKS), str(ROOT)]
+
+import gpu_cifar
+import gpu_correct
+import gpu_kernels
+import gpu_project
+import gpu_report
+import gpu_resnet50
+import measure
+import photographs
+import simulated
+import throughput
+import turns
+from losses import plain_info_nce
+
+from ssl import losses
+from ssl.data.images import Images
+from ssl.errors import UserError
+from ssl.sources import datasets
+
+PARTS = ["correct", "kernels", "resnet50", "cifar", "project"]
+
+
+@pytest.fixture(autouse=True)
+def little_noise(monkeypatch):
+    """The data set `fake` with 256 images; to make 50,000 takes longer than the tests."""
+    noise = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images("fake", torch.zeros(256, dtype=torch.long), ["0"], resident=noise)
+    monkeypatch.setattr(datasets, "_fake", lambda *arguments: images)
+
+
+def run(module, path: Path, monkeypatch, *arguments) -> dict:
+    """What a benchmark writes; it runs in this process."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--json", str(path), *map(str, arguments)])
+    module.main()
+    return json.loads(path.read_text())
+
+
+# Every part, tiny ---------------------------------------------------------------------
+
+
+def test_losses_views_and_trainings_are_compared_and_every_check_can_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_correct, "TOLERANCE", {"bf16": 0.1, "fp16": 1e-9})
+    with pytest.raises(SystemExit) as ended:
+        run(gpu_correct, tmp_path / "correct.json", monkeypatch)
+    rows = json.loads((tmp_path / "correct.json").read_text())["rows"]
+    missed = [row["check"] for row in rows if not row["holds"]]
+    assert len(rows) >= 29 and missed == ["4 steps, fp16 as float32: loss"] and ended.value.code == 1
+    assert all(row["difference"] > 0 for row in rows if "bfloat16" in row["check"])  # they were not the same thing
+    assert not gpu_correct.check("what is not a number", float("nan"), 1.0)["holds"]
+
+
+def test_each_time_that_the_host_waits_is_counted(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait() -> None:
+        assert modes == ["warn"]
+        for _ in range(2):  # at the same place, which Python would tell once
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    assert gpu_correct.host_waits(wait) == 2 and modes == ["warn", "default"]
+
+
+def test_kernels_are_set_beside_their_plain_forms(tmp_path, monkeypatch):
+    results = run(gpu_kernels, tmp_path / "kernels.json", monkeypatch)
+    assert [row["name"] for row in results["rows"]] == ["barlow", "info_nce", "LARS", "LAMB"]
+    for row in results["rows"]:
+        assert all(row["fits"].values()) and min(row["seconds"].values()) > 0
+
+
+def test_what_does_not_fit_is_told_and_ours_is_measured(monkeypatch):
+    def too_large(*data):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(gpu_kernels.PLAIN, "info_nce", too_large)
+    row = gpu_kernels.compare_loss("info_nce", 16, 8, "cpu")
+    assert row["fits"] == {"ours": True, "plain": False} and list(row["seconds"]) == ["ours"]
+    assert "does not fit" in gpu_kernels.show({"rows": [row]})
+
+
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gpu") / "resnet50.json"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(gpu_resnet50, path, monkeypatch)
+    return path
+
+
+def test_steps_are_timed_on_one_batch_on_jpegs_and_beside_the_published_loop(resnet50):
+    results = json.loads(resnet50.read_text())
+    assert list(results["rows"]) == ["synthetic", "real JPEGs", "published, real JPEGs", "synthetic, batch 2"]
+    for row in results["rows"].values():
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3) and set(row["shares"]) == set(turns.PARTS)
+        assert row["samples_per_second"] > 0 and row["peak_memory_mb"] > 0
+    assert results["of_synthetic"] > 0 and results["of_published"] > 0 and results["input_samples_per_second"] > 0
+
+
+def test_many_gpus_are_projected_from_the_measured_rate(resnet50, tmp_path, monkeypatch):
+    results = run(gpu_project, tmp_path / "project.json", monkeypatch, "--measured", resnet50)
+    assert [row["gpus"] for row in results["rows"]] == [8, 32]
+    for row in results["rows"]:
+        assert row["samples_per_second"]["worst"] <= row["samples_per_second"]["best"]
+        assert row["samples_per_second"]["best"] <= row["gpus"] * row["measured_samples_per_second"] * 1.001
+        assert row["messages"]["loss"] > 0
+    monkeypatch.setattr(sys, "argv", ["", "--json", str(tmp_path / "x"), "--measured", str(tmp_path / "none.json")])
+    with pytest.raises(UserError, match="run part resnet50 first"):
+        gpu_project.main()
+
+
+def test_the_rate_on_cifar_is_measured_without_it(tmp_path, monkeypatch):
+    results = run(gpu_cifar, tmp_path / "cifar.json", monkeypatch)
+    assert all(results["methods"][method]["samples_per_second"] > 0 for method in gpu_cifar.METHODS)
+
+
+def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
+    photographs.make_photographs(tmp_path / "photographs", 17)
+    said = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "throughput.py"), "--gpus", "2", "--device", "cpu",
+         *gpu_resnet50.TINY[:-1], "0", "--data_dir", str(tmp_path / "photographs"), "--epochs", "3",
+         "--warmup_epochs", "0", "--steps", "2", "--turns", "1", "--json", str(tmp_path / "t.json")],
+        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ).stdout  # fmt: skip
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert found["processes"] == 2 and len(found["samples_per_second_per_process"]) == 2 and not found["resident"]
+    assert found["samples_per_second"] == pytest.approx(sum(found["samples_per_second_per_process"]), rel=1e-3)
+    assert found["hours"] == pytest.approx(3 * 16 / found["samples_per_second"] / 3600, rel=1e-3)
+    assert set(found["parts"]) == {"real", "synthetic", "synthetic, gradients not exchanged"}
+    assert f"3 epochs would take {60 * found['hours']:.1f} minutes" in said  # not 0.0 hours
+    assert 0 <= found["communication"] < 1 and said.count(f"bottleneck: {found['bottleneck']}") == 1, said
+
+
+def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(tmp_path, monkeypatch, capsys):
+    photographs.make_photographs(tmp_path / "photographs", 17)
+    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:4], "--encoder_kwargs", "{width: 16}",
+                                     "--batch_size", "8", "--data_dir", str(tmp_path / "photographs"),
+                                     "--device", "cpu", "--workers", "0", "--preload", "--steps", "1",
+                                     "--turns", "1"])  # fmt: skip
+    throughput.main()
+    said = capsys.readouterr().out
+    for words in ("folder, in memory", "projector 2048-2048-2048", "1000 epochs would take"):
+        assert words in said
+
+
+# What they say ------------------------------------------------------------------------
+
+
+def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, **shares) -> dict:
+    shares = dict.fromkeys(turns.PARTS, 0.0) | {"forward": 0.3, "backward": 0.6} | shares | {"wait": wait}
+    return dict(
+        parts={"real": {"data_wait": wait, "shares": shares}, "synthetic": {"samples_per_second": rate}},
+        workers=workers, resident=workers is None, input_samples_per_second=brings, communication=communication,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (numbers(0.34), "input: the GPU waits 34% of the time for images; 4 workers bring 800 samples/s, training "
+         "without waiting takes 1000. Pass --workers 16, the cores this process may use"),
+        (numbers(0.34, workers=0), "Pass --workers 16"),
+        (numbers(0.34, workers=16), "20 workers on as many cores would do, or smaller files"),
+        (numbers(0.34, workers=16, brings=2000.0), "Give the job more cores"),
+        (numbers(0.2, workers=None), "input: cutting views from memory takes 20% of the time, for which the GPU waits"),
+        (numbers(communication=0.3), "communication: exchanging gradients takes 30% of a step"),
+        (numbers(), "the model: forward and backward are 90% of a step, try --compile true"),
+        (numbers(forward=0.1, backward=0.2, loss=0.6), "loss: 60% of a step"),
+    ],
+)  # fmt: skip
+def test_the_bottleneck_is_told_in_words(given, expected):
+    assert expected in throughput.bottleneck(given, "cuda", 16, compiled=False)
+
+
+def test_a_small_training_has_one_digest_also_interrupted():
+    command = [sys.executable, BENCHMARKS / "digest.py", "--only", "SimCLR"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    (whole, checksum), (cut, again) = (line.rsplit(maxsplit=1) for line in said.splitlines())
+    assert (whole, cut) == ("SimCLR, 2 processes", "SimCLR, 2 processes, interrupted")
+    assert checksum == again and len(checksum) == 64
+
+
+def test_laps_add_up_by_part(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 4.0, 8.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    laps = measure.Laps("cpu")
+    for part in ("wait", "step", "wait", "step"):
+        laps(part)
+    assert laps.seconds() == {"wait": 2.0, "step": 6.0}
+
+
+def test_on_a_gpu_no_event_is_read_before_it_has_happened(monkeypatch):
+    done = []
+
+    class Event:
+        count = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.count += 1
+            self.at = Event.count
+
+        def elapsed_time(self, end):
+            assert done, "read without waiting"
+            return 1000.0 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append(True))
+    laps = measure.Laps("cuda")
+    laps("wait")
+    assert not done  # nor does anybody wait within a turn
+    laps("step")
+    assert laps.seconds() == {"wait": 1.0, "step": 1.0}
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    measure.write_json(tmp_path / "a.json", {"x": [1.23456789, {"y": 2}]})
+    with pytest.raises(TypeError):
+        measure.write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.2346, {"y": 2}]}
+
+
+# Pretended ranks ----------------------------------------------------------------------
+
+
+def test_a_loss_that_sees_its_own_rank_alone_is_found_out():
+    z1, z2 = torch.randn(2, 32, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(AssertionError):
+        simulated.gradients(lambda a, b: plain_info_nce(a, b, None), z1, z2, world=4)
+    simulated.gradients(lambda a, b: losses.info_nce(a, b, check=False)[0], z1, z2, world=4)
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_error_on_a_simulated_rank_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        simulated.on_ranks(2, lambda rank: 1 / 0)
+
+
+def test_the_bytes_of_the_gathering_loss_are_those_of_its_embeddings():
+    sent = gpu_project.loss_messages(8, 4, 512, torch.bfloat16)
+    embeddings = 2 * 7 * 4 * 512 * 2  # two views, the rows of seven others, two bytes a number
+    assert embeddings <= sum(sent) <= embeddings + len(sent) * 7 * 4 * 512 * 4
+
+
+# Training on CIFAR-10, in pieces -------------------------------------------------------
+
+
+def test_training_goes_on_where_it_stood_and_says_when_a_goal_was_reached(tmp_path, monkeypatch):
+    knn = iter([0.5, 0.81, 0.86])
+    asked, now = [], [0.0]
+
+    def launch(script, seconds, *arguments):
+        options = dict(zip(arguments[::2], arguments[1::2]))
+        if script == "train.py":
+            asked.append(options["--max_steps"])
+            now[0] += 60
+            tmp_path.joinpath("metrics.jsonl").write_text('{"loss": 1, "samples_per_second": 1000}\n{"knn_acc1": 0}\n')
+            return len(asked) != 3  # the third time the clock ends it
+        accuracy = next(knn)
+        tmp_path.joinpath("results.json").write_text(json.dumps(
+            {"knn": {"acc1": accuracy}, "probe": {"acc1": accuracy + 0.02}}))  # fmt: skip
+        return True
+
+    monkeypatch.setattr(gpu_cifar, "launch", launch)
+    monkeypatch.setattr(gpu_cifar, "STOPS", (10, 20, 200))
+    monkeypatch.setattr(gpu_cifar.time, "monotonic", lambda: now[0])
+    state = dict(samples_per_second=None, train_seconds=0.0, judged=[])
+    for _ in range(2):
+        gpu_cifar.train_and_judge("simclr", state, "data", tmp_path, 5120, 1e9, lambda: None)
+    assert asked == [100, 200, 2000, 2000]
+    assert [(row["epoch"], row["train_seconds"]) for row in state["judged"]] == [(10, 60), (20, 120), (200, 240)]
+    assert gpu_cifar.reached(state, "knn", 0.8)["epoch"] == 20 and gpu_cifar.reached(state, "probe", 0.9) is None
+    shown = gpu_cifar.show({"methods": {"simclr": state}, "images": 5120})
+    assert "2.0 min (epoch 20)" in shown and "not reached" in shown and "projected" not in shown
+    del state["judged"][2]
+    assert "17.1 min, projected" in gpu_cifar.show({"methods": {"simclr": state}, "images": 5120})
+
+
+# gpu.sh -------------------------------------------------------------------------------
+
+
+def shell(tmp_path: Path, *arguments) -> tuple[int, list[str], str]:
+    """gpu.sh with a `timeout` and a python that only write down what they were asked: (status, asked, said)."""
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    for name, body in {
+        "timeout": 'echo "$@" >> "$ASKED"; case "$5" in *kernels*) exit 124;; *correct*) exit 1;; esac; touch "$7"',
+        "stub": 'echo "$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    asked = tmp_path / "asked"
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "stub", "ASKED": str(asked)}
+    process = subprocess.run(
+        [str(BENCHMARKS / "gpu.sh"), "--out", str(tmp_path / "out"), *arguments],
+        env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return process.returncode, asked.read_text().splitlines() if asked.exists() else [], process.stdout + process.stderr
+
+
+def test_all_parts_together_end_within_nine_minutes(tmp_path, monkeypatch):
+    status, asked, said = shell(tmp_path)
+    assert [line.split()[4].split("gpu_")[1] for line in asked] == [f"{part}.py" for part in PARTS]
+    assert sum(float(word) for line in asked for word in line.split()[1:3]) <= 540 - 5
+    assert status == 1 and "kernels: cut short after" in said and "correct: failed" in said, said
+    assert said.rstrip().endswith(f"gpu_report.py {tmp_path / 'out'} {' '.join(PARTS)}")
+
+
+def test_a_part_runs_alone_and_training_has_a_longer_limit_of_its_own(tmp_path):
+    before = tmp_path / "out" / "cifar.json"
+    before.parent.mkdir()
+    before.write_text("{}")
+    _, asked, _ = shell(tmp_path, "--cifar", "DIR", "--minutes", "2", "cifar")
+    (line,) = asked
+    assert line.split()[1:3] == ["60", "420"] and "--data_dir DIR" in line and line.endswith("--minutes 2")
+    assert before.exists()  # training goes on from it
+    status, _, said = shell(tmp_path, "resnet51")
+    assert status == 2 and "resnet51 is none of" in said
+
+
+def test_the_report_holds_every_part_also_one_that_came_to_nothing(tmp_path):
+    for part, state in (("kernels", "whole"), ("cifar", "failed")):
+        (tmp_path / f"{part}.state.json").write_text(json.dumps({"part": part, "state": state, "seconds": 1}))
+    (tmp_path / "kernels.json").write_text('{"rows": []}')
+    found = gpu_report.collect(tmp_path, ["kernels", "cifar"])
+    assert found["kernels"]["results"] == {"rows": []} and found["cifar"]["results"] is None
+    assert found["cifar"]["state"] == "failed"

@@ -1,0 +1,137 @@
+"""Judges of features: against plain references, and honest about the test split."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from ssl.evaluation import metrics
+from ssl.evaluation.probes import fit_heads, knn, probe
+
+
+def blobs(count, seed, width=12, classes=4, spread=1.6):
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+
+
+def test_probe_is_as_good_as_logistic_regression():
+    train, held, test = blobs(2000, 1), blobs(400, 2), blobs(2000, 3)
+    ours = probe(train, held, test, classes=4)
+    theirs = LogisticRegression(max_iter=1000).fit(*(t.numpy() for t in train)).score(*(t.numpy() for t in test))
+    assert abs(ours["acc1"] - theirs) < 0.015
+
+
+def test_a_head_in_a_grid_is_the_head_trained_alone():
+    train = blobs(300, 1)
+    grid = [(0.01, 0.0), (0.3, 1e-3), (1.0, 0.0)]
+    together = fit_heads(*train, 4, grid, epochs=3, batch_size=64, seed=0)
+    for number, point in enumerate(grid):
+        alone = fit_heads(*train, 4, [point], epochs=3, batch_size=64, seed=0)
+        assert torch.allclose(together.weight[number], alone.weight[0], atol=1e-5)
+        assert torch.allclose(together.bias[number], alone.bias[0], atol=1e-5)
+
+
+def test_a_head_takes_the_steps_of_torch_sgd():
+    features, labels = blobs(128, 1)
+    head = fit_heads(features, labels, 4, [(0.1, 0.01)], epochs=4, batch_size=128, seed=0)
+    plain = torch.nn.Linear(12, 4)
+    torch.nn.init.zeros_(plain.weight), torch.nn.init.zeros_(plain.bias)
+    groups = [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    x = (features - features.mean(0)) / features.std(0, correction=0)
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 4))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(x), labels).backward()
+        optimizer.step()
+    assert torch.allclose(head.weight[0], plain.weight, atol=1e-5)
+    assert torch.allclose(head.bias[0], plain.bias, atol=1e-5)
+
+
+def test_the_winner_is_chosen_on_the_held_out_slice_whatever_the_test_labels_say():
+    train, held, (features, labels) = blobs(400, 1), blobs(200, 2), blobs(200, 3)
+    straight = probe(train, held, (features, labels), 4, epochs=3)
+    spoilt = probe(train, held, (features, (labels + 1) % 4), 4, epochs=3)
+    assert (straight["lr"], straight["weight_decay"]) == (spoilt["lr"], spoilt["weight_decay"])
+    assert straight["held_out_acc1"] == spoilt["held_out_acc1"] and straight["acc1"] != spoilt["acc1"]
+
+
+def test_knn_equals_scikit_learn():
+    train, test = blobs(500, 1), blobs(300, 2)
+    unit = [torch.nn.functional.normalize(part[0], dim=1).numpy() for part in (train, test)]
+    theirs = KNeighborsClassifier(15, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
+    expected = theirs.fit(unit[0], train[1].numpy()).score(unit[1], test[1].numpy())
+    assert knn(train, test, 4, k=15, temperature=0.1)["acc1"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_knn_with_a_tiny_temperature_is_finite_and_nearest():
+    train = blobs(50, 1)
+    assert knn(train, train, 4, k=5, temperature=1e-3)["acc1"] == 1.0
+
+
+def test_k_is_cut_to_the_training_set():
+    assert knn(blobs(8, 1), blobs(8, 2), 4, k=100)["k"] == 8
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.02, 0.005, 0.001])
+def test_knn_votes_as_in_float64_also_where_the_nearest_is_far(temperature):
+    """Wide noise around one axis a class: the nearest cosine is about 0.43, and exp((0.43 - 1) / 0.005) is 0 in
+    float32."""
+    width, classes = 512, 10
+    axes = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0][:classes]
+
+    def far(count, seed):
+        labels = torch.arange(count) % classes
+        noise = torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+        return 0.7 * axes[labels] + noise, labels
+
+    train, test = far(1000, 1), far(200, 2)
+    unit = [torch.nn.functional.normalize(part[0].double(), dim=1) for part in (train, test)]
+    cosines, nearest = (unit[1] @ unit[0].T).topk(20, dim=1)
+    assert 0.4 < cosines[:, 0].mean() < 0.5
+    scores = torch.zeros(200, classes, dtype=torch.float64)
+    scores.scatter_add_(1, train[1][nearest], ((cosines - cosines[:, :1]) / temperature).exp())
+    best = scores.topk(2, dim=1).values
+    assert (best[:, 0] / best[:, 1] > 1.01).all()  # no vote is so close that rounding may decide it
+    expected = (scores.argmax(1) == test[1]).double().mean().item()
+    assert knn(train, test, classes, temperature=temperature)["acc1"] == expected > 0.9
+    # The control: without the nearest taken out all votes vanish, and class 0 wins.
+    assert temperature > 0.005 or ((cosines.float() - 1) / temperature).exp().sum() < 1e-20
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_knn_does_not_depend_on_the_size_of_features(scale):
+    """1e25 squared is no float32, and 1e-50 is 0: without care all cosines would be 0."""
+    train, test = blobs(200, 1), blobs(100, 2)
+    of_size = [(features * scale, labels) for features, labels in (train, test)]
+    assert knn(*of_size, 4)["acc1"] == pytest.approx(knn(train, test, 4)["acc1"], abs=0.011)  # by rounding, one
+
+
+def test_each_judge_says_n_intervals_and_balanced_accuracy():
+    """Test images of one class of four weigh as many as all others together."""
+    train, held, (features, labels) = blobs(400, 1), blobs(200, 2), blobs(200, 3)
+    chosen = torch.cat([(labels == 0).nonzero()[:, 0], (labels > 0).nonzero()[:50, 0]])
+    test = features[chosen], labels[chosen]
+    for found in (probe(train, held, test, 4, epochs=3), knn(train, test, 4)):
+        assert found["n"] == 100 and found["acc1_interval"] == metrics.wilson(round(100 * found["acc1"]), 100)
+        assert found["balanced_accuracy"] != found["acc1"]
+    assert found["balanced_accuracy_interval"][0] < found["balanced_accuracy"] < found["balanced_accuracy_interval"][1]
+
+
+@pytest.mark.parametrize("classes", [4, 5, 6])
+def test_among_the_five_best_of_five_classes_is_no_measure(classes):
+    train, held, test = (blobs(120, seed, classes=classes) for seed in (1, 2, 3))
+    found = probe(train, held, test, classes, epochs=2)
+    assert (found["acc5"] == "undefined") == (classes <= 5) == ("acc5_interval" not in found)
+
+
+def test_hits_are_among_the_best_k():
+    scores = torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.2, 0.3], [0.2, 0.3, 0.5]])
+    labels = torch.tensor([1, 2, 0])
+    assert metrics.hits(scores, labels).tolist() == [True, False, False]
+    assert metrics.hits(scores, labels, 2).tolist() == [True, True, False]
+    assert metrics.hits(scores, labels, 5).all()

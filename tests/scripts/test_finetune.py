@@ -1,0 +1,638 @@
+"""finetune.py as a person runs it, and its parts beside plain references."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn import class_folders
+from PIL import Image
+from running import ROOT, run
+from sklearn.metrics import roc_auc_score
+
+import evaluate
+import finetune
+from ssl.augment import View, apply, draw
+from ssl.checkpoints import restore, run_reader, torch_file
+from ssl.data.images import Images, Paths
+from ssl.data.loader import crop_boxes, crop_resize
+from ssl.encoders import SmallResNet
+from ssl.errors import UserError
+from ssl.evaluation import features, inference, metrics
+from ssl.report import page
+from ssl.settings import config
+from ssl.training import best_model
+
+TINY = {
+    "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--image_size": "32",
+    "--batch_size": "12", "--epochs": "2", "--workers": "1", "--amp": "off", "--lr": "0.05", "--crop_scale": "0.5 1",
+}  # fmt: skip
+
+
+def tiny(*arguments) -> list[str]:
+    settings = TINY | dict(zip(map(str, arguments[::2]), map(str, arguments[1::2])))
+    return [
+        word for key, value in settings.items() for word in (key, *(value.split() if "{" not in value else [value]))
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Class folders with all three splits: 60, 15 and 21 pictures, the last of which two processes do not divide."""
+    return class_folders(tmp_path_factory.mktemp("images"), {"train": (60, 0), "val": (15, 1), "test": (21, 2)})
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("encoder") / "encoder.pt"
+    torch.save(SmallResNet(width=8, stages=2).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(images, encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
+               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def best(folder: Path) -> torch.Tensor:
+    content = torch.load(folder / "best.pt", weights_only=True)
+    return torch.cat([value.flatten().double() for value in content["model"].values()])
+
+
+# What it leaves ---------------------------------------------------------------------
+
+
+def test_predictions_and_results_say_the_same(tuned, images):
+    for place in (tuned / "seed_0", tuned / "seed_1"):
+        with open(place / "predictions.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 21 and {row["name"] for row in rows} == {
+            str(path.relative_to(images)) for path in images.glob("test/*/*.png")
+        }
+        assert all(row["label"] == Path(row["name"]).parent.name for row in rows)
+        names = ("disc", "ring", "square")
+        scores = torch.tensor([[float(row[f"score_{name}"]) for name in names] for row in rows], dtype=torch.float64)
+        truth = torch.tensor([names.index(row["label"]) for row in rows])
+        assert torch.allclose(scores.sum(1), torch.ones(21, dtype=torch.float64), atol=1e-5)
+        found = results(place)["test"]
+        assert found["acc1"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
+        assert found["auc_macro"] == pytest.approx(
+            roc_auc_score(truth, scores / scores.sum(1, True), multi_class="ovr")
+        )
+        assert found["loss"] == pytest.approx(F.nll_loss(scores.log(), truth).item(), abs=1e-5)
+        of_major = truth < 2
+        assert found["major"]["acc1"] == pytest.approx((scores.argmax(1) == truth)[of_major].double().mean().item())
+        assert found["minor"]["count"] == {"disc": 0, "ring": 0, "square": 7}
+        for picture in ("roc.png", "confusion.png"):
+            pytest.importorskip("matplotlib")
+            Image.open(place / picture).verify()
+
+
+def test_several_runs_differ_and_give_mean_and_deviation(tuned):
+    single = [results(tuned / f"seed_{seed}")["test"]["loss"] for seed in (0, 1)]
+    assert single[0] != single[1]
+    summary = results(tuned)["mean"]["loss"]
+    assert summary["mean"] == pytest.approx(statistics.fmean(single))
+    assert summary["std"] == pytest.approx(statistics.stdev(single))
+    assert f"{summary['mean']:.4f}" in (tuned / "printed.txt").read_text()
+
+
+def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewhere(tuned, images, tmp_path):
+    run("finetune.py", "--test_only", "--model_path", tuned, "--output_dir", tmp_path / "own", "--encoder",
+        "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--workers", 1)  # fmt: skip
+    shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1" / "best.pt",
+        "--data_dir", tmp_path / "elsewhere", "--output_dir", tmp_path / "there", "--workers", 1)  # fmt: skip
+    for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
+        assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
+    there = results(tmp_path / "there")["test"]
+    assert there["loss"] == pytest.approx(results(tuned)["runs"][1]["test"]["loss"], rel=1e-6)  # the same views
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1", "--copies", 1, "--workers", 1,
+        "--output_dir", tmp_path / "plain")  # fmt: skip
+    plain = results(tmp_path / "plain")["test"]
+    assert plain["images"] == 21 and plain["loss"] != there["loss"]
+
+
+def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp_path):
+    """Whatever auto became on the machine that trained it, and although its bf16 may be imitated here."""
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run",
+        *tiny("--amp", "bf16", "--epochs", 1))  # fmt: skip
+    again = ["finetune.py", "--test_only", "--model_path", tmp_path / "run", "--batch_size", 12, "--workers", 1]
+    said = run(*again, "--output_dir", tmp_path / "again").stdout
+    run(*again, "--output_dir", tmp_path / "float32", "--amp", "off")
+    first, second, other = (results(tmp_path / name)["test"]["loss"] for name in ("run", "again", "float32"))
+    assert first == second != other
+    assert "precision   bf16" in said
+
+
+def test_the_settings_a_run_leaves_name_the_precision_that_auto_became(monkeypatch):
+    monkeypatch.setattr(finetune, "resolve_precision", lambda amp, device: {"auto": "bf16"}[amp])
+    settings = finetune.Settings()
+    finetune.begin(settings)
+    assert settings.amp == "bf16"
+
+
+@pytest.fixture(scope="module")
+def frozen(images, encoder, tmp_path_factory) -> Path:
+    """A head trained on the encoder of a run folder, whose data it takes."""
+    before, folder = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("frozen")
+    shutil.copy(encoder, before / "encoder.pt")
+    config.write_yaml(before / "config.yaml", {"dataset": "folder", "data_dir": str(images), "seed": 0, "csv": None})
+    run("finetune.py", "--init", before, "--output_dir", folder, "--freeze", *tiny())
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "seed_1"])
+@pytest.mark.parametrize("named", [True, False])
+def test_judging_a_fine_tuned_run_leaves_its_results_alone(tuned, tmp_path, monkeypatch, place, named):
+    folder = tuned / place
+    before = (folder / "results.json").read_bytes()
+    arguments = ["--model_path", tuned, "--protocol", "knn", *(["--output_dir", folder] if named or place else [])]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments), "--workers", "0"])
+    evaluate.main()
+    assert (folder / "results.json").read_bytes() == before and not (folder / "results.1.json").exists()
+    assert results(folder / "evaluation")["of"]["weights"]["path"] == str(tuned / "encoder.pt")
+    shutil.rmtree(folder / "evaluation")
+
+
+def test_results_say_what_they_are_of(tuned, images):
+    for seed, one in enumerate(results(tuned)["runs"]):
+        model = torch.load(tuned / f"seed_{seed}" / "best.pt", weights_only=True)["model"]
+        holder = torch.nn.Module()
+        holder.state_dict = lambda model=model: model
+        assert one["of"]["weights"]["sha256"] == features.encoder_checksum(holder)
+        assert one["of"]["data"] | {"data_dir": str(images), "test_images": 21, "image_size": 32} == one["of"]["data"]
+        assert one["of"]["copies"] == 3 and "torch" in one["of"]["versions"]
+        assert one["test"]["acc1_interval"] == metrics.wilson(round(21 * one["test"]["acc1"]), 21)
+    printed = (tuned / "printed.txt").read_text()
+    assert "n = 21 test images, 2 seeds" in printed and "± sd" in printed
+
+
+def test_the_folder_says_where_every_setting_came_from(frozen):
+    about = json.loads((frozen / "about.json").read_text())
+    origin = about["origin"]
+    assert set(origin) == {field.name for field in dataclasses.fields(finetune.Settings)}
+    assert {name for name, where in origin.items() if where == "the run of --init"} == {"dataset", "data_dir", "seed"}
+    assert origin["freeze"] == origin["image_size"] == "command line" and origin["csv"] == "default"
+    assert (about["images"], about["global_batch"], about["steps_per_epoch"], len(about["views"])) == (60, 12, 5, 1)
+    text = page.page([run_reader.read(frozen)])
+    row = '<th scope="row">seed</th><td data-head="Value">0</td><td data-head="From">the run of --init</td>'
+    assert row in text and "unknown" not in text
+    (frozen / "about.json").rename(frozen / "away.json")
+    assert ">unknown</td>" in page.page([run_reader.read(frozen)])  # control
+
+
+def test_a_frozen_encoder_is_as_it_was(frozen, encoder):
+    before, after = (torch.load(path, weights_only=True) for path in (encoder, frozen / "encoder.pt"))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    head = torch.load(frozen / "best.pt", weights_only=True)["model"]["head.weight"]
+    begun = torch.empty(head.shape).normal_(std=0.01, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(head, begun, atol=1e-3)  # the head has learnt
+
+
+def test_without_freezing_it_is_not(tuned, encoder):
+    before = torch.load(encoder, weights_only=True)
+    after = torch.load(tuned / "encoder.pt", weights_only=True)
+    assert not any(torch.equal(after[name], value) for name, value in before.items() if value.ndim == 4)
+
+
+# Exactness, resume ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
+    for processes in (1, 2):
+        run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / str(processes),
+            *(["--balanced"] if balanced else []), *tiny("--batch_size", 12 // processes, "--copies", 2),
+            processes=processes)  # fmt: skip
+    one, two = (torch.load(tmp_path / n / "best.pt", weights_only=True)["model"] for n in "12")
+    for name, value in one.items():
+        assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-4), name
+    assert results(tmp_path / "1")["test"]["loss"] == pytest.approx(results(tmp_path / "2")["test"]["loss"], rel=1e-3)
+    assert len((tmp_path / "2" / "predictions.csv").read_text().splitlines()) == 22
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, encoder, tmp_path_factory) -> tuple[list, Path]:
+    """Settings of two short runs, and a folder in which nothing interrupted them."""
+    settings = ["--data_dir", images, "--init", encoder, *tiny("--epochs", 25, "--runs", 2, "--save_minutes", 1e-6)]
+    folder = tmp_path_factory.mktemp("undisturbed") / "whole"
+    run("finetune.py", *settings, "--output_dir", folder)
+    return settings, folder
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_an_interrupted_run_ends_as_one_that_was_not(undisturbed, tmp_path, how):
+    settings, whole = undisturbed
+    command = [sys.executable, "finetune.py", *map(str, settings), "--output_dir", str(tmp_path / "cut")]
+    log = tmp_path / "cut" / "seed_1" / "metrics.jsonl"  # the first run has ended by then
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    until = time.monotonic() + 300
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    if how == "stop":
+        (tmp_path / "cut" / "stop").touch()
+        assert process.wait(300) == 75
+        assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "preempted"
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "cut" / "results.json").exists()
+    done = run("finetune.py", *settings, "--output_dir", tmp_path / "cut")
+    assert "finished" in (tmp_path / "cut" / "status.json").read_text() and "seed_0" not in done.stdout
+    for seed in ("seed_0", "seed_1"):
+        assert torch.equal(best(tmp_path / "cut" / seed), best(whole / seed))
+        logs = [(folder / seed / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "cut", whole)]
+        steps = [[json.loads(line)["step"] for line in log] for log in logs]
+        assert steps[0] == steps[1]
+    assert results(tmp_path / "cut")["mean"] == results(whole)["mean"]
+
+
+STOPPED = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import finetune
+from ssl.training import stopping
+answer, steps = stopping.StopRequests.answer, []
+def asked(self):
+    steps.append(1)
+    return answer(self) or ("a test" if len(steps) == 7 else None)
+stopping.StopRequests.answer = asked
+finetune.main()
+"""
+NO_REHEARSAL = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import finetune
+finetune.rehearse = lambda *arguments: None
+finetune.main()
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_an_epoch_that_was_interrupted_ends_as_one_that_was_not(images, encoder, tmp_path, processes):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    how = ["--data_dir", images, "--init", encoder, *tiny("--batch_size", 12 // processes)]
+    run("finetune.py", *how, "--output_dir", tmp_path / "whole", processes=processes)
+    run(tmp_path / "stopped.py", *how, "--output_dir", tmp_path / "cut", processes=processes, check=False)
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    assert (state["step"], state["loss_images"]) == (7, 24)  # two of the five steps of epoch 1
+    shutil.copytree(tmp_path / "cut", tmp_path / "old")
+    run("finetune.py", *how, "--output_dir", tmp_path / "cut", processes=processes)
+    whole, cut = ([entry["train_loss"] for entry in history(tmp_path / name)] for name in ("whole", "cut"))
+    assert whole == cut
+    assert torch.equal(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
+    if processes == 4:  # the control: DDP's first step sums in another order
+        (tmp_path / "control.py").write_text(NO_REHEARSAL)
+        run(tmp_path / "control.py", *how, "--output_dir", tmp_path / "old", processes=processes)
+        assert not torch.equal(last_weights(tmp_path / "old"), last_weights(tmp_path / "whole"))
+    if processes == 1:  # a checkpoint of a version that did not know: it continues, and averages what it sees
+        for path in (tmp_path / "old").glob("checkpoint*.pt"):
+            torch.save({k: v for k, v in state.items() if not k.startswith("loss_")}, path)
+        run("finetune.py", *how, "--output_dir", tmp_path / "old")
+        old = [entry["train_loss"] for entry in history(tmp_path / "old")]
+        assert old[0] == whole[0] and old[1] != whole[1]
+
+
+def last_weights(folder: Path) -> torch.Tensor:
+    model = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    return torch.cat([value.double().flatten() for value in model.values()])
+
+
+def history(folder: Path) -> list[dict]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["history"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--lr", 0.2], "lr: 0.05 -> 0.2"),
+        (["--copies", 5], "copies: 3 -> 5"),  # or the mean would be of runs that were tested otherwise
+        (["--runs", 1], "several runs: True -> False"),  # or they would lie in other folders
+    ],
+)
+def test_another_run_is_not_continued(tuned, images, encoder, changed, words):
+    before = (tuned / "results.json").read_bytes()
+    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tuned,
+               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring", *changed), check=False)  # fmt: skip
+    assert done.returncode == 2 and words in done.stderr
+    assert (tuned / "results.json").read_bytes() == before
+
+
+def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_and_may_be_followed_by_more(
+    tuned, images, encoder, tmp_path
+):
+    folder = shutil.copytree(tuned, tmp_path / "run")
+    lost = torch_file.load(folder / "seed_1" / "best.pt")
+    lost["model"] = {name: torch.zeros_like(value) for name, value in lost["model"].items()}
+    torch_file.save(lost, folder / "seed_1" / "best.pt")
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
+        *tiny("--runs", 3, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    assert torch.equal(best(folder / "seed_1"), best(tuned / "seed_1"))
+    assert results(folder)["runs"][:2] == results(tuned)["runs"] and len(results(folder)["runs"]) == 3
+    model = torch_file.load(folder / "seed_2" / "best.pt")["model"]
+    for name, value in torch_file.load(folder / "encoder.pt").items():
+        assert torch.equal(model[f"encoder.{name}"], value)
+
+
+def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation_images(images, encoder, tmp_path):
+    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run", "--sync_bn", "false",
+        *tiny("--batch_size", 4, "--epochs", 3), processes=2)  # fmt: skip
+    shutil.copytree(images / "val", tmp_path / "validation" / "test")
+    run("finetune.py", "--test_only", "--model_path", tmp_path / "run", "--data_dir", tmp_path / "validation",
+        "--workers", 1)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lowest = min(lines, key=lambda line: line["val_loss"])
+    assert results(tmp_path / "run")["best"]["epoch"] == lowest["epoch"]
+    again = results(tmp_path / "run" / "test_validation")["test"]
+    assert again["loss"] == pytest.approx(lowest["val_loss"], rel=1e-5) and again["images"] == 15
+
+
+def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp_path):
+    paths = sorted(images.glob("*/*/*.png"))
+    rows = [f"{path.relative_to(images)},{path.parent.name},{path.parts[-3]},p{(i // 5) % 9 if i % 2 else i}"
+            for i, path in enumerate(paths) if path.parts[-3] != "val"]  # fmt: skip
+    rows = [row.replace(",p", ",t") if ",test," in row else row for row in rows]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
+    run("finetune.py", "--data_dir", images, "--csv", tmp_path / "table.csv", "--label_column", "label",
+        "--split_column", "split", "--group_column", "patient", "--output_dir", tmp_path / "run",
+        *tiny("--runs", 3, "--batch_size", 2, "--val_fraction", 0.2, "--epochs", 1))  # fmt: skip
+    steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
+    assert max(steps) > steps[0]  # later runs are longer than the first
+
+
+def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
+    command = ["finetune.py", "--data_dir", images, "--csv", table, "--label_column", "label", "--split_column",
+               "split", "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]  # fmt: skip
+    for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
+        lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
+        table.write_text("\n".join(["image,label,split", *lines]))
+        done = run(*command, check=False)
+        assert done.returncode == status, done.stderr
+    assert "val data: " in done.stderr and "labels" in done.stderr
+
+
+# Scores of all images ---------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x.mean((1, 2, 3)), x[:, 0].std((1, 2)), x[:, :, 8].mean((1, 2))], 1)
+
+
+@pytest.mark.parametrize("source", ["memory", "files"])
+def test_the_mean_over_views_is_that_of_views_made_one_by_one(images, source):
+    paths = sorted(images.glob("test/*/*.png"))
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in paths])
+    where = {"resident": pixels} if source == "memory" else {"paths": Paths(map(str, paths))}
+    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], **where)
+    view = View(24, (0.5, 1.0), vertical_flip=0.5, rotation=20.0, blur_prob=0.0)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.2]
+    options = dict(batch_size=8, workers=0, device=torch.device("cpu"), mean=mean, std=std, title=None)
+    found, read, bad = inference.mean_over_views(Net(), data, view, 4, seed=5, **options)
+    assert found.shape == (21, 3) and bool(read.all()) and not bad
+    expected = torch.zeros(21, 3)
+    for copy in range(4):
+        for i in range(21):
+            crop, params = draw(5, copy, torch.tensor([i]), 0, view)
+            box = crop_boxes(crop, torch.tensor([32]), torch.tensor([32]), view)
+            x = apply(crop_resize(pixels[i : i + 1], box, 24), params, view, torch.tensor(mean), torch.tensor(std))
+            expected[i] += Net()(x)[0] / 4
+    assert torch.allclose(found, expected, atol=1e-5 if source == "memory" else 5e-3)  # files: crops of whole levels
+
+
+def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path):
+    shutil.copytree(images / "test", tmp_path / "test")
+    paths = sorted((tmp_path / "test").glob("*/*.png"))
+    paths[4].write_bytes(b"no image")
+    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], paths=Paths(map(str, paths)))
+    options = dict(batch_size=8, workers=0, device=torch.device("cpu"), mean=[0.0] * 3, std=[1.0] * 3, title=None)
+    for _, read, bad in (
+        inference.outputs(Net(), data, size=32, **options),
+        inference.mean_over_views(Net(), data, View(32, blur_prob=0.0), 2, seed=0, **options),
+    ):
+        assert read.tolist() == [i != 4 for i in range(21)] and list(bad) == [str(paths[4])]
+
+
+# Schedules, stopping --------------------------------------------------------------------
+
+
+def fit_of(settings, history=()) -> finetune.Fit:
+    model = finetune.Model(settings, 3, 3)
+    return finetune.Fit(0, finetune.make_optimizer(settings, model), torch.amp.GradScaler(enabled=False),
+                        finetune.no_loss("cpu"), history=list(history))  # fmt: skip
+
+
+def small_settings(**values) -> finetune.Settings:
+    return finetune.Settings(encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 1},
+                             stem="auto", image_size=32, **values)  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": 0.5}, {"lr": 0.5}, {"momentum": 0.5}])
+def test_what_was_forced_to_change_has_changed(changed):
+    before, now = fit_of(small_settings()), fit_of(small_settings(**changed))
+    model = finetune.Model(small_settings(), 3, 3)
+    finetune.take_up(before.state_dict(1) | {"model": model.state_dict()}, model, now)
+    name, value = ("base_lr", 0.5) if "lr" in changed else next(iter(changed.items()))
+    assert all(group[name] == value for group in now.optimizer.param_groups)
+
+
+def test_plateau_is_that_of_torch():
+    settings = small_settings(lr=1e-2, lr_backbone=1e-4, plateau_patience=2, min_lr=1e-5)
+    losses = [1.0, 0.9, 0.95, 0.9, 0.91, 0.8999, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    fit = fit_of(settings)
+    reference = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": lr} for lr in (1e-2, 1e-4)], 1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, factor=0.1, patience=2, min_lr=1e-5)
+    for epoch, loss in enumerate(losses):
+        finetune.set_lrs(fit, settings, 4)
+        expected = [group["lr"] for group in reference.param_groups]
+        assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx(expected, rel=1e-6), epoch
+        scheduler.step(loss)
+        fit.history.append({"epoch": epoch + 1, "val_loss": loss})
+
+
+def test_cosine_by_epoch_is_that_of_torch():
+    settings = small_settings(lr=1e-2, lr_backbone=1e-4, schedule="cosine_by_epoch", epochs=7, min_lr=1e-5)
+    fit = fit_of(settings)
+    reference = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": lr} for lr in (1e-2, 1e-4)], 1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=7, eta_min=1e-5)
+    for step in range(7 * 3):
+        fit.step = step
+        finetune.set_lrs(fit, settings, 3)
+        expected = [group["lr"] for group in reference.param_groups]
+        assert [group["lr"] for group in fit.optimizer.param_groups] == pytest.approx(expected, rel=1e-6)
+        if step % 3 == 2:
+            reference.step()
+            scheduler.step()
+
+
+def test_training_ends_when_patience_does_and_the_first_best_is_taken():
+    settings = small_settings(patience=3, epochs=10)
+    losses = [0.9, 0.5, 0.6, 0.5, 0.7]
+    history = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate(losses)]
+    assert [finetune.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
+    assert finetune.best_of(history, settings)["epoch"] == 2
+    history = [{"epoch": i + 1, "val_loss": 1 / (i + 1)} for i in range(10)]
+    assert not finetune.finished(history[:9], settings) and finetune.finished(history, settings)
+
+
+def test_what_is_watched_may_be_the_auc():
+    settings = small_settings(watch="auc")
+    history = [{"epoch": 1, "val_loss": 0.1, "val_auc": 0.7}, {"epoch": 2, "val_loss": 0.2, "val_auc": 0.8}]
+    assert finetune.best_of(history, settings)["epoch"] == 2
+    labels = torch.tensor([0, 1, 1, 0])
+    splits = {"train": Images("folder", labels, ["a", "b"]), "val": Images("folder", labels[:1], ["a", "b"])}
+    with pytest.raises(UserError, match="needs validation images of every class"):  # before training
+        finetune.choose_labels(settings, splits, 0)
+    finetune.choose_labels(small_settings(), splits, 0)
+    with pytest.raises(UserError, match="undefined; they need every class"):
+        finetune.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    with pytest.raises(UserError, match="not finite in epoch 4; training has diverged"):
+        finetune.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})
+
+
+# Labels ---------------------------------------------------------------------------------
+
+
+def test_without_a_split_of_its_own_validation_is_cut_from_train_by_the_run_s_seed(images):
+    train = finetune.datasets.load("folder", str(images), "train")
+    settings = small_settings(train_percent=50.0, val_fraction=0.2)
+    parts = {seed: finetune.choose_labels(settings, {"train": train, "val": None}, seed) for seed in (0, 1)}
+    for fit, val in parts.values():
+        assert (len(fit), len(val)) == (24, 6) and torch.bincount(val.labels).tolist() == [2, 2, 2]
+        assert not set(fit.paths) & set(val.paths)
+    assert set(parts[0][0].paths) != set(parts[1][0].paths)
+
+
+# Mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model_path", "x"], "model_path: is what --test_only tests"),
+        (["--test_only"], "test_only needs --model_path"),
+        (["--test_only", "--model_path", "/nowhere"], "holds no best.pt"),
+        (["--patience", "0"], "patience: 0 must be at least 1"),
+        (["--train_percent", "0"], "train_percent: 0 is not a share"),
+        (["--method", "moco"], "name it with --init"),
+        (["--warmup_epochs", "2"], "is of the cosines"),
+        (["--method", "dino"], "none of simclr, swav, byol, moco, infomin, baseline"),
+        (["--schedule", "cosine", "--warmup_epochs", "5", "--epochs", "5"], "must be fewer than epochs"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
+    with pytest.raises(UserError, match=words):
+        finetune.main()
+
+
+def test_other_weights_to_start_from_are_another_run(tmp_path, images, encoder):
+    settings = ["--data_dir", images, "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]
+    run("finetune.py", *settings, "--init", encoder)
+    shutil.copy(encoder, tmp_path / "moved.pt")
+    run("finetune.py", *settings, "--init", tmp_path / "moved.pt")  # the same, elsewhere
+    torch.save({name: value + 1 for name, value in torch.load(encoder).items()}, tmp_path / "other.pt")
+    done = run("finetune.py", *settings, "--init", tmp_path / "other.pt", check=False)
+    assert done.returncode == 2 and "init weights: '" in done.stderr
+
+
+def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "train" / "ring")
+    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    assert done.returncode == 2 and "ring" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_major_class_that_there_is_not_is_named_before_training(images, tmp_path):
+    done = run("finetune.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--major", "rings"), check=False)
+    assert done.returncode == 2 and "did you mean 'ring'?" in done.stderr and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_images_to_judge_of_which_none_can_be_read(tmp_path):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    data = Images("folder", torch.arange(3) % 2, ["a", "b"], paths=Paths(paths))
+    settings = small_settings(workers=0, mean=[0.0] * 3, std=[1.0] * 3)
+    with pytest.raises(UserError, match="none of the 3 images to judge can be read"):
+        finetune.score(Net(), data, settings, torch.device("cpu"))
+
+
+def test_runs_that_have_not_ended_are_not_tested(tmp_path):
+    for name in ("seed_10", "seed_2", "seed_11"):
+        (tmp_path / name).mkdir()
+        torch_file.save(dict.fromkeys(best_model.CONTENTS), tmp_path / name / "best.pt")
+    with pytest.raises(UserError, match="has it ended"):
+        best_model.models(tmp_path)
+    for name in ("seed_10", "seed_2"):
+        (tmp_path / name / "results.json").touch()
+    assert list(best_model.models(tmp_path)) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
+
+
+def test_a_leak_between_splits_is_named(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images", symlinks=True)
+    leaked = next((tmp_path / "images" / "test" / "disc").iterdir())
+    os.link(leaked, tmp_path / "images" / "train" / "disc" / leaked.name)
+    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    assert (
+        done.returncode == 2 and "leak: 1 images of test are in train too" in done.stderr and leaked.name in done.stderr
+    )
+
+
+def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
+    for name in ("cats", "dogs", "ring"):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / "test" / name / f"{name}.png")
+    done = run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "data",
+               "--output_dir", tmp_path / "out", check=False)  # fmt: skip
+    assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
+
+
+def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
+    for name in ("ring", "square"):
+        shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "two", "--workers", 1,
+        "--copies", 1, "--output_dir", tmp_path / "two_tested")  # fmt: skip
+    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--copies", 1, "--workers", 1,
+        "--output_dir", tmp_path / "all_tested")  # fmt: skip
+    two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
+    assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"
+    assert {name: two["recall"][name] for name in ("ring", "square")} == {
+        name: everything["recall"][name] for name in ("ring", "square")
+    }
+
+
+def test_a_model_s_file_does_not_get_code_imported(tuned, tmp_path):
+    content = torch_file.load(tuned / "seed_0" / "best.pt")
+    content["settings"]["encoder"] = "some.unknown.Net"
+    torch_file.save(content, tmp_path / "best.pt")
+    settings = finetune.Settings(test_only=True)
+    with pytest.raises(UserError, match="importing that runs its code"):
+        finetune.as_fine_tuned(settings, dict.fromkeys(vars(settings), "default"), content["settings"], tmp_path)
+    with pytest.raises(UserError):
+        restore.require_known("some.unknown.Net", None)

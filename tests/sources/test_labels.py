@@ -1,0 +1,203 @@
+"""Choosing labels: shares of every class, lists, whole groups, and what is refused before training."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train
+from ssl.data.groups import hold_out_groups
+from ssl.data.images import Images, hold_out, split_validation
+from ssl.errors import UserError
+from ssl.sources import datasets, labels
+
+classes = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(torch.tensor)
+percents = st.floats(0.1, 100)
+
+
+def chosen(of: torch.Tensor, percent: float, seed: int) -> set[int]:
+    return set(labels.stratified(of, percent, seed).tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(classes, percents, st.integers(0, 2**31))
+def test_a_share_is_that_of_every_class_to_rounding_and_at_least_one(of, percent, seed):
+    count = Counter(of[sorted(chosen(of, percent, seed))].tolist())
+    for label, total in Counter(of.tolist()).items():
+        assert count[label] == max(1, round(total * percent / 100))
+
+
+@settings(max_examples=200, deadline=None)
+@given(classes, percents, percents, st.integers(0, 2**31))
+def test_of_one_seed_fewer_labels_are_part_of_more(of, one, two, seed):
+    assert chosen(of, min(one, two), seed) <= chosen(of, max(one, two), seed)
+    assert chosen(of, 100, seed) == set(range(len(of)))
+
+
+def test_seeds_choose_other_labels_and_one_seed_the_same():
+    of = torch.arange(10).repeat(100)
+    assert chosen(of, 10, 1) == chosen(of, 10, 1) != chosen(of, 10, 2)
+    nested = len(chosen(of, 1, 1) & chosen(of, 10, 2))
+    assert nested < 10  # control: of two seeds they are not part of each other
+
+
+def test_one_and_ten_percent_are_those_that_were_held_out_before():
+    of = torch.randint(7, (1000,), generator=torch.Generator().manual_seed(0))
+    for percent in (1, 10):
+        assert torch.equal(labels.stratified(of, percent, 3), split_validation(of, percent / 100, 3)[1])
+
+
+@pytest.mark.parametrize("percent", [0.0, -1.0, 100.5])
+def test_shares_that_cannot_be_are_refused(percent):
+    with pytest.raises(UserError, match=r"train_percent: .* expected more than 0, at most 100"):
+        labels.check_choice(percent, None)
+
+
+def test_two_choices_at_once_are_refused():
+    labels.check_choice(0.5, None)
+    labels.check_choice(100, "list")
+    with pytest.raises(UserError, match="both choose the labels"):
+        labels.check_choice(10, "list")
+
+
+# Lists ------------------------------------------------------------------------------
+
+
+def listing(tmp_path, text):
+    (tmp_path / "list").write_text(text)
+    return str(tmp_path / "list")
+
+
+def test_a_listed_name_is_one_image(tmp_path):
+    paths = [str(tmp_path / folder / name) for folder in ("a", "b") for name in ("1.png", f"{folder}2.png")]
+    data = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], paths=paths)
+    assert labels.listed(data, listing(tmp_path, "b/1.png\na2.png\n./a/1.png\n")).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match=r"'1.png' in .* is the name of 2 images; write it with its class folder"):
+        labels.listed(data, listing(tmp_path, "1.png\n"))
+    with pytest.raises(UserError, match=r"4 of the 5 names .* training split: 'u', 'v', 'w', …"):
+        labels.listed(data, listing(tmp_path, "u\nv\nw\nx\na2.png"))
+
+
+def test_lists_as_published_for_imagenet_choose_their_images(tmp_path):
+    paths = [f"/imagenet/train/n0144076{c}/n0144076{c}_{i}.JPEG" for c in range(3) for i in range(100)]
+    data = Images("ImageNet", torch.arange(3).repeat_interleave(100), ["a", "b", "c"], paths=paths)
+    path = listing(tmp_path, "n01440762_17.JPEG\nn01440760_3.JPEG\nn01440761_99.JPEG\n")
+    part = labels.choose(data, 100, path, 0)
+    assert [part.paths[i].rsplit("/")[-1] for i in range(3)] == [
+        "n01440760_3.JPEG", "n01440761_99.JPEG", "n01440762_17.JPEG",
+    ]  # fmt: skip
+    assert part.labels.tolist() == [0, 1, 2]
+
+
+# What is refused ------------------------------------------------------------------------
+
+
+def images(of, names=("cat", "dog", "owl")):
+    return Images("folder", torch.tensor(of), list(names))
+
+
+def test_a_class_absent_from_train_is_named():
+    labels.require_each(images([0, 1, 2]), 1, "")
+    with pytest.raises(UserError, match="1 of 3 classes have no training images: 'dog'"):
+        labels.require_each(images([0, 0, 2]), 1, "")
+    with pytest.raises(UserError, match="class 'owl' has 1 training images to use; two are needed"):
+        labels.require_each(images([0, 0, 1, 1, 2]), 2, "two are needed")
+
+
+@pytest.mark.parametrize(
+    "of, names, expected",
+    [([0, -1], "ab", "images without labels"), ([-1, -1], "", "images without labels"), ([0, 0], "a", "of one class")],
+)
+def test_images_that_teach_nothing_are_refused(of, names, expected):
+    with pytest.raises(UserError, match=expected):
+        labels.require_classes(images(of, names), "x")
+
+
+# Whole groups -----------------------------------------------------------------------------
+
+
+@st.composite
+def grouped(draw):
+    groups = draw(st.lists(st.one_of(st.none(), st.integers(0, 30).map(str)), min_size=2, max_size=150))
+    return torch.tensor(draw(st.lists(st.integers(0, 3), min_size=len(groups), max_size=len(groups)))), groups
+
+
+@settings(max_examples=300, deadline=None)
+@given(grouped(), st.floats(0.02, 0.5), st.integers(0, 2**31))
+def test_no_group_is_cut_and_every_class_stays_in_train(data, fraction, seed):
+    of, groups = data
+    held = hold_out_groups(of, groups, fraction, seed)
+    sides = {side: {g for g, h in zip(groups, held.tolist()) if g is not None and h == side} for side in (True, False)}
+    assert not sides[True] & sides[False]
+    assert set(of[~held].tolist()) == set(of.tolist())
+    assert torch.equal(held, hold_out_groups(of, groups, fraction, seed))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=150).map(torch.tensor), st.floats(0.02, 0.5), st.integers(0, 99)
+)
+def test_groups_of_one_give_the_shares_that_images_would(of, fraction, seed):
+    held = hold_out_groups(of, [None] * len(of), fraction, seed)
+    for label in of.unique():
+        total = int((of == label).sum())
+        expected = min(max(1, round(total * fraction)), total - 1)
+        assert int((of[held] == label).sum()) == expected
+
+
+def test_shares_are_near_where_groups_are_small_and_seeds_differ():
+    generator = torch.Generator().manual_seed(0)
+    of = torch.randint(3, (3000,), generator=generator)
+    groups = [f"patient {i // 3}" for i in range(3000)]
+    held = [hold_out_groups(of, groups, 0.1, seed) for seed in range(3)]
+    for mask in held:
+        assert all(abs(int((of[mask] == label).sum()) / int((of == label).sum()) - 0.1) < 0.02 for label in range(3))
+    assert not torch.equal(held[0], held[1])
+    # Control: cut by images, patients are on both sides.
+    train, test = split_validation(of, 0.1, 0)
+    assert {groups[i] for i in train.tolist()} & {groups[i] for i in test.tolist()}
+
+
+def test_one_large_group_of_a_class_is_not_held_out_and_the_smaller_of_two_is():
+    of, groups = torch.tensor([0] * 10 + [1] * 10), ["a"] * 10 + ["b"] * 6 + ["c"] * 4
+    assert hold_out_groups(of, groups, 0.1, 0).nonzero()[:, 0].tolist() == list(range(16, 20))
+
+
+def test_what_is_held_out_keeps_its_groups():
+    data = Images("folder", torch.tensor([0, 1] * 10), ["a", "b"], groups=[str(i // 4) for i in range(20)])
+    train, held = hold_out(data, 0.2, 0)
+    assert len(train) + len(held) == 20 and not set(train.groups) & set(held.groups)
+    assert Counter(train.groups) + Counter(held.groups) == Counter(data.groups)
+
+
+def test_where_nothing_can_be_held_out_it_is_said():
+    one_group_a_class = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], groups=["p", "p", "q", "q"])
+    with pytest.raises(UserError, match="no image of the 4 can be held out for validation"):
+        hold_out(one_group_a_class, 0.1, 0)
+    assert len(hold_out(replace(one_group_a_class, groups=["p", "r", "q", "s"]), 0.1, 0)[1]) == 2  # control
+
+
+def test_sets_without_a_validation_split_have_none():
+    for name in ("shapes", "fake"):
+        assert datasets.load(name, None, "val", image_size=32) is None
+
+
+# Learning from labels
+
+
+def test_supcon_of_one_class_is_refused_before_it_learns_nothing():
+    """Each image is a positive of every other: contrastive_acc1 is 1 from the first step on."""
+
+    def labelled(chosen):
+        return Images("folder", torch.tensor(chosen), ["a", "b"])
+
+    supcon = train.Settings(method="supcon")
+    with pytest.raises(UserError, match=r"supcon: all 6 images are of one class, 'b': .* nothing can be learnt"):
+        train.require_labels(supcon, labelled([1] * 6))
+    for chosen in ([1, 1, 0], [1, 1, -1]):  # an image without a label is of a kind of its own
+        assert train.require_labels(supcon, labelled(chosen)).tolist() == chosen
+    one = labelled([1] * 6)
+    assert len(train.require_labels(replace(supcon, method="simclr", balanced=True), one)) == 6

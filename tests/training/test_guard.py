@@ -1,0 +1,208 @@
+"""Steps that are not finite: nothing moves, they are counted and written down, and what went wrong first is named."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from ssl.losses import BarlowTwinsLoss
+from ssl.training.guard import BadSteps, Guard, first_fault, gradient_norm
+
+OPTIMIZERS = ["lars", "lamb", "sgd", "adam", "adamw"]
+
+
+def make(optimizer="lars", **settings):
+    """A small model with everything that a step moves: weights, optimizer state, running statistics."""
+    settings = train.Settings(image_size=16, projector="12-8", encoder="ssl.encoders.SmallResNet", optimizer=optimizer,
+                              encoder_kwargs={"width": 8, "stages": 1}, lr=0.1, **settings)  # fmt: skip
+    torch.manual_seed(0)
+    model = train.Model(settings).train()
+    made = train.make_optimizer(settings, model, 1.0)
+    return model, made, Guard(model, made)
+
+
+def step(model, optimizer, guard, seed, loss=lambda loss: loss):
+    """A training step on noise; `loss` may spoil it."""
+    guard.begin()
+    torch.manual_seed(seed)
+    x = torch.randn(8, 3, 16, 16)
+    value = loss(sum(z.square().mean() for z in model(x, x + 0.1)))
+    (value * guard.scale(value)).backward()
+    guard.judge(value, gradient_norm(optimizer))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def everything(model, optimizer) -> dict:
+    state = {f"model {k}": v.clone() for k, v in model.state_dict().items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer {number} {k}": torch.as_tensor(v).clone() for k, v in values.items()}
+    return state
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+SPOILT = {
+    "nan": lambda loss: loss * torch.nan,
+    "inf": lambda loss: loss + torch.inf,  # whose gradient is finite
+    "gradient": lambda loss: loss + (loss - loss.detach()).abs().sqrt(),  # the loss is finite, its gradient is not
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_bad_step_leaves_everything_as_if_it_had_not_been(optimizer, how):
+    spoilt, plain = make(optimizer), make(optimizer)
+    for number in range(5):
+        if number in (0, 3):  # the first step of all, too, when some optimizers make their state
+            step(*spoilt, seed=99, loss=SPOILT[how])
+        step(*spoilt, seed=number)
+        step(*plain, seed=number)
+    assert same(everything(*spoilt[:2]), everything(*plain[:2]))
+    assert all(value.isfinite().all() for value in everything(*spoilt[:2]).values())
+
+
+def test_without_the_guard_one_bad_step_ruins_the_weights():
+    model, optimizer, guard = make()
+    guard.judge = lambda loss, norm: None
+    step(model, optimizer, guard, 0, SPOILT["nan"])
+    assert not all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_in_a_step_asks_the_device_for_a_value(optimizer):
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=False):  # tensors without values: reading one raises
+        model, made, guard = make(optimizer)
+        for number in range(2):
+            step(model, made, guard, number)
+        with pytest.raises(DataDependentOutputException):
+            guard.stumbling()
+
+
+def test_bad_steps_are_counted_in_a_row_and_in_all():
+    parts = make()
+    guard = parts[2]
+    for bad in (0, 1, 0, 1, 1):
+        step(*parts, seed=0, loss=SPOILT["nan"] if bad else lambda loss: loss)
+    assert guard.stumbling()
+    assert guard.read() == [(3, [0]), (1, [0]), (0, [0])]
+    assert (guard.row, guard.total) == (2, 3)
+    assert guard.stumbling() and guard.read() == []
+    step(*parts, seed=0, loss=SPOILT["gradient"])
+    assert guard.read() == [(0, [])] and guard.row == 3
+    step(*parts, seed=0)
+    assert not guard.stumbling() and guard.read() == [] and (guard.row, guard.total) == (0, 4)
+
+
+def test_with_a_scaler_a_gradient_alone_is_no_fault():
+    parts = make()
+    step(*parts, seed=0, loss=SPOILT["gradient"])
+    step(*parts, seed=0, loss=SPOILT["nan"])
+    assert parts[2].read(overflow_is_bad=False) == [(0, [0])]
+    assert (parts[2].row, parts[2].total) == (1, 1)
+
+
+def test_what_has_not_been_read_survives_a_save(tmp_path):
+    one, other = make(), make()
+    step(*one, seed=0, loss=SPOILT["nan"])
+    torch.save(one[2].state_dict(), tmp_path / "x.pt")
+    other[2].load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True))
+    step(*other, seed=1)
+    assert other[2].read() == [(1, [0])] and (other[2].row, other[2].total) == (0, 1)
+
+
+def test_buffers_stay_buffers_shared_ones_shared():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(100))
+    model[0].register_buffer("own", torch.arange(6, dtype=torch.float64).view(2, 3))
+    model[1].register_buffer("borrowed", model[0].own, persistent=False)
+    model[1].register_buffer("absent", None)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    Guard(model, torch.optim.SGD(model.parameters(), 0.1))
+    assert same(before, model.state_dict()) and model[1].borrowed is model[0].own and model[1].absent is None
+    model[0](torch.randn(4, 3))
+    assert model[0].num_batches_tracked == 1 and model[1].num_batches_tracked == 0
+
+
+# What went wrong
+
+
+class Spoils(nn.Module):
+    """Passes x on; may spoil it, or its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.forwards = self.backwards = 1.0
+
+    def forward(self, x):
+        x = x * self.weight * self.forwards
+        x.register_hook(lambda grad: grad * self.backwards)
+        return x
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), Spoils(), nn.Linear(4, 4), Spoils())
+
+
+def compute(model, x, criterion):
+    return criterion(model(x), model(x + 0.1))
+
+
+@pytest.mark.parametrize(
+    "spoil, expected",
+    [
+        (lambda model, x: x.fill_(torch.nan), "what goes into 0"),
+        (lambda model, x: setattr(model[1], "forwards", torch.inf), "what 1 makes of it"),
+        (lambda model, x: model[2].weight.data.fill_(torch.nan), "what 2 makes of it"),
+        (lambda model, x: setattr(model[3], "backwards", torch.nan), "the gradient of 3.weight"),
+        (lambda model, x: setattr(model[1], "backwards", torch.nan), "the gradient of 1.weight"),
+        (lambda model, x: None, ""),
+    ],
+)
+def test_what_was_first_not_finite_is_named(spoil, expected):
+    torch.manual_seed(0)
+    model, x, criterion = chain(), torch.randn(8, 4), BarlowTwinsLoss(check=False)
+    spoil(model, x)
+    assert first_fault(model, lambda: criterion.parts, lambda: compute(model, x, criterion)) == expected
+
+
+def test_a_term_of_the_loss_is_named():
+    model, x, criterion = chain(), torch.randn(8, 4), BarlowTwinsLoss(check=False)
+
+    def broken(*z):
+        loss = criterion(*z)
+        criterion.parts["off_diagonal"] = criterion.parts["off_diagonal"] * torch.inf
+        return loss * torch.inf
+
+    named = first_fault(model, lambda: criterion.parts, lambda: compute(model, x, broken))
+    assert named == "the loss's term off_diagonal"
+
+
+def test_bad_steps_are_written_once(tmp_path):
+    asked = []
+
+    def names():
+        asked.append(1)
+        return ["a.jpg", 'b"\n.jpg']
+
+    first = BadSteps(tmp_path)
+    first.write(7, 0, [1], names)
+    first.write(8, 0, [], names)
+    with open(tmp_path / "bad_steps.jsonl", "a") as file:
+        file.write('{"step": 9, "re')  # cut by a crash
+        file.write("\n")
+    again = BadSteps(tmp_path)
+    again.write(8, 0, [], names)
+    again.write(8, 1, [], names)
+    lines = [line for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line) for line in lines] == [
+        {"step": step, "retries": retries, "ranks": ranks, "images": ["a.jpg", 'b"\n.jpg']}
+        for step, retries, ranks in ((7, 0, [1]), (8, 0, []), (8, 1, []))
+    ]
+    assert len(asked) == 3

@@ -1,0 +1,44 @@
+"""Mixed precision: what auto becomes, and what the machine has."""
+
+import pytest
+import torch
+
+from ssl.training import precision
+from ssl.training.precision import choose_precision, has_precision, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "flags, auto, has",
+    [
+        ("flags : avx2 avx512f", "off", ["off"]),
+        ("flags : avx2 avx512f avx512_bf16", "bf16", ["bf16", "off"]),
+        ("flags : avx2 avx512f amx_bf16 avx512_fp16", "bf16", ["bf16", "fp16", "off"]),
+        (None, "off", ["off"]),
+    ],
+)
+def test_auto_on_a_cpu_is_what_its_flags_name(tmp_path, monkeypatch, flags, auto, has):
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    assert resolve_precision("auto", CPU) == auto
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if auto == "bf16" else None)
+    assert [amp for amp in ("bf16", "fp16", "off") if has_precision(amp, CPU)] == has
+
+
+def test_what_a_cpu_imitates_is_told_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    for flags, told in (("flags : avx512_fp16", 0), ("flags : avx2", 1)):
+        (tmp_path / "cpuinfo").write_text(flags)
+        precision._tell_if_imitated.cache_clear()
+        for amp in ("fp16", "fp16", "auto", "off"):
+            choose_precision(amp, CPU)
+        said = capsys.readouterr().out
+        assert said.count("*** amp fp16: this CPU has no instructions for it") == told == said.count("***") // 2
+    precision._tell_if_imitated.cache_clear()
+
+
+def test_what_is_asked_for_is_taken_whatever_the_machine_has():
+    assert [resolve_precision(amp, CPU) for amp in ("bf16", "fp16", "off")] == ["bf16", "fp16", "off"]
+    assert [choose_precision(amp, CPU) for amp in ("bf16", "fp16", "off")] == [torch.bfloat16, torch.float16, None]
