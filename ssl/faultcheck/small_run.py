@@ -19,7 +19,7 @@ from ssl.checkpoints import torch_file
 from ssl.errors import UserError
 from ssl.sources.shapes import render
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 IMAGES = 96
 STEPS = 48  # of a run: two epochs of 24 steps on one process, sixteen of 3 on eight
 TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # of metrics.jsonl: differ from run to run

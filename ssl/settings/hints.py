@@ -128,7 +128,7 @@ def _scripts_with(setting: str) -> str:
     found = []
     for script in SCRIPTS:
         with contextlib.suppress(OSError):  # ssl/ may be there without the scripts
-            tree = ast.parse((Path(__file__).parents[1] / script).read_text(encoding="utf-8"))
+            tree = ast.parse((Path(__file__).parents[2] / script).read_text(encoding="utf-8"))
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
             fields = [node.target.id for cls in classes for node in cls.body if isinstance(node, ast.AnnAssign)]
             found += [script] if setting in fields else []

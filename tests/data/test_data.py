@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
-from ssl.data import listing, loader
+from ssl.data import cores, listing, loader
 from ssl.data.cores import auto_workers, usable_cores
 from ssl.data.decode import FORMATS, decode
 from ssl.data.images import Images, split_validation
@@ -674,7 +674,7 @@ def test_cores_are_those_a_process_may_use(tmp_path, monkeypatch, files, environ
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(loader, "usable_cores", lambda: 64)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 64)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert auto_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from ssl import faultcheck
 from ssl.checkpoints import torch_file
 from ssl.errors import UserError
+from ssl.faultcheck import __main__ as faultcheck
 from ssl.faultcheck import small_run
 
 

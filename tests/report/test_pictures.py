@@ -18,6 +18,7 @@ from ssl.data.images import Images, Paths
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.encoders import build_encoder
+from ssl.evaluation import plots
 from ssl.report import encoder_pictures, figures, page, projections, view_page
 from ssl.settings import config
 from ssl.sources import datasets
@@ -189,7 +190,7 @@ def test_without_a_checkpoint_there_are_pictures_of_features_alone(tmp_path, cap
 def drawn(monkeypatch):
     """The axes of every picture that matplotlib draws, by file name."""
     figure = pytest.importorskip("matplotlib.figure", reason="pictures are drawn where matplotlib is installed")
-    found, save, write = {}, figure.Figure.savefig, figures.write_bytes
+    found, save, write = {}, figure.Figure.savefig, plots.write_bytes
 
     def noted(self, *args, **options):
         found["last"] = self.axes
@@ -200,7 +201,7 @@ def drawn(monkeypatch):
         write(content, path)
 
     monkeypatch.setattr(figure.Figure, "savefig", noted)
-    monkeypatch.setattr(figures, "write_bytes", written)
+    monkeypatch.setattr(plots, "write_bytes", written)
     return found
 
 

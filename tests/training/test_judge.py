@@ -85,7 +85,7 @@ def learn(images: Path, folder: Path, pictures: bool = False, **settings) -> Pat
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
         if not pictures:  # they take longer than all else
-            patch.setattr(judging.pictures, "evaluation", lambda path, lines: True)
+            patch.setattr(judging.plots, "evaluation", lambda path, lines: True)
         patch.setattr(sys, "argv", ["train.py", *(str(w) for name, v in chosen.items() for w in (f"--{name}", v))])
         try:
             train.main()

@@ -17,6 +17,7 @@ import ssl
 ssl.__path__ = [{str(ROOT / "ssl")!r}]
 import os, signal, time
 from pathlib import Path
+from ssl import distributed
 from ssl.training import stopping
 folder = Path(sys.argv[1])
 """
@@ -154,7 +155,7 @@ def test_a_loader_worker_is_deaf_to_all_but_its_trainers_end(tmp_path):
 requests = stopping.StopRequests(folder, patience=1)
 child = os.fork()
 if not child:
-    stopping.begin_worker(0)
+    distributed.begin_worker(0)
     print("listening", flush=True)
     time.sleep(60)
     os._exit(0)
