@@ -103,8 +103,12 @@ def main() -> None:
                     command += [word for key, value in settings.items() for word in (f"--{key}", value)]
                 first, found = {"NAN": "6"} if "NaN" in name else {}, []
                 for environment in [first | {"STOP": "8"}, {}] if stop else [first]:
-                    done = forked.run(Path(__file__).with_name("digest_run.py"), *command, processes=processes,
-                                      env=os.environ | forked.PLAIN | environment)  # fmt: skip
+                    done = forked.run(
+                        Path(__file__).with_name("digest_run.py"),
+                        *command,
+                        processes=processes,
+                        env=os.environ | forked.PLAIN | environment,
+                    )
                     if done.returncode not in (0, 75):
                         sys.exit(f"{title}: {done.stdout}{done.stderr}")
                     found.append(digest(Path(temporary, title)))

@@ -54,8 +54,12 @@ def rate_of(method: str, device: torch.device, tiny: bool) -> dict:
     data = datasets.load("fake", None, "unlabelled", image_size=32)
     numbers = measure(settings, data, device, 2 if tiny else 60, 1)
     found = numbers["parts"]["real"]
-    return dict(samples_per_second=found["samples_per_second"], shares=found["shares"],
-                of_synthetic=numbers["of_synthetic"], peak_memory_mb=numbers["peak_memory_mb"])  # fmt: skip
+    return dict(
+        samples_per_second=found["samples_per_second"],
+        shares=found["shares"],
+        of_synthetic=numbers["of_synthetic"],
+        peak_memory_mb=numbers["peak_memory_mb"],
+    )
 
 
 def launch(script: str, seconds: float, *arguments) -> bool:
@@ -81,21 +85,40 @@ def train_and_judge(method: str, state: dict, data_dir: str, folder: Path, image
         began = time.monotonic()
         try:
             whole = launch(
-                "train.py", end - began, "--method", method, "--data_dir", data_dir, "--image_size", 32,
-                "--batch_size", BATCH, "--epochs", EPOCHS, "--max_steps", stop * steps_per_epoch,
-                "--output_dir", folder,
-            )  # fmt: skip
+                "train.py",
+                end - began,
+                "--method",
+                method,
+                "--data_dir",
+                data_dir,
+                "--image_size",
+                32,
+                "--batch_size",
+                BATCH,
+                "--epochs",
+                EPOCHS,
+                "--max_steps",
+                stop * steps_per_epoch,
+                "--output_dir",
+                folder,
+            )
         finally:
             state["train_seconds"] += time.monotonic() - began
             rates = [line["samples_per_second"] for line in json_lines(folder / "metrics.jsonl") if "loss" in line]
             state["samples_per_second"] = statistics.median(rates) if rates else None
             note()
-        if not whole or not launch("evaluate.py", end - time.monotonic() + POLITE, "--model_path", folder,
-                                   "--protocol", "knn", "probe"):  # fmt: skip
+        if not whole or not launch(
+            "evaluate.py", end - time.monotonic() + POLITE, "--model_path", folder, "--protocol", "knn", "probe"
+        ):
             return
         accuracies = json.loads((folder / "results.json").read_text())
-        state["judged"].append(dict(epoch=stop, train_seconds=state["train_seconds"],
-                                    **{name: accuracies[name]["acc1"] for name in ("knn", "probe")}))  # fmt: skip
+        state["judged"].append(
+            dict(
+                epoch=stop,
+                train_seconds=state["train_seconds"],
+                **{name: accuracies[name]["acc1"] for name in ("knn", "probe")},
+            )
+        )
         note()
         if time.monotonic() >= end:
             return
@@ -130,8 +153,16 @@ def show(results: dict) -> str:
         )
         minutes, accuracy = PUBLIC[method]
         rate = f"{state['samples_per_second']:.0f}" if state["samples_per_second"] else ""
-        rows.append([method, rate, length, *(times if judged else ["not trained"] * len(GOALS)), last,
-                     f"{minutes} min, k-NN {accuracy:.1%}, A6000"])  # fmt: skip
+        rows.append(
+            [
+                method,
+                rate,
+                length,
+                *(times if judged else ["not trained"] * len(GOALS)),
+                last,
+                f"{minutes} min, k-NN {accuracy:.1%}, A6000",
+            ]
+        )
     return table(rows)
 
 
@@ -162,8 +193,15 @@ def main() -> None:
         for method, state in results["methods"].items():
             if time.monotonic() < end:
                 folder = Path(options.runs, method)
-                train_and_judge(method, state, options.data_dir, folder, results["images"], end,
-                                lambda: write_json(options.json, results))  # fmt: skip
+                train_and_judge(
+                    method,
+                    state,
+                    options.data_dir,
+                    folder,
+                    results["images"],
+                    end,
+                    lambda: write_json(options.json, results),
+                )
     print(f"{results['machine']}\n{show(results)}")
 
 

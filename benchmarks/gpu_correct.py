@@ -175,8 +175,10 @@ def resume_agrees(device: torch.device, tiny: bool) -> Iterator[dict]:
         return  # tests/faults/ holds it on a CPU
     with tempfile.TemporaryDirectory() as where:
         images = make_images(Path(where, "images"))
-        runs = [SmallRun(Path(where, name), images, 1, {"device": device.type, "amp": "auto"})
-                for name in ("whole", "stopped")]  # fmt: skip
+        runs = [
+            SmallRun(Path(where, name), images, 1, {"device": device.type, "amp": "auto"})
+            for name in ("whole", "stopped")
+        ]
         runs[0].finished()
         runs[1].options["max_steps"] = 20
         runs[1].finished()
@@ -192,8 +194,10 @@ CHECKS = [losses_agree, ranks_agree, views_agree, nothing_waits, resume_agrees, 
 
 def show(results: dict) -> str:
     rows = [["", "difference", "allowed", ""]]
-    rows += [[row["check"], f"{row['difference']:.2g}", f"{row['allowed']:g}", "holds" if row["holds"] else "MISSED"]
-             for row in results["rows"]]  # fmt: skip
+    rows += [
+        [row["check"], f"{row['difference']:.2g}", f"{row['allowed']:g}", "holds" if row["holds"] else "MISSED"]
+        for row in results["rows"]
+    ]
     return table(rows)
 
 

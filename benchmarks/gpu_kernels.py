@@ -64,8 +64,14 @@ def compare_loss(loss: str, n: int, d: int, kind: str) -> dict:
     fits = [name for name in forms if memory[name] is not None]
     steps = [partial(step, forms[name], *data) for name in fits]
     seconds = dict(zip(fits, medians(steps, kind, seconds=1.0)))
-    row = dict(name=loss, n=n, d=d, fits=dict.fromkeys(forms, False) | dict.fromkeys(fits, True),
-               seconds=seconds, peak_mb={name: memory[name] / 1e6 for name in fits if kind == "cuda"})  # fmt: skip
+    row = dict(
+        name=loss,
+        n=n,
+        d=d,
+        fits=dict.fromkeys(forms, False) | dict.fromkeys(fits, True),
+        seconds=seconds,
+        peak_mb={name: memory[name] / 1e6 for name in fits if kind == "cuda"},
+    )
     if kind == "cuda":
         row["launches"] = {name: launches(function) for name, function in zip(fits, steps)}
     return row

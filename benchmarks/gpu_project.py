@@ -85,20 +85,27 @@ def project(model: nn.Module, plan: tuple[int, str, int], row: dict, dimensions:
     seconds = dict(best=alone + at_once + later - hidden, worst=alone + at_once + later)
     rates = {name: world * batch / step for name, step in seconds.items()}
     return dict(
-        gpus=world, link=link, batch_per_gpu=batch, measured_samples_per_second=row["samples_per_second"],
+        gpus=world,
+        link=link,
+        batch_per_gpu=batch,
+        measured_samples_per_second=row["samples_per_second"],
         megabytes=dict(gradients=gradients / 1e6, loss=sum(loss) / 1e6, batch_norm=sum(norms) / 1e6),
-        messages=dict(loss=len(loss), batch_norm=len(norms)), step_seconds=dict(one_gpu=alone, **seconds),
-        samples_per_second=rates, hours={name: EPOCHS * IMAGES / rate / 3600 for name, rate in rates.items()},
+        messages=dict(loss=len(loss), batch_norm=len(norms)),
+        step_seconds=dict(one_gpu=alone, **seconds),
+        samples_per_second=rates,
+        hours={name: EPOCHS * IMAGES / rate / 3600 for name, rate in rates.items()},
         efficiency={name: alone / step for name, step in seconds.items()},
-    )  # fmt: skip
+    )
 
 
 def measured_at(results: dict, batch: int) -> dict:
     """The fastest measured row of synthetic input at this batch per GPU; tiny: whatever there is."""
     rows = {name: row for name, row in results["rows"].items() if name.startswith("synthetic")}
-    own = {name: row for name, row in rows.items() if f"batch {batch}" in name} if batch != results["batch_size"] else {
-        name: row for name, row in rows.items() if "batch" not in name
-    }  # fmt: skip
+    own = (
+        {name: row for name, row in rows.items() if f"batch {batch}" in name}
+        if batch != results["batch_size"]
+        else {name: row for name, row in rows.items() if "batch" not in name}
+    )
     own = own or (rows if results["tiny"] else {})
     if not own:
         raise UserError(f"measured: no synthetic rate at batch {batch}; run part resnet50 to its end first")
@@ -106,18 +113,36 @@ def measured_at(results: dict, batch: int) -> dict:
 
 
 def show(results: dict) -> str:
-    rows = [["GPUs", "batch each", "MB gradients", "loss", "batch norm", "messages", "samples/s", "efficiency",
-             "hours, 1000 epochs"]]  # fmt: skip
+    rows = [
+        [
+            "GPUs",
+            "batch each",
+            "MB gradients",
+            "loss",
+            "batch norm",
+            "messages",
+            "samples/s",
+            "efficiency",
+            "hours, 1000 epochs",
+        ]
+    ]
     for plan in results["rows"]:
         span = lambda key, form, plan=plan: " to ".join(form.format(plan[key][end]) for end in ("worst", "best"))  # noqa: E731
-        rows.append([
-            f"{plan['gpus']}, {plan['link']}", str(plan["batch_per_gpu"]),
-            *(f"{plan['megabytes'][part]:.1f}" for part in ("gradients", "loss", "batch_norm")),
-            str(sum(plan["messages"].values())), span("samples_per_second", "{:.0f}"), span("efficiency", "{:.0%}"),
-            span("hours", "{:.1f}"),
-        ])  # fmt: skip
-    links = "; ".join(f"{name}: {speed['bandwidth'] / 1e9:.0f} GB/s a GPU, {1e6 * speed['delay']:.0f} µs a message"
-                      for name, speed in LINKS.items())  # fmt: skip
+        rows.append(
+            [
+                f"{plan['gpus']}, {plan['link']}",
+                str(plan["batch_per_gpu"]),
+                *(f"{plan['megabytes'][part]:.1f}" for part in ("gradients", "loss", "batch_norm")),
+                str(sum(plan["messages"].values())),
+                span("samples_per_second", "{:.0f}"),
+                span("efficiency", "{:.0%}"),
+                span("hours", "{:.1f}"),
+            ]
+        )
+    links = "; ".join(
+        f"{name}: {speed['bandwidth'] / 1e9:.0f} GB/s a GPU, {1e6 * speed['delay']:.0f} µs a message"
+        for name, speed in LINKS.items()
+    )
     links += f"; {1e6 * STANDSTILL:.0f} µs of standstill a batch norm"
     real = results["of_synthetic"]
     return (
@@ -142,10 +167,16 @@ def main() -> None:
         model = train.Model(settings)
     dimensions = int(settings.projector.split("-")[-1])
     results = dict(
-        tiny=measured["tiny"], measured_on=measured["machine"], images=IMAGES, epochs=EPOCHS, links=LINKS,
-        standstill=STANDSTILL, paper_hours=PAPER_HOURS, of_synthetic=measured.get("of_synthetic"),
+        tiny=measured["tiny"],
+        measured_on=measured["machine"],
+        images=IMAGES,
+        epochs=EPOCHS,
+        links=LINKS,
+        standstill=STANDSTILL,
+        paper_hours=PAPER_HOURS,
+        of_synthetic=measured.get("of_synthetic"),
         rows=[project(model, plan, measured_at(measured, plan[2]), dimensions) for plan in PLANS],
-    )  # fmt: skip
+    )
     write_json(options.json, results)
     print(show(results))
 

@@ -39,8 +39,20 @@ from ssl.sources import datasets
 
 IMAGES = 2048  # drawn, where there are none: 8 batches an epoch
 AIMS = {"of_synthetic": 0.97, "of_published": 2.5, "samples_per_second": 1300}
-TINY = ["--image_size", "96", "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 16, stages: 2}",
-        "--projector", "64-64", "--batch_size", "8", "--workers", "1"]  # fmt: skip
+TINY = [
+    "--image_size",
+    "96",
+    "--encoder",
+    "ssl.encoders.SmallResNet",
+    "--encoder_kwargs",
+    "{width: 16, stages: 2}",
+    "--projector",
+    "64-64",
+    "--batch_size",
+    "8",
+    "--workers",
+    "1",
+]
 
 
 def parse(data_dir: str, tiny: bool) -> train.Settings:
@@ -68,8 +80,17 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     # As many batches as workers have ready when nobody asks; then long enough for each worker to bring some.
     drain, long = 2 * workers, 3 if tiny else max(steps, 4 * workers)
     found: dict = {}
-    results = dict(machine=machine(kind), tiny=tiny, workers=workers, images=len(data), batch_size=batch,
-                   encoder=settings.encoder, projector=settings.projector, rows=found, missed=[])  # fmt: skip
+    results = dict(
+        machine=machine(kind),
+        tiny=tiny,
+        workers=workers,
+        images=len(data),
+        batch_size=batch,
+        encoder=settings.encoder,
+        projector=settings.projector,
+        rows=found,
+        missed=[],
+    )
 
     loop = our_loop(settings, data, device)
     free = synthetic(loop)
@@ -106,10 +127,14 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
         found["real JPEGs, compiled"] = timed(compiled, long, drain, batch, kind)
         results["of_synthetic_compiled"] = rate(found, "real JPEGs, compiled") / rate(found, "synthetic, compiled")
     best = max(rate(found, name) for name in found if name.startswith("real"))
-    reached = {"of_synthetic": results["of_synthetic"], "of_published": results["of_published"],
-               "samples_per_second": best}  # fmt: skip
-    results["missed"] = [f"{name} {value:.4g}, aim {AIMS[name]}" for name, value in reached.items()
-                         if value < AIMS[name]]  # fmt: skip
+    reached = {
+        "of_synthetic": results["of_synthetic"],
+        "of_published": results["of_published"],
+        "samples_per_second": best,
+    }
+    results["missed"] = [
+        f"{name} {value:.4g}, aim {AIMS[name]}" for name, value in reached.items() if value < AIMS[name]
+    ]
     note(results)
     return results
 

@@ -62,8 +62,11 @@ def measure(name: str, dataset: str, pairs: int = 3) -> None:
         health.close()
     plain, read = statistics.median(steps[1]), statistics.median(steps[0])
     cost = statistics.median(readings)
-    print(f"{name:<12} step {1e3 * plain:7.1f} ms, with a reading {1e3 * read:7.1f} ms; the reading by itself "
-          f"{1e3 * cost:6.1f} ms: every 100 steps {cost / plain:.4f} % of the time", flush=True)  # fmt: skip
+    print(
+        f"{name:<12} step {1e3 * plain:7.1f} ms, with a reading {1e3 * read:7.1f} ms; the reading by itself "
+        f"{1e3 * cost:6.1f} ms: every 100 steps {cost / plain:.4f} % of the time",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -177,8 +177,10 @@ def draw_apart(clock: Clock, views: list[View], order: Order, epoch: int, index:
 def take_turns(contenders: list[Callable[[int], Clock]], turns: int, batch: int) -> list[dict[str, float]]:
     """Median milliseconds a sample, by stage, of each contender; a first turn is not counted."""
     clocks = [[function(turn) for function in contenders] for turn in range(turns + 1)][1:]
-    return [{stage: 1e3 * statistics.median(clock[stage] for clock in own) / batch for stage in own[0]}
-            for own in zip(*clocks)]  # fmt: skip
+    return [
+        {stage: 1e3 * statistics.median(clock[stage] for clock in own) / batch for stage in own[0]}
+        for own in zip(*clocks)
+    ]
 
 
 def photographs(data_dir: str | None) -> Images:

@@ -141,9 +141,13 @@ def published_loop(settings: train.Settings, data: Images, device: torch.device)
     """
     files = PublishedFiles(data.paths, train.make_views(settings))
     loader = DataLoader(
-        files, settings.batch_size, shuffle=True, drop_last=True,
-        num_workers=loader_workers(settings), pin_memory=device.type == "cuda",
-    )  # fmt: skip
+        files,
+        settings.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=loader_workers(settings),
+        pin_memory=device.type == "cuda",
+    )
     torch.manual_seed(settings.seed)
     model = train.Model(settings).to(device)
     params = list(model.parameters())

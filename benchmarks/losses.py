@@ -78,9 +78,15 @@ def ours(loss, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
 
 PLAIN = {"barlow": plain_barlow, "info_nce": plain_info_nce, "sup_con": plain_sup_con, "broadcast": broadcast_info_nce}
 # (loss, what it stands beside, samples N, dimensions D)
-BARLOW = [("barlow", "barlow", n, d) for d, ns in
-          ((8192, (64, 256, 1024, 2048, 4096)), (2048, (64, 256, 1024, 2048, 4096)), (128, (64, 256, 1024, 4096)))
-          for n in ns]  # fmt: skip
+BARLOW = [
+    ("barlow", "barlow", n, d)
+    for d, ns in (
+        (8192, (64, 256, 1024, 2048, 4096)),
+        (2048, (64, 256, 1024, 2048, 4096)),
+        (128, (64, 256, 1024, 4096)),
+    )
+    for n in ns
+]
 CONTRASTIVE = [("info_nce", "info_nce", n, 128) for n in (256, 1024, 4096, 8192)]
 CONTRASTIVE += [("sup_con", "sup_con", n, 128) for n in (256, 1024, 4096, 8192)]
 CONTRASTIVE += [("info_nce", "broadcast", n, 128) for n in (256, 512)]
@@ -132,10 +138,17 @@ def compare(loss: str, beside: str, n: int, d: int, device: str) -> dict:
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
         memory = [fresh.submit(peak_bytes, loss, form, n, d, device).result() for form in (None, beside)]
     return dict(
-        loss=loss, beside=beside, n=n, d=d, seconds=seconds[0], plain_seconds=seconds[1],
-        speedup=seconds[1] / seconds[0], peak_mb=memory[0] / 1e6, plain_peak_mb=memory[1] / 1e6,
+        loss=loss,
+        beside=beside,
+        n=n,
+        d=d,
+        seconds=seconds[0],
+        plain_seconds=seconds[1],
+        speedup=seconds[1] / seconds[0],
+        peak_mb=memory[0] / 1e6,
+        plain_peak_mb=memory[1] / 1e6,
         memory_ratio=memory[1] / max(memory[0], 1),
-    )  # fmt: skip
+    )
 
 
 # Bytes -----------------------------------------------------------------------------
@@ -179,11 +192,20 @@ def main() -> None:
     for case in chosen:
         found = compare(*case, options.device)
         results.append(found)
-        rows.append([
-            found["loss"], f"plain {found['beside']}", str(found["n"]), str(found["d"]),
-            f"{1e3 * found['seconds']:.1f} ms", f"{1e3 * found['plain_seconds']:.1f} ms", f"{found['speedup']:.2f}×",
-            f"{found['peak_mb']:.0f} MB", f"{found['plain_peak_mb']:.0f} MB", f"{found['memory_ratio']:.1f}×",
-        ])  # fmt: skip
+        rows.append(
+            [
+                found["loss"],
+                f"plain {found['beside']}",
+                str(found["n"]),
+                str(found["d"]),
+                f"{1e3 * found['seconds']:.1f} ms",
+                f"{1e3 * found['plain_seconds']:.1f} ms",
+                f"{found['speedup']:.2f}×",
+                f"{found['peak_mb']:.0f} MB",
+                f"{found['plain_peak_mb']:.0f} MB",
+                f"{found['memory_ratio']:.1f}×",
+            ]
+        )
         print("  ".join(rows[-1]), flush=True)
     if results:
         print("\n" + table(rows))

@@ -64,8 +64,10 @@ def launches(function: Callable) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
-               for event in profile.events())  # fmt: skip
+    return sum(
+        event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
+        for event in profile.events()
+    )
 
 
 def network(encoder: str, head: str, device: str) -> nn.Module:

@@ -80,15 +80,22 @@ def compare_trained(settings: train.Settings, data: Images, splits: list[Images]
     before = judge(loops["ours"], splits, settings, device)
     loops["ours"].model.train()
     rates = train_in_turn(loops, settings, len(data) // settings.batch_size)
-    found = {name: dict(samples_per_second=rates[name], knn=judge(loop, splits, settings, device))
-             for name, loop in loops.items()}  # fmt: skip
+    found = {
+        name: dict(samples_per_second=rates[name], knn=judge(loop, splits, settings, device))
+        for name, loop in loops.items()
+    }
     rows = [["", "samples/s", "k-NN"], ["untrained", "", f"{before:.1%}"]]
     rows += [[name, f"{own['samples_per_second']:.1f}", f"{own['knn']:.1%}"] for name, own in found.items()]
     print(f"\n{settings.epochs} epochs of {len(data)} images, judged on {len(splits[1])}\n\n{table(rows)}")
     ratio = rates["ours"] / rates["published"]
     print(f"\nours / published: {ratio:.2f}× the speed at {found['ours']['knn'] - found['published']['knn']:+.1%} k-NN")
-    return dict(epochs=settings.epochs, trained_ratio=ratio, knn=found["ours"]["knn"],
-                published_knn=found["published"]["knn"], untrained_knn=before)  # fmt: skip
+    return dict(
+        epochs=settings.epochs,
+        trained_ratio=ratio,
+        knn=found["ours"]["knn"],
+        published_knn=found["published"]["knn"],
+        untrained_knn=before,
+    )
 
 
 def main() -> None:

@@ -176,12 +176,22 @@ def main() -> None:
     waiting = max(everyone, key=lambda own: own["parts"]["real"]["data_wait"])
     images = settings.epochs * order.steps_per_epoch * order.global_batch
     results = dict(
-        machine=machine(device.type), processes=world_size(), dataset=settings.dataset, images=len(data),
-        encoder=settings.encoder, projector=settings.projector, batch_size=settings.batch_size, epochs=settings.epochs,
-        compile=settings.compile, samples_per_second_per_process=rates, samples_per_second=sum(rates),
-        data_wait=waiting["parts"]["real"]["data_wait"], hours=images / sum(rates) / 3600,
-        bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile), **waiting,
-    )  # fmt: skip
+        machine=machine(device.type),
+        processes=world_size(),
+        dataset=settings.dataset,
+        images=len(data),
+        encoder=settings.encoder,
+        projector=settings.projector,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        compile=settings.compile,
+        samples_per_second_per_process=rates,
+        samples_per_second=sum(rates),
+        data_wait=waiting["parts"]["real"]["data_wait"],
+        hours=images / sum(rates) / 3600,
+        bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile),
+        **waiting,
+    )
     say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
     where = "in memory" if data.resident is not None or data.held is not None else f"{results['workers']} workers each"
     say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")

@@ -88,8 +88,18 @@ _COUNT = 36
 
 # The columns of what `draw` returns and `apply` reads.
 COLUMNS = (
-    "flip", "brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "threshold", "vertical", "angle",
-)  # fmt: skip
+    "flip",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "order",
+    "gray",
+    "sigma",
+    "threshold",
+    "vertical",
+    "angle",
+)
 
 
 def draw(

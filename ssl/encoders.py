@@ -42,8 +42,12 @@ class SmallResNet(nn.Module):
 
 
 def resnet_names() -> list[str]:
-    return [name for name in torchvision.models.list_models(torchvision.models) if "resnet" in name or "resnext" in name
-            if "quant" not in name and "3d" not in name]  # fmt: skip
+    return [
+        name
+        for name in torchvision.models.list_models(torchvision.models)
+        if "resnet" in name or "resnext" in name
+        if "quant" not in name and "3d" not in name
+    ]
 
 
 def is_known(name: str) -> bool:

@@ -189,10 +189,14 @@ def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
         "num_classes": 0,
         "num_features": features(export.encoder, export, 1).shape[1],
         "pretrained_cfg": {
-            "num_classes": 0, "input_size": [3, size, size], "interpolation": "bicubic", "first_conv": "conv1",
-            "classifier": "fc", **export.normalisation(),
+            "num_classes": 0,
+            "input_size": [3, size, size],
+            "interpolation": "bicubic",
+            "first_conv": "conv1",
+            "classifier": "fc",
+            **export.normalisation(),
         },
-    }  # fmt: skip
+    }
     target = folder / "timm"
     with unfinished(target) as partial:
         partial.mkdir()
@@ -218,10 +222,16 @@ def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
     with unfinished(target) as partial, _quiet():
         try:
             torch.onnx.export(
-                export.encoder, (images,), str(partial), dynamo=True, external_data=False, verbose=False,
-                input_names=["images"], output_names=["features"],
+                export.encoder,
+                (images,),
+                str(partial),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["images"],
+                output_names=["features"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )  # fmt: skip
+            )
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"to: onnx: PyTorch cannot export this encoder ({type(error).__name__}: {first})") from None
@@ -268,10 +278,16 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.path is None:
         raise UserError("path: what is to be exported? python -m ssl.export RUN_OR_FILE --to safetensors")
     torch.manual_seed(0)
-    export = Export(*restore(
-        settings.path, settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size,
-        settings.init_format,
-    ))  # fmt: skip
+    export = Export(
+        *restore(
+            settings.path,
+            settings.encoder,
+            settings.encoder_kwargs,
+            settings.stem,
+            settings.image_size,
+            settings.init_format,
+        )
+    )
     folder = Path(settings.output_dir or Path(export.source.path).parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)

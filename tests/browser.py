@@ -89,10 +89,20 @@ def chromium(address: str | Path, dark: bool = False) -> tuple[str, list[str]]:
     """(the DOM, lines of the console) after everything at `address` has loaded."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-            "--virtual-time-budget=3000", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            f"--user-data-dir={profile}", "--dump-dom", str(address),
-        ]  # fmt: skip
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-proxy-server",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=3000",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--user-data-dir={profile}",
+            "--dump-dom",
+            str(address),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

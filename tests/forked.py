@@ -26,8 +26,19 @@ import numpy
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("train", "evaluate", "finetune", "ssl.export", "ssl.data.prepare", "ssl.data.patches", "torch._dynamo",
-           "torch.utils.tensorboard", "PIL.BmpImagePlugin", "PIL.PngImagePlugin", "PIL.JpegImagePlugin")  # fmt: skip
+MODULES = (
+    "train",
+    "evaluate",
+    "finetune",
+    "ssl.export",
+    "ssl.data.prepare",
+    "ssl.data.patches",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "PIL.BmpImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.JpegImagePlugin",
+)
 PLAIN = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 SERVER: list[subprocess.Popen] = []  # of this process, while it is idle
 
@@ -99,8 +110,13 @@ def as_torchrun(count: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-             "TORCHELASTIC_RUN_ID": port}  # fmt: skip
+    group = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": port,
+    }
     ranks = []
     for rank in range(count):
         ranks.append(os.fork())

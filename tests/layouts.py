@@ -62,43 +62,108 @@ def layouts(trunk: dict) -> dict:
     alone = ("the encoder alone", {"ours", "barlow_twins", "vicreg"})
     lightning_names = ("Lightning (solo-learn, lightly and others)", {"lightning"})
     return {
-        "ours": ({"model": put("encoder.", trunk) | put("projector.", mlp), "optimizer": optimizer, "settings": {},
-                  "step": 3}, "a checkpoint of ours", {"ours"}),
-        "ours, fine-tuned": ({"model": put("encoder.", trunk) | put("head.", {"weight": one, "bias": one}),
-                              "classes": ["a", "b"], "settings": {}}, "a checkpoint of ours", {"ours"}),
+        "ours": (
+            {
+                "model": put("encoder.", trunk) | put("projector.", mlp),
+                "optimizer": optimizer,
+                "settings": {},
+                "step": 3,
+            },
+            "a checkpoint of ours",
+            {"ours"},
+        ),
+        "ours, fine-tuned": (
+            {
+                "model": put("encoder.", trunk) | put("head.", {"weight": one, "bias": one}),
+                "classes": ["a", "b"],
+                "settings": {},
+            },
+            "a checkpoint of ours",
+            {"ours"},
+        ),
         "encoder.pt": (dict(trunk), *alone),
-        "barlow checkpoint": ({"epoch": 1, "optimizer": optimizer, "model": put("module.", put("backbone.", trunk)
-                              | put("projector.", mlp) | put("bn.", batch_norm))},
-                              "Barlow Twins' checkpoint.pth", {"barlow_twins"}),
-        "vicreg checkpoint": ({"epoch": 1, "optimizer": optimizer,
-                               "model": put("module.", put("backbone.", trunk) | put("projector.", mlp))},
-                              "VICReg's model.pth", {"vicreg"}),
+        "barlow checkpoint": (
+            {
+                "epoch": 1,
+                "optimizer": optimizer,
+                "model": put("module.", put("backbone.", trunk) | put("projector.", mlp) | put("bn.", batch_norm)),
+            },
+            "Barlow Twins' checkpoint.pth",
+            {"barlow_twins"},
+        ),
+        "vicreg checkpoint": (
+            {
+                "epoch": 1,
+                "optimizer": optimizer,
+                "model": put("module.", put("backbone.", trunk) | put("projector.", mlp)),
+            },
+            "VICReg's model.pth",
+            {"vicreg"},
+        ),
         "moco": ({"epoch": 1, "arch": "resnet50", "state_dict": moco, "optimizer": optimizer}, "MoCo v2", {"moco"}),
         "swav published": (swav, "SwAV", {"swav"}),
         "swav checkpoint": ({"epoch": 1, "state_dict": swav, "optimizer": optimizer, "amp": {}}, "SwAV", {"swav"}),
-        "infomin": ({"model": pycontrast | put("module.head_jig.", mlp), "contrast": {"memory_1": one},
-                     "optimizer": optimizer, "epoch": 1, "model_ema": {}}, "InfoMin", {"infomin"}),
-        "supcontrast": ({"model": put("encoder.", trunk) | put("head.", mlp), "optimizer": optimizer, "epoch": 1},
-                        "SupContrast", {"supcontrast", "infomin"}),
-        "supcontrast, parallel": ({"model": put("encoder.module.", trunk) | put("head.", mlp), "epoch": 1},
-                                  "SupContrast", {"supcontrast", "infomin"}),
+        "infomin": (
+            {
+                "model": pycontrast | put("module.head_jig.", mlp),
+                "contrast": {"memory_1": one},
+                "optimizer": optimizer,
+                "epoch": 1,
+                "model_ema": {},
+            },
+            "InfoMin",
+            {"infomin"},
+        ),
+        "supcontrast": (
+            {"model": put("encoder.", trunk) | put("head.", mlp), "optimizer": optimizer, "epoch": 1},
+            "SupContrast",
+            {"supcontrast", "infomin"},
+        ),
+        "supcontrast, parallel": (
+            {"model": put("encoder.module.", trunk) | put("head.", mlp), "epoch": 1},
+            "SupContrast",
+            {"supcontrast", "infomin"},
+        ),
         "pycontrast": ({"model": pycontrast}, "SupContrast", {"supcontrast", "infomin"}),
-        "spijkervet": (put("encoder.", trunk) | {"projector.0.weight": one, "projector.2.weight": one},
-                       "Spijkervet's SimCLR", {"simclr"}),
-        "sthalles": ({"epoch": 1, "arch": "resnet18", "optimizer": optimizer,
-                      "state_dict": put("backbone.", trunk | put("fc.", mlp))}, "sthalles' SimCLR", {"simclr"}),
-        "solo-learn": ({"state_dict": put("backbone.", trunk) | put("momentum_backbone.", bad)
-                        | put("projector.", mlp) | put("classifier.", fc) | {"queue": one, "prototypes.weight": one}}
-                       | lightning, *lightning_names),
-        "solo-learn, old": ({"state_dict": put("encoder.", trunk) | put("projector.", mlp)} | lightning,
-                            *lightning_names),
-        "lightly, numbered": ({"state_dict": put("backbone.", numbered) | put("projection_head.layers.", mlp)}
-                              | lightning, *lightning_names),
+        "spijkervet": (
+            put("encoder.", trunk) | {"projector.0.weight": one, "projector.2.weight": one},
+            "Spijkervet's SimCLR",
+            {"simclr"},
+        ),
+        "sthalles": (
+            {
+                "epoch": 1,
+                "arch": "resnet18",
+                "optimizer": optimizer,
+                "state_dict": put("backbone.", trunk | put("fc.", mlp)),
+            },
+            "sthalles' SimCLR",
+            {"simclr"},
+        ),
+        "solo-learn": (
+            {
+                "state_dict": put("backbone.", trunk)
+                | put("momentum_backbone.", bad)
+                | put("projector.", mlp)
+                | put("classifier.", fc)
+                | {"queue": one, "prototypes.weight": one}
+            }
+            | lightning,
+            *lightning_names,
+        ),
+        "solo-learn, old": (
+            {"state_dict": put("encoder.", trunk) | put("projector.", mlp)} | lightning,
+            *lightning_names,
+        ),
+        "lightly, numbered": (
+            {"state_dict": put("backbone.", numbered) | put("projection_head.layers.", mlp)} | lightning,
+            *lightning_names,
+        ),
         "byol": (untracked | fc, byol_names, {"byol", "baseline"}),
         "supervised": (trunk | fc, any_head, {"simclr", "baseline"}),
         "simclr, converted": ({"state_dict": trunk | fc}, any_head, {"simclr", "baseline"}),
         "compiled": ({"model": put("_orig_mod.module.", trunk)}, *alone),
-    }  # fmt: skip
+    }
 
 
 RESNET18 = lively(torchvision.models.resnet18())

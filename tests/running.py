@@ -9,10 +9,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {
-    "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--projector": "16-16",
-    "--image_size": "32", "--batch_size": "16", "--epochs": "2", "--warmup_epochs": "1", "--log_every": "1",
-    "--workers": "1", "--amp": "off",
-}  # fmt: skip
+    "--encoder": "ssl.encoders.SmallResNet",
+    "--encoder_kwargs": "{width: 8, stages: 2}",
+    "--projector": "16-16",
+    "--image_size": "32",
+    "--batch_size": "16",
+    "--epochs": "2",
+    "--warmup_epochs": "1",
+    "--log_every": "1",
+    "--workers": "1",
+    "--amp": "off",
+}
 
 
 def tiny(*arguments) -> list[str]:

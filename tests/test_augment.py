@@ -89,8 +89,15 @@ def test_what_was_drawn_before_rotation_came_is_drawn_still():
 
 def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
     n = 20_000
-    view = View(jitter=(0.4, 0.3, 1.5, 0.1), blur_prob=0.5, solarize_prob=0.2, solarize_threshold=0.5,
-                vertical_flip=0.3, rotation=30, rotation_prob=0.33)  # fmt: skip
+    view = View(
+        jitter=(0.4, 0.3, 1.5, 0.1),
+        blur_prob=0.5,
+        solarize_prob=0.2,
+        solarize_threshold=0.5,
+        vertical_flip=0.3,
+        rotation=30,
+        rotation_prob=0.33,
+    )
     columns = dict(zip(COLUMNS, draw(0, 0, torch.arange(n), 0, view)[1].double().T))
     jittered = columns["brightness"] != 1
     often = {
@@ -189,8 +196,9 @@ def images(n=4, channels=3, height=33, width=29, seed=0):
     return (x.clamp(0, 1) * 255).round().byte()
 
 
-NEUTRAL = dict(flip=0, brightness=1, contrast=1, saturation=1, hue=0, order=0, gray=0, sigma=0, threshold=2,
-               vertical=0, angle=0)  # fmt: skip
+NEUTRAL = dict(
+    flip=0, brightness=1, contrast=1, saturation=1, hue=0, order=0, gray=0, sigma=0, threshold=2, vertical=0, angle=0
+)
 EVERYTHING = View(solarize_prob=0.2, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)
 
 

@@ -86,8 +86,9 @@ def test_resnet50v2_is_that_of_keras():
     """Against what keras.applications.ResNet50V2 of Keras 3.15.1 gave for these weights, to its rounding."""
     encoder, x = filled(ResNet50V2()), waves(1, 3, 49, 49, phase=0).float()
     h = encoder(x)[0]
-    keras = torch.tensor([9.925882339477539, 12.968864440917969, 0.0, 14.464269638061523, 8.57260513305664, 0.0,
-                          10.254142761230469])  # fmt: skip
+    keras = torch.tensor(
+        [9.925882339477539, 12.968864440917969, 0.0, 14.464269638061523, 8.57260513305664, 0.0, 10.254142761230469]
+    )
     assert torch.allclose(h[::300], keras, rtol=1e-5) and h.mean().item() == pytest.approx(4.714367, rel=1e-5)
     encoder.stem[1], encoder.stem[2] = nn.Identity(), nn.MaxPool2d(3, 2, 1)  # the control: torch's border
     assert not torch.allclose(encoder(x)[0, ::300], keras, rtol=2e-5)

@@ -38,8 +38,17 @@ def resnet_run(tmp_path) -> Path:
     """A run folder with a ResNet-18 of 64-pixel images in it, normalised in its own way."""
     encoder = lively(build_encoder("resnet18", 224)[0])
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
-    config.write_yaml(tmp_path / "config.yaml", {"encoder": "resnet18", "stem": "imagenet", "image_size": 64,
-                      "dataset": "folder", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]})  # fmt: skip
+    config.write_yaml(
+        tmp_path / "config.yaml",
+        {
+            "encoder": "resnet18",
+            "stem": "imagenet",
+            "image_size": 64,
+            "dataset": "folder",
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
+        },
+    )
     return tmp_path
 
 
@@ -180,8 +189,11 @@ def test_onnx_computes_the_same_for_any_number_of_images(small_run, capsys):
 
 
 def test_without_the_exporter_it_says_what_to_install(small_run, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, find=importlib.util.find_spec:
-                        None if name == "onnxscript" else find(name))  # fmt: skip
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, find=importlib.util.find_spec: None if name == "onnxscript" else find(name),
+    )
     with pytest.raises(UserError, match=r"pip install .*onnxscript$"):
         export.main([str(small_run), "--to", "onnx"])
 
@@ -261,7 +273,7 @@ DAMAGED = {
     "a name twice": file_of(json.dumps({"a": entry(), "b": entry()}).replace('"b"', '"a"').encode(), bytes(8)),
     "metadata that is no words": file_of({"__metadata__": {"a": 1}}),
     "an integer of many digits": file_of(b'{"a":' + b"9" * 10_000 + b"}"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -307,8 +319,19 @@ def test_what_a_target_does_not_know_is_one_line(tmp_path, target):
         export.main([str(tmp_path / "small"), "--encoder", "resnet18", "--stem", "small", "--to", target])
     torch.save(SmallResNet(4, 2).state_dict(), tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=f"{target} has no such encoder"):
-        export.main([str(tmp_path), "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs",
-                     "{width: 4, stages: 2}", "--image_size", "32", "--to", target])  # fmt: skip
+        export.main(
+            [
+                str(tmp_path),
+                "--encoder",
+                "ssl.encoders.SmallResNet",
+                "--encoder_kwargs",
+                "{width: 4, stages: 2}",
+                "--image_size",
+                "32",
+                "--to",
+                target,
+            ]
+        )
 
 
 @pytest.mark.parametrize("target", ["torchvision", "safetensors", "timm", "onnx"])

@@ -23,8 +23,14 @@ def test_a_start_is_that_of_python(tmp_path, end):
     (tmp_path / "script.py").write_text(SCRIPT.replace("END", end))
     env = {"PATH": os.environ["PATH"], "WORD": "x y"}
     done = forked.run("script.py", "a b", "-c", cwd=tmp_path, env=env)
-    plain = subprocess.run([sys.executable, "script.py", "a b", "-c"], cwd=tmp_path, env=env, capture_output=True,
-                           stdin=subprocess.DEVNULL, text=True)  # fmt: skip
+    plain = subprocess.run(
+        [sys.executable, "script.py", "a b", "-c"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout)
     assert done.stderr.splitlines()[0] == plain.stderr.splitlines()[0]
     assert done.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]

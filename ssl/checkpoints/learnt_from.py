@@ -80,10 +80,13 @@ def write(
         part = Part(use, own, both)
         if not any(_same(part, other) for other in record.parts):
             record.parts.append(part)
-    content = {"unknown": record.unknown, "parts": [
-        {"use": part.use, "keys": _as_tensors(part.keys), "shared": _as_tensors(part.shared)}
-        for part in record.parts
-    ]}  # fmt: skip
+    content = {
+        "unknown": record.unknown,
+        "parts": [
+            {"use": part.use, "keys": _as_tensors(part.keys), "shared": _as_tensors(part.shared)}
+            for part in record.parts
+        ],
+    }
     try:
         torch_file.save(content, folder / FILE)
     except (OSError, RuntimeError) as error:
@@ -227,11 +230,15 @@ def _compare(record: Record, weights, data: Images, root, split: str, tell: Call
         also = "" if data.groups is None else ", or of their patients, lesions or slides"
         tell(f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}")
     if shared.any():
-        _warn(f"{shared.sum()} {of} are equal to images that {weights} learnt from, or of the same patient, lesion or "
-              "slide: that run's own splits have them on both sides")  # fmt: skip
+        _warn(
+            f"{shared.sum()} {of} are equal to images that {weights} learnt from, or of the same patient, lesion or "
+            "slide: that run's own splits have them on both sides"
+        )
     if named.any():
-        _warn(f"{named.sum()} {of} have the names of images that {weights} learnt from, and other content; if they "
-              "show the same (made smaller, converted), they cannot judge")  # fmt: skip
+        _warn(
+            f"{named.sum()} {of} have the names of images that {weights} learnt from, and other content; if they "
+            "show the same (made smaller, converted), they cannot judge"
+        )
     if (choice & ~labels).any():
         _warn(f"{(choice & ~labels).sum()} {of} chose the best epoch of {weights}; numbers on them flatter it")
     if (pixels & ~labels).any():
@@ -281,8 +288,10 @@ def _tell_unknown(weights: str) -> None:
     with contextlib.suppress(UserError):  # an ancestor may be gone
         run = config.read_yaml(torch_file.find_encoder(weights).with_name("config.yaml"))
     if run.get("method") == "supcon" or run.get("balanced") or "freeze" in run:
-        _warn(f"{weights} learnt from labels and has no {FILE}: whether it knows these images cannot be told; runs of "
-              "before cut by their seed what comes without splits")  # fmt: skip
+        _warn(
+            f"{weights} learnt from labels and has no {FILE}: whether it knows these images cannot be told; runs of "
+            "before cut by their seed what comes without splits"
+        )
     else:
         say(f"learnt      nothing is recorded of what {one_line(weights)} learnt from")
 

@@ -23,8 +23,19 @@ from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
 from ssl.sources.datasets import IMAGENET
 
-Kind = Literal["ours", "barlow_twins", "simclr", "swav", "byol", "moco", "infomin", "vicreg", "supcontrast",
-               "lightning", "baseline"]  # fmt: skip
+Kind = Literal[
+    "ours",
+    "barlow_twins",
+    "simclr",
+    "swav",
+    "byol",
+    "moco",
+    "infomin",
+    "vicreg",
+    "supcontrast",
+    "lightning",
+    "baseline",
+]
 
 
 class Format(NamedTuple):
@@ -43,46 +54,111 @@ class Format(NamedTuple):
 
 # The first that fits is taken, so what has clearer marks stands first.
 FORMATS = (
-    Format("a checkpoint of ours", ("ours",), ("model",), ("encoder.",),
-           marks=r"settings$", leftover=r"projector\.|head\."),
+    Format(
+        "a checkpoint of ours", ("ours",), ("model",), ("encoder.",), marks=r"settings$", leftover=r"projector\.|head\."
+    ),
     # {epoch, model: module.backbone.*, module.projector.*, module.bn.*, optimizer}
-    Format("Barlow Twins' checkpoint.pth", ("barlow_twins",), ("model",), ("backbone.",),
-           marks=r"bn\.running_mean$", leftover=r"projector\.|bn\."),
+    Format(
+        "Barlow Twins' checkpoint.pth",
+        ("barlow_twins",),
+        ("model",),
+        ("backbone.",),
+        marks=r"bn\.running_mean$",
+        leftover=r"projector\.|bn\.",
+    ),
     # {epoch, model: module.backbone.*, module.projector.*, optimizer}
-    Format("VICReg's model.pth", ("vicreg",), ("model",), ("backbone.",),
-           marks=r"projector\.", leftover=r"projector\."),
+    Format(
+        "VICReg's model.pth", ("vicreg",), ("model",), ("backbone.",), marks=r"projector\.", leftover=r"projector\."
+    ),
     # {epoch, arch, state_dict: module.encoder_q.*, module.encoder_k.*, module.queue, optimizer}; the query encoder is
     # the one that is trained, the key encoder its running mean
-    Format("MoCo v2", ("moco",), ("state_dict",), ("encoder_q.",),
-           marks=r"encoder_k\.|queue$", leftover=r"encoder_k\.|queue(_ptr)?$|encoder_q\.fc\."),
+    Format(
+        "MoCo v2",
+        ("moco",),
+        ("state_dict",),
+        ("encoder_q.",),
+        marks=r"encoder_k\.|queue$",
+        leftover=r"encoder_k\.|queue(_ptr)?$|encoder_q\.fc\.",
+    ),
     # module.*, module.projection_head.*, module.prototypes.*, flat or {epoch, state_dict, optimizer, amp}
-    Format("SwAV", ("swav",), (None, "state_dict"), ("",),
-           marks=r"prototypes\d*\.|projection_head\.", leftover=r"prototypes\d*\.|projection_head\.",
-           absent=r"^(backbone|encoder)\."),
+    Format(
+        "SwAV",
+        ("swav",),
+        (None, "state_dict"),
+        ("",),
+        marks=r"prototypes\d*\.|projection_head\.",
+        leftover=r"prototypes\d*\.|projection_head\.",
+        absent=r"^(backbone|encoder)\.",
+    ),
     # PyContrast: {opt, model: module.encoder.*, .head.*, .head_jig.*, contrast, model_ema, optimizer, epoch}
-    Format("InfoMin", ("infomin",), ("model",), ("encoder.",),
-           marks=r"head_jig\.|contrast$|model_ema$", leftover=r"head\.|head_jig\."),
+    Format(
+        "InfoMin",
+        ("infomin",),
+        ("model",),
+        ("encoder.",),
+        marks=r"head_jig\.|contrast$|model_ema$",
+        leftover=r"head\.|head_jig\.",
+    ),
     # {opt, model: encoder.* or encoder.module.*, head.*, optimizer, epoch}; PyContrast's without its marks
-    Format("SupContrast", ("supcontrast", "infomin"), ("model",), ("encoder.",),
-           marks=r"head\.", leftover=r"head\."),
+    Format("SupContrast", ("supcontrast", "infomin"), ("model",), ("encoder.",), marks=r"head\.", leftover=r"head\."),
     # encoder.*, projector.*
-    Format("Spijkervet's SimCLR", ("simclr",), (None,), ("encoder.",),
-           marks=r"projector\.", leftover=r"projector\.", unit=True),
+    Format(
+        "Spijkervet's SimCLR",
+        ("simclr",),
+        (None,),
+        ("encoder.",),
+        marks=r"projector\.",
+        leftover=r"projector\.",
+        unit=True,
+    ),
     # {epoch, arch, state_dict: backbone.*, backbone.fc.*, optimizer}
-    Format("sthalles' SimCLR", ("simclr",), ("state_dict",), ("backbone.",),
-           marks=r"backbone\.fc\.0\.", leftover=r"backbone\.fc\.", unit=True),
+    Format(
+        "sthalles' SimCLR",
+        ("simclr",),
+        ("state_dict",),
+        ("backbone.",),
+        marks=r"backbone\.fc\.0\.",
+        leftover=r"backbone\.fc\.",
+        unit=True,
+    ),
     # Modules have whatever heads their authors chose, and a momentum_backbone may stand beside the backbone.
-    Format("Lightning (solo-learn, lightly and others)", ("lightning",), ("state_dict",), ("backbone.", "encoder."),
-           marks="", leftover=r"(?!backbone\.|encoder\.)|(backbone|encoder)\.fc\."),
-    Format("torchvision names with a classifier and no num_batches_tracked", ("byol", "baseline"), (None, "state_dict"),
-           ("",), marks=r"fc\.", leftover=r"fc\.", absent="num_batches_tracked$",
-           doubt="a converted BYOL, or supervised by an old PyTorch"),
-    Format("torchvision names with a classifier", ("simclr", "baseline"), (None, "state_dict", "model"), ("",),
-           marks=r"fc\.", leftover=r"fc\.", doubt="supervised, or a converted SimCLR"),
+    Format(
+        "Lightning (solo-learn, lightly and others)",
+        ("lightning",),
+        ("state_dict",),
+        ("backbone.", "encoder."),
+        marks="",
+        leftover=r"(?!backbone\.|encoder\.)|(backbone|encoder)\.fc\.",
+    ),
+    Format(
+        "torchvision names with a classifier and no num_batches_tracked",
+        ("byol", "baseline"),
+        (None, "state_dict"),
+        ("",),
+        marks=r"fc\.",
+        leftover=r"fc\.",
+        absent="num_batches_tracked$",
+        doubt="a converted BYOL, or supervised by an old PyTorch",
+    ),
+    Format(
+        "torchvision names with a classifier",
+        ("simclr", "baseline"),
+        (None, "state_dict", "model"),
+        ("",),
+        marks=r"fc\.",
+        leftover=r"fc\.",
+        doubt="supervised, or a converted SimCLR",
+    ),
     # encoder.pt of ours, resnet50.pth of Barlow Twins and of VICReg
-    Format("the encoder alone", ("ours", "barlow_twins", "vicreg"), (None, "state_dict", "model"), ("",),
-           marks="", leftover="(?!)"),
-)  # fmt: skip
+    Format(
+        "the encoder alone",
+        ("ours", "barlow_twins", "vicreg"),
+        (None, "state_dict", "model"),
+        ("",),
+        marks="",
+        leftover="(?!)",
+    ),
+)
 ALONE = FORMATS[-1]
 
 # Published files, for when there is none at hand.
@@ -284,8 +360,11 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     if not any(name.endswith("num_batches_tracked") for name in weights):
         found |= {own: torch.zeros_like(w) for own, w in wanted.items() if own.endswith("num_batches_tracked")}
     known = {WRAPPERS.sub(r"\1", own) for own in wanted}
-    misfits = [f"{own} is {tuple(found[own].shape)}, not {tuple(wanted[own].shape)}"
-               for own in found if found[own].shape != wanted[own].shape]  # fmt: skip
+    misfits = [
+        f"{own} is {tuple(found[own].shape)}, not {tuple(wanted[own].shape)}"
+        for own in found
+        if found[own].shape != wanted[own].shape
+    ]
     wrong = {
         "lacks": [own for own in wanted if own not in found],
         "has unknown": [name for name in weights if name not in known],

@@ -74,8 +74,11 @@ def find_state(
             f"{path} is of a run with another optimizer ({changed['optimizer']}), whose state this one cannot read; "
             "choose another --output_dir, and --init to begin with its encoder"
         )
-    versions = [f"{name} {state['versions'].get(name)} -> {version}" for name, version in run_folder.versions().items()
-                if state["versions"].get(name) != version]  # fmt: skip
+    versions = [
+        f"{name} {state['versions'].get(name)} -> {version}"
+        for name, version in run_folder.versions().items()
+        if state["versions"].get(name) != version
+    ]
     told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
     if told:
         say(f"changed     {'; '.join(told)}")

@@ -99,9 +99,14 @@ class RunFolder:
             if state is not None:
                 self.state, self.reason = state, reason
             words = {
-                "state": self.state, "step": self.step, "of": self.length, "saved_step": self.saved_step,
-                "reason": self.reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **alive.where(),
-            }  # fmt: skip
+                "state": self.state,
+                "step": self.step,
+                "of": self.length,
+                "saved_step": self.saved_step,
+                "reason": self.reason,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **alive.where(),
+            }
             files.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 
     def failed(self, reason: str) -> None:
@@ -285,9 +290,17 @@ def _lock(path: Path):
 
 def write_about(path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order) -> None:
     """What config.yaml does not say, for ssl.report: where settings came from, and what followed from them."""
-    about = {"origin": origin, "views": [dataclasses.asdict(view) for view in views], "versions": versions(),
-             "mean": statistics[0], "std": statistics[1], "images": order.count, "processes": world_size(),
-             "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch}  # fmt: skip
+    about = {
+        "origin": origin,
+        "views": [dataclasses.asdict(view) for view in views],
+        "versions": versions(),
+        "mean": statistics[0],
+        "std": statistics[1],
+        "images": order.count,
+        "processes": world_size(),
+        "global_batch": order.global_batch,
+        "steps_per_epoch": order.steps_per_epoch,
+    }
     path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

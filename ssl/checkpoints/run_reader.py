@@ -17,9 +17,18 @@ LARGEST_PICTURE = 8 << 20  # of a PNG
 MOST_CURVES = 200  # different names in metrics.jsonl
 # Curves that belong in one picture each, in this order; all others follow, by name.
 FIRST = (
-    "loss", "train_loss", "val_loss", "knn_acc1", "linear_acc1", "val_acc1", "on_diagonal", "off_diagonal",
-    "contrastive_acc1", "lr_weights", "lr_head",
-)  # fmt: skip
+    "loss",
+    "train_loss",
+    "val_loss",
+    "knn_acc1",
+    "linear_acc1",
+    "val_acc1",
+    "on_diagonal",
+    "off_diagonal",
+    "contrastive_acc1",
+    "lr_weights",
+    "lr_head",
+)
 SPEED = ("samples_per_second", "data_wait")
 PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
 
@@ -83,8 +92,10 @@ def finite(value) -> bool:
 
 def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
     """The names of curves that change and of those that never do, in the order of a report; speed is shown apart."""
-    names = sorted({name for run in runs for name in run.curves} - set(SPEED),
-                   key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))  # fmt: skip
+    names = sorted(
+        {name for run in runs for name in run.curves} - set(SPEED),
+        key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name),
+    )
     constant = [name for name in names if len({v for run in runs for _, v in run.curves.get(name, [])}) <= 1]
     return [name for name in names if name not in constant], constant
 
@@ -96,8 +107,11 @@ def wide(name: str, values: list[float]) -> bool:
 
 def _state(folder: Path, run: Run) -> str:
     steps = [points[-1][0] for points in run.curves.values()] + [run.status.get("step")]
-    changed = [path.stat().st_mtime for name in ("status.json", "metrics.jsonl", "seed_*/metrics.jsonl")
-               for path in folder.glob(name)]  # fmt: skip
+    changed = [
+        path.stat().st_mtime
+        for name in ("status.json", "metrics.jsonl", "seed_*/metrics.jsonl")
+        for path in folder.glob(name)
+    ]
     return alive.state(run.status, max(filter(finite, steps), default=None), max(changed, default=0.0))
 
 

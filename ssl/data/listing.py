@@ -9,14 +9,34 @@ from ssl.errors import one_line
 
 # The extensions of the formats that are read (FORMATS of the decoder).
 EXTENSIONS = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".webp", ".gif", ".bmp",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
-}  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".pfm",
+}
 # What systems and programs leave among images. Hidden files and folders, as ._1.jpg and .thumbnails, are junk too.
 JUNK = {
-    "@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found",
-    "thumbs.db", "desktop.ini",
-}  # fmt: skip
+    "@eadir",
+    "#recycle",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "desktop.ini",
+}
 MOST_KINDS = 5  # of other files, in one line
 
 

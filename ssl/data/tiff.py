@@ -12,17 +12,55 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259,
 SAMPLES, PLANAR, COLORMAP, EXTRA, FORMAT, SUBSAMPLING = 277, 284, 320, 338, 339, 530
 # These, and what says where the pixels lie and how they are packed: strips, tiles, predictor, JPEG's tables.
 NEEDED = {
-    WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, COLORMAP, EXTRA, FORMAT, SUBSAMPLING,
-    266, 273, 278, 279, 292, 293, 317, 322, 323, 324, 325, 332, 347, *range(512, 522), 529, 531, 532,
-}  # fmt: skip
+    WIDTH,
+    HEIGHT,
+    BITS,
+    COMPRESSION,
+    PHOTOMETRIC,
+    SAMPLES,
+    PLANAR,
+    COLORMAP,
+    EXTRA,
+    FORMAT,
+    SUBSAMPLING,
+    266,
+    273,
+    278,
+    279,
+    292,
+    293,
+    317,
+    322,
+    323,
+    324,
+    325,
+    332,
+    347,
+    *range(512, 522),
+    529,
+    531,
+    532,
+}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # bytes by type
 CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # unsigned integers by type
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 COMPRESSIONS = {
-    1: "", 5: "LZW", 6: "JPEG", 7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 33003: "JPEG 2000",
-    33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP",
+    1: "",
+    5: "LZW",
+    6: "JPEG",
+    7: "JPEG",
+    8: "Deflate",
+    32773: "PackBits",
+    32946: "Deflate",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
     50002: "JPEG XL",
-}  # fmt: skip
+}
 MOST = 65535  # tags of a page
 
 

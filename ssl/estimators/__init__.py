@@ -47,9 +47,20 @@ class _Estimator(Params):
     with what to do instead: `ssl.estimators.lightning`.
     """
 
-    EXTRA: ClassVar = dict(max_epochs=None, max_steps=-1, random_state=None, device="auto", precision="off",
-                           callbacks=None, views=None, batch_size=64, num_workers=0, limit_train_batches=None,
-                           check_val_every_n_epoch=1, num_sanity_val_steps=0)  # fmt: skip
+    EXTRA: ClassVar = dict(
+        max_epochs=None,
+        max_steps=-1,
+        random_state=None,
+        device="auto",
+        precision="off",
+        callbacks=None,
+        views=None,
+        batch_size=64,
+        num_workers=0,
+        limit_train_batches=None,
+        check_val_every_n_epoch=1,
+        num_sanity_val_steps=0,
+    )
 
     MADE: ClassVar = {"encoder", "optimizer", "lr_scheduler"}
 
@@ -162,9 +173,16 @@ class _Estimator(Params):
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
         factors = [
-            partial(warmup_cosine, total=total, warmup=warmup, floor=options["min_lr"] / rate,
-                    start=options["warmup_start_lr"] / rate, hold=1) for rate in rates
-        ]  # fmt: skip
+            partial(
+                warmup_cosine,
+                total=total,
+                warmup=warmup,
+                floor=options["min_lr"] / rate,
+                start=options["warmup_start_lr"] / rate,
+                hold=1,
+            )
+            for rate in rates
+        ]
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors, last_epoch=done - 1)
 
     # Fit and transform ----------------------------------------------------------------

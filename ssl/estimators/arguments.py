@@ -11,9 +11,14 @@ from ssl.errors import UserError, nearest
 
 SCHEDULE = {"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0, "interval": "step"}
 LEAST = {
-    "batch_size": 1, "num_workers": 0, "proj_input_dim": 1, "proj_hidden_dim": 1, "proj_output_dim": 1,
-    "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
-}  # fmt: skip
+    "batch_size": 1,
+    "num_workers": 0,
+    "proj_input_dim": 1,
+    "proj_hidden_dim": 1,
+    "proj_output_dim": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+}
 OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
 
 
@@ -94,8 +99,9 @@ def schedule(given: dict | None) -> dict:
     given = given or {}
     for name in given:
         if name not in SCHEDULE:
-            raise UserError(f"lr_scheduler_kwargs: there is no {name!r}{nearest(name, SCHEDULE)}; "
-                            f"there are {', '.join(SCHEDULE)}")  # fmt: skip
+            raise UserError(
+                f"lr_scheduler_kwargs: there is no {name!r}{nearest(name, SCHEDULE)}; there are {', '.join(SCHEDULE)}"
+            )
     options = SCHEDULE | given
     if options["interval"] not in ("step", "epoch"):
         raise UserError(f"Unknown interval: {options['interval']}; expected step or epoch")

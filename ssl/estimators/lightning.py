@@ -4,9 +4,15 @@ from ssl.errors import UserError
 
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 PRECISIONS = {
-    None: "off", 32: "off", "32": "off", "32-true": "off", 16: "fp16", "16": "fp16", "16-mixed": "fp16",
+    None: "off",
+    32: "off",
+    "32": "off",
+    "32-true": "off",
+    16: "fp16",
+    "16": "fp16",
+    "16-mixed": "fp16",
     "bf16-mixed": "bf16",
-}  # fmt: skip
+}
 # Name: the values that say what happens here anyway, and what to do where another is meant.
 FIXED = {
     "accumulate_grad_batches": ((None, 1), "pass a larger batch_size, or use train.py --accumulate"),
@@ -44,7 +50,7 @@ FIXED = {
     "sync_batchnorm": ((None, True), "leave it away: batch norm is of the batch of all processes"),
     "use_distributed_sampler": ((None, False), "pass samples and views, or a loader with a DistributedSampler"),
     "val_check_interval": ((None, 1.0), "pass check_val_every_n_epoch"),
-}  # fmt: skip
+}
 
 
 def translated(given: dict) -> dict:

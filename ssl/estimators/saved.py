@@ -48,8 +48,17 @@ def write(model, path) -> None:
 def read(cls, path, encoder, params: dict):
     """As the estimator's `load`."""
     content = torch_file.load(path)
-    kinds = dict(estimator=str, encoder=str, params=dict, unsaved=list, instance=bool, model=dict, step=int, seed=int,
-                 history=list)  # fmt: skip
+    kinds = dict(
+        estimator=str,
+        encoder=str,
+        params=dict,
+        unsaved=list,
+        instance=bool,
+        model=dict,
+        step=int,
+        seed=int,
+        history=list,
+    )
     whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
     partial = content.get("partial", {}) if whole else None  # earlier versions have none

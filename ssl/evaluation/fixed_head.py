@@ -28,8 +28,11 @@ class Head:
 
 def head_of(run: Mapping) -> Head:
     """As in the settings of a run, anybody's; what they do not have is the study's. Raises `UserError`."""
-    found = {field.name: config.coerce(run[field.name], field.type, f"config.yaml of the run: {field.name}")
-             for field in dataclasses.fields(Head) if field.name in run}  # fmt: skip
+    found = {
+        field.name: config.coerce(run[field.name], field.type, f"config.yaml of the run: {field.name}")
+        for field in dataclasses.fields(Head)
+        if field.name in run
+    }
     head = Head(**found)
     ranges.check(head)
     return head

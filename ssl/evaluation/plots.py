@@ -80,8 +80,15 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
                 for column in range(len(classes)):
                     share, count = shares[row, column].item(), counts[row, column].item()
                     text = (f"{share:.2f}" if counts[row].any() else "–") + (f"\n{count}" if len(classes) <= 10 else "")
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7,
-                              color="white" if share > 0.5 else "black")  # fmt: skip
+                    axes.text(
+                        column,
+                        row,
+                        text,
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="white" if share > 0.5 else "black",
+                    )
     return True
 
 

@@ -109,8 +109,11 @@ def of_features(path: str, found: features.Features, train: features.Split) -> d
 def of_protocols(settings, protocols: list[str]) -> dict:
     """How it was judged."""
     shared = {name: getattr(settings, name) for name in ("seed", "train_percent", "train_files")}
-    own = {protocol: {name: getattr(settings, name) for name in names}
-           for protocol, names in OF_PROTOCOL.items() if protocol in protocols}  # fmt: skip
+    own = {
+        protocol: {name: getattr(settings, name) for name in names}
+        for protocol, names in OF_PROTOCOL.items()
+        if protocol in protocols
+    }
     return {"protocols": own, **shared, "versions": run_folder.versions()}
 
 

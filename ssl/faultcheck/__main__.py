@@ -142,9 +142,12 @@ def surroundings(folder: Path) -> str:
 def parse() -> argparse.Namespace:
     about, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m ssl.faultcheck", description=about, epilog=details, allow_abbrev=False,
+        prog="python -m ssl.faultcheck",
+        description=about,
+        epilog=details,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder, on the disk the job will use")
     parser.add_argument("--processes", type=int, default=2, help="1 to 8, as torchrun's --nproc_per_node (default 2)")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of ranks in one run (default 5)")

@@ -48,18 +48,34 @@ class SmallRun:
         if self.processes > 1 or self.launcher:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
         settings = {
-            "data_dir": self.images, "output_dir": self.folder, "image_size": 32, "projector": "64-64",
-            "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": "{width: 8, stages: 2}", "batch_size": 4,
-            "epochs": STEPS * 4 * self.processes // IMAGES, "warmup_epochs": 1, "log_every": 1, "save_steps": 3,
-            "workers": 1, "deterministic": "true", "amp": "off", "health_every": 100, **self.options,
-        }  # fmt: skip
+            "data_dir": self.images,
+            "output_dir": self.folder,
+            "image_size": 32,
+            "projector": "64-64",
+            "encoder": "ssl.encoders.SmallResNet",
+            "encoder_kwargs": "{width: 8, stages: 2}",
+            "batch_size": 4,
+            "epochs": STEPS * 4 * self.processes // IMAGES,
+            "warmup_epochs": 1,
+            "log_every": 1,
+            "save_steps": 3,
+            "workers": 1,
+            "deterministic": "true",
+            "amp": "off",
+            "health_every": 100,
+            **self.options,
+        }
         arguments = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         self.before = self._mark()
         with open(self.log, "a") as log:
             return subprocess.Popen(
-                [*command, *self.launcher, str(self.script), *arguments], stdout=log, stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment}, start_new_session=True, **popen,
-            )  # fmt: skip
+                [*command, *self.launcher, str(self.script), *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
+                start_new_session=True,
+                **popen,
+            )
 
     def finish(self, process: subprocess.Popen | None = None) -> int:
         """Wait for a launch, a new one where none is given, and return its exit status; `UserError` if it hangs."""

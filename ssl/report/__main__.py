@@ -22,9 +22,12 @@ from ssl.report import encoder_pictures, figures, page
 def main() -> None:
     about, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m ssl.report", description=about, epilog=details, allow_abbrev=False,
+        prog="python -m ssl.report",
+        description=about,
+        epilog=details,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of train.py or finetune.py")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--pictures", action="store_true", help="look at the encoders, some minutes each")

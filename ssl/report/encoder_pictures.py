@@ -39,11 +39,21 @@ COLUMNS = 7  # neighbours of an image
 LARGEST_MATRIX = 256  # dimensions that are drawn
 # The settings that say which images a run has, as datasets.load calls them.
 OF_DATA = {
-    "dataset": str | None, "data_dir": str | None, "image_size": int | None, "class_list": str | None,
-    "csv": str | None, "image_column": str | None, "label_column": str | None, "positive": list[str] | None,
-    "group_column": str | None, "split_column": str | None, "splits_folder": str | None,
-    "test_slides": list[str] | None, "value_range": Range | None, "seed": int | None,
-}  # fmt: skip
+    "dataset": str | None,
+    "data_dir": str | None,
+    "image_size": int | None,
+    "class_list": str | None,
+    "csv": str | None,
+    "image_column": str | None,
+    "label_column": str | None,
+    "positive": list[str] | None,
+    "group_column": str | None,
+    "split_column": str | None,
+    "splits_folder": str | None,
+    "test_slides": list[str] | None,
+    "value_range": Range | None,
+    "seed": int | None,
+}
 
 
 @torch.no_grad()
@@ -57,8 +67,7 @@ def make(folder: Path, run: Run) -> None:
     size = inference.judged_size(encoder, test, about["image_size"])
     statistics = _statistics(run, train)
     encoder.requires_grad_(False).to(device)
-    how = dict(size=size, batch_size=128, workers=auto_workers(), device=device,
-               mean=statistics[0], std=statistics[1])  # fmt: skip
+    how = dict(size=size, batch_size=128, workers=auto_workers(), device=device, mean=statistics[0], std=statistics[1])
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
         data = data.subset(torch.tensor(spread(len(data), most)))
@@ -70,9 +79,13 @@ def make(folder: Path, run: Run) -> None:
     files.write_bytes(neighbours_page(test, test_x, train, train_x), folder / "neighbours.png")
     points, explained = projections.pca(test_x)
     said = {
-        "x": _rounded(points[:, 0]), "y": _rounded(points[:, 1]), "explained": _rounded(explained),
-        "labels": test.labels.tolist(), "classes": test.classes, "has_test": has_test,
-    }  # fmt: skip
+        "x": _rounded(points[:, 0]),
+        "y": _rounded(points[:, 1]),
+        "explained": _rounded(explained),
+        "labels": test.labels.tolist(),
+        "classes": test.classes,
+        "has_test": has_test,
+    }
     figures.projection(folder / "pca.png", points, explained, test.labels, test.classes)
     if z := embeddings(folder, run, encoder, train, statistics, device):
         values = projections.spectrum(z[0])
@@ -90,8 +103,10 @@ def make(folder: Path, run: Run) -> None:
 def images_of(run: Run) -> tuple[Images, Images, bool]:
     """(train, test, whether there is a test) of the data set that a run names; without labels every second of its
     images stands for test."""
-    given = {name: config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}")
-             for name, kind in OF_DATA.items()}  # fmt: skip
+    given = {
+        name: config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}")
+        for name, kind in OF_DATA.items()
+    }
     name = datasets.resolve_name(given.pop("dataset"), given["data_dir"])
     data_dir = given.pop("data_dir")
     options = {key: value for key, value in given.items() if value is not None}
@@ -114,8 +129,9 @@ def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor
     for i, found in zip(chosen.tolist(), nearest.tolist()):
         rows.append([test.pixels(i), *(train.pixels(j) for j in found)])
         known = test.labels[i] >= 0
-        frames.append([None, *((SAME if train.labels[j] == test.labels[i] else OTHER) if known else None
-                               for j in found)])  # fmt: skip
+        frames.append(
+            [None, *((SAME if train.labels[j] == test.labels[i] else OTHER) if known else None for j in found)]
+        )
     return page(rows, ["image", "nearest", *map(str, range(2, nearest.shape[1] + 1))], frames)
 
 
@@ -132,8 +148,12 @@ def embeddings(
         return []
     width = next(iter(weights.values())).shape[1]
     settings = run.settings
-    head = heads.projector(width, str(settings.get("projector")), batch_norm=settings.get("method") == "barlow_twins",
-                           bias=bool(settings.get("projector_bias")))  # fmt: skip
+    head = heads.projector(
+        width,
+        str(settings.get("projector")),
+        batch_norm=settings.get("method") == "barlow_twins",
+        bias=bool(settings.get("projector_bias")),
+    )
     head.load_state_dict(weights)
     encoder.load_state_dict({k.removeprefix("encoder."): w for k, w in model.items() if k.startswith("encoder.")})
     net = nn.Sequential(encoder, head).eval().to(device)
@@ -152,8 +172,9 @@ def reading_of(z: list[Tensor], h: Tensor, matrix: Tensor) -> health_rules.Readi
     off = (matrix.square().sum() - matrix.diagonal().square().sum()).item() / len(matrix)
     rows, dim = z[0].shape
     h = h[torch.tensor(spread(len(h), EMBEDDED))]
-    return health_rules.finite(geometry(*z, h) | {"redundancy": redundancy(off, rows, len(matrix)),
-                                                     "rows": rows, "dim": dim})  # fmt: skip
+    return health_rules.finite(
+        geometry(*z, h) | {"redundancy": redundancy(off, rows, len(matrix)), "rows": rows, "dim": dim}
+    )
 
 
 def heat(matrix: Tensor) -> bytes:

@@ -36,12 +36,20 @@ def page(runs: list[Run]) -> str:
     """The HTML of a report of one run or several."""
     title = f"Run {_short(runs[0])}" if len(runs) == 1 else f"{len(runs)} runs side by side"
     sections = {
-        "Overview": _overview(runs), "Health": _health(runs), "Judged": _judged(runs), "Curves": _curves(runs),
-        "Pictures": _pictures(runs), "Throughput": _throughput(runs), "Settings": _settings(runs),
-    }  # fmt: skip
+        "Overview": _overview(runs),
+        "Health": _health(runs),
+        "Judged": _judged(runs),
+        "Curves": _curves(runs),
+        "Pictures": _pictures(runs),
+        "Throughput": _throughput(runs),
+        "Settings": _settings(runs),
+    }
     links = "".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in sections)
-    body = "".join(f'<section id="{name.lower()}" aria-labelledby="h-{name.lower()}"><h2 id="h-{name.lower()}">{name}'
-                   f"</h2>{content}</section>" for name, content in sections.items())  # fmt: skip
+    body = "".join(
+        f'<section id="{name.lower()}" aria-labelledby="h-{name.lower()}"><h2 id="h-{name.lower()}">{name}'
+        f"</h2>{content}</section>"
+        for name, content in sections.items()
+    )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
@@ -63,25 +71,32 @@ def _overview(runs: list[Run]) -> str:
     for i, run in enumerate(runs):
         last = {name: points[-1][1] for name, points in run.curves.items()}
         loss = last.get("loss", last.get("train_loss"))
-        rows.append([
-            (_key(i) if len(runs) > 1 else "") + _text(_short(run)),
-            _text(run.state),
-            _text(f"{run.status['step']} of {run.status.get('of', '?')}" if "step" in run.status else "-"),
-            _text(run.settings.get("method", "-")), _text(run.settings.get("dataset", "-")),
-            _text(run.settings.get("encoder", "-")), _number(run.about.get("global_batch")), _number(loss),
-            _text(f"step {run.best.get('step')}, by {run.best.get('chosen_by')}" if run.best else "-"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                (_key(i) if len(runs) > 1 else "") + _text(_short(run)),
+                _text(run.state),
+                _text(f"{run.status['step']} of {run.status.get('of', '?')}" if "step" in run.status else "-"),
+                _text(run.settings.get("method", "-")),
+                _text(run.settings.get("dataset", "-")),
+                _text(run.settings.get("encoder", "-")),
+                _number(run.about.get("global_batch")),
+                _number(loss),
+                _text(f"step {run.best.get('step')}, by {run.best.get('chosen_by')}" if run.best else "-"),
+            ]
+        )
     head = ["Run", "State", "Step", "Method", "Data", "Encoder", "Global batch", "Last loss", "Best encoder"]
     notes = "".join(
-        f'<div class="note"><b>{_text(_short(run))}</b>, {_text(run.state)}: '
-        f"{_text(run.status['reason'])}</div>"
-        for run in runs if run.status.get("reason")
-    )  # fmt: skip
+        f'<div class="note"><b>{_text(_short(run))}</b>, {_text(run.state)}: {_text(run.status["reason"])}</div>'
+        for run in runs
+        if run.status.get("reason")
+    )
     notes += "".join(
         f'<div class="note"><b>{_text(_short(run))}</b>: not in this report<ul>'
-        + "".join(f"<li>{_text(words)}</li>" for words in run.missing) + "</ul></div>"
-        for run in runs if run.missing
-    )  # fmt: skip
+        + "".join(f"<li>{_text(words)}</li>" for words in run.missing)
+        + "</ul></div>"
+        for run in runs
+        if run.missing
+    )
     return _table("What ran, and how far it is", head, rows) + notes
 
 
@@ -127,27 +142,34 @@ def _judged(runs: list[Run]) -> str:
     rows = [[_text(path), _text(file), *map(_number, values)] for (path, file), values in measured.items()]
     names = [_short(run) for run in runs] if len(runs) > 1 else ["Value"]
     main = [row for row in rows if MAIN & set(row[0].split(" · "))]
-    return (
-        _table("Accuracies are fractions in 0..1, in brackets their 95 % intervals", ["Measure", "From", *names], main)
-        + _folded(f"All {len(rows)} numbers", ["Measure", "From", *names], rows)
-    )  # fmt: skip
+    return _table(
+        "Accuracies are fractions in 0..1, in brackets their 95 % intervals", ["Measure", "From", *names], main
+    ) + _folded(f"All {len(rows)} numbers", ["Measure", "From", *names], rows)
 
 
 def _curves(runs: list[Run]) -> str:
     changing, constant = names_of_curves(runs)
     drawn = [_curve(runs, name) for name in changing]
-    said = "".join(f"<li>{_text(name)}: {_number(next(run.curves[name][0][1] for run in runs if name in run.curves))}"
-                   "</li>" for name in constant)  # fmt: skip
+    said = "".join(
+        f"<li>{_text(name)}: {_number(next(run.curves[name][0][1] for run in runs if name in run.curves))}</li>"
+        for name in constant
+    )
     if not drawn and not said:
         return "<p>metrics.jsonl holds nothing to draw.</p>"
     more = "".join(drawn[6:])
     return (
         f'{_legend(runs)}<div class="grid-of">{"".join(drawn[:6])}</div>'
-        + (f'<details><summary>More curves: {len(drawn) - 6}</summary><div class="grid-of">{more}</div></details>'
-           if more else "")
-        + (f"<details><summary>Values that never changed: {len(constant)}</summary><ul>{said}</ul></details>"
-           if said else "")
-    )  # fmt: skip
+        + (
+            f'<details><summary>More curves: {len(drawn) - 6}</summary><div class="grid-of">{more}</div></details>'
+            if more
+            else ""
+        )
+        + (
+            f"<details><summary>Values that never changed: {len(constant)}</summary><ul>{said}</ul></details>"
+            if said
+            else ""
+        )
+    )
 
 
 def _throughput(runs: list[Run]) -> str:
@@ -155,10 +177,14 @@ def _throughput(runs: list[Run]) -> str:
     for i, run in enumerate(runs):
         rate = sorted(value for _, value in run.curves.get("samples_per_second", []))
         wait = sorted(value for _, value in run.curves.get("data_wait", []))
-        rows.append([
-            _key(i) + _text(_short(run)), _number(rate[len(rate) // 2] if rate else None),
-            f"{100 * wait[len(wait) // 2]:.1f} %" if wait else "-", _number(run.about.get("processes")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                _key(i) + _text(_short(run)),
+                _number(rate[len(rate) // 2] if rate else None),
+                f"{100 * wait[len(wait) // 2]:.1f} %" if wait else "-",
+                _number(run.about.get("processes")),
+            ]
+        )
     head = ["Run", "Samples a second (median)", "Waiting for data (median)", "Processes"]
     drawn = [_curve(runs, name) for name in SPEED if any(name in run.curves for run in runs)]
     return _table("Speed", head, rows) + f'<p></p><div class="grid-of">{"".join(drawn)}</div>'
@@ -172,8 +198,10 @@ def _pictures(runs: list[Run]) -> str:
     rows = kinds if named else [sum(kinds, [])]  # several runs: the same picture of each in a row
     parts = [f'<div class="pairs">{"".join(row)}</div>' for row in rows if row]
     if not any(run.projection for run in runs):
-        parts.append('<p class="soft">Neighbours, projection and correlation are made by '
-                     "<code>python -m ssl.console RUN --pictures</code>.</p>")  # fmt: skip
+        parts.append(
+            '<p class="soft">Neighbours, projection and correlation are made by '
+            "<code>python -m ssl.console RUN --pictures</code>.</p>"
+        )
     return "".join(parts)
 
 
@@ -183,8 +211,11 @@ def _spectra(runs: list[Run]) -> str:
         return ""
     lines = [[(place + 1, value) for place, value in enumerate(values) if value > 1e-6] for values in spectra]
     words = "eigenvalues of their correlation matrix; flat where all dimensions are used"
-    return (f"<figure><figcaption><b>Spectrum of the embeddings</b>: {words}</figcaption>{_legend(runs)}"
-            + svg.curves(lines, "Spectrum of the embeddings", "dimension", log=True) + "</figure>")  # fmt: skip
+    return (
+        f"<figure><figcaption><b>Spectrum of the embeddings</b>: {words}</figcaption>{_legend(runs)}"
+        + svg.curves(lines, "Spectrum of the embeddings", "dimension", log=True)
+        + "</figure>"
+    )
 
 
 def _settings(runs: list[Run]) -> str:
@@ -208,9 +239,10 @@ def _settings(runs: list[Run]) -> str:
     same = [row for row, differs in zip(rows, marks) if not differs]
     origins = [[_text(name), *(_text(_origin(run, name)) for run in runs)] for name in names]
     return (
-        _table("Settings that differ", head, differing) + _folded(f"{len(same)} settings that are the same", head, same)
+        _table("Settings that differ", head, differing)
+        + _folded(f"{len(same)} settings that are the same", head, same)
         + _folded("Where they came from", head, origins)
-    )  # fmt: skip
+    )
 
 
 # Parts --------------------------------------------------------------------------------
@@ -250,8 +282,10 @@ def _image(run: Run, name: str, named: bool) -> str:
     caption = NEIGHBOURS if name == "neighbours.png" and run.projection.get("has_test") is False else CAPTIONS[name]
     words = f"{_short(run)}. {caption}" if named else caption
     source = base64.b64encode(run.pictures[name]).decode()
-    return (f'<figure><figcaption>{_text(words)}</figcaption><img alt="{_text(words)}" '
-            f'src="data:image/png;base64,{source}"></figure>')  # fmt: skip
+    return (
+        f'<figure><figcaption>{_text(words)}</figcaption><img alt="{_text(words)}" '
+        f'src="data:image/png;base64,{source}"></figure>'
+    )
 
 
 def _projection(run: Run, named: bool) -> str:
@@ -272,8 +306,10 @@ def _projection(run: Run, named: bool) -> str:
     images = "images" if run.projection.get("has_test") is False else "test images"
     words = f"PCA of the features of {len(xs)} {images}; two components hold {100 * share:.0f} % of the variance"
     words = f"{_short(run)}. {words}" if named else words
-    return (f"<figure><figcaption>{_text(words)}</figcaption>{svg.scatter(list(zip(xs, ys)), groups, words)}"
-            f'<p class="soft keys">{keys}{more}</p></figure>')  # fmt: skip
+    return (
+        f"<figure><figcaption>{_text(words)}</figcaption>{svg.scatter(list(zip(xs, ys)), groups, words)}"
+        f'<p class="soft keys">{keys}{more}</p></figure>'
+    )
 
 
 def _legend(runs: list[Run]) -> str:

@@ -43,5 +43,7 @@ details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
 table,caption,tbody,tr,tbody th{display:block}tr{padding:.4rem .7rem;border-bottom:1px solid var(--line)}
 tbody tr:last-child{border-bottom:0}tbody th,td,td.long{min-width:0;max-width:none;padding:0;border:0}
 td{display:inline;margin-right:1rem}td::before{content:attr(data-head)": ";color:var(--soft)}}
-""" + "".join(f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
-              for i in range(COLOURS))  # fmt: skip
+""" + "".join(
+    f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
+    for i in range(COLOURS)
+)

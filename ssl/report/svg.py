@@ -72,10 +72,13 @@ class Frame:
             )
         for value in ticks(self.x0, self.x1):
             x = LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'
-                         f"{number(value)}</text>")  # fmt: skip
-        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
-                     f"{html.escape(self.x_label)}</text>")  # fmt: skip
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(value)}</text>'
+            )
+        parts.append(
+            f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
+            f"{html.escape(self.x_label)}</text>"
+        )
         return "".join(parts)
 
 

@@ -86,8 +86,10 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
     method, size = settings["method"], settings["image_size"]
     known = (method, settings["optimizer"], settings["lr_scaling"]) == ("barlow_twins", "lars", "linear")
     if settings["lr"] == "auto" and not known:
-        raise UserError("lr: auto, which the recipe or you ask for, is known of barlow_twins with optimizer lars and "
-                        "lr_scaling linear; pass --lr")  # fmt: skip
+        raise UserError(
+            "lr: auto, which the recipe or you ask for, is known of barlow_twins with optimizer lars and "
+            "lr_scaling linear; pass --lr"
+        )
     found: dict[str, tuple[object, str]] = {}
     if settings["lr"] == "auto":
         why = f"global batch {global_batch}; the authors' table: 0.7 up to 128, 0.4 at 256, 0.2 from 2048 on"

@@ -4,23 +4,22 @@ import os
 
 from ssl.errors import UserError
 
-AT_LEAST_1 = (
-    "image_size", "accumulate", "epochs", "max_steps", "log_every", "save_steps", "save_epochs", "max_bad_steps", "k",
-    "probe_epochs", "linear_epochs", "linear_batch", "patience", "plateau_patience", "runs", "copies", "health_every",
-)  # fmt: skip
-AT_LEAST_0 = (
-    "bias_lr", "lr_backbone", "weight_decay", "linear_weight_decay", "momentum", "linear_momentum", "warmup_epochs",
-    "final_lr", "min_lr", "decay_rate", "lambd", "color_distortion_strength", "jitter", "workers", "seed", "eval_every",
-    "ssl_val_interval",
-)  # fmt: skip
-POSITIVE = (
-    "temperature", "base_temperature", "knn_temperature", "linear_lr", "loss_scale", "clip_grad", "save_minutes",
-    "timeout_minutes", "retry_lr", "blur_sigma", "std",
-)  # fmt: skip
-SHARES = (
-    "flip", "vertical_flip", "rotation_prob", "jitter_prob", "grayscale", "blur_prob", "solarize_prob", "warmup_start",
-    "plateau_factor", "max_bad_fraction",
-)  # fmt: skip
+AT_LEAST_1 = """
+    image_size accumulate epochs max_steps log_every save_steps save_epochs max_bad_steps k probe_epochs
+    linear_epochs linear_batch patience plateau_patience runs copies health_every
+""".split()
+AT_LEAST_0 = """
+    bias_lr lr_backbone weight_decay linear_weight_decay momentum linear_momentum warmup_epochs final_lr min_lr
+    decay_rate lambd color_distortion_strength jitter workers seed eval_every ssl_val_interval
+""".split()
+POSITIVE = """
+    temperature base_temperature knn_temperature linear_lr loss_scale clip_grad save_minutes timeout_minutes
+    retry_lr blur_sigma std
+""".split()
+SHARES = """
+    flip vertical_flip rotation_prob jitter_prob grayscale blur_prob solarize_prob warmup_start plateau_factor
+    max_bad_fraction
+""".split()
 SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
@@ -47,8 +46,12 @@ def check(settings) -> None:
     for name in ("momentum", "linear_momentum"):
         _refuse(settings, name, lambda value: value >= 1, "must be below 1, or steps would grow for ever")
     _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
-    _refuse(settings, "keep_checkpoints", lambda count: count < 2,
-            "must be at least 2: the newest may be damaged when a machine dies")  # fmt: skip
+    _refuse(
+        settings,
+        "keep_checkpoints",
+        lambda count: count < 2,
+        "must be at least 2: the newest may be damaged when a machine dies",
+    )
 
 
 def check_training(settings) -> None:

@@ -13,9 +13,24 @@ from ssl.errors import UserError
 
 # Cells without a value, as pandas reads them, and two signs. "None" is not among them: it may be the name of a class.
 MISSING = {
-    "", "?", "-", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA",
-    "null", "NULL", "Null",
-}  # fmt: skip
+    "",
+    "?",
+    "-",
+    "NaN",
+    "nan",
+    "NAN",
+    "-NaN",
+    "-nan",
+    "NA",
+    "N/A",
+    "n/a",
+    "<NA>",
+    "#N/A",
+    "#NA",
+    "null",
+    "NULL",
+    "Null",
+}
 UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case: may be names, too
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 
@@ -30,8 +45,10 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
         kinds = ", ".join(f"{count} {cell or 'empty'}" for cell, count in missing.most_common())
         say_once(f"table       {missing.total()} of {len(cells)} rows have no {column!r} ({kinds}): {without}")
     for word in sorted({cell for cell in cells if cell.lower() in UNKNOWN}):
-        say_once(f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it is taken as it "
-                 "stands; leave the cell empty for no value")  # fmt: skip
+        say_once(
+            f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it is taken as it "
+            "stands; leave the cell empty for no value"
+        )
     spellings: dict[Decimal, set[str]] = {}
     for cell in set(cells):
         if NUMBER.fullmatch(cell):
@@ -40,8 +57,10 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
     several = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
     if several:
         example = ", ".join(map(repr, several[0]))
-        say_once(f"table       {len(several)} values of {column!r} are written in several ways, as {example}: "
-                 "what is equal as a number is one")  # fmt: skip
+        say_once(
+            f"table       {len(several)} values of {column!r} are written in several ways, as {example}: "
+            "what is equal as a number is one"
+        )
     one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
     return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
 

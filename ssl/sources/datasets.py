@@ -204,8 +204,10 @@ def _array(data_dir: str | None, split: str, value_range: Range | None) -> Image
     data = Images("array", labels, classes, stored=stored)
     missing = int((labels < 0).sum()) if classes else 0
     if missing:
-        say_once(f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
-                 "text): they are not judged, and only pre-trained on")  # fmt: skip
+        say_once(
+            f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
+            "text): they are not judged, and only pre-trained on"
+        )
     if is_split:
         return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
     instead = "train_images and test_images would be splits of your own"

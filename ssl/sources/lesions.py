@@ -99,8 +99,10 @@ def tell_twins(file: Path) -> list[str]:
             if not other.samefile(file) and {image for image, _ in read_labels("isic2019", other)} == names:
                 twins.append(other.parent.name)
     if twins:
-        say(f"splits      *** {file} holds the same {len(names):,} images as {', '.join(twins)}: "
-            "results on them are no independent repetitions ***")  # fmt: skip
+        say(
+            f"splits      *** {file} holds the same {len(names):,} images as {', '.join(twins)}: "
+            "results on them are no independent repetitions ***"
+        )
     return twins
 
 

@@ -46,8 +46,10 @@ def find_images(root: Path, names: list[str]) -> list[str]:
         )
     if missing:
         example = f"{missing[0]!r} as {elsewhere[missing[0]][0]!r}"
-        say_once(f"table       {len(missing)} of {len(names)} images were found in {root} in another folder, case or "
-                 f"Unicode form, such as {example}")  # fmt: skip
+        say_once(
+            f"table       {len(missing)} of {len(names)} images were found in {root} in another folder, case or "
+            f"Unicode form, such as {example}"
+        )
     return paths
 
 

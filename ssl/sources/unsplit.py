@@ -24,8 +24,10 @@ def unsplit(
     if held_out:
         say_once(f"held out    {held_out} of {len(labelled)} images of {where} for the test; {instead}")
     else:
-        say_once(f"held out    *** none of {len(labelled)} images of {where}: every class has one image, or is in one "
-                 "group, so there is nothing to judge on ***")  # fmt: skip
+        say_once(
+            f"held out    *** none of {len(labelled)} images of {where}: every class has one image, or is in one "
+            "group, so there is nothing to judge on ***"
+        )
     if split == "train" or len(labelled) == len(everything):
         return part
     test = set(_identities(labelled)) - set(_identities(part))

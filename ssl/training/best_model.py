@@ -25,8 +25,9 @@ def write_best(place: Path, best: dict) -> None:
         if best and is_main():
             torch_file.save(best, place / "best.pt")
     except (OSError, RuntimeError) as error:
-        raise UserError(f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command "
-                        "continues") from None  # fmt: skip
+        raise UserError(
+            f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command continues"
+        ) from None
 
 
 def read_results(place: Path) -> dict:
@@ -87,8 +88,13 @@ def report(found: list[dict], folder: Path) -> None:
             rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
         elif not several and found[0]["test"][name] is not None:
             value, interval = found[0]["test"][name], found[0]["test"].get(f"{name}_interval")
-            rows.append([name, value if isinstance(value, str) else f"{value:.4f}",
-                         "{:.4f}–{:.4f}".format(*interval) if interval else ""])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    value if isinstance(value, str) else f"{value:.4f}",
+                    "{:.4f}–{:.4f}".format(*interval) if interval else "",
+                ]
+            )
     say("\n" + table(rows))
     say(f"n = {found[0]['test']['images']} test images" + (f", {len(found)} seeds" if several else "") + "\n")
     say(f"results     {folder / 'results.json'}")

@@ -34,8 +34,15 @@ class Health:
     `total` steps; None: no readings at all.
     """
 
-    def __init__(self, every: int | str | None, total: int, warmup: float, encoder: nn.Module, criterion: nn.Module,
-                 optimizer: torch.optim.Optimizer):  # fmt: skip
+    def __init__(
+        self,
+        every: int | str | None,
+        total: int,
+        warmup: float,
+        encoder: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ):
         self.every = min(AUTO, max(1, total // CANDIDATES)) if every == "auto" else every
         self.total, self.warmup, self.optimizer = total, warmup, optimizer
         self.criterion = criterion
@@ -66,8 +73,13 @@ class Health:
     # What a checkpoint knows ------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        return {"readings": self.readings, "holding": self.holding, "best": self.best, "skipped": self.skipped,
-                "count": self.count}  # fmt: skip
+        return {
+            "readings": self.readings,
+            "holding": self.holding,
+            "best": self.best,
+            "skipped": self.skipped,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.readings: list[health_rules.Reading] = list(state.get("readings", []))
@@ -104,8 +116,9 @@ class Health:
         self.before = []
 
     @torch.no_grad()
-    def read(self, step: int, epoch: float, loss: Tensor, norm: Tensor, skipped: int, data_wait: float,
-             metrics: Metrics) -> bool:  # fmt: skip
+    def read(
+        self, step: int, epoch: float, loss: Tensor, norm: Tensor, skipped: int, data_wait: float, metrics: Metrics
+    ) -> bool:
         """Measure, write it down, and say what it means. Waits for the device. All ranks call it.
 
         `skipped`: steps left out so far. Returns whether the encoder, as it is now, is the best so far (rank 0).
@@ -118,17 +131,26 @@ class Health:
             return False
         groups = [group["name"] for group in self.optimizer.param_groups]
         reading = {f"weight_norm_{name}": weight.item() for name, (weight, _) in zip(groups, self.norms)}
-        reading |= {f"update_ratio_{name}": (moved / weight.clamp_min(1e-12)).item()
-                    for name, (weight, moved) in zip(groups, self.norms)}  # fmt: skip
-        reading |= {"gradient_norm": norm.item(), "data_wait": data_wait,
-                    "skipped": (skipped - self.skipped) / self.every} | self._loss(loss.item(), batch, dim)  # fmt: skip
+        reading |= {
+            f"update_ratio_{name}": (moved / weight.clamp_min(1e-12)).item()
+            for name, (weight, moved) in zip(groups, self.norms)
+        }
+        reading |= {
+            "gradient_norm": norm.item(),
+            "data_wait": data_wait,
+            "skipped": (skipped - self.skipped) / self.every,
+        } | self._loss(loss.item(), batch, dim)
         if all(bool(x.isfinite().all()) for x in (z1, z2, h)):
             reading |= feature_spread.geometry(z1, z2, h)
         reading = health_rules.finite(reading)
         metrics.write(epoch=round(epoch, 4), step=step, **{f"health_{name}": v for name, v in reading.items()})
         first = self.optimizer.param_groups[0]
-        reading |= {"rows": len(z1), "dim": dim, "warm": float(step > self.warmup),
-                    "lr_share": first["lr"] / first["base_lr"] if first["base_lr"] else 0.0}  # fmt: skip
+        reading |= {
+            "rows": len(z1),
+            "dim": dim,
+            "warm": float(step > self.warmup),
+            "lr_share": first["lr"] / first["base_lr"] if first["base_lr"] else 0.0,
+        }
         self.skipped, self.count = skipped, self.count + 1
         self.readings = [*self.readings, reading][-health_rules.MEMORY :]
         self._judge(step)
@@ -140,9 +162,13 @@ class Health:
         if "on_diagonal" in parts:
             on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
             expected = feature_spread.loss_of_unrelated("barlow_twins", batch, dim, self.criterion.lambd)
-            return {"on_diagonal": on, "off_diagonal": off, "off_diagonal_of_unrelated": (dim - 1) / (batch - 1),
-                    "redundancy": feature_spread.redundancy(off, batch, dim),
-                    "loss_of_unrelated": loss / (expected * self.criterion.loss_scale)}  # fmt: skip
+            return {
+                "on_diagonal": on,
+                "off_diagonal": off,
+                "off_diagonal_of_unrelated": (dim - 1) / (batch - 1),
+                "redundancy": feature_spread.redundancy(off, batch, dim),
+                "loss_of_unrelated": loss / (expected * self.criterion.loss_scale),
+            }
         expected = feature_spread.loss_of_unrelated("info_nce", batch, dim)
         if self.criterion.base_temperature is not None:
             expected *= self.criterion.temperature / self.criterion.base_temperature

@@ -35,69 +35,98 @@ def _too_large(r: Reading) -> str:
 
 RULES = (
     Rule(
-        "dead_representation", 2,
+        "dead_representation",
+        2,
         lambda r: r["representation_std"] < 0.003,
-        lambda r: f"the encoder says the same of every image (relative std {r['representation_std']:.2g}): dead; "
-        "go back to an earlier checkpoint or start again with a lower lr and a longer warm-up; look at mean, std",
+        lambda r: (
+            f"the encoder says the same of every image (relative std {r['representation_std']:.2g}): dead; "
+            "go back to an earlier checkpoint or start again with a lower lr and a longer warm-up; look at mean, std"
+        ),
     ),
     Rule(
-        "collapse", 2,
+        "collapse",
+        2,
         lambda r: r["embedding_std"] < 0.05,
-        lambda r: f"embeddings of all images are nearly one point (relative std {r['embedding_std']:.2g}, healthy "
-        "0.3 to 1): collapsed; try a lower lr, a longer warm-up, other augmentation, and a batch that is not tiny",
+        lambda r: (
+            f"embeddings of all images are nearly one point (relative std {r['embedding_std']:.2g}, healthy "
+            "0.3 to 1): collapsed; try a lower lr, a longer warm-up, other augmentation, and a batch that is not tiny"
+        ),
     ),
     Rule(
-        "dimensional_collapse", 3,
+        "dimensional_collapse",
+        3,
         lambda r: r["embedding_effective_rank"] < 0.08 * attainable(r),
-        lambda r: f"embeddings use {r['embedding_effective_rank']:.0f} of {r['dim']:.0f} dimensions (of at most "
-        f"{attainable(r):.0f} that {r['rows']:.0f} images can show): collapsing; try a larger lambd (Barlow Twins), "
-        "a lower lr, a wider projector, or stronger augmentation",
+        lambda r: (
+            f"embeddings use {r['embedding_effective_rank']:.0f} of {r['dim']:.0f} dimensions (of at most "
+            f"{attainable(r):.0f} that {r['rows']:.0f} images can show): collapsing; try a larger lambd "
+            "(Barlow Twins), a lower lr, a wider projector, or stronger augmentation"
+        ),
     ),
     Rule(
-        "redundant", 3,
+        "redundant",
+        3,
         lambda r: r["redundancy"] > 0.25,
-        lambda r: f"two dimensions of the embeddings have {100 * r['redundancy']:.0f} % of their variance in common, "
-        f"as if {r['dim']:.0f} were {1 / r['redundancy']:.1f}: collapsing; try a larger lambd (Barlow Twins), a lower "
-        "lr, or stronger augmentation",
+        lambda r: (
+            f"two dimensions of the embeddings have {100 * r['redundancy']:.0f} % of their variance in common, "
+            f"as if {r['dim']:.0f} were {1 / r['redundancy']:.1f}: collapsing; try a larger lambd "
+            "(Barlow Twins), a lower lr, or stronger augmentation"
+        ),
     ),
     Rule(
-        "same_views", 3,
+        "same_views",
+        3,
         lambda r: r["alignment"] < 0.01 and r["embedding_std"] >= 0.05,
-        lambda r: f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
-        "there is nothing left to learn from them; try stronger augmentation (crop_scale, jitter, grayscale)",
+        lambda r: (
+            f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
+            "there is nothing left to learn from them; try stronger augmentation (crop_scale, jitter, grayscale)"
+        ),
     ),
     Rule(
-        "stuck", 3,
+        "stuck",
+        3,
         lambda r: r["loss_of_unrelated"] > 0.97,
-        lambda r: f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the two views unrelated: "
-        "nothing is learnt; try another lr (ten times lower, then higher), weaker augmentation, and look at the views",
+        lambda r: (
+            f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the two views unrelated: "
+            "nothing is learnt; try another lr (ten times lower, then higher), weaker augmentation, and "
+            "look at the views"
+        ),
         warm=True,
     ),
     Rule(
-        "exploding", 2,
+        "exploding",
+        2,
         lambda r: r.get("update_ratio_weights", 0) > LARGE_STEP or r.get("loss_of_unrelated", 0) > LARGE_LOSS,
         lambda r: f"{_too_large(r)}: too large; lower lr, lengthen warmup_epochs, or set clip_grad",
     ),
     Rule(
-        "standing_still", 3,
+        "standing_still",
+        3,
         lambda r: r["update_ratio_weights"] < 1e-6 * r["lr_share"] and r["lr_share"] > 0.1,
-        lambda r: f"a step changes the weights by only {r['update_ratio_weights']:.1e} of their norm: too little to "
-        "learn; raise lr, and look at lr_scaling and the optimizer's settings",
+        lambda r: (
+            f"a step changes the weights by only {r['update_ratio_weights']:.1e} of their norm: too little to "
+            "learn; raise lr, and look at lr_scaling and the optimizer's settings"
+        ),
         warm=True,
     ),
     Rule(
-        "starving", 3,
+        "starving",
+        3,
         lambda r: r["data_wait"] > 0.3,
-        lambda r: f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, or "
-        "for files a local disk, --preload, or large images made small once (python -m ssl.data.prepare)",
+        lambda r: (
+            f"{100 * r['data_wait']:.0f} % of the time is spent waiting for images; more workers or cores, or "
+            "for files a local disk, --preload, or large images made small once (python -m ssl.data.prepare)"
+        ),
     ),
     Rule(
-        "skipping", 2,
+        "skipping",
+        2,
         lambda r: r["skipped"] > 0.05,
-        lambda r: f"{100 * r['skipped']:.0f} % of the steps are left out because their gradient is not finite; use "
-        "--amp bf16 or --amp off, or a lower lr",
+        lambda r: (
+            f"{100 * r['skipped']:.0f} % of the steps are left out because their gradient is not finite; use "
+            "--amp bf16 or --amp off, or a lower lr"
+        ),
     ),
-)  # fmt: skip
+)
 MEMORY = max(rule.readings for rule in RULES)
 
 

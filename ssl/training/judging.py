@@ -63,8 +63,12 @@ def accuracies(
         heads = Heads(fixed.weight[None], fixed.bias[None], *torch.tensor([0.0, 1.0], device=fixed.weight.device))
     right, learnt = (int(hits(heads, [0], *pair).sum()) for pair in (held, fit))
     count = len(held[1])
-    return {"judged_n": count, **share("knn_acc1", nearest, count), **share("linear_acc1", right, count),
-            "linear_train_acc1": learnt / len(fit[1])}  # fmt: skip
+    return {
+        "judged_n": count,
+        **share("knn_acc1", nearest, count),
+        **share("linear_acc1", right, count),
+        "linear_train_acc1": learnt / len(fit[1]),
+    }
 
 
 class Judge:
@@ -127,8 +131,14 @@ class Judge:
         epoch = round(step / self.order.steps_per_epoch, 4)
         self.judged, self.values = step, {"epoch": epoch} | values
         if values.get("linear_acc1", -1) > self.best.get("value", -1):
-            self.best = {"step": step, "epoch": epoch, "chosen_by": "linear_acc1", "value": values["linear_acc1"],
-                         "interval": values["linear_acc1_interval"], "n": values["judged_n"]}  # fmt: skip
+            self.best = {
+                "step": step,
+                "epoch": epoch,
+                "chosen_by": "linear_acc1",
+                "value": values["linear_acc1"],
+                "interval": values["linear_acc1_interval"],
+                "n": values["judged_n"],
+            }
             self.keep_best(self.model.encoder.state_dict(), self.best)
         metrics.write(step=step, **self.values)
         say(words_of(self.values))
@@ -168,9 +178,16 @@ class Judge:
         mean, std = self.statistics
         size = inference.judged_size(encoder, data, self.settings.image_size)
         features, read, unread = inference.outputs(
-            net, data, size=size, batch_size=self.settings.batch_size, workers=self.workers, device=self.device,
-            mean=mean, std=std, title=None,
-        )  # fmt: skip
+            net,
+            data,
+            size=size,
+            batch_size=self.settings.batch_size,
+            workers=self.workers,
+            device=self.device,
+            mean=mean,
+            std=std,
+            title=None,
+        )
         check_bad(unread, len(data), self.settings.max_bad_fraction, "they would judge the encoder")
         if not read.any():
             raise UserError(
@@ -210,8 +227,10 @@ class Judge:
         if self.settings.ssl_val_interval:
             batch = self._validation_order().global_batch
             cut = f", as large as {images} images allow" if batch < self.order.global_batch else ""
-            say(f"val loss    {_every(self.settings.ssl_val_interval)}: of {whose}, "
-                f"in global batches of {batch}{cut}{also}")  # fmt: skip
+            say(
+                f"val loss    {_every(self.settings.ssl_val_interval)}: of {whose}, "
+                f"in global batches of {batch}{cut}{also}"
+            )
 
     def _draw(self) -> None:
         if is_main() and "linear_acc1" in self.values:

@@ -29,8 +29,10 @@ def resolve_precision(amp: str, device: torch.device) -> str:
 def _tell_if_imitated(amp: str) -> None:
     """Once a process: two steps of eight images took 13 minutes in fp16 on such a CPU, and nothing was said."""
     if not has_precision(amp, torch.device("cpu")):
-        say(f"*** amp {amp}: this CPU has no instructions for it, and PyTorch imitates them, in fp16 up to hundreds of "
-            "times slower than float32; --amp off (precision off in Python) is fast here ***")  # fmt: skip
+        say(
+            f"*** amp {amp}: this CPU has no instructions for it, and PyTorch imitates them, in fp16 up to hundreds of "
+            "times slower than float32; --amp off (precision off in Python) is fast here ***"
+        )
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:

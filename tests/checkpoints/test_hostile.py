@@ -61,12 +61,17 @@ class Payload:
 syntax = st.text(st.sampled_from("ab1e-+.:,[]{}!&*?|>'\"#%@`~<= \n\t\\xu0"), max_size=60)
 values = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(-(2**64), 2**64), st.floats(allow_nan=False, allow_infinity=False),
-        st.text(max_size=8), syntax, st.sampled_from(["1e-3", "0x10", "089", "no", "1_0", "12:30", "=", "<<", "null"]),
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**64), 2**64),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=8),
+        syntax,
+        st.sampled_from(["1e-3", "0x10", "089", "no", "1_0", "12:30", "=", "<<", "null"]),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @many
@@ -279,10 +284,18 @@ def picture(kind: str, **options) -> bytes:
 
 LYING = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
 PICTURES = [
-    picture("JPEG"), picture("JPEG", progressive=True, exif=LYING),
-    picture("PNG"), picture("GIF"), picture("BMP"), picture("PPM"), picture("WEBP"), picture("WEBP", lossless=True),
-    picture("TIFF"), picture("TIFF", compression="tiff_lzw"), picture("TIFF", compression="jpeg"),
-]  # fmt: skip
+    picture("JPEG"),
+    picture("JPEG", progressive=True, exif=LYING),
+    picture("PNG"),
+    picture("GIF"),
+    picture("BMP"),
+    picture("PPM"),
+    picture("WEBP"),
+    picture("WEBP", lossless=True),
+    picture("TIFF"),
+    picture("TIFF", compression="tiff_lzw"),
+    picture("TIFF", compression="jpeg"),
+]
 
 
 @settings(max_examples=600, deadline=None)
@@ -323,8 +336,16 @@ def png(width, height, *chunks: bytes) -> bytes:
 
 def tiff(*tags: tuple) -> bytes:
     """An 8 × 8 grey TIFF with additional (tag, type, count, value) entries."""
-    entries = {256: (3, 1, 8), 257: (3, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8),
-               278: (3, 1, 8), 279: (4, 1, 64)}  # fmt: skip
+    entries = {
+        256: (3, 1, 8),
+        257: (3, 1, 8),
+        258: (3, 1, 8),
+        259: (3, 1, 1),
+        262: (3, 1, 1),
+        273: (4, 1, 8),
+        278: (3, 1, 8),
+        279: (4, 1, 64),
+    }
     entries |= {tag: rest for tag, *rest in tags}
     body = b"".join(struct.pack("<HHII", tag, *rest) for tag, rest in sorted(entries.items()))
     return b"II*\0" + struct.pack("<I", 72) + bytes(64) + struct.pack("<H", len(entries)) + body + bytes(4)
@@ -341,11 +362,12 @@ BOMBS = {
     "BigTIFF of 2^60 tags": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 60) + bytes(1000),
     "tags longer than the file": tiff((258, 3, 0x10000000, 8)) + bytes(1000),
     "gif screen": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\2\1\0\0;",
-    "bmp palette": b"BM" + struct.pack("<IHHI", 100, 0, 0, 54)
+    "bmp palette": b"BM"
+    + struct.pack("<IHHI", 100, 0, 0, 54)
     + struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 0, 64, 0, 0, 0x7FFFFFF0, 0),
     "webp canvas": b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xff" * 6 + b"ANIM\6\0\0\0" + bytes(6),
     "ppm": b"P6 200000 200000 255\n",
-}  # fmt: skip
+}
 
 
 def test_image_bombs_take_no_memory(tmp_path):
@@ -396,10 +418,17 @@ def test_files_that_are_something_else_are_bad_images(tmp_path):
     with tarfile.open(fileobj=tar, mode="w") as out:
         out.addfile(tarfile.TarInfo("a.jpg"))
     others = {
-        "html": b"<html>404</html>", "pickle": pickle.dumps(Payload(tmp_path / "ran")), "tar": tar.getvalue(),
-        "pdf": b"%PDF-1.4\n", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "torch": saved({"a": 1}),
-        "psd": picture_of("ICO"), "tga": picture_of("TGA"), "pcx": picture_of("PCX"), "text": b"x" * 1000,
-    }  # fmt: skip
+        "html": b"<html>404</html>",
+        "pickle": pickle.dumps(Payload(tmp_path / "ran")),
+        "tar": tar.getvalue(),
+        "pdf": b"%PDF-1.4\n",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "torch": saved({"a": 1}),
+        "psd": picture_of("ICO"),
+        "tga": picture_of("TGA"),
+        "pcx": picture_of("PCX"),
+        "text": b"x" * 1000,
+    }
     for name, content in others.items():
         (tmp_path / f"{name}.jpg").write_bytes(content)
         with pytest.raises(BadImage, match="its content is none of"):

@@ -21,8 +21,16 @@ from ssl.settings import config
 from ssl.sources import datasets
 from ssl.sources.cut import TENTH
 
-SMALL = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 4, stages: 1}", "--device", "cpu",
-         "--workers", "0"]  # fmt: skip
+SMALL = [
+    "--encoder",
+    "ssl.encoders.SmallResNet",
+    "--encoder_kwargs",
+    "{width: 4, stages: 1}",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+]
 TUNE = [*SMALL, "--image_size", "16", "--batch_size", "16", "--epochs", "1"]
 TRAIN = [*TUNE, "--projector", "8-8", "--health_every", "null"]
 
@@ -112,8 +120,9 @@ def test_an_image_that_is_added_or_deleted_makes_no_trained_one_judge(photos, ch
     assert found and not found & trained
 
 
-def test_the_seed_of_a_run_is_that_of_its_judging_whoever_names_the_folder(photos, supervised, judged, monkeypatch,
-                                                                           tmp_path):  # fmt: skip
+def test_the_seed_of_a_run_is_that_of_its_judging_whoever_names_the_folder(
+    photos, supervised, judged, monkeypatch, tmp_path
+):
     seeds = []
     monkeypatch.setattr(evaluate.labels, "choose", lambda data, percent, files, seed: seeds.append(seed) or data)
     judged(evaluate, *evaluated(supervised, "--data_dir", photos, "--output_dir", tmp_path))
@@ -126,22 +135,25 @@ def test_a_fine_tuning_is_not_tested_on_its_training_folder(photos, tuned, judge
     assert found == part(photos, "test")
     count = len(part(photos, "train"))
     for place in (folder, folder / "seed_5", folder / "seed_6" / "best.pt"):
-        with pytest.raises(UserError, match=rf"^leak: {count} of the 200 test images are among those that .* learnt "
-                                            r"from, with labels: .*; what was learnt from cannot judge"):  # fmt: skip
+        with pytest.raises(
+            UserError,
+            match=rf"^leak: {count} of the 200 test images are among those that .* learnt "
+            r"from, with labels: .*; what was learnt from cannot judge",
+        ):
             judged(finetune, "--test_only", "--model_path", place, "--data_dir", photos, "--output_dir", tmp_path)
 
 
 def test_control_without_the_rule_the_leak_is_back(photos, tuned, judged, monkeypatch, tmp_path):
     monkeypatch.setattr(learnt_from, "check", lambda *arguments, **options: None)
-    found = judged(finetune, "--test_only", "--model_path", tuned[0] / "seed_5", "--data_dir", photos,
-                   "--output_dir", tmp_path)  # fmt: skip
+    found = judged(
+        finetune, "--test_only", "--model_path", tuned[0] / "seed_5", "--data_dir", photos, "--output_dir", tmp_path
+    )
     assert part(photos, "train") < found
 
 
 def test_a_trained_image_under_a_name_that_would_judge_is_refused(changed, supervised, judged, tmp_path):
     path = Path(datasets.load("folder", str(changed), "train").paths[0])
-    name = next(name for name in map(str, range(1000, 2000))
-                if keys.of_words([f"{path.parent.name}/{name}"]) < TENTH)  # fmt: skip
+    name = next(name for name in map(str, range(1000, 2000)) if keys.of_words([f"{path.parent.name}/{name}"]) < TENTH)
     path.rename(path.with_name(f"{name}.png"))
     with pytest.raises(UserError, match=rf"leak: 1 of the \d+ test images are .*{name}\.png"):
         judged(evaluate, *evaluated(supervised, "--data_dir", changed, "--output_dir", tmp_path))
@@ -155,8 +167,19 @@ def test_a_fine_tuning_on_the_same_folder_is_told_that_its_validation_flatters(p
 
 
 def test_the_online_judge_is_refused_what_init_learnt_from(photos, supervised, monkeypatch, tmp_path):
-    arguments = [*TRAIN, "--data_dir", photos, "--init", supervised, "--eval_every", 1, "--method", "barlow_twins",
-                 "--output_dir", tmp_path / "run"]  # fmt: skip
+    arguments = [
+        *TRAIN,
+        "--data_dir",
+        photos,
+        "--init",
+        supervised,
+        "--eval_every",
+        1,
+        "--method",
+        "barlow_twins",
+        "--output_dir",
+        tmp_path / "run",
+    ]
     monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
     with pytest.raises(UserError, match=r"leak: (\d+) of the \1 validation images are among those that .* learnt from"):
         train.main()
@@ -169,8 +192,18 @@ def test_two_processes_are_refused_with_one_line_and_the_chain_is_carried(photos
     record = learnt_from.read(folder)
     assert [part.use for part in record.parts] == ["labels", *["labels", "choice"] * 2] and not record.unknown
     assert np.array_equal(record.parts[0].keys["file"], learnt_from.read(supervised).parts[0].keys["file"])
-    done = run("finetune.py", "--test_only", "--model_path", folder, "--data_dir", photos, "--output_dir", tmp_path,
-               processes=2, check=False)  # fmt: skip
+    done = run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        folder,
+        "--data_dir",
+        photos,
+        "--output_dir",
+        tmp_path,
+        processes=2,
+        check=False,
+    )
     lines = [line for line in done.stderr.splitlines() if line.startswith("finetune.py: error: ")]
     assert done.returncode and len(lines) == 1 and "leak: " in lines[0]
 
@@ -337,12 +370,17 @@ def test_where_there_is_no_record_that_is_said_and_said_on(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    [[], {}, {"parts": [{}], "unknown": []}, {"parts": 3, "unknown": []},
-     {"unknown": [], "parts": [{"use": "x", "keys": {}, "shared": {}}]},
-     {"unknown": [], "parts": [{"use": "labels", "keys": {"file": torch.zeros(2)}, "shared": {}}]},
-     {"unknown": [], "parts": [{"use": "labels", "keys": {"file": 3}, "shared": {}}]},
-     {"unknown": [], "parts": [{"use": "labels", "keys": {"x": torch.zeros(2).long()}, "shared": {}}]}],
-)  # fmt: skip
+    [
+        [],
+        {},
+        {"parts": [{}], "unknown": []},
+        {"parts": 3, "unknown": []},
+        {"unknown": [], "parts": [{"use": "x", "keys": {}, "shared": {}}]},
+        {"unknown": [], "parts": [{"use": "labels", "keys": {"file": torch.zeros(2)}, "shared": {}}]},
+        {"unknown": [], "parts": [{"use": "labels", "keys": {"file": 3}, "shared": {}}]},
+        {"unknown": [], "parts": [{"use": "labels", "keys": {"x": torch.zeros(2).long()}, "shared": {}}]},
+    ],
+)
 def test_what_is_no_record_is_refused(tmp_path, content):
     folder = weights(tmp_path / "run")
     torch_file.save(content, folder / learnt_from.FILE)

@@ -37,9 +37,19 @@ def test_every_format_is_recognised_and_its_encoder_computes_the_same(tmp_path, 
     assert source.path == path and source.format.split(":")[0] == called and called in str(source)
     assert torch.equal(features(encoder), features(RESNET18))
     assert (source.mean, source.std) == (([0.0] * 3, [1.0] * 3) if name in SIMCLR else (None, None))
-    told = {"supervised": "fc", "byol": "fc", "moco": "encoder_q.fc", "sthalles": "backbone.fc", "infomin": "head_jig",
-            "ours": "projector", "ours, fine-tuned": "head", "swav published": "prototypes", "barlow checkpoint": "bn",
-            "solo-learn": "momentum_backbone", "spijkervet": "projector"}  # fmt: skip
+    told = {
+        "supervised": "fc",
+        "byol": "fc",
+        "moco": "encoder_q.fc",
+        "sthalles": "backbone.fc",
+        "infomin": "head_jig",
+        "ours": "projector",
+        "ours, fine-tuned": "head",
+        "swav published": "prototypes",
+        "barlow checkpoint": "bn",
+        "solo-learn": "momentum_backbone",
+        "spijkervet": "projector",
+    }
     assert told.get(name, "") in (*source.left_out, "") and (source.left_out == ()) == (
         name in ("encoder.pt", "compiled")
     )
@@ -90,16 +100,22 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
 
     for script, file in ((evaluate, "model_path"), (finetune, "init")):
         for asked, wanted in (
-            ({}, expected), ({"stem": "auto"}, expected), ({"stem": "imagenet"}, ("resnet18", "imagenet")),
-            ({"encoder": "resnet18"}, expected), ({"encoder": "resnet34"}, ("resnet34", None)),
-        ):  # fmt: skip
+            ({}, expected),
+            ({"stem": "auto"}, expected),
+            ({"stem": "imagenet"}, ("resnet18", "imagenet")),
+            ({"encoder": "resnet18"}, expected),
+            ({"encoder": "resnet34"}, ("resnet34", None)),
+        ):
             settings = script.Settings(**{file: str(path)}, **asked)
             inherit.fill(settings, pretrained.run_settings(path), script.ABOUT_DATA)
             assert chosen(settings) == wanted
     for words, wanted in (
-        ([], expected), (["--dataset", "CIFAR10"], expected), (["--image_size", "224"], expected),
-        (["--stem", "imagenet"], ("resnet18", "imagenet")), (["--encoder", "resnet34"], ("resnet34", "auto")),
-    ):  # fmt: skip
+        ([], expected),
+        (["--dataset", "CIFAR10"], expected),
+        (["--image_size", "224"], expected),
+        (["--stem", "imagenet"], ("resnet18", "imagenet")),
+        (["--encoder", "resnet34"], ("resnet34", "auto")),
+    ):
         settings, origin = config.parse(train.Settings, ["--init", str(path), *words], recipe=train.find_recipe)
         train.take_architecture(settings, origin)
         assert chosen(settings) == wanted and settings.encoder_kwargs == {}
@@ -110,8 +126,14 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
 
 def test_a_checkpoint_of_ours_alone_says_its_own_settings(tmp_path):
     small = SmallResNet(4, 2)
-    own = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32,
-           "stem": "auto", "mean": [0.1] * 3, "std": [0.2] * 3}  # fmt: skip
+    own = {
+        "encoder": "ssl.encoders.SmallResNet",
+        "encoder_kwargs": {"width": 4, "stages": 2},
+        "image_size": 32,
+        "stem": "auto",
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+    }
     torch_file.save({"model": put("encoder.", small.state_dict()), "settings": own, "step": 1}, tmp_path / "moved.pt")
     encoder, source, _ = restore.restore(tmp_path / "moved.pt")
     assert torch.equal(features(encoder), features(small))
@@ -252,10 +274,21 @@ def fuzzed(data) -> tuple[nn.Module, bool]:
     weights = weights_of(content)
     for _ in range(data.draw(st.integers(1, 4))):
         key = data.draw(st.sampled_from(sorted(weights))) if weights else "x"
-        other = data.draw(st.sampled_from([
-            "module." + key, "backbone." + key, "encoder." + key, key.partition(".")[2], key.replace("1", "2"),
-            key + ".x", "fc.weight", "queue", "",
-        ]))  # fmt: skip
+        other = data.draw(
+            st.sampled_from(
+                [
+                    "module." + key,
+                    "backbone." + key,
+                    "encoder." + key,
+                    key.partition(".")[2],
+                    key.replace("1", "2"),
+                    key + ".x",
+                    "fc.weight",
+                    "queue",
+                    "",
+                ]
+            )
+        )
         action = data.draw(st.sampled_from(["drop", "rename", "copy", "reshape", "number"]))
         weight = weights.pop(key, torch.ones(1)) if action in ("drop", "rename") else weights.get(key, torch.ones(1))
         if action in ("rename", "copy"):
@@ -435,20 +468,64 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
     assert "continuing at step 1" in run(*train_it).stdout  # measured again, and still this run's settings
     found = {}
     for name, data in (("npz", npz), ("png", png)):
-        told = run("evaluate.py", "--model_path", tmp_path / "run", "--data_dir", data, "--protocol", "features",
-                   "--workers", 1, "--output_dir", tmp_path / name)  # fmt: skip
+        told = run(
+            "evaluate.py",
+            "--model_path",
+            tmp_path / "run",
+            "--data_dir",
+            data,
+            "--protocol",
+            "features",
+            "--workers",
+            1,
+            "--output_dir",
+            tmp_path / name,
+        )
         assert "(as the weights are used to)" in told.stdout
         found[name] = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]["features"]
     torch.testing.assert_close(found["png"], found["npz"])
     own = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]  # the control: ImageNet's
-    run("evaluate.py", "--model_path", tmp_path / "run", "--data_dir", png, "--protocol", "features", "--workers", 1,
-        "--output_dir", tmp_path / "own", *own)  # fmt: skip
+    run(
+        "evaluate.py",
+        "--model_path",
+        tmp_path / "run",
+        "--data_dir",
+        png,
+        "--protocol",
+        "features",
+        "--workers",
+        1,
+        "--output_dir",
+        tmp_path / "own",
+        *own,
+    )
     other = torch.load(tmp_path / "own" / "features.pt", weights_only=True)["test"]["features"]
     assert not torch.allclose(other, found["npz"], atol=0.01)
-    run("finetune.py", "--init", tmp_path / "run", "--data_dir", png, "--epochs", 1, "--workers", 1, "--amp", "off",
-        "--output_dir", tmp_path / "tuned")  # fmt: skip
-    run("train.py", "--init", tmp_path / "run", "--data_dir", png, "--output_dir", tmp_path / "again",
-        *tiny("--max_steps", 1))  # fmt: skip
+    run(
+        "finetune.py",
+        "--init",
+        tmp_path / "run",
+        "--data_dir",
+        png,
+        "--epochs",
+        1,
+        "--workers",
+        1,
+        "--amp",
+        "off",
+        "--output_dir",
+        tmp_path / "tuned",
+    )
+    run(
+        "train.py",
+        "--init",
+        tmp_path / "run",
+        "--data_dir",
+        png,
+        "--output_dir",
+        tmp_path / "again",
+        *tiny("--max_steps", 1),
+    )
     best = torch_file.load(tmp_path / "tuned" / "best.pt")["settings"]
     for settings_of in (best, config.read_yaml(tmp_path / "again" / "config.yaml")):
         assert (settings_of["mean"], settings_of["std"]) == (saved["mean"], saved["std"])

@@ -425,9 +425,17 @@ def saved_run(tmp_path: Path, **settings) -> tuple[RunFolder, train.Settings]:
     run = RunFolder(tmp_path / "run", 2)
     run.begin(0, 10)
     content = {
-        "model": {}, "optimizer": {}, "scaler": {}, "step": 3, "settings": dataclasses.asdict(made_by),
-        "identity": IDENTITY, "versions": run_folder.versions(), "retries": 0, "guard": {}, "bad_images": {},
-    }  # fmt: skip
+        "model": {},
+        "optimizer": {},
+        "scaler": {},
+        "step": 3,
+        "settings": dataclasses.asdict(made_by),
+        "identity": IDENTITY,
+        "versions": run_folder.versions(),
+        "retries": 0,
+        "guard": {},
+        "bad_images": {},
+    }
     run.save(content, {}, wait=True)
     return run, made_by
 
@@ -529,8 +537,13 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path):
 # Words for people
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner) |
-                    st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
+)
 def test_json_for_people_is_json(value):
     assert json.loads(json_text(value)) == value
 

@@ -63,13 +63,18 @@ def lightning_file(tmp_path):
     sys.modules["model"] = theirs
     save(
         {
-            "epoch": 99, "global_step": 5, "pytorch-lightning_version": "2.5.0", "state_dict": weights, "loops": {},
+            "epoch": 99,
+            "global_step": 5,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": weights,
+            "loops": {},
             "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(1.0), "dirpath": "/a"}},
             "optimizer_states": [{"state": {0: {"mu": torch.ones(3)}}, "param_groups": [group]}],
-            "lr_schedulers": [], "hyper_parameters": AttributeDict(args=argparse.Namespace(lr=1)),
+            "lr_schedulers": [],
+            "hyper_parameters": AttributeDict(args=argparse.Namespace(lr=1)),
         },
         tmp_path / "model.ckpt",
-    )  # fmt: skip
+    )
     del sys.modules["model"]
     return tmp_path / "model.ckpt"
 
@@ -88,13 +93,34 @@ def test_a_file_of_lightning_that_names_a_function_of_its_repository_is_read(lig
 def test_weights_beside_objects_of_any_class_are_read_and_nothing_is_run(tmp_path, old, protocol):
     path = tmp_path / "x.pth"
     objects = [
-        argparse.Namespace(where=pathlib.Path("x")), AttributeDict(a=1), np.float64(1), np.zeros(3), Names([1, 2]),
-        collections.defaultdict(list, {1: [2]}), collections.Counter("ab"), {Stage.FIT: 1, Slots: 2}, Slots(), b"bytes",
-        datetime.timedelta(1), frozenset([1]), {1, 2}, 1j, functools.partial(print, 1), torch.float16, Payload,
-        torch.device("cpu"), nn.Parameter(torch.ones(2)), nn.Linear(2, 2), Payload(tmp_path / "ran"),
-    ]  # fmt: skip
-    save({"model": put("encoder.", TINY_STATE) | put("head.", {"weight": torch.ones(1)}), "opt": objects},
-         path, old, protocol)  # fmt: skip
+        argparse.Namespace(where=pathlib.Path("x")),
+        AttributeDict(a=1),
+        np.float64(1),
+        np.zeros(3),
+        Names([1, 2]),
+        collections.defaultdict(list, {1: [2]}),
+        collections.Counter("ab"),
+        {Stage.FIT: 1, Slots: 2},
+        Slots(),
+        b"bytes",
+        datetime.timedelta(1),
+        frozenset([1]),
+        {1, 2},
+        1j,
+        functools.partial(print, 1),
+        torch.float16,
+        Payload,
+        torch.device("cpu"),
+        nn.Parameter(torch.ones(2)),
+        nn.Linear(2, 2),
+        Payload(tmp_path / "ran"),
+    ]
+    save(
+        {"model": put("encoder.", TINY_STATE) | put("head.", {"weight": torch.ones(1)}), "opt": objects},
+        path,
+        old,
+        protocol,
+    )
     encoder = Tiny()
     source = pretrained.load_encoder(encoder, path)
     assert torch.equal(features(encoder), features(TINY))
@@ -108,9 +134,18 @@ def test_weights_beside_objects_of_any_class_are_read_and_nothing_is_run(tmp_pat
 
 def test_tensors_are_those_that_torch_reads(tmp_path):
     base = torch.arange(24.0).reshape(2, 3, 4)
-    value = {"a": base, "view": base[:, 1:, ::2].transpose(0, 1), "half": base.half(), "bool": base > 3,
-             "scalar": torch.tensor(3), "grad": nn.Parameter(base[0]), "u16": base.to(torch.uint16),
-             "bf16": base.bfloat16(), "empty": torch.empty(0, 3), "beside": argparse.Namespace()}  # fmt: skip
+    value = {
+        "a": base,
+        "view": base[:, 1:, ::2].transpose(0, 1),
+        "half": base.half(),
+        "bool": base > 3,
+        "scalar": torch.tensor(3),
+        "grad": nn.Parameter(base[0]),
+        "u16": base.to(torch.uint16),
+        "bf16": base.bfloat16(),
+        "empty": torch.empty(0, 3),
+        "beside": argparse.Namespace(),
+    }
     save(value, tmp_path / "x.pt")
     found, names = torch_file.load_foreign(tmp_path / "x.pt")
     assert names == ["argparse.Namespace"]

@@ -541,7 +541,7 @@ def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, worke
     def by_image(batch_size, workers):
         batches = training_batches(data, views, Order(12, batch_size, 1, 1, seed=1), 0, 12 // batch_size, workers, CPU)
         return {i: [v[0][r] for v in b.views] + [v[1][r] for v in b.views]
-                for b in batches for r, i in enumerate(b.index.tolist())}  # fmt: skip
+                for b in batches for r, i in enumerate(b.index.tolist())}
 
     expected, got = by_image(4, 0), by_image(6, workers)
     assert len(got) == 12

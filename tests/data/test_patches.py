@@ -87,7 +87,7 @@ def expected(pixels, mask, size, step, share, white) -> dict[str, np.ndarray]:
 @given(
     st.integers(10, 50), st.integers(10, 50), st.integers(8, 16), st.integers(3, 16),
     st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 99),
-)  # fmt: skip
+)
 def test_patches_are_those_of_a_plain_loop(tmp_path_factory, height, width, size, step, share, white, seed):
     path = tmp_path_factory.mktemp("case")
     pixels, mask = slide(path, height, width, seed)
@@ -126,7 +126,7 @@ def test_without_masks_every_patch_that_is_not_white(tmp_path):
 def test_white_is_white_in_all_channels():
     """Blue or red alone is no white, whichever channel comes first."""
     for channels, white in (((255, 255, 255), True), ((220, 220, 220), True), ((219, 255, 255), False),
-                            ((255, 219, 255), False), ((255, 255, 219), False)):  # fmt: skip
+                            ((255, 219, 255), False), ((255, 255, 219), False)):
         assert room.is_white(np.full((4, 4, 3), channels, np.uint8), 0.9) is white
 
 
@@ -135,7 +135,7 @@ def test_the_default_tells_glass_from_tissue(real_data):
     """Of 30 tiles of colon, three are glass, or glass with a thread in a corner; of lung tissue, none."""
     folders = (real_data / "histo_samples" / "kather2016_unlabelled", real_data / "lc25000_lung_224_small" / "train")
     white = {path.stem for folder in folders for path in list_images(folder)
-             if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)}  # fmt: skip
+             if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)}
     assert white == {"test_img_16", "test_img_20", "test_img_23"}
 
 
@@ -175,7 +175,7 @@ def test_slides_and_masks_are_paired_by_name_and_one_image_by_hand(tmp_path):
     for kind in ("slides", "masks"):
         shutil.copy(tmp_path / "other" / kind / f"{NAME}.png", tmp_path / kind / "TCGA-A1-A000-DX1.png")
     alone = patches(tmp_path / "slides" / f"{NAME}.png", tmp_path / "one", tmp_path / "other" / ".." / "masks" /
-                    f"{NAME}.png", tmp_path / "codes.csv", patch=16, step=8, workers=0)  # fmt: skip
+                    f"{NAME}.png", tmp_path / "codes.csv", patch=16, step=8, workers=0)
     both = cut(tmp_path)
     of_first = [name for name in found(tmp_path) if NAME in name]
     assert sum(alone.values()) == len(of_first) < sum(both.values()) == len(found(tmp_path))
@@ -238,7 +238,7 @@ def test_a_killed_run_is_continued(tmp_path):
     pixels, mask = slide(tmp_path, 300, 300, 1)
     arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "2"]
     process = subprocess.Popen([*COMMAND, *arguments, "--workers", "1"], cwd=tmp_path, env=environment(),
-                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+                               stdout=subprocess.DEVNULL, start_new_session=True)
     while len(list((tmp_path / "out").rglob("*.png"))) < 20:
         assert process.poll() is None
         time.sleep(0.01)
@@ -322,7 +322,7 @@ SLIDE, MASK = f"slides/{NAME}.png", f"masks/{NAME}.png"
         (lambda path: cut(path, step=9), {}, "other settings"),
         (linked, {}, "OUT: .*Tumor is a link"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(tmp_path, change, options, words):
     slide(tmp_path, 40, 40)
     change(tmp_path)

@@ -59,7 +59,7 @@ def batches(data, workers, steps=4):
     """What a run is fed: every number of a few batches, in order."""
     order = Order(len(data), 4, 1, 1, seed=3)
     return [(batch.index, [part for view in batch.views for part in view], batch.labels, sorted(batch.bad))
-            for batch in training_batches(data, VIEWS, order, 0, steps, workers, CPU)]  # fmt: skip
+            for batch in training_batches(data, VIEWS, order, 0, steps, workers, CPU)]
 
 
 def same(some, others) -> bool:
@@ -201,7 +201,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
      0, "this job's or container's memory limit"),
     ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "4:memory:/\n", "cg/memory/memory.limit_in_bytes": f"{2**63 - 4096}",
       "cg/memory/memory.usage_in_bytes": "1", "cg/memory/memory.stat": ""}, 8000 * 1024, "this machine"),
-])  # fmt: skip
+])
 def test_free_memory_is_that_of_the_machine_or_a_tighter_limit(tmp_path, files, free, whose):
     tree(tmp_path, files)
     assert preload.free_memory(tmp_path / "proc", tmp_path / "cg") == (free, whose)

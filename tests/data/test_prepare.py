@@ -256,7 +256,7 @@ def test_a_second_run_makes_what_is_missing_or_changed_and_no_more(tmp_path, cap
     after = identities(target)
     redone = {name for name in after if after[name] != before.get(name)}
     assert redone == {"val/cat/image 0.jpg", "val/cat/image 1.png", "val/dog/image 0.jpg", "val/dog/image 1.png",
-                      "val/dog/new.png"}  # fmt: skip
+                      "val/dog/new.png"}
     prepare(source, tmp_path / "fresh", 64, workers=0)
     assert contents(target) == contents(tmp_path / "fresh")
 

@@ -18,7 +18,7 @@ def tiff(*strips: bytes, order="<", big=False, following=False, **tags) -> bytes
     head, inline, wide, entry = (16, 8, "Q", "HHQ") if big else (8, 4, "I", "HHI")
     starts = [head + sum(map(len, strips[:number])) for number in range(len(strips))]
     numbers = {256: (8,), 257: (6,), 258: (8,), 259: (1,), 262: (1,), 273: starts, 277: (1,), 278: (6,),
-               279: [len(strip) for strip in strips]}  # fmt: skip
+               279: [len(strip) for strip in strips]}
     numbers |= {int(tag[1:]): values for tag, values in tags.items()}
     numbers = {tag: values for tag, values in sorted(numbers.items()) if values}
     start = head + sum(map(len, strips))
@@ -41,7 +41,7 @@ def of(levels: np.ndarray, order="<", **tags) -> bytes:
     """Of an array (6, 8) or (6, 8, 3), one sample after another."""
     samples = 1 if levels.ndim == 2 else levels.shape[2]
     kind = {"t258": (8 * levels.itemsize,) * samples, "t339": (TYPES[levels.dtype.kind],) * samples,
-            "t277": (samples,), "t262": (1 if samples == 1 else 2,)}  # fmt: skip
+            "t277": (samples,), "t262": (1 if samples == 1 else 2,)}
     return tiff(levels.astype(levels.dtype.newbyteorder(order)).tobytes(), order=order, **(kind | tags))
 
 
@@ -78,7 +78,7 @@ COLOUR_MAP = (*range(256), *range(0, 512, 2)[:128], *[7] * 128, *range(255, -1, 
     ],
     ids=["grey", "colour", "white is zero", "16", "16 big-endian", "16 white is zero", "16 both", "12", "BigTIFF",
          "BigTIFF big-endian", "BigTIFF big-endian 16", "planes", "colour map", "colour map of 8 bits"],
-)  # fmt: skip
+)
 def test_kinds_that_are_read(tmp_path, content, expected):
     if isinstance(expected, str):
         expected = np.array(COLOUR_MAP, np.uint8).reshape(3, 256).T[GREY]

@@ -27,9 +27,18 @@ def noisy(sample):
 def do_fit():
     x = torch.randn(41, 6, generator=torch.Generator().manual_seed(0))
     model = BarlowTwins(
-        Encoder, proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=3, random_state=0, device="cpu",
-        views=noisy, batch_size=8 // world_size(), learning_rate=0.01, optimizer="sgd",
-    )  # fmt: skip
+        Encoder,
+        proj_input_dim=8,
+        proj_hidden_dim=8,
+        proj_output_dim=8,
+        max_epochs=3,
+        random_state=0,
+        device="cpu",
+        views=noisy,
+        batch_size=8 // world_size(),
+        learning_rate=0.01,
+        optimizer="sgd",
+    )
     start = model.encoder[0].weight.detach().clone()
     h = model.fit(x).transform(x)
     told = ""
@@ -81,10 +90,19 @@ def fit_spare():
     """Weights after a fit of two epochs, after one that is resumed, and what DDP says where nothing is frozen."""
     x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
     model = BarlowTwins(
-        Spare, proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=2, random_state=0, device="cpu",
-        views=noisy, batch_size=8 // world_size(), learning_rate=0.01, optimizer="sgd",
+        Spare,
+        proj_input_dim=8,
+        proj_hidden_dim=8,
+        proj_output_dim=8,
+        max_epochs=2,
+        random_state=0,
+        device="cpu",
+        views=noisy,
+        batch_size=8 // world_size(),
+        learning_rate=0.01,
+        optimizer="sgd",
         lr_scheduler="none",
-    )  # fmt: skip
+    )
 
     def values():
         return torch.cat([parameter.detach().flatten() for parameter in model.net.parameters()])
@@ -127,8 +145,16 @@ def fit_interrupted():
     """Weights and running statistics after a fit; after one that is saved in between; after that without rehearsal."""
     x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
     path = broadcast_object(tempfile.mkdtemp()) + "/model.pt"
-    made = dict(proj_input_dim=64, proj_hidden_dim=32, proj_output_dim=32, max_epochs=3, random_state=0, device="cpu",
-                batch_size=4, learning_rate=0.01)  # fmt: skip
+    made = dict(
+        proj_input_dim=64,
+        proj_hidden_dim=32,
+        proj_output_dim=32,
+        max_epochs=3,
+        random_state=0,
+        device="cpu",
+        batch_size=4,
+        learning_rate=0.01,
+    )
 
     def state(model):
         return torch.cat([value.double().flatten() for value in model.net.state_dict().values()])

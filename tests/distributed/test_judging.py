@@ -97,11 +97,15 @@ def ruined() -> list[str]:
         lambda: inference.outputs(net, data, **how),
         lambda: list(inference.stream(net, data, {}, **how)),
         lambda: inference.mean_over_views(
-            net, data, evaluate.View(12, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0, flip=0), 2,
-            seed=0, **{name: value for name, value in how.items() if name != "size"},
+            net,
+            data,
+            evaluate.View(12, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0, flip=0),
+            2,
+            seed=0,
+            **{name: value for name, value in how.items() if name != "size"},
         ),
         lambda: evaluate.linear_evaluation(module, 8, images(30, 2), data, settings, CPU),
-    ):  # fmt: skip
+    ):
         try:
             judge()
         except UserError as error:

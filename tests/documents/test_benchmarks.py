@@ -131,11 +131,33 @@ def test_the_rate_on_cifar_is_measured_without_it(tmp_path, monkeypatch):
 def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
     photographs.make_photographs(tmp_path / "photographs", 17)
     said = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "throughput.py"), "--gpus", "2", "--device", "cpu",
-         *gpu_resnet50.TINY[:-1], "0", "--data_dir", str(tmp_path / "photographs"), "--epochs", "3",
-         "--warmup_epochs", "0", "--steps", "2", "--turns", "1", "--json", str(tmp_path / "t.json")],
-        capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ).stdout  # fmt: skip
+        [
+            sys.executable,
+            str(BENCHMARKS / "throughput.py"),
+            "--gpus",
+            "2",
+            "--device",
+            "cpu",
+            *gpu_resnet50.TINY[:-1],
+            "0",
+            "--data_dir",
+            str(tmp_path / "photographs"),
+            "--epochs",
+            "3",
+            "--warmup_epochs",
+            "0",
+            "--steps",
+            "2",
+            "--turns",
+            "1",
+            "--json",
+            str(tmp_path / "t.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ).stdout
     found = json.loads((tmp_path / "t.json").read_text())
     assert found["processes"] == 2 and len(found["samples_per_second_per_process"]) == 2 and not found["resident"]
     assert found["samples_per_second"] == pytest.approx(sum(found["samples_per_second_per_process"]), rel=1e-3)
@@ -147,10 +169,28 @@ def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
 
 def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(tmp_path, monkeypatch, capsys):
     photographs.make_photographs(tmp_path / "photographs", 17)
-    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:4], "--encoder_kwargs", "{width: 16}",
-                                     "--batch_size", "8", "--data_dir", str(tmp_path / "photographs"),
-                                     "--device", "cpu", "--workers", "0", "--preload", "--steps", "1",
-                                     "--turns", "1"])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "throughput.py",
+            *gpu_resnet50.TINY[:4],
+            "--encoder_kwargs",
+            "{width: 16}",
+            "--batch_size",
+            "8",
+            "--data_dir",
+            str(tmp_path / "photographs"),
+            "--device",
+            "cpu",
+            "--workers",
+            "0",
+            "--preload",
+            "--steps",
+            "1",
+            "--turns",
+            "1",
+        ],
+    )
     throughput.main()
     said = capsys.readouterr().out
     for words in ("folder, in memory", "projector 2048-2048-2048", "1000 epochs would take"):
@@ -164,15 +204,21 @@ def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, *
     shares = dict.fromkeys(turns.PARTS, 0.0) | {"forward": 0.3, "backward": 0.6} | shares | {"wait": wait}
     return dict(
         parts={"real": {"data_wait": wait, "shares": shares}, "synthetic": {"samples_per_second": rate}},
-        workers=workers, resident=workers is None, input_samples_per_second=brings, communication=communication,
-    )  # fmt: skip
+        workers=workers,
+        resident=workers is None,
+        input_samples_per_second=brings,
+        communication=communication,
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (numbers(0.34), "input: the GPU waits 34% of the time for images; 4 workers bring 800 samples/s, training "
-         "without waiting takes 1000. Pass --workers 16, the cores this process may use"),
+        (
+            numbers(0.34),
+            "input: the GPU waits 34% of the time for images; 4 workers bring 800 samples/s, training "
+            "without waiting takes 1000. Pass --workers 16, the cores this process may use",
+        ),
         (numbers(0.34, workers=0), "Pass --workers 16"),
         (numbers(0.34, workers=16), "20 workers on as many cores would do, or smaller files"),
         (numbers(0.34, workers=16, brings=2000.0), "Give the job more cores"),
@@ -181,7 +227,7 @@ def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, *
         (numbers(), "the model: forward and backward are 90% of a step, try --compile true"),
         (numbers(forward=0.1, backward=0.2, loss=0.6), "loss: 60% of a step"),
     ],
-)  # fmt: skip
+)
 def test_the_bottleneck_is_told_in_words(given, expected):
     assert expected in throughput.bottleneck(given, "cuda", 16, compiled=False)
 
@@ -273,8 +319,9 @@ def test_training_goes_on_where_it_stood_and_says_when_a_goal_was_reached(tmp_pa
             tmp_path.joinpath("metrics.jsonl").write_text('{"loss": 1, "samples_per_second": 1000}\n{"knn_acc1": 0}\n')
             return len(asked) != 3  # the third time the clock ends it
         accuracy = next(knn)
-        tmp_path.joinpath("results.json").write_text(json.dumps(
-            {"knn": {"acc1": accuracy}, "probe": {"acc1": accuracy + 0.02}}))  # fmt: skip
+        tmp_path.joinpath("results.json").write_text(
+            json.dumps({"knn": {"acc1": accuracy}, "probe": {"acc1": accuracy + 0.02}})
+        )
         return True
 
     monkeypatch.setattr(gpu_cifar, "launch", launch)
@@ -309,8 +356,10 @@ def shell(tmp_path: Path, *arguments) -> tuple[int, list[str], str]:
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "stub", "ASKED": str(asked)}
     process = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), "--out", str(tmp_path / "out"), *arguments],
-        env=os.environ | environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
     return process.returncode, asked.read_text().splitlines() if asked.exists() else [], process.stdout + process.stderr
 
 

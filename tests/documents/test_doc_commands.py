@@ -34,26 +34,50 @@ from ssl.settings import config
 from ssl.sources.shapes import render
 
 SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "finetune.py": finetune}
-OTHERS = {"ssl.report": report, "ssl.export": export, "ssl.data.prepare": prepare, "ssl.data.patches": patches,
-          "benchmarks/throughput.py": throughput}  # fmt: skip
+OTHERS = {
+    "ssl.report": report,
+    "ssl.export": export,
+    "ssl.data.prepare": prepare,
+    "ssl.data.patches": patches,
+    "benchmarks/throughput.py": throughput,
+}
 # Not run here: test_scripts.py, test_faultcheck.py and test_benchmarks.py run them, or a person who sets up.
-ELSEWHERE = ("scripts/demo", "scripts/test", "python -m ssl.faultcheck", "benchmarks/gpu.sh", "pip install",
-             "tensorboard")  # fmt: skip
+ELSEWHERE = (
+    "scripts/demo",
+    "scripts/test",
+    "python -m ssl.faultcheck",
+    "benchmarks/gpu.sh",
+    "pip install",
+    "tensorboard",
+)
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = {
-    "/path/to/images": "images", "LESIONS": "images", "OTHER": "other", "DIR": "images", "RUN": "runs/mine",
+    "/path/to/images": "images",
+    "LESIONS": "images",
+    "OTHER": "other",
+    "DIR": "images",
+    "RUN": "runs/mine",
     "RUN/features.pt": "runs/mine/features.pt",
-    "runs/one": "runs/first", "runs/two": "runs/mine", "/path/to/small": "smaller",
+    "runs/one": "runs/first",
+    "runs/two": "runs/mine",
+    "/path/to/small": "smaller",
     "/path/to/scans": "scans",
-}  # fmt: skip
+}
 SMALL = {
     "train.py": dict(
-        encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 2}, projector="16-16",
-        batch_size=8, epochs=2, warmup_epochs=1.0, max_steps=2, workers=0, amp="off",
+        encoder="ssl.encoders.SmallResNet",
+        encoder_kwargs={"width": 8, "stages": 2},
+        projector="16-16",
+        batch_size=8,
+        epochs=2,
+        warmup_epochs=1.0,
+        max_steps=2,
+        workers=0,
+        amp="off",
     ),
     "evaluate.py": dict(workers=0, probe_epochs=1, linear_epochs=1, linear_batch=16, batch_size=16),
     "finetune.py": dict(workers=0, epochs=1, batch_size=8, amp="off"),
-}  # fmt: skip
+}
 SMALL["benchmarks/throughput.py"] = SMALL["train.py"]
 
 
@@ -85,8 +109,11 @@ def desk(tmp_path, monkeypatch) -> Path:
         Image.fromarray(scan).save(Path("scans", f"{i}.png"))
     images, labels = pixels.permute(0, 2, 3, 1).numpy(), np.arange(80) % 3
     np.save("microscope.npy", images)
-    splits = {f"{split}_{what}": value for split in ("train", "val", "test")
-              for what, value in (("images", images), ("labels", labels))}  # fmt: skip
+    splits = {
+        f"{split}_{what}": value
+        for split in ("train", "val", "test")
+        for what, value in (("images", images), ("labels", labels))
+    }
     np.savez("pathmnist.npz", **splits)
     published = {}
     for name in ("resnet50", "resnet18"):

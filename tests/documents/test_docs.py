@@ -47,8 +47,11 @@ def commands(document: Path) -> list[tuple[str, list[str]]]:
     found = []
     for words in (shlex.split(line, comments=True) for line in lines):
         for place, word in enumerate(words):
-            script = {"slurm/train.sbatch": "train.py", "slurm/evaluate.sbatch": "evaluate.py",
-                      "slurm/finetune.sbatch": "finetune.py"}.get(word, word)  # fmt: skip
+            script = {
+                "slurm/train.sbatch": "train.py",
+                "slurm/evaluate.sbatch": "evaluate.py",
+                "slurm/finetune.sbatch": "finetune.py",
+            }.get(word, word)
             if script in SCRIPTS:
                 found.append((script, words[place + 1 :]))
     return found
@@ -144,8 +147,10 @@ def is_there(name: str) -> bool:
         ("train.py ssl_model.projector_dim=64", "here that is 'projector', see"),
         ("train.py ssl_model.optimizer.base_lr=1", "here that is 'lr', see"),
         ("train.py ssl_model.val_batch_size=512", "here is no such setting, it changes no number"),
-        ("train.py dataset=SVHN", "'dataset=SVHN' has no place; settings are written --key value (see --help); "
-         "write --dataset SVHN"),
+        (
+            "train.py dataset=SVHN",
+            "'dataset=SVHN' has no place; settings are written --key value (see --help); write --dataset SVHN",
+        ),
         ("train.py --random_state 1", "here that is 'seed', see"),
         ("train.py --proj_input_dim 512", "here that is 'projector', see"),
         ("train.py --num_sanity_val_steps 0", "here is no such setting, nothing is tried out before training"),
@@ -160,7 +165,7 @@ def is_there(name: str) -> bool:
         ("train.py --amp bf16-mixed", "did you mean 'bf16'?"),
         ("train.py --device gpu", "did you mean 'cuda'?"),  # cpu is more like it
     ],
-)  # fmt: skip
+)
 def test_a_name_of_another_script_or_project_is_told_ours(command, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     script, *arguments = command.split()

@@ -66,12 +66,32 @@ def weights(model):
 
 def test_the_documented_defaults():
     assert BarlowTwins(Encoder).get_params() | {"encoder": None} == dict(
-        encoder=None, encoder_kwargs=None, proj_input_dim=2048, proj_hidden_dim=2048, proj_output_dim=2048,
-        lambd=0.005, optimizer="adamW", learning_rate=0.0003, weight_decay=0.0005, exclude_bias_and_norm_wd=True,
-        optimizer_kwargs=None, lr_scheduler="warmup_cosine", lr_scheduler_kwargs=None, max_epochs=None, max_steps=-1,
-        random_state=None, device="auto", precision="off", callbacks=None, views=None, batch_size=64, num_workers=0,
-        limit_train_batches=None, check_val_every_n_epoch=1, num_sanity_val_steps=0,
-    )  # fmt: skip
+        encoder=None,
+        encoder_kwargs=None,
+        proj_input_dim=2048,
+        proj_hidden_dim=2048,
+        proj_output_dim=2048,
+        lambd=0.005,
+        optimizer="adamW",
+        learning_rate=0.0003,
+        weight_decay=0.0005,
+        exclude_bias_and_norm_wd=True,
+        optimizer_kwargs=None,
+        lr_scheduler="warmup_cosine",
+        lr_scheduler_kwargs=None,
+        max_epochs=None,
+        max_steps=-1,
+        random_state=None,
+        device="auto",
+        precision="off",
+        callbacks=None,
+        views=None,
+        batch_size=64,
+        num_workers=0,
+        limit_train_batches=None,
+        check_val_every_n_epoch=1,
+        num_sanity_val_steps=0,
+    )
 
 
 @BOTH
@@ -601,9 +621,19 @@ def test_every_word_of_lightnings_trainer_is_known(name):
 
 
 def test_what_the_trainer_does_not_do_unasked_may_be_said():
-    nothing = dict(benchmark=False, detect_anomaly=False, inference_mode=True, plugins=None, barebones=False,
-                   reload_dataloaders_every_n_epochs=0, limit_test_batches=1.0, limit_predict_batches=1.0,
-                   limit_val_batches=1.0, model_registry=None, enable_autolog_hparams=True)  # fmt: skip
+    nothing = dict(
+        benchmark=False,
+        detect_anomaly=False,
+        inference_mode=True,
+        plugins=None,
+        barebones=False,
+        reload_dataloaders_every_n_epochs=0,
+        limit_test_batches=1.0,
+        limit_predict_batches=1.0,
+        limit_val_batches=1.0,
+        model_registry=None,
+        enable_autolog_hparams=True,
+    )
     assert make(**nothing).get_params() == make().get_params()
     for name, value, words in (
         ("benchmark", True, "set torch.backends.cudnn.benchmark"),
@@ -737,8 +767,13 @@ def test_in_a_notebook_that_has_the_standard_ssl_already(tmp_path):
         "sys.path.insert(0, ROOT); ssl.__path__ = [ROOT + '/ssl']\n"
         "from ssl.estimators import BarlowTwins, SimCLR; print(BarlowTwins.__name__, ssl.SSLContext.__name__)"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.stdout == "BarlowTwins SSLContext\n", done.stderr
 
 

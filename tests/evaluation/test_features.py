@@ -172,7 +172,7 @@ BAD = {
     "Inf": (lambda c: c["test"]["features"][4, 2].fill_(float("inf")), "NaN or Inf"),
     "classes twice": (lambda c: c.update(classes=["a", "a", "b"]), "not a list of names, each once"),
     "a shard elsewhere": (lambda c: c["train"]["shards"].__setitem__(0, "../x.pt"), "list of shards in .* is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -313,14 +313,35 @@ def judged(tmp_path_factory):
     torch.manual_seed(0)
     encoder, _ = build_encoder(ENCODER[1], 16, kwargs=json.loads(ENCODER[3]))
     torch.save(encoder.state_dict(), folder / "encoder.pt")
-    done = run("evaluate.py", *model(folder), "--protocol", "features", "probe", "knn", "--npz", "--output_dir",
-               folder / "two", processes=2)  # fmt: skip
+    done = run(
+        "evaluate.py",
+        *model(folder),
+        "--protocol",
+        "features",
+        "probe",
+        "knn",
+        "--npz",
+        "--output_dir",
+        folder / "two",
+        processes=2,
+    )
     return folder, done.stdout
 
 
 def model(folder):
-    return ["--model_path", folder / "encoder.pt", *ENCODER, "--stem", "small", "--data_dir", folder / "images.npz",
-            "--batch_size", "4", "--device", "cpu"]  # fmt: skip
+    return [
+        "--model_path",
+        folder / "encoder.pt",
+        *ENCODER,
+        "--stem",
+        "small",
+        "--data_dir",
+        folder / "images.npz",
+        "--batch_size",
+        "4",
+        "--device",
+        "cpu",
+    ]
 
 
 def judgement(folder):
@@ -384,10 +405,19 @@ def test_results_say_what_they_are_of_and_a_run_of_0_steps_is_not_called_trained
     assert "not trained (0 steps)" in printed and "has made 0 steps" in printed and "\ntrained encoder" not in printed
     checksum = torch.load(folder / "two" / "features.pt", weights_only=True)["encoder"]
     assert found["weights"] | {"sha256": checksum, "steps": 0} == found["weights"]
-    assert found["data"] | {
-        "dataset": "array", "data_dir": str(folder / "images.npz"), "split": "test", "test_images": 23,
-        "train_images": 61, "classes": 3, "image_size": 16,
-    } == found["data"]  # fmt: skip
+    assert (
+        found["data"]
+        | {
+            "dataset": "array",
+            "data_dir": str(folder / "images.npz"),
+            "split": "test",
+            "test_images": 23,
+            "train_images": 61,
+            "classes": 3,
+            "image_size": 16,
+        }
+        == found["data"]
+    )
     assert len(found["data"]["mean"]) == 3 and found["seed"] == 0 and "torch" in found["versions"]
     assert found["protocols"] == {"knn": {"k": 7, "knn_temperature": 0.07, "standardize": True}}
     # Its features do not hide it either.

@@ -96,10 +96,13 @@ def test_the_file_stop_is_a_signal_too(new_run, undisturbed, altered, processes)
 
 
 def test_a_signal_while_data_is_looked_for_is_not_lost(new_run, altered):
-    run = new_run(1, script=altered(
-        "import time\nfrom ssl.sources import datasets\nload = datasets.load\n"
-        "datasets.load = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
-    ))  # fmt: skip
+    run = new_run(
+        1,
+        script=altered(
+            "import time\nfrom ssl.sources import datasets\nload = datasets.load\n"
+            "datasets.load = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
+        ),
+    )
     process = run.launch()
     wait_for_words(run, "looking", process)
     assert stop(run, process, process.pid, signal.SIGTERM) == (EX_TEMPFAIL, run.status())
@@ -143,9 +146,25 @@ def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, num
         target = tmp_path / "data" / "ab"[i % 2] / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
-    command = [sys.executable, *torchrun, TRAIN.with_name("evaluate.py"), "--model_path", undisturbed(1).folder,
-               "--data_dir", tmp_path / "data", "--protocol", "linear", "--linear_epochs", "100000", "--workers", "1",
-               "--linear_batch", "8", "--output_dir", tmp_path]  # fmt: skip
+    command = [
+        sys.executable,
+        *torchrun,
+        TRAIN.with_name("evaluate.py"),
+        "--model_path",
+        undisturbed(1).folder,
+        "--data_dir",
+        tmp_path / "data",
+        "--protocol",
+        "linear",
+        "--linear_epochs",
+        "100000",
+        "--workers",
+        "1",
+        "--linear_batch",
+        "8",
+        "--output_dir",
+        tmp_path,
+    ]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             list(map(str, command)), stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -34,9 +34,16 @@ COMMANDS = {
 }
 STOPS = {"pretrain": 11, "finetune": 7}  # the encoder's call in training at which the run is told to stop
 ESTIMATOR = {
-    "encoder_kwargs": {"width": 4, "stages": 1}, "proj_input_dim": 8, "proj_hidden_dim": 16, "proj_output_dim": 16,
-    "learning_rate": 0.01, "batch_size": 8, "max_epochs": 2, "random_state": 0, "device": "cpu",
-}  # fmt: skip
+    "encoder_kwargs": {"width": 4, "stages": 1},
+    "proj_input_dim": 8,
+    "proj_hidden_dim": 16,
+    "proj_output_dim": 16,
+    "learning_rate": 0.01,
+    "batch_size": 8,
+    "max_epochs": 2,
+    "random_state": 0,
+    "device": "cpu",
+}
 STEPS = 7  # of the fit that is interrupted
 PICTURES = shutil.ignore_patterns("views.png", "evaluation.png", "tensorboard")  # large, and never read again
 

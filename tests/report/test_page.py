@@ -40,8 +40,14 @@ def write_run(folder, word="shapes", steps=300):
     results = {"probe": {"acc1": 0.75, "note": word}, "knn": {"acc1": 0.5}, word: {"acc1": 0.25}}
     (folder / "results.json").write_text(json.dumps(results))
     x = torch.linspace(-1, 1, 40)
-    looks = {"x": x.tolist(), "y": (x**2).tolist(), "labels": [i % 3 for i in range(40)], "explained": [0.6, 0.2],
-             "classes": [word, "b", "c"], "spectrum": [4.0, 2.0, 1.0, 0.1]}  # fmt: skip
+    looks = {
+        "x": x.tolist(),
+        "y": (x**2).tolist(),
+        "labels": [i % 3 for i in range(40)],
+        "explained": [0.6, 0.2],
+        "classes": [word, "b", "c"],
+        "spectrum": [4.0, 2.0, 1.0, 0.1],
+    }
     (folder / "pictures.json").write_text(json.dumps(looks))
     for name in ("views", "neighbours", "correlation"):
         rows = [[torch.rand(3, 8, 8) for _ in range(7)] for _ in range(2)]
@@ -140,16 +146,24 @@ BROKEN = {
     "about.json": ['{"origin": 3', "[1]", '{"origin": 3, "views": 7, "global_batch": [1]}', "[" * 100_000],
     "status.json": ['{"state": {"a": 1}, "step": []}', "null"],
     "best.json": ['{"step": null}', "7"],
-    "metrics.jsonl": ['{"step": 1, "loss": 2}\n{"step": 2, "lo', "\x00\xff" * 99, '{"step": "x", "loss": 1}\n7\n',
-                      '{"step": 1, "loss": 1e999, "b": NaN, "c": true, "d": "2", "e": {"f": 1}}',
-                      '{"step": 1, "loss": %s}' % ("9" * 4000), '{"step": 1e308, "loss": -1e299}\n{"step": -1e308}'],
+    "metrics.jsonl": [
+        '{"step": 1, "loss": 2}\n{"step": 2, "lo',
+        "\x00\xff" * 99,
+        '{"step": "x", "loss": 1}\n7\n',
+        '{"step": 1, "loss": 1e999, "b": NaN, "c": true, "d": "2", "e": {"f": 1}}',
+        '{"step": 1, "loss": %s}' % ("9" * 4000),
+        '{"step": 1e308, "loss": -1e299}\n{"step": -1e308}',
+    ],
     "health.jsonl": ['{"words": 3}\n{"ru', "[]"],
     "results.json": ['{"a": {"a": {"a": {"a": {"a": {"a": 1}}}}}}', "{", '{"mean": null, "runs": [1, {}]}'],
-    "pictures.json": ['{"x": [1], "y": [1, 2]}', '{"x": "ab", "y": 1, "labels": {}, "classes": 5, "spectrum": [null]}',
-                      '{"x": [1, 2], "y": [1, 2], "labels": [-1, 1e9], "classes": [[], {}], "explained": ["a"]}',
-                      '{"reading": {"redundancy": 1e299, "dim": -1, "rows": "x", "warm": [1], "alignment": 0}}'],
+    "pictures.json": [
+        '{"x": [1], "y": [1, 2]}',
+        '{"x": "ab", "y": 1, "labels": {}, "classes": 5, "spectrum": [null]}',
+        '{"x": [1, 2], "y": [1, 2], "labels": [-1, 1e9], "classes": [[], {}], "explained": ["a"]}',
+        '{"reading": {"redundancy": 1e299, "dim": -1, "rows": "x", "warm": [1], "alignment": 0}}',
+    ],
     "views.png": ["no picture", ""],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -211,15 +225,23 @@ def test_of_several_seeds_each_has_its_numbers(tmp_path):
     for seed in (4, 5):
         (tmp_path / f"seed_{seed}").mkdir()
     text = without_heads(make_page(tmp_path))
-    for measure, value in (("mean · acc1 · mean", "0.9062"), ("seed 4 · test · acc1", "0.875"),
-                           ("seed 5 · test · acc1", "0.9375")):  # fmt: skip
+    for measure, value in (
+        ("mean · acc1 · mean", "0.9062"),
+        ("seed 4 · test · acc1", "0.875"),
+        ("seed 5 · test · acc1", "0.9375"),
+    ):
         assert f'<th scope="row">{measure}</th><td>results.json</td><td>{value}</td>' in text.partition("<details>")[0]
     assert "name seed_4, seed_5 as runs of their own" in text and "metrics.jsonl is not there" not in text
 
 
 def test_an_accuracy_stands_with_its_interval_and_n(tmp_path):
-    found = {"n": 4000, "acc1": 0.791, "acc1_interval": [0.778, 0.803], "balanced_accuracy": 0.75,
-             "balanced_accuracy_interval": ["<b>", None]}  # fmt: skip
+    found = {
+        "n": 4000,
+        "acc1": 0.791,
+        "acc1_interval": [0.778, 0.803],
+        "balanced_accuracy": 0.75,
+        "balanced_accuracy_interval": ["<b>", None],
+    }
     (tmp_path / "results.json").write_text(json.dumps({"probe": found}))
     text = without_heads(make_page(tmp_path)).partition("<details>")[0]
     for measure, value in (("acc1", "0.791 (0.778–0.803)"), ("n", "4000"), ("balanced_accuracy", "0.75")):

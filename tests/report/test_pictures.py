@@ -130,10 +130,19 @@ def make_run(folder, labelled=True):
     )
     np.savez(folder / "images.npz", **stored)
     settings = {
-        "method": "barlow_twins", "dataset": "array", "data_dir": str(folder / "images.npz"), "image_size": 16,
-        "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4}, "stem": "auto", "projector": "8-8",
-        "projector_bias": False, "seed": 0, "mean": None, "std": None,
-    }  # fmt: skip
+        "method": "barlow_twins",
+        "dataset": "array",
+        "data_dir": str(folder / "images.npz"),
+        "image_size": 16,
+        "encoder": "ssl.encoders.SmallResNet",
+        "encoder_kwargs": {"width": 4},
+        "stem": "auto",
+        "projector": "8-8",
+        "projector_bias": False,
+        "seed": 0,
+        "mean": None,
+        "std": None,
+    }
     config.write_yaml(folder / "config.yaml", settings)
     views = [vars(view) for view in VIEWS]
     (folder / "about.json").write_text(json.dumps({"views": views}))

@@ -36,9 +36,16 @@ from ssl.settings import config
 from ssl.training import best_model
 
 TINY = {
-    "--encoder": "ssl.encoders.SmallResNet", "--encoder_kwargs": "{width: 8, stages: 2}", "--image_size": "32",
-    "--batch_size": "12", "--epochs": "2", "--workers": "1", "--amp": "off", "--lr": "0.05", "--crop_scale": "0.5 1",
-}  # fmt: skip
+    "--encoder": "ssl.encoders.SmallResNet",
+    "--encoder_kwargs": "{width: 8, stages: 2}",
+    "--image_size": "32",
+    "--batch_size": "12",
+    "--epochs": "2",
+    "--workers": "1",
+    "--amp": "off",
+    "--lr": "0.05",
+    "--crop_scale": "0.5 1",
+}
 
 
 def tiny(*arguments) -> list[str]:
@@ -65,8 +72,16 @@ def encoder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(images, encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
-               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    done = run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--init",
+        encoder,
+        "--output_dir",
+        folder,
+        *tiny("--runs", 2, "--copies", 3, "--major", "disc ring"),
+    )
     (folder / "printed.txt").write_text(done.stdout)
     return folder
 
@@ -119,25 +134,65 @@ def test_several_runs_differ_and_give_mean_and_deviation(tuned):
 
 
 def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewhere(tuned, images, tmp_path):
-    run("finetune.py", "--test_only", "--model_path", tuned, "--output_dir", tmp_path / "own", "--encoder",
-        "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--workers", 1)  # fmt: skip
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned,
+        "--output_dir",
+        tmp_path / "own",
+        "--encoder",
+        "ssl.encoders.SmallResNet",
+        "--encoder_kwargs",
+        "{width: 8, stages: 2}",
+        "--workers",
+        1,
+    )
     shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
-    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1" / "best.pt",
-        "--data_dir", tmp_path / "elsewhere", "--output_dir", tmp_path / "there", "--workers", 1)  # fmt: skip
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned / "seed_1" / "best.pt",
+        "--data_dir",
+        tmp_path / "elsewhere",
+        "--output_dir",
+        tmp_path / "there",
+        "--workers",
+        1,
+    )
     for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
         assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
     there = results(tmp_path / "there")["test"]
     assert there["loss"] == pytest.approx(results(tuned)["runs"][1]["test"]["loss"], rel=1e-6)  # the same views
-    run("finetune.py", "--test_only", "--model_path", tuned / "seed_1", "--copies", 1, "--workers", 1,
-        "--output_dir", tmp_path / "plain")  # fmt: skip
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned / "seed_1",
+        "--copies",
+        1,
+        "--workers",
+        1,
+        "--output_dir",
+        tmp_path / "plain",
+    )
     plain = results(tmp_path / "plain")["test"]
     assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
 
 def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp_path):
     """Whatever auto became on the machine that trained it, and although its bf16 may be imitated here."""
-    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run",
-        *tiny("--amp", "bf16", "--epochs", 1))  # fmt: skip
+    run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--init",
+        encoder,
+        "--output_dir",
+        tmp_path / "run",
+        *tiny("--amp", "bf16", "--epochs", 1),
+    )
     again = ["finetune.py", "--test_only", "--model_path", tmp_path / "run", "--batch_size", 12, "--workers", 1]
     said = run(*again, "--output_dir", tmp_path / "again").stdout
     run(*again, "--output_dir", tmp_path / "float32", "--amp", "off")
@@ -223,9 +278,18 @@ def test_without_freezing_it_is_not(tuned, encoder):
 @pytest.mark.parametrize("balanced", [False, True])
 def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
     for processes in (1, 2):
-        run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / str(processes),
-            *(["--balanced"] if balanced else []), *tiny("--batch_size", 12 // processes, "--copies", 2),
-            processes=processes)  # fmt: skip
+        run(
+            "finetune.py",
+            "--data_dir",
+            images,
+            "--init",
+            encoder,
+            "--output_dir",
+            tmp_path / str(processes),
+            *(["--balanced"] if balanced else []),
+            *tiny("--batch_size", 12 // processes, "--copies", 2),
+            processes=processes,
+        )
     one, two = (torch.load(tmp_path / n / "best.pt", weights_only=True)["model"] for n in "12")
     for name, value in one.items():
         assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-4), name
@@ -334,8 +398,17 @@ def history(folder: Path) -> list[dict]:
 )
 def test_another_run_is_not_continued(tuned, images, encoder, changed, words):
     before = (tuned / "results.json").read_bytes()
-    done = run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tuned,
-               *tiny("--runs", 2, "--copies", 3, "--major", "disc ring", *changed), check=False)  # fmt: skip
+    done = run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--init",
+        encoder,
+        "--output_dir",
+        tuned,
+        *tiny("--runs", 2, "--copies", 3, "--major", "disc ring", *changed),
+        check=False,
+    )
     assert done.returncode == 2 and words in done.stderr
     assert (tuned / "results.json").read_bytes() == before
 
@@ -347,8 +420,16 @@ def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_a
     lost = torch_file.load(folder / "seed_1" / "best.pt")
     lost["model"] = {name: torch.zeros_like(value) for name, value in lost["model"].items()}
     torch_file.save(lost, folder / "seed_1" / "best.pt")
-    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", folder,
-        *tiny("--runs", 3, "--copies", 3, "--major", "disc ring"))  # fmt: skip
+    run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--init",
+        encoder,
+        "--output_dir",
+        folder,
+        *tiny("--runs", 3, "--copies", 3, "--major", "disc ring"),
+    )
     assert torch.equal(best(folder / "seed_1"), best(tuned / "seed_1"))
     assert results(folder)["runs"][:2] == results(tuned)["runs"] and len(results(folder)["runs"]) == 3
     model = torch_file.load(folder / "seed_2" / "best.pt")["model"]
@@ -357,11 +438,30 @@ def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_a
 
 
 def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation_images(images, encoder, tmp_path):
-    run("finetune.py", "--data_dir", images, "--init", encoder, "--output_dir", tmp_path / "run", "--sync_bn", "false",
-        *tiny("--batch_size", 4, "--epochs", 3), processes=2)  # fmt: skip
+    run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--init",
+        encoder,
+        "--output_dir",
+        tmp_path / "run",
+        "--sync_bn",
+        "false",
+        *tiny("--batch_size", 4, "--epochs", 3),
+        processes=2,
+    )
     shutil.copytree(images / "val", tmp_path / "validation" / "test")
-    run("finetune.py", "--test_only", "--model_path", tmp_path / "run", "--data_dir", tmp_path / "validation",
-        "--workers", 1)  # fmt: skip
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tmp_path / "run",
+        "--data_dir",
+        tmp_path / "validation",
+        "--workers",
+        1,
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     lowest = min(lines, key=lambda line: line["val_loss"])
     assert results(tmp_path / "run")["best"]["epoch"] == lowest["epoch"]
@@ -371,13 +471,29 @@ def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation
 
 def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp_path):
     paths = sorted(images.glob("*/*/*.png"))
-    rows = [f"{path.relative_to(images)},{path.parent.name},{path.parts[-3]},p{(i // 5) % 9 if i % 2 else i}"
-            for i, path in enumerate(paths) if path.parts[-3] != "val"]  # fmt: skip
+    rows = [
+        f"{path.relative_to(images)},{path.parent.name},{path.parts[-3]},p{(i // 5) % 9 if i % 2 else i}"
+        for i, path in enumerate(paths)
+        if path.parts[-3] != "val"
+    ]
     rows = [row.replace(",p", ",t") if ",test," in row else row for row in rows]
     (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
-    run("finetune.py", "--data_dir", images, "--csv", tmp_path / "table.csv", "--label_column", "label",
-        "--split_column", "split", "--group_column", "patient", "--output_dir", tmp_path / "run",
-        *tiny("--runs", 3, "--batch_size", 2, "--val_fraction", 0.2, "--epochs", 1))  # fmt: skip
+    run(
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--csv",
+        tmp_path / "table.csv",
+        "--label_column",
+        "label",
+        "--split_column",
+        "split",
+        "--group_column",
+        "patient",
+        "--output_dir",
+        tmp_path / "run",
+        *tiny("--runs", 3, "--batch_size", 2, "--val_fraction", 0.2, "--epochs", 1),
+    )
     steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
     assert max(steps) > steps[0]  # later runs are longer than the first
 
@@ -385,8 +501,20 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
 def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
     table = tmp_path / "table.csv"
     rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
-    command = ["finetune.py", "--data_dir", images, "--csv", table, "--label_column", "label", "--split_column",
-               "split", "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]  # fmt: skip
+    command = [
+        "finetune.py",
+        "--data_dir",
+        images,
+        "--csv",
+        table,
+        "--label_column",
+        "label",
+        "--split_column",
+        "split",
+        "--output_dir",
+        tmp_path / "run",
+        *tiny("--epochs", 1),
+    ]
     for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
         lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
         table.write_text("\n".join(["image,label,split", *lines]))
@@ -442,13 +570,23 @@ def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path)
 
 def fit_of(settings, history=()) -> finetune.Fit:
     model = finetune.Model(settings, 3, 3)
-    return finetune.Fit(0, finetune.make_optimizer(settings, model), torch.amp.GradScaler(enabled=False),
-                        finetune.no_loss("cpu"), history=list(history))  # fmt: skip
+    return finetune.Fit(
+        0,
+        finetune.make_optimizer(settings, model),
+        torch.amp.GradScaler(enabled=False),
+        finetune.no_loss("cpu"),
+        history=list(history),
+    )
 
 
 def small_settings(**values) -> finetune.Settings:
-    return finetune.Settings(encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 1},
-                             stem="auto", image_size=32, **values)  # fmt: skip
+    return finetune.Settings(
+        encoder="ssl.encoders.SmallResNet",
+        encoder_kwargs={"width": 8, "stages": 1},
+        stem="auto",
+        image_size=32,
+        **values,
+    )
 
 
 @pytest.mark.parametrize("changed", [{"weight_decay": 0.5}, {"lr": 0.5}, {"momentum": 0.5}])
@@ -608,18 +746,49 @@ def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
     for name in ("cats", "dogs", "ring"):
         (tmp_path / "data" / "test" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "data" / "test" / name / f"{name}.png")
-    done = run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "data",
-               "--output_dir", tmp_path / "out", check=False)  # fmt: skip
+    done = run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned / "seed_0",
+        "--data_dir",
+        tmp_path / "data",
+        "--output_dir",
+        tmp_path / "out",
+        check=False,
+    )
     assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
 
 
 def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
     for name in ("ring", "square"):
         shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
-    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--data_dir", tmp_path / "two", "--workers", 1,
-        "--copies", 1, "--output_dir", tmp_path / "two_tested")  # fmt: skip
-    run("finetune.py", "--test_only", "--model_path", tuned / "seed_0", "--copies", 1, "--workers", 1,
-        "--output_dir", tmp_path / "all_tested")  # fmt: skip
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned / "seed_0",
+        "--data_dir",
+        tmp_path / "two",
+        "--workers",
+        1,
+        "--copies",
+        1,
+        "--output_dir",
+        tmp_path / "two_tested",
+    )
+    run(
+        "finetune.py",
+        "--test_only",
+        "--model_path",
+        tuned / "seed_0",
+        "--copies",
+        1,
+        "--workers",
+        1,
+        "--output_dir",
+        tmp_path / "all_tested",
+    )
     two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
     assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"
     assert {name: two["recall"][name] for name in ("ring", "square")} == {

@@ -52,7 +52,7 @@ FIRST_HOUR = [
     (["--init", "{resnet}"], "not weights of this encoder", "it fits --encoder resnet18"),
     (["--resume", "{resnet}"], "not a checkpoint of train.py", "expected"),
     (["--gpus", "0"], "gpus: 0 is not a number of processes", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("arguments, wrong, to_do", FIRST_HOUR, ids=[" ".join(case[0]) for case in FIRST_HOUR])

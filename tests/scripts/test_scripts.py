@@ -74,8 +74,16 @@ def test_a_run_leaves_a_folder_that_says_everything(trained, images):
     assert {"config.yaml", "metrics.jsonl", "checkpoint.pt", "encoder.pt"} <= set(os.listdir(trained))
     lines = metrics(trained)
     assert [line["step"] for line in lines] == list(range(1, 9))
-    assert {"epoch", "loss", "on_diagonal", "off_diagonal", "lr_weights", "lr_biases", "samples_per_second",
-            "data_wait"} <= set(lines[0])  # fmt: skip
+    assert {
+        "epoch",
+        "loss",
+        "on_diagonal",
+        "off_diagonal",
+        "lr_weights",
+        "lr_biases",
+        "samples_per_second",
+        "data_wait",
+    } <= set(lines[0])
     saved = yaml.safe_load((trained / "config.yaml").read_text())
     assert saved["data_dir"] == str(images) and saved["dataset"] == "folder"
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
@@ -163,8 +171,20 @@ def test_gpus_starts_torchrun_by_itself(images, tmp_path):
 
 def test_judging_takes_gpus_too(trained, judged, tmp_path):
     """The command of Barlow Twins in Lightning, with fewer processes."""
-    done = run("evaluate.py", "--gpus=2", "--batch_size", 256, "--model_path", trained, "--device", "cpu",
-               "--protocol", "knn", "--output_dir", tmp_path)  # fmt: skip
+    done = run(
+        "evaluate.py",
+        "--gpus=2",
+        "--batch_size",
+        256,
+        "--model_path",
+        trained,
+        "--device",
+        "cpu",
+        "--protocol",
+        "knn",
+        "--output_dir",
+        tmp_path,
+    )
     assert "device      cpu × 2 processes" in done.stdout
     assert json.loads((tmp_path / "results.json").read_text())["knn"] == judged[0]["knn"]
     done = run("evaluate.py", "--gpus=2", "--features", trained, check=False)
@@ -197,19 +217,33 @@ DROPPING = ("test_scripts.Dropping", {"width": 8, "stages": 1})
 WIDE = ("wide_resnet_28_10", {"depth": 10, "widen_factor": 1})
 
 
-@pytest.mark.parametrize("method, micro_batches, encoder", [
-    ("barlow_twins", 2, DROPPING), ("barlow_twins", 4, DROPPING), ("supcon", 4, DROPPING), ("simclr", 2, WIDE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, micro_batches, encoder",
+    [
+        ("barlow_twins", 2, DROPPING),
+        ("barlow_twins", 4, DROPPING),
+        ("supcon", 4, DROPPING),
+        ("simclr", 2, WIDE),
+    ],
+)
 def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches, encoder):
-    settings = train.Settings(method=method, image_size=16, projector="12-8", sync_bn=False,
-                              encoder=encoder[0], encoder_kwargs=encoder[1])  # fmt: skip
+    settings = train.Settings(
+        method=method, image_size=16, projector="12-8", sync_bn=False, encoder=encoder[0], encoder_kwargs=encoder[1]
+    )
     torch.manual_seed(0)
     model = train.Model(settings).train()
     criterion = train.make_criterion(settings)
     views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
     labels = torch.tensor([0, 1, 1, 2, -1, 0, 2, 2, 0, 1, -1, 2, 0, 0, 1, 1])
-    batches = [Batch(list(zip(*(view.chunk(micro_batches) for view in views)))[i], torch.arange(16 // micro_batches),
-                     labels.chunk(micro_batches)[i], seed=i) for i in range(micro_batches)]  # fmt: skip
+    batches = [
+        Batch(
+            list(zip(*(view.chunk(micro_batches) for view in views)))[i],
+            torch.arange(16 // micro_batches),
+            labels.chunk(micro_batches)[i],
+            seed=i,
+        )
+        for i in range(micro_batches)
+    ]
 
     def embed(batch):
         torch.manual_seed(batch.seed)
@@ -254,16 +288,20 @@ def test_supcon_learns_from_labels_and_says_so(images, tmp_path):
     assert "3 classes, every class shown as often" in done.stdout
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["--method", "supcon"], "method supcon: needs labels, and folder has none here"),
-    (["--method", "simclr", "--balanced"], "balanced: needs labels, and folder has none here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--method", "supcon"], "method supcon: needs labels, and folder has none here"),
+        (["--method", "simclr", "--balanced"], "balanced: needs labels, and folder has none here"),
+    ],
+)
 def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments, expected):
     for i, pixels in enumerate(render(torch.zeros(20, dtype=torch.long), 32, 0)):
         (tmp_path / "flat").mkdir(exist_ok=True)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "flat" / f"{i}.png")
-    done = run("train.py", "--data_dir", tmp_path / "flat", "--output_dir", tmp_path / "run", *tiny(), *arguments,
-               check=False)  # fmt: skip
+    done = run(
+        "train.py", "--data_dir", tmp_path / "flat", "--output_dir", tmp_path / "run", *tiny(), *arguments, check=False
+    )
     assert done.returncode == 2 and done.stderr.startswith(f"train.py: error: {expected}")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -271,8 +309,16 @@ def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments
 def test_a_run_that_learns_from_labels_is_not_continued_with_others(tmp_path):
     pixels = render(torch.arange(32) % 3, 32, 0).permute(0, 2, 3, 1).numpy()
     labels = (torch.arange(32) % 3).numpy()
-    common = ["train.py", "--data_dir", tmp_path / "data.npz", "--output_dir", tmp_path / "run",
-              *tiny("--max_steps", 1), "--method", "supcon"]  # fmt: skip
+    common = [
+        "train.py",
+        "--data_dir",
+        tmp_path / "data.npz",
+        "--output_dir",
+        tmp_path / "run",
+        *tiny("--max_steps", 1),
+        "--method",
+        "supcon",
+    ]
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
     run(*common)
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels[::-1].copy())
@@ -393,8 +439,19 @@ def test_schedules_follow_the_epochs():
 
 
 def test_a_bad_setting_is_told_once_under_torchrun_and_is_its_last_word(images, tmp_path):
-    done = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "--data_dir", images,
-               "--output_dir", tmp_path, *tiny("--batch_size", 100), check=False)  # fmt: skip
+    done = run(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "train.py",
+        "--data_dir",
+        images,
+        "--output_dir",
+        tmp_path,
+        *tiny("--batch_size", 100),
+        check=False,
+    )
     assert done.returncode != 0 and done.stderr.startswith("train.py: error: batch_size")
     assert done.stderr.count("\ntrain.py: error: ") == 0
     assert "traceback : train.py: error: batch_size: the global batch, 100" in done.stderr
@@ -405,12 +462,26 @@ def test_two_machines_train_as_one(images, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
-              f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1", "train.py", "--data_dir", str(images),
-              "--output_dir", str(tmp_path / "nodes"), *tiny("--batch_size", 8)]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=127.0.0.1:{port}",
+        "--local_addr=127.0.0.1",
+        "train.py",
+        "--data_dir",
+        str(images),
+        "--output_dir",
+        str(tmp_path / "nodes"),
+        *tiny("--batch_size", 8),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    nodes = [subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
-             for _ in range(2)]  # fmt: skip
+    nodes = [
+        subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) for _ in range(2)
+    ]
     printed = [node.communicate(timeout=300)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "".join(printed)
     assert sum("judge it" in text for text in printed) == 1
@@ -462,8 +533,25 @@ def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
 
 @pytest.mark.parametrize("method", ["barlow_twins", "supcon"])
 def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp_path, method):
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), "--lr", "1e30", "--method", method,
-               "--warmup_start", "1", "--save_steps", "1", "--max_bad_steps", "2", check=False)  # fmt: skip
+    done = run(
+        "train.py",
+        "--data_dir",
+        images,
+        "--output_dir",
+        tmp_path,
+        *tiny(),
+        "--lr",
+        "1e30",
+        "--method",
+        method,
+        "--warmup_start",
+        "1",
+        "--save_steps",
+        "1",
+        "--max_bad_steps",
+        "2",
+        check=False,
+    )
     assert done.returncode == 2 and "training has diverged" in done.stderr and "no finite gradient" in done.stderr
     assert weights(tmp_path).isfinite().all()  # of the step before
 
@@ -529,22 +617,25 @@ def test_there_are_recipes():
     assert {"barlow_twins_imagenet", "simclr_svhn", "supcon_imagenet", "lesions_ucl"} <= {path.stem for path in RECIPES}
 
 
-@pytest.mark.parametrize("asked, expected", [
-    ({}, "barlow_twins_shapes"),
-    ({"method": "simclr", "dataset": "SVHN"}, "simclr_svhn"),
-    ({"dataset": "SVHN"}, "barlow_twins_cifar10"),
-    ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
-    ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
-    ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
-    ({"data_dir": "x"}, "barlow_twins_folder"),
-    ({"dataset": "CIFAR100", "method": "simclr"}, "simclr_cifar10"),
-    ({"dataset": "ImageNet", "image_size": 64}, "barlow_twins_imagenet"),
-    ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet100"),
-    ({"dataset": "ImageNet50"}, "barlow_twins_imagenet100"),
-    ({"dataset": "ImageNet200", "method": "simclr"}, "simclr_imagenet100"),
-    ({"dataset": "ImageNet200", "method": "supcon"}, "supcon_imagenet"),
-    ({"dataset": "STL10"}, "barlow_twins_stl10"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked, expected",
+    [
+        ({}, "barlow_twins_shapes"),
+        ({"method": "simclr", "dataset": "SVHN"}, "simclr_svhn"),
+        ({"dataset": "SVHN"}, "barlow_twins_cifar10"),
+        ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
+        ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
+        ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
+        ({"data_dir": "x"}, "barlow_twins_folder"),
+        ({"dataset": "CIFAR100", "method": "simclr"}, "simclr_cifar10"),
+        ({"dataset": "ImageNet", "image_size": 64}, "barlow_twins_imagenet"),
+        ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet100"),
+        ({"dataset": "ImageNet50"}, "barlow_twins_imagenet100"),
+        ({"dataset": "ImageNet200", "method": "simclr"}, "simclr_imagenet100"),
+        ({"dataset": "ImageNet200", "method": "supcon"}, "supcon_imagenet"),
+        ({"dataset": "STL10"}, "barlow_twins_stl10"),
+    ],
+)
 def test_the_recipe_under_a_run_is_that_of_the_method_and_the_data(asked, expected):
     assert train.find_recipe(asked).stem == expected
 
@@ -554,23 +645,43 @@ EPOCH = 14_805 // 80  # steps of ISIC 2019's training images
 
 def test_the_lesion_recipes_are_the_tables_best_five_and_the_originals_views():
     def table(name):
-        return [(s.temperature, s.batch_size, (s.max_steps or s.epochs * EPOCH) / EPOCH, s.balanced)
-                for s in rows(ROOT / "configs" / name)[:5]]  # fmt: skip
+        return [
+            (s.temperature, s.batch_size, (s.max_steps or s.epochs * EPOCH) / EPOCH, s.balanced)
+            for s in rows(ROOT / "configs" / name)[:5]
+        ]
 
     assert table("lesions_ucl.yaml") == [
-        (0.1, 80, 50, False), (0.1, 512, 200, True), (0.5, 512, 200, False), (0.1, 80, 50, True),
+        (0.1, 80, 50, False),
+        (0.1, 512, 200, True),
+        (0.5, 512, 200, False),
+        (0.1, 80, 50, True),
         (1.0, 512, 200, False),
-    ]  # fmt: skip
+    ]
     assert table("lesions_scl.yaml") == [
-        (1.0, 80, 50, True), (1.0, 80, 200, True), (0.5, 80, 200, True), (0.5, 80, 200, False), (0.5, 80, 50, False),
-    ]  # fmt: skip
+        (1.0, 80, 50, True),
+        (1.0, 80, 200, True),
+        (0.5, 80, 200, True),
+        (0.5, 80, 200, False),
+        (0.5, 80, 50, False),
+    ]
     for name in ("lesions_ucl.yaml", "lesions_scl.yaml"):
         for settings in rows(ROOT / "configs" / name):
             first, second = train.make_views(settings)
-            assert first == second == View(
-                size=224, crop_scale=(0.75, 1.0), flip=0.5, vertical_flip=0.5, jitter=(0.8, 0.8, 0.8, 0.2),
-                jitter_prob=0.8, grayscale=0.2, blur_prob=0.0, solarize_prob=0.0,
-            )  # fmt: skip
+            assert (
+                first
+                == second
+                == View(
+                    size=224,
+                    crop_scale=(0.75, 1.0),
+                    flip=0.5,
+                    vertical_flip=0.5,
+                    jitter=(0.8, 0.8, 0.8, 0.2),
+                    jitter_prob=0.8,
+                    grayscale=0.2,
+                    blur_prob=0.0,
+                    solarize_prob=0.0,
+                )
+            )
             factors = [train.lr_factor(settings, step, 1) for step in range(settings.epochs)]
             assert (
                 max(factors) <= 1 and settings.lr == 0.001 and settings.mean == [0, 0, 0] and settings.std == [1, 1, 1]
@@ -604,14 +715,31 @@ def test_the_tissue_recipes_are_the_studys(name, parameters):
     assert baseline.encoder == f"ssl.preact.{name}"
     # as Keras counts: with running statistics
     assert sum(v.numel() for key, v in model.state_dict().items() if "num_batches" not in key) == parameters
-    whole = View(size=224, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0.5, vertical_flip=0.5,
-                 jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale=0.2, blur_sigma=(1, 1), blur_kernel=23,
-                 blur_prob=1.0, solarize_prob=0.0, solarize_threshold=0.5)  # fmt: skip
+    whole = View(
+        size=224,
+        crop_scale=(1, 1),
+        crop_ratio=(1, 1),
+        flip=0.5,
+        vertical_flip=0.5,
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        jitter_prob=0.8,
+        grayscale=0.2,
+        blur_sigma=(1, 1),
+        blur_kernel=23,
+        blur_prob=1.0,
+        solarize_prob=0.0,
+        solarize_threshold=0.5,
+    )
     second = dataclasses.replace(whole, blur_prob=0.1, solarize_prob=0.2)
     grey, color = dict(grayscale=0), dict(grayscale=0, jitter_prob=0)
     plain = dict(**color, flip=0, vertical_flip=0, solarize_prob=0)
-    for settings, off in ((baseline, {}), (no_drop, grey), (no_color, color), (blur_only, plain),
-                          (identity, plain | {"blur_prob": 0})):  # fmt: skip
+    for settings, off in (
+        (baseline, {}),
+        (no_drop, grey),
+        (no_color, color),
+        (blur_only, plain),
+        (identity, plain | {"blur_prob": 0}),
+    ):
         assert train.make_views(settings) == [dataclasses.replace(view, **off) for view in (whole, second)]
         auto.settle(settings, 512, 10_000)
         factors = [train.lr_factor(settings, step, 10) for step in range(300)]
@@ -628,8 +756,19 @@ def test_the_tissue_recipes_are_the_studys(name, parameters):
 @pytest.fixture(scope="module")
 def judged(trained, tmp_path_factory) -> tuple[dict, Path, str]:
     folder = tmp_path_factory.mktemp("judged")
-    done = run("evaluate.py", "--model_path", trained, "--protocol", "all", "--linear_epochs", "2", "--random_init",
-               "--raw_pixels", "--output_dir", folder)  # fmt: skip
+    done = run(
+        "evaluate.py",
+        "--model_path",
+        trained,
+        "--protocol",
+        "all",
+        "--linear_epochs",
+        "2",
+        "--random_init",
+        "--raw_pixels",
+        "--output_dir",
+        folder,
+    )
     return json.loads((folder / "results.json").read_text()), folder, done.stdout
 
 
@@ -654,8 +793,20 @@ def test_features_are_plain_tensors_in_order(judged, images):
 
 
 def test_judging_on_two_processes_counts_every_image_once(trained, judged, tmp_path):
-    run("evaluate.py", "--model_path", trained, "--protocol", "all", "--linear_epochs", "2", "--output_dir", tmp_path,
-        "--batch_size", "4", processes=2)  # fmt: skip
+    run(
+        "evaluate.py",
+        "--model_path",
+        trained,
+        "--protocol",
+        "all",
+        "--linear_epochs",
+        "2",
+        "--output_dir",
+        tmp_path,
+        "--batch_size",
+        "4",
+        processes=2,
+    )
     one, two = (torch.load(f / "features.pt", weights_only=True) for f in (judged[1], tmp_path))
     for split in ("train", "test"):
         assert one[split]["names"] == two[split]["names"]
@@ -678,8 +829,20 @@ def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
 
 
 def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
-    run("train.py", "--output_dir", tmp_path, *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
-        "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.3")  # fmt: skip
+    run(
+        "train.py",
+        "--output_dir",
+        tmp_path,
+        *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
+        "--mean",
+        "0.5",
+        "0.4",
+        "0.3",
+        "--std",
+        "0.2",
+        "0.2",
+        "0.3",
+    )
     settings = evaluate.Settings(model_path=str(tmp_path))
     inherit.fill(settings, pretrained.run_settings(settings.model_path), evaluate.ABOUT_DATA)
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")

@@ -25,9 +25,12 @@ RECIPES = [
     if {"projector", "extends"} & config.read_yaml(path).keys()
 ]
 SMALL = {
-    "encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 8, "stages": 1}, "image_size": 16,
-    "batch_size": 4, "accumulate": 1,
-}  # fmt: skip
+    "encoder": "ssl.encoders.SmallResNet",
+    "encoder_kwargs": {"width": 8, "stages": 1},
+    "image_size": 16,
+    "batch_size": 4,
+    "accumulate": 1,
+}
 
 
 def read(*arguments) -> train.Settings:
@@ -114,10 +117,13 @@ def test_a_named_recipe_lacks_nothing_that_its_data_sets_recipe_has(path, tmp_pa
     assert over_the_recipe_of_the_data(path, tmp_path, *data_of(path)) == {}
 
 
-@pytest.mark.parametrize("name, changed", [
-    ("lesions_ucl", {"color_distortion_strength": (1.0, 0.5), "blur_kernel": (23, 3)}),
-    ("barlow_twins_imagenet", {"crop_scale": ((0.08, 1.0), [0.2, 1.0]), "blur_prob": ([1.0, 0.1], [0.0, 0.0])}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, changed",
+    [
+        ("lesions_ucl", {"color_distortion_strength": (1.0, 0.5), "blur_kernel": (23, 3)}),
+        ("barlow_twins_imagenet", {"crop_scale": ((0.08, 1.0), [0.2, 1.0]), "blur_prob": ([1.0, 0.1], [0.0, 0.0])}),
+    ],
+)
 def test_at_another_image_size_that_recipe_would_change_the_views(name, changed, tmp_path):
     """The control of both tests above."""
     data = ["--dataset", "folder", "--data_dir", "x", "--image_size", 64]
@@ -125,8 +131,17 @@ def test_at_another_image_size_that_recipe_would_change_the_views(name, changed,
 
 
 def test_simclrs_recipes_are_those_of_the_study():
-    crop = View(size=32, crop_scale=(0.08, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, grayscale=0.2,
-                blur_prob=0.5, blur_kernel=3, solarize_prob=0)  # fmt: skip
+    crop = View(
+        size=32,
+        crop_scale=(0.08, 1),
+        flip=0.5,
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_prob=0.8,
+        grayscale=0.2,
+        blur_prob=0.5,
+        blur_kernel=3,
+        solarize_prob=0,
+    )
     turn = dataclasses.replace(crop, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, rotation=30, rotation_prob=0.33)
     large = dataclasses.replace(crop, size=224, jitter=(0.8, 0.8, 0.8, 0.2), blur_kernel=23)
     expected = {"CIFAR10": crop, "CIFAR100": crop, "SVHN": turn} | dict.fromkeys(
@@ -153,10 +168,14 @@ def test_what_the_studys_recipe_does_otherwise_is_as_in_the_study(dataset):
     study = vars(read("--config", ROOT / "configs/simclr_study.yaml", "--dataset", dataset))
     usual = vars(read("--method", "simclr", "--dataset", dataset))
     assert {name: study[name] for name in study if name != "config" and study[name] != usual[name]} == {
-        "accumulate_mode": "split", "mean": [0.0] * 3, "std": [1.0] * 3, "eval_every": 50, "eval_head": "fixed",
+        "accumulate_mode": "split",
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "eval_every": 50,
+        "eval_head": "fixed",
         "ssl_val_interval": 25,
         "seed": 42,
-    }  # fmt: skip
+    }
 
 
 def test_on_all_of_imagenet_the_studys_recipe_is_that_of_its_subsets():
@@ -178,8 +197,12 @@ def test_the_rows_of_the_search_are_the_studys_grid():
     assert grid == {(t, lr, 512, a) for t in (0.1, 0.5) for lr in rates for a in (1, 4)}
     wide = small[16]
     assert (wide.encoder, wide.batch_size, wide.accumulate, wide.lr, wide.temperature) == (
-        "wide_resnet_28_10", 256, 2, 0.125, 0.5
-    )  # fmt: skip
+        "wide_resnet_28_10",
+        256,
+        2,
+        0.125,
+        0.5,
+    )
     large = [row(number, "ImageNet100") for number in (18, 19, 20)]
     assert [(s.batch_size, s.accumulate) for s in large] == [(125, 4), (125, 16), (256, 16)]
     for s in [*small, *large]:
@@ -203,10 +226,21 @@ def test_arguments_of_another_encoder_are_not_inherited(tmp_path):
 # What says auto ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch, lr", [
-    (128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2),  # the authors' table
-    (16, 0.7), (8192, 0.2), (362, 0.35), (1448, 0.225),  # beyond its ends; in the middle, as a factor
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch, lr",
+    [
+        (128, 0.7),
+        (256, 0.4),
+        (512, 0.3),
+        (1024, 0.25),
+        (2048, 0.2),
+        (4096, 0.2),  # the authors' table
+        (16, 0.7),
+        (8192, 0.2),
+        (362, 0.35),
+        (1448, 0.225),  # beyond its ends; in the middle, as a factor
+    ],
+)
 def test_the_learning_rate_follows_the_authors_table(batch, lr):
     assert auto.learning_rate(batch) == pytest.approx(lr, abs=2e-4)
 
@@ -232,17 +266,29 @@ def test_only_what_says_auto_is_resolved_and_with_a_reason():
     own = read("--data_dir", "x")
     found = auto.resolve(vars(own), 512, 126_689)
     assert {name: value for name, (value, _) in found.items()} == {
-        "lr": 0.3, "epochs": 400, "warmup_epochs": 10, "projector": "2048-2048-2048", "blur_prob": [1.0, 0.1],
-    }  # fmt: skip
+        "lr": 0.3,
+        "epochs": 400,
+        "warmup_epochs": 10,
+        "projector": "2048-2048-2048",
+        "blur_prob": [1.0, 0.1],
+    }
     assert "512" in found["lr"][1] and "126689" in found["epochs"][1]
     chosen = read("--data_dir", "x", "--lr", "0.2", "--projector", "64-64", "--blur_prob", "0", "0")
     assert auto.resolve(vars(chosen), 512, 126_689).keys() == {"epochs", "warmup_epochs"}
 
 
-@pytest.mark.parametrize("method, epochs, warmup", [
-    ("barlow_twins", 2, 0.2), ("barlow_twins", 73, 7.3), ("barlow_twins", 100, 10), ("barlow_twins", 1000, 10),
-    ("simclr", 1, 0), ("simclr", 25, 2), ("simclr", 300, 10),  # this schedule changes by epoch
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, epochs, warmup",
+    [
+        ("barlow_twins", 2, 0.2),
+        ("barlow_twins", 73, 7.3),
+        ("barlow_twins", 100, 10),
+        ("barlow_twins", 1000, 10),
+        ("simclr", 1, 0),
+        ("simclr", 25, 2),
+        ("simclr", 300, 10),  # this schedule changes by epoch
+    ],
+)
 def test_a_short_try_warms_up_a_tenth_of_itself(method, epochs, warmup):
     settings = read("--method", method, "--dataset", "CIFAR10", "--epochs", epochs)
     train.check(settings)
@@ -285,14 +331,17 @@ def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
         assert value == getattr(published, name)
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["--method", "simclr", "--lr", "auto"], "lr: auto, which the recipe or you ask for, is known of barlow_twins"),
-    (["--optimizer", "sgd", "--lr", "auto"], "is known of barlow_twins with optimizer lars .*; pass --lr"),
-    (["--lr", "automatic"], "'automatic' is not a number"),
-    (["--lr", "null"], "None is not a number"),
-    (["--epochs", "autos"], "'autos' is not an integer"),
-    (["--temperature", "auto"], "'auto' is not a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--method", "simclr", "--lr", "auto"], "lr: auto, which the recipe or you ask for, is known of barlow_twins"),
+        (["--optimizer", "sgd", "--lr", "auto"], "is known of barlow_twins with optimizer lars .*; pass --lr"),
+        (["--lr", "automatic"], "'automatic' is not a number"),
+        (["--lr", "null"], "None is not a number"),
+        (["--epochs", "autos"], "'autos' is not an integer"),
+        (["--temperature", "auto"], "'auto' is not a number"),
+    ],
+)
 def test_auto_that_cannot_be_is_refused(arguments, expected):
     with pytest.raises(UserError, match=expected):
         auto.resolve(vars(read("--dataset", "ImageNet", "--data_dir", "x", *arguments)), 256, 1000)

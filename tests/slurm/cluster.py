@@ -69,8 +69,10 @@ def running(folder: Path) -> Iterator[None]:
     munge = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed", "key-file": "key"}
     commands = [
         ["munged", "--foreground", "--force", *(f"--{name}={folder}/munge/{file}" for name, file in munge.items())],
-        ["slurmctld", "-D"], ["slurmd", "-D", "-N", host], ["slurmd", "-D", "-N", f"{host}-2"],
-    ]  # fmt: skip
+        ["slurmctld", "-D"],
+        ["slurmd", "-D", "-N", host],
+        ["slurmd", "-D", "-N", f"{host}-2"],
+    ]
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as daemons:
         for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
             patch.delenv(name)  # of a job that runs these tests

@@ -43,10 +43,21 @@ def images(tmp_path_factory) -> Path:
 def settings(run: SmallRun) -> list[str]:
     """Arguments of train.py for `run`: steps enough to be disturbed in, small ones."""
     values = {
-        "data_dir": run.images, "output_dir": run.folder, "image_size": 32, "encoder": "slow.SlowResNet",
-        "encoder_kwargs": "{width: 8, stages: 2}", "projector": "64-64", "batch_size": 4, "epochs": 5,
-        "max_steps": STEPS, "warmup_epochs": 1, "log_every": 1, "workers": 1, "device": "cpu", "amp": "off",
-    }  # fmt: skip
+        "data_dir": run.images,
+        "output_dir": run.folder,
+        "image_size": 32,
+        "encoder": "slow.SlowResNet",
+        "encoder_kwargs": "{width: 8, stages: 2}",
+        "projector": "64-64",
+        "batch_size": 4,
+        "epochs": 5,
+        "max_steps": STEPS,
+        "warmup_epochs": 1,
+        "log_every": 1,
+        "workers": 1,
+        "device": "cpu",
+        "amp": "off",
+    }
     return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
 
 
@@ -156,8 +167,22 @@ def test_a_failed_job_is_not_requeued(undisturbed, tmp_path):
 
 
 def test_an_encoder_is_judged_on_two_nodes(undisturbed, tmp_path):
-    job = submit(tmp_path / "log.txt", "--nodes=2", "slurm/evaluate.sbatch", "--model_path", undisturbed.folder,
-                 "--output_dir", tmp_path, "--probe_epochs", 1, "--device", "cpu",
-                 "--encoder", "slow.SlowResNet", "--encoder_kwargs", "{width: 8, stages: 2}")  # fmt: skip
+    job = submit(
+        tmp_path / "log.txt",
+        "--nodes=2",
+        "slurm/evaluate.sbatch",
+        "--model_path",
+        undisturbed.folder,
+        "--output_dir",
+        tmp_path,
+        "--probe_epochs",
+        1,
+        "--device",
+        "cpu",
+        "--encoder",
+        "slow.SlowResNet",
+        "--encoder_kwargs",
+        "{width: 8, stages: 2}",
+    )
     assert job.ends() == "COMPLETED"
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"probe", "knn", "of"}

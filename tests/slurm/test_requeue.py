@@ -54,10 +54,14 @@ class Fake:
         slurm |= {"SLURM_RESTART_COUNT": str(self.restarts)} if self.restarts else {}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         return subprocess.Popen(
-            ["bash", ROOT / "slurm" / script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
+            ["bash", ROOT / "slurm" / script, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
             env=kept | slurm | {"PATH": path, "FAKE": str(self.folder)} | environment,
-        )  # fmt: skip
+        )
 
     def end(self, process: subprocess.Popen) -> str:
         """What the batch script printed until it ended by itself."""
@@ -187,10 +191,20 @@ def test_arguments_reach_the_script_as_they_were_written(tmp_path, script):
     process = fake.start(f"{script}.sbatch", *words, SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="9")
     said = fake.end(process)
     assert fake.arguments() == [
-        "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=9", "python", "-m", "torch.distributed.run",
-        "--nnodes=2", "--nproc_per_node=4", "--rdzv_backend=c10d", "--rdzv_endpoint=n7:14321", "--rdzv_id=64321.3",
-        f"{script}.py", *words,
-    ]  # fmt: skip
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=9",
+        "python",
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=4",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=n7:14321",
+        "--rdzv_id=64321.3",
+        f"{script}.py",
+        *words,
+    ]
     assert "finished at step 90" in said and not (ROOT / "PWNED").exists(), said
 
 

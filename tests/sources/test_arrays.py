@@ -135,15 +135,23 @@ def test_splits_of_arrays_have_many_names(tmp_path, names):
         (lambda y: np.eye(3)[y], ["0", "1", "2"], lambda y: y),
         (lambda y: np.eye(3, dtype=bool)[y], ["0", "1", "2"], lambda y: y),
         (lambda y: np.array(["dog ", "NaN", "ant"])[y], ["ant", "dog"], lambda y: np.array([1, -1, 0])[y]),
-        (lambda y: np.char.encode(np.array(["dög", "ant", "bee"]), "utf-8")[y], ["ant", "bee", "dög"],
-         lambda y: np.array([2, 0, 1])[y]),
+        (
+            lambda y: np.char.encode(np.array(["dög", "ant", "bee"]), "utf-8")[y],
+            ["ant", "bee", "dög"],
+            lambda y: np.array([2, 0, 1])[y],
+        ),
     ],
     ids=["column", "floats", "floats with NaN", "bool", "one-hot", "one-hot floats", "one-hot bool", "text", "bytes"],
-)  # fmt: skip
+)
 def test_labels_of_many_forms_are_read_to_their_classes(tmp_path, capsys, make, classes, expected):
     train, test = np.arange(60) % 3, np.arange(9) % 2  # the test lacks class 2
-    np.savez(tmp_path / "a.npz", train_images=pictures(60), train_labels=make(train),
-             test_images=pictures(9), test_labels=make(test))  # fmt: skip
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=pictures(60),
+        train_labels=make(train),
+        test_images=pictures(9),
+        test_labels=make(test),
+    )
     for split, y in (("train", train), ("unlabelled", train), ("test", test)):
         data, wanted = load(tmp_path / "a.npz", split), expected(y).astype(int)
         wanted = wanted if split == "unlabelled" else wanted[wanted >= 0]
@@ -430,8 +438,11 @@ def test_two_processes_train_on_an_array_as_one(tmp_path):
     encoders = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        run("train.py", *tiny("--data_dir", tmp_path / "a.npy", "--output_dir", folder,
-                              "--batch_size", 16 // processes), processes=processes)  # fmt: skip
+        run(
+            "train.py",
+            *tiny("--data_dir", tmp_path / "a.npy", "--output_dir", folder, "--batch_size", 16 // processes),
+            processes=processes,
+        )
         encoders.append(torch.load(folder / "encoder.pt", weights_only=True))
     for name, value in encoders[0].items():
         torch.testing.assert_close(encoders[1][name], value, atol=1e-4, rtol=1e-3)
@@ -450,8 +461,9 @@ def test_two_processes_train_on_an_array_as_one(tmp_path):
 )
 def test_settings_that_do_not_fit_stop_with_one_line(tmp_path, arguments, expected):
     medmnist(tmp_path / "a.npz", 20, (2,))
-    done = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run", *arguments),
-               check=False)  # fmt: skip
+    done = run(
+        "train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run", *arguments), check=False
+    )
     assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1
 
 

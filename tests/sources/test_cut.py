@@ -103,8 +103,11 @@ def reference(labels: list[int], of: list[int]) -> list[bool]:
             test.discard(max(own[label] & test))
     for label in classes:
         if not own[label] & test:
-            fits = [key for key in own[label]
-                    if not any(key in own[other] and own[other] <= test | {key} for other in classes)]  # fmt: skip
+            fits = [
+                key
+                for key in own[label]
+                if not any(key in own[other] and own[other] <= test | {key} for other in classes)
+            ]
             fits.sort(key=lambda key: (2 * images[label].count(key) > len(images[label]), key))
             test |= set(fits[:1])
     return [key in test for key in of]

@@ -87,8 +87,10 @@ def test_lists_as_published_for_imagenet_choose_their_images(tmp_path):
     path = listing(tmp_path, "n01440762_17.JPEG\nn01440760_3.JPEG\nn01440761_99.JPEG\n")
     part = labels.choose(data, 100, path, 0)
     assert [part.paths[i].rsplit("/")[-1] for i in range(3)] == [
-        "n01440760_3.JPEG", "n01440761_99.JPEG", "n01440762_17.JPEG",
-    ]  # fmt: skip
+        "n01440760_3.JPEG",
+        "n01440761_99.JPEG",
+        "n01440762_17.JPEG",
+    ]
     assert part.labels.tolist() == [0, 1, 2]
 
 

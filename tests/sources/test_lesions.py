@@ -60,8 +60,10 @@ def test_isic_2019_is_its_three_files_with_prefix_and_smaller_copies(tmp_path):
         assert data.classes == ["negative", "positive"] and data.groups is None
         assert data.labels.tolist() == [int(i % 3 == 0) for i in range(len(data))]
     assert [Path(path).name for path in parts["val"].paths] == [
-        "ISIC_0000009_downsampled.jpg", "ISIC_0000010.jpg", "ISIC_0000011_downsampled.jpg",
-    ]  # fmt: skip
+        "ISIC_0000009_downsampled.jpg",
+        "ISIC_0000010.jpg",
+        "ISIC_0000011_downsampled.jpg",
+    ]
     assert datasets.load("isic2019", images, "unlabelled", splits_folder=splits).paths == parts["train"].paths
     leaks.check(parts)
 
@@ -207,8 +209,12 @@ def counts(name, file):
 @pytest.mark.data
 def test_published_tables_read_to_the_published_counts(real_data):
     folder = real_data / "isic_csv" / "datasplits"
-    for splits, train in (("splits", (14805, 3121)), ("splits_10_percent_1", (1480, 311)),
-                          ("splits_10_percent_3", (1480, 311)), ("splits_1_percent_1", (148, 31))):  # fmt: skip
+    for splits, train in (
+        ("splits", (14805, 3121)),
+        ("splits_10_percent_1", (1480, 311)),
+        ("splits_10_percent_3", (1480, 311)),
+        ("splits_1_percent_1", (148, 31)),
+    ):
         expected = {"train": train, "val": (1931, 224), "test": (3863, 396)}
         assert {s: counts("isic2019", folder / "isic2019" / splits / f"{s}_split_1.csv") for s in expected} == expected
     assert counts("isic2020", folder / "isic2020" / "isic2020-subset-test.csv") == (1743, 581)
@@ -228,8 +234,10 @@ def test_the_published_splits_share_no_image_and_the_label_is_melanoma(real_data
 @pytest.mark.data
 def test_the_published_splits_share_lesions_by_the_metadata_of_the_challenge(real_data):
     folder = real_data / "isic_csv"
-    file = {row["image"].removesuffix("_downsampled"): row["lesion_id"]
-            for row in csv.DictReader((folder / lesions.METADATA).read_text().splitlines())}  # fmt: skip
+    file = {
+        row["image"].removesuffix("_downsampled"): row["lesion_id"]
+        for row in csv.DictReader((folder / lesions.METADATA).read_text().splitlines())
+    }
     known = {}
     for split in lesions.SPLITS:
         table = folder / "datasplits" / "isic2019" / "splits" / f"{split}_split_1.csv"
@@ -269,14 +277,19 @@ def test_the_top_five_are_those_published():
         ("baseline", 0.0001, "cosine_by_epoch", 32, True),
     ]
     assert rows_of("lesions_ssl.yaml", "method", "lr") == [
-        ("simclr", 0.01), ("swav", 0.01), ("byol", 0.01), ("byol", 0.001), ("infomin", 0.001),
-    ]  # fmt: skip
+        ("simclr", 0.01),
+        ("swav", 0.01),
+        ("byol", 0.01),
+        ("byol", 0.001),
+        ("infomin", 0.001),
+    ]
 
 
 def test_the_semi_supervised_recipe_is_the_published_one():
     assert rows_of("semi_imagenet.yaml", "train_percent", "lr_backbone", "lr", "weight_decay", "epochs") == [
-        (1, 0.005, 0.5, 0.0, 20), (10, 0.005, 0.5, 0.0, 20),
-    ]  # fmt: skip
+        (1, 0.005, 0.5, 0.0, 20),
+        (10, 0.005, 0.5, 0.0, 20),
+    ]
     values = config.read_yaml(ROOT / "configs" / "semi_imagenet.yaml")
     assert (8 * values["batch_size"], values["schedule"], values["dataset"]) == (256, "cosine_by_epoch", "ImageNet")
 
@@ -306,10 +319,23 @@ def test_the_recipe_of_the_tables_is_the_published_one(name):
     for row in shared.pop("rows", [{}]):
         values = shared | row
         expected = dict(
-            dataset="isic2019", epochs=100, patience=22, optimizer="sgd", momentum=0.9, weight_decay=1e-3,
-            image_size=299, crop_scale=[0.75, 1.0], flip=0.5, vertical_flip=0.5, rotation=45.0,
-            jitter=[0.0, 0.0, 0.0, 0.2], jitter_prob=1.0, copies=50, min_lr=1e-5, plateau_patience=10,
+            dataset="isic2019",
+            epochs=100,
+            patience=22,
+            optimizer="sgd",
+            momentum=0.9,
+            weight_decay=1e-3,
+            image_size=299,
+            crop_scale=[0.75, 1.0],
+            flip=0.5,
+            vertical_flip=0.5,
+            rotation=45.0,
+            jitter=[0.0, 0.0, 0.0, 0.2],
+            jitter_prob=1.0,
+            copies=50,
+            min_lr=1e-5,
+            plateau_patience=10,
             plateau_factor=0.1,
-        )  # fmt: skip
+        )
         assert {key: values[key] for key in expected} == expected
         assert "std" not in values and "mean" not in values  # those of the checkpoint, not the published slip of .228

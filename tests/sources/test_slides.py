@@ -22,9 +22,21 @@ from ssl.sources import slides as room
 from ssl.sources.slides import FOLDERS, MAJOR, Slide, slide_of, slides
 
 RECIPE = str(ROOT / "configs" / "tissue_finetune.yaml")
-SLIDES = [f"TCGA-{h}-{p}-DX{i}" for h, p, i in
-          [("A1", "A0SK", 1), ("A1", "A0SP", 1), ("A2", "A04P", 1), ("A2", "A04P", 2), ("A2", "A0SK", 1),
-           ("BH", "A0B3", 1), ("BH", "A0B4", 1), ("BH", "A0B5", 1), ("GI", "A2C9", 1), ("HN", "A2NL", 1)]]  # fmt: skip
+SLIDES = [
+    f"TCGA-{h}-{p}-DX{i}"
+    for h, p, i in [
+        ("A1", "A0SK", 1),
+        ("A1", "A0SP", 1),
+        ("A2", "A04P", 1),
+        ("A2", "A04P", 2),
+        ("A2", "A0SK", 1),
+        ("BH", "A0B3", 1),
+        ("BH", "A0B4", 1),
+        ("BH", "A0B5", 1),
+        ("GI", "A2C9", 1),
+        ("HN", "A2NL", 1),
+    ]
+]
 
 
 def tree(root: Path, names=SLIDES, folders=("Tumor", "StromaNOS"), each: int = 3) -> Path:
@@ -150,8 +162,10 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 5), st.integers(1, 3)), min_size=2, unique=True),
-       st.integers(0, 2**16))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 5), st.integers(1, 3)), min_size=2, unique=True),
+    st.integers(0, 2**16),
+)
 def test_whatever_is_the_test_no_patient_is_on_both_sides_or_it_is_an_error(cases, seed):
     there = {Slide(f"TCGA-{h}{h}-{p}-DX{i}", h * 2, f"TCGA-{h}{h}-{p}") for h, p, i in cases}
     words = sorted({word for slide in there for word in slide})
@@ -305,10 +319,38 @@ def test_the_recipes_pretrain_on_no_slide_that_fine_tuning_is_tested_on(name):
 @pytest.mark.slow
 def test_fine_tuning_tests_the_hospitals_that_it_was_told(tmp_path):
     tree(tmp_path / "patches", folders=["TUMOR", "STROMA", "TILS", "JUNK", "WHITE"], each=2)
-    run("finetune.py", "--config", RECIPE, "--row", 1, "--dataset", "tissue_5", "--data_dir", tmp_path / "patches",
-        "--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--image_size", 32,
-        "--batch_size", 8, "--epochs", 2, "--warmup_epochs", 1, "--workers", 1, "--amp", "off",
-        "--test_slides", "A1", "GI", "--output_dir", tmp_path / "run")  # fmt: skip
+    run(
+        "finetune.py",
+        "--config",
+        RECIPE,
+        "--row",
+        1,
+        "--dataset",
+        "tissue_5",
+        "--data_dir",
+        tmp_path / "patches",
+        "--encoder",
+        "ssl.encoders.SmallResNet",
+        "--encoder_kwargs",
+        "{width: 8, stages: 2}",
+        "--image_size",
+        32,
+        "--batch_size",
+        8,
+        "--epochs",
+        2,
+        "--warmup_epochs",
+        1,
+        "--workers",
+        1,
+        "--amp",
+        "off",
+        "--test_slides",
+        "A1",
+        "GI",
+        "--output_dir",
+        tmp_path / "run",
+    )
     found = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert found["major"]["count"] == {"tumor": 6, "stroma": 6, "tils": 0, "junk": 0, "white": 0}
     assert sum(found["minor"]["count"].values()) == 18

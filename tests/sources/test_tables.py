@@ -139,8 +139,13 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
     asked = ["b", "sub/c.v2", "./sub/../a", "d.jpg", "d.jpg.png", "new\nline"]
     found = lookup.find_images(tmp_path, asked)
     assert [os.path.relpath(path, tmp_path) for path in found] == [
-        "b.JPG", "sub/c.v2.jpg", "a.png", "d.jpg", "d.jpg.png", "new\nline.png",
-    ]  # fmt: skip
+        "b.JPG",
+        "sub/c.v2.jpg",
+        "a.png",
+        "d.jpg",
+        "d.jpg.png",
+        "new\nline.png",
+    ]
 
 
 @pytest.mark.parametrize(

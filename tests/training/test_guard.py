@@ -15,8 +15,15 @@ OPTIMIZERS = ["lars", "lamb", "sgd", "adam", "adamw"]
 
 def make(optimizer="lars", **settings):
     """A small model with everything that a step moves: weights, optimizer state, running statistics."""
-    settings = train.Settings(image_size=16, projector="12-8", encoder="ssl.encoders.SmallResNet", optimizer=optimizer,
-                              encoder_kwargs={"width": 8, "stages": 1}, lr=0.1, **settings)  # fmt: skip
+    settings = train.Settings(
+        image_size=16,
+        projector="12-8",
+        encoder="ssl.encoders.SmallResNet",
+        optimizer=optimizer,
+        encoder_kwargs={"width": 8, "stages": 1},
+        lr=0.1,
+        **settings,
+    )
     torch.manual_seed(0)
     model = train.Model(settings).train()
     made = train.make_optimizer(settings, model, 1.0)

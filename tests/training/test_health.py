@@ -115,10 +115,20 @@ def test_redundancy_is_the_variance_that_dimensions_share_beyond_chance():
 # Verdicts ------------------------------------------------------------------------------
 
 HEALTHY = {
-    "representation_std": 0.5, "embedding_std": 0.7, "alignment": 0.5, "embedding_effective_rank": 90.0,
-    "rows": 256, "dim": 512, "loss_of_unrelated": 0.4, "update_ratio_weights": 2e-3, "lr_share": 1.0,
-    "data_wait": 0.02, "skipped": 0.0, "warm": 1.0, "redundancy": 0.05,
-}  # fmt: skip
+    "representation_std": 0.5,
+    "embedding_std": 0.7,
+    "alignment": 0.5,
+    "embedding_effective_rank": 90.0,
+    "rows": 256,
+    "dim": 512,
+    "loss_of_unrelated": 0.4,
+    "update_ratio_weights": 2e-3,
+    "lr_share": 1.0,
+    "data_wait": 0.02,
+    "skipped": 0.0,
+    "warm": 1.0,
+    "redundancy": 0.05,
+}
 SICK = {
     "dead_representation": {"representation_std": 0.0},
     "collapse": {"embedding_std": 0.01},

@@ -61,11 +61,19 @@ class Dropping(nn.Module):
 
 
 TINY = {
-    "encoder": "test_judge.Dropping", "encoder_kwargs": "{}", "projector": "16-16", "image_size": 32,
+    "encoder": "test_judge.Dropping",
+    "encoder_kwargs": "{}",
+    "projector": "16-16",
+    "image_size": 32,
     "batch_size": 16,
-    "epochs": 3, "warmup_epochs": 1, "log_every": 1, "health_every": 2, "workers": 1, "amp": "off",
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "log_every": 1,
+    "health_every": 2,
+    "workers": 1,
+    "amp": "off",
     "max_bad_fraction": 1.0,
-}  # fmt: skip
+}
 JUDGED = {"eval_every": 1, "eval_at_start": "true", "ssl_val_interval": 1}
 EVALUATIONS = ("knn_acc1", "linear_acc1", "val_loss")
 
@@ -243,16 +251,36 @@ def test_knn_is_that_of_an_independent_reading_of_the_validation_split(images, w
 
 def test_an_untrained_encoder_is_as_good_as_evaluate_finds_it(images, tmp_path, monkeypatch, capsys):
     """The same images are judged: what validates the training is the test split of another folder."""
-    learn(images, tmp_path / "run", **JUDGED | {"ssl_val_interval": "null"}, keep_checkpoints=9, save_epochs=1,
-          max_steps=4)  # fmt: skip
+    learn(
+        images,
+        tmp_path / "run",
+        **JUDGED | {"ssl_val_interval": "null"},
+        keep_checkpoints=9,
+        save_epochs=1,
+        max_steps=4,
+    )
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge ")]
     assert "k-NN and evaluate.py's probe, of 64 images on 21" in said[0]
     online_values = judged(tmp_path / "run")["lines"][0]
     shutil.copytree(images / "train", tmp_path / "data" / "train")
     shutil.copytree(images / "val", tmp_path / "data" / "test")
     first = next(path for path in torch_file.kept(tmp_path / "run") if torch_file.load(path)["step"] == 0)
-    arguments = ["--model_path", first, "--data_dir", tmp_path / "data", "--encoder", TINY["encoder"],
-                 "--encoder_kwargs", "{}", "--image_size", 32, "--batch_size", 16, "--workers", 0]  # fmt: skip
+    arguments = [
+        "--model_path",
+        first,
+        "--data_dir",
+        tmp_path / "data",
+        "--encoder",
+        TINY["encoder"],
+        "--encoder_kwargs",
+        "{}",
+        "--image_size",
+        32,
+        "--batch_size",
+        16,
+        "--workers",
+        0,
+    ]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
     evaluate.main()
     found = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -326,8 +354,14 @@ def settings(**changed) -> train.Settings:
 
 def labelled(count: int = 200, groups=None, classes: int = 3, **more) -> Images:
     labels = torch.arange(count) % classes
-    return Images("folder", labels, [str(i) for i in range(classes)],
-                  resident=torch.zeros(count, 3, 4, 4, dtype=torch.uint8), groups=groups, **more)  # fmt: skip
+    return Images(
+        "folder",
+        labels,
+        [str(i) for i in range(classes)],
+        resident=torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
+        groups=groups,
+        **more,
+    )
 
 
 def choose(data: Images, own: Images | None = None, learns: bool = False, **changed):
@@ -417,8 +451,19 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
         seen.append(micro_batches[0])
         return torch.tensor(float(len(seen))), {"contrastive_acc1": torch.tensor(0.5)}
 
-    judge = judging.Judge(asked, chosen, tmp_path, Model(), loss_of, None, train.make_views(asked),
-                         Order(64, 8, 1, 1, 0), datasets.IMAGENET, 0, torch.device("cpu"))  # fmt: skip
+    judge = judging.Judge(
+        asked,
+        chosen,
+        tmp_path,
+        Model(),
+        loss_of,
+        None,
+        train.make_views(asked),
+        Order(64, 8, 1, 1, 0),
+        datasets.IMAGENET,
+        0,
+        torch.device("cpu"),
+    )
     metrics = Metrics(tmp_path / "metrics.jsonl", 0)
     judge.judge(8, metrics, lambda: None)
     judge.judge(16, metrics, lambda: None)
@@ -439,8 +484,9 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
 
 def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
     how = settings(image_size=8, eval_every=None)
-    judge = judging.Judge(how, None, tmp_path, Model(), None, None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0,
-                         torch.device("cpu"))  # fmt: skip
+    judge = judging.Judge(
+        how, None, tmp_path, Model(), None, None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0, torch.device("cpu")
+    )
     files = [*map(str, sorted((images / "val").rglob("*.png"))[:4]), *map(str, (images / "test").rglob("*.png"))]
     data = Images("folder", torch.zeros(10, dtype=torch.long), ["a"], paths=files)
     features, read = judge._features(nn.Flatten(), data, lambda: None)
@@ -531,11 +577,15 @@ def test_a_finished_run_can_be_judged_later_and_is_once(images, tmp_path, monkey
 def scripted(monkeypatch, values: list[float]) -> None:
     shown = iter(values)
     monkeypatch.setattr(
-        judging.Judge, "_values", lambda self, step, go_on: {
-            "judged_n": 20, "linear_train_acc1": 1.0, **share("knn_acc1", 5, 20),
+        judging.Judge,
+        "_values",
+        lambda self, step, go_on: {
+            "judged_n": 20,
+            "linear_train_acc1": 1.0,
+            **share("knn_acc1", 5, 20),
             **share("linear_acc1", round(20 * next(shown)), 20),
         },
-    )  # fmt: skip
+    )
 
 
 def test_the_best_encoder_is_kept_and_the_first_of_equals(images, tmp_path, monkeypatch, capsys):
@@ -543,8 +593,13 @@ def test_the_best_encoder_is_kept_and_the_first_of_equals(images, tmp_path, monk
     how = JUDGED | {"eval_at_start": "false", "save_epochs": 1, "keep_checkpoints": 9}
     learn(images, tmp_path, pictures=True, **how)
     assert json.loads((tmp_path / "best.json").read_text()) == {
-        "step": 8, "epoch": 2.0, "chosen_by": "linear_acc1", "value": 0.5, "interval": wilson(10, 20), "n": 20,
-    }  # fmt: skip
+        "step": 8,
+        "epoch": 2.0,
+        "chosen_by": "linear_acc1",
+        "value": 0.5,
+        "interval": wilson(10, 20),
+        "n": 20,
+    }
     best, last = (torch_file.load(tmp_path / name) for name in ("encoder_best.pt", "encoder.pt"))
     at_8 = next(state for state in map(torch_file.load, torch_file.kept(tmp_path)) if state["step"] == 8)
     assert best.keys() == last.keys() and not same(best, last)

@@ -36,9 +36,12 @@ for step in range(10_000):
 
 def start(source: str, folder: Path, **environment) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD + source, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", HEAD + source, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
     assert process.stdout.readline() == "listening\n", process.communicate(timeout=300)
     return process
 

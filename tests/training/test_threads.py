@@ -43,10 +43,14 @@ def test_threads_are_the_cores_and_fewer_where_others_use_them(machine, capsys, 
     machine(**took)
     threads.settle_threads()
     assert machine.chosen == [chosen]
-    said = "" if chosen == 8 else (
-        f"threads     {chosen} for 8 cores: other programs use the cores, and more would wait for each other; "
-        "OMP_NUM_THREADS sets another number\n"
-    )  # fmt: skip
+    said = (
+        ""
+        if chosen == 8
+        else (
+            f"threads     {chosen} for 8 cores: other programs use the cores, and more would wait for each other; "
+            "OMP_NUM_THREADS sets another number\n"
+        )
+    )
     assert capsys.readouterr().out == said
 
 

@@ -34,10 +34,15 @@ def run(source: str, folder: Path, world: int) -> list[subprocess.Popen]:
     """The processes, when all have ended; whoever stands still on purpose is killed then."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen([sys.executable, "-c", HEAD + source, folder, str(rank), str(world)],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen(
+            [sys.executable, "-c", HEAD + source, folder, str(rank), str(world)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
     for process in processes[:1] + processes[2:]:
         process.wait(300)
     for process in processes[1:2]:
