@@ -107,9 +107,7 @@ class Settings:
     schedule: Literal["plateau", "cosine", "cosine_by_epoch"] = "plateau"  # plateau: of the validation
     plateau_factor: float = 0.1  # what lr is multiplied by
     plateau_patience: int = 10  # after more epochs than this without a new best
-    warmup_epochs: float | Literal["auto"] = (
-        0.0  # of the cosines: linear up to lr; auto: a tenth of the run, 10 at most
-    )
+    warmup_epochs: float | Literal["auto"] = 0.0  # of the cosines: linear up to lr; auto: a tenth of the run, up to 10
     min_lr: float = 1e-5  # where a schedule ends, or lr where that is less
     watch: Literal["loss", "auc", "balanced_accuracy"] = "loss"  # of validation: what best, plateau and patience go by
     patience: int = 22  # epochs without a new best after which training ends

@@ -43,7 +43,8 @@ from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.report.view_page import write_views
 from ssl.schedules import set_lr, step_decay, warmup_cosine
-from ssl.settings import auto, config, ranges
+from ssl.settings import auto, config, ranges, shared
+from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.validation import find_validation
 from ssl.training import judging, stopping, trainable
@@ -59,7 +60,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
-class Settings:
+class Settings(ImageSettings, ViewSettings, TrainingSettings):
     """Pre-train an encoder on images, without labels or (supcon) with them.
 
     The defaults are Barlow Twins on ImageNet as published. Over them lies the recipe of the method
@@ -71,25 +72,13 @@ class Settings:
     # Where settings come from
     config: str | None = None  # YAML file, the whole recipe; the command line wins over it
     row: int | None = None  # which of the `rows` of that file, from 1
-    # What to learn, from what
-    method: Literal["barlow_twins", "simclr", "supcon"] = (
-        "barlow_twins"  # the loss, and its recipe; supcon: with labels
-    )
-    dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, slides, folder, …
-    data_dir: str | None = None  # folder of the data set, or of your own images, or a .npz or .npy file of them
-    class_list: str | None = None  # for ImageNet50/100/200: file of lines 'wnid name'
-    csv: str | None = None  # table that names the images to use below data_dir
+    # What to learn
+    method: Literal["barlow_twins", "simclr", "supcon"] = "barlow_twins"  # loss and recipe; supcon: with labels
+    balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
+    image_size: int = 224  # pixels of a view's side
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
-    positive: list[str] | None = None  # labels that are class 'positive', all others are 'negative'
-    group_column: str | None = None  # of the table: patient, lesion or slide, never cut apart
-    split_column: str | None = None  # of the table: train, val or test; unset: cut by the names
-    splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
-    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
-    balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
-    download: bool = False  # let torchvision download the data set
-    image_size: int = 224  # pixels of a view's side
-    value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: their type's
+    seed: int = 0  # of weights, order and views
     # Model
     encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
@@ -124,24 +113,14 @@ class Settings:
     decay_rate: float = 0.1  # step: by this
     clip_grad: float | None = None  # largest gradient norm
     sync_bn: bool = True  # batch norm over the global batch
-    # Views: two numbers where the two views differ
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
-    flip: float = 0.5  # probability
-    vertical_flip: float = 0.0  # probability
-    rotation: float = 0.0  # largest angle, degrees, either way; corners turn black
+    # Views
     rotation_prob: float = 1.0  # probability
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     color_distortion_strength: float = 1.0  # multiplies jitter
-    jitter_prob: float = 0.8  # probability
-    grayscale: float = 0.2  # probability
     blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # auto: by the image size
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
-    mean: list[float] | None = None  # of normalisation, one a channel; unset: what --init is used to, or the data set's
-    std: list[float] | None = None  # of normalisation, one a channel; unset: what --init is used to, or the data set's
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
     eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
@@ -152,28 +131,13 @@ class Settings:
     linear_momentum: float = 0.9  # of the fixed head
     eval_at_start: bool = False  # judge the untrained encoder, too
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
-    # Machine
-    gpus: int | None = None  # start so many processes here, as torchrun would
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
-    compile: bool = False  # torch.compile the model
-    workers: int | None = None  # loader processes per process; unset: the cores it may use
-    preload: bool = False  # decode image files once, into memory that a machine's processes and workers share
-    deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
-    timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
-    # What may go wrong with data and numbers
-    max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case; others stand in for them
+    # What may go wrong with numbers
     max_bad_steps: int = 10  # in a row may have no finite gradient, and are left out; then back to the last checkpoint
     retry_lr: float = 0.5  # what lr is multiplied by from there on; a second time the run ends
-    # Run
-    seed: int = 0  # of weights, order and views
+    # Run folder
     output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
-    resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
-    resume_force: bool = False  # continue although settings differ that change what is learnt
-    save_minutes: float = 10.0  # between checkpoints; beginning and end are always saved
     save_steps: int | None = None  # also save every so many steps
     save_epochs: int | None = None  # also save every so many epochs
-    keep_checkpoints: int = 2  # how many of the newest stay
     log_every: int = 10  # steps between lines of metrics.jsonl
     health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run, or each 100
 
@@ -181,22 +145,14 @@ class Settings:
 def main() -> None:
     settings, origin = config.parse(Settings, recipe=find_recipe)
     auto.shorten_warmup(settings, origin)
-    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    for name in ("data_dir", "csv", "class_list", "splits_folder"):
-        if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
-            setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
+    datasets.resolve(settings)
     if settings.init:
         take_architecture(settings, origin)
     check(settings)
-    if settings.gpus is not None and "RANK" not in os.environ:
-        distributed.start_processes(settings.gpus)
-    # The watchdog names who hangs; only where it could not does a collective's own time-out come.
-    device = distributed.join(settings.device, patience=360 if settings.download else 1.5 * settings.timeout_minutes)
+    # The watchdog names the rank that hangs. Where it cannot, a collective gives up after `patience` minutes.
+    patience = 360 if settings.download else 1.5 * settings.timeout_minutes
+    device = distributed.start(settings.gpus, settings.device, patience, settings.deterministic)
     settings.amp = resolve_precision(settings.amp, device)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
 
     # Run folder, before what may take long: it is ours, and says how this ends
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
@@ -205,24 +161,7 @@ def main() -> None:
     settle_threads(run_folder.threads_of(folder))
 
     # Data
-    load = functools.partial(
-        datasets.load,
-        settings.dataset,
-        settings.data_dir,
-        image_size=settings.image_size,
-        download=settings.download,
-        class_list=settings.class_list,
-        csv=settings.csv,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        positive=settings.positive,
-        group_column=settings.group_column,
-        split_column=settings.split_column,
-        splits_folder=settings.splits_folder,
-        test_slides=settings.test_slides,
-        value_range=settings.value_range,
-        seed=settings.seed,
-    )
+    load = functools.partial(datasets.load_as, settings)
     data = load("train" if learns_from_labels(settings) else "unlabelled")
     if settings.preload:
         data = preload.hold(data, settings.image_size)
@@ -737,15 +676,11 @@ def make_optimizer(settings: Settings, model: nn.Module, scale: float) -> torch.
 
 # The run folder ---------------------------------------------------------------------
 
-# Settings that may differ between a run and its continuation without changing what is learnt.
-FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "label_column", "group_column", "split_column",
-    "splits_folder", "test_slides", "download", "max_steps", "gpus", "device", "amp", "compile", "workers",
-    "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes", "save_steps",
-    "save_epochs", "keep_checkpoints", "log_every", "health_every", "init", "init_format",
-    "batch_size", "accumulate", "max_bad_fraction", "max_bad_steps", "preload", "eval_every", "eval_head",
-    "eval_at_start", "ssl_val_interval", "linear_epochs", "linear_batch", "linear_lr", "linear_weight_decay",
-    "linear_momentum",
+# Settings of this script that may differ between a run and its continuation: they do not change what is learnt.
+FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {
+    "label_column", "max_steps", "save_steps", "save_epochs", "log_every", "health_every", "init_format", "accumulate",
+    "max_bad_steps", "eval_every", "eval_head", "eval_at_start", "ssl_val_interval", "linear_epochs", "linear_batch",
+    "linear_lr", "linear_weight_decay", "linear_momentum",
 }  # fmt: skip
 CHECKPOINT = resume.Kind(
     "train.py",

@@ -41,6 +41,24 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def start(
+    gpus: int | None = None, device: str = "auto", patience: float = 10, deterministic: bool | None = None
+) -> torch.device:
+    """Become `gpus` processes, where that is set and torchrun has not started any, and join them: see `join`.
+
+    `deterministic` chooses between the same bits every time and the fastest kernels of a GPU; None: as PyTorch does.
+    """
+    if gpus is not None and "RANK" not in os.environ:
+        start_processes(gpus)
+    place = join(device, patience)
+    if deterministic is not None:
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return place
+
+
 def join(device: str = "auto", patience: float = 10) -> torch.device:
     """Join the process group torchrun describes, if any, and return this process's device.
 

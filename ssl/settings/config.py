@@ -4,8 +4,7 @@ Layers, later ones win: the dataclass's defaults, then `--config FILE` or, where
 the recipe of the method and data set, of a file with `rows` the one that `--row N` chooses,
 `--key value`. A named file is the whole recipe, unless it says what it extends: `extends: FILE`,
 a path as seen from the file, or `extends: auto`, the recipe of the method and data set. One
-function, `coerce`, checks values from every source. The comment behind a field is its help
-text, so the top of a script is its manual.
+function, `coerce`, checks values from every source. The comment behind a field is its help text.
 """
 
 import dataclasses
@@ -338,23 +337,33 @@ def lay_over(origin: dict[str, str], names: Iterable[str], where: str) -> None:
 
 
 def manual(cls) -> str:
-    """What --help prints: the fields of a settings class with their comments, as written there."""
-    kinds = typing.get_type_hints(cls)
+    """What --help prints: the settings of a class with their comments, as written there and in its base classes.
+
+    The class's own settings come first. One that a base class has, too, stands among those of the base class.
+    """
+    kinds, found = typing.get_type_hints(cls), {}
+    bases = [part for base in cls.__bases__ for part in reversed(base.__mro__)]
+    for part in filter(dataclasses.is_dataclass, [cls, *bases]):
+        heading = ""
+        for line in inspect.getsource(part).splitlines():
+            if match := re.match(r"\s+# (.+)", line):
+                heading = match[1]
+            elif match := re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line):
+                name, default, comment = match.groups()
+                _, shown = found.pop(name, (heading, _help_line(name, default, comment, kinds[name])))
+                found[name] = heading, shown
     lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
-    source = re.sub(r"\(\n\s+(.+?)\n\s+\)", r"(\1)", inspect.getsource(cls))  # a field may take three lines
-    for line in source.splitlines():
-        heading = re.match(r"\s+# (.+)", line)
-        field = re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line)
-        if heading:
-            lines += ["", heading[1]]
-        elif field:
-            name, default, comment = field.groups()
-            listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
-            default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as one would type it
-            choices = _choices(kinds[name])
-            comment = f"{comment} ({choices})" if choices else comment
-            lines.append(f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]")
+    for heading in dict.fromkeys(heading for heading, _ in found.values()):
+        lines += ["", heading, *(shown for own, shown in found.values() if own == heading)]
     return "\n".join(lines)
+
+
+def _help_line(name: str, default: str, comment: str, kind) -> str:
+    listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
+    default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as one would type it
+    choices = _choices(kind)
+    comment = f"{comment} ({choices})" if choices else comment
+    return f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]"
 
 
 def _choices(kind) -> str:

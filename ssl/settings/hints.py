@@ -125,11 +125,22 @@ def word_for(value, words: Iterable) -> str:
 
 def _scripts_with(setting: str) -> str:
     """'train.py and finetune.py': the scripts that have this setting, read from their source."""
-    found = []
+    shared, found = _classes(Path(__file__).with_name("shared.py")), []
     for script in SCRIPTS:
         with contextlib.suppress(OSError):  # ssl/ may be there without the scripts
-            tree = ast.parse((Path(__file__).parents[2] / script).read_text(encoding="utf-8"))
-            classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
-            fields = [node.target.id for cls in classes for node in cls.body if isinstance(node, ast.AnnAssign)]
-            found += [script] if setting in fields else []
+            classes = shared | _classes(Path(__file__).parents[2] / script)
+            found += [script] if setting in _fields("Settings", classes) else []
     return " and ".join(found)
+
+
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _fields(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """The fields of a class, its base classes' among them."""
+    if name not in classes:
+        return set()
+    own = {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}
+    return own.union(*(_fields(base.id, classes) for base in classes[name].bases))

@@ -5,6 +5,8 @@ A data set small enough (images of at most 64 pixels, as CIFAR) is held as one t
 """
 
 import contextlib
+import inspect
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from ssl.data.decode import BadImage, Range
 from ssl.data.images import Images, spread
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
+from ssl.settings.shared import DataSettings, ImageSettings
 from ssl.sources import arrays, lesions
 from ssl.sources.classes import require_distinct
 from ssl.sources.folders import folder, imagenet
@@ -63,6 +66,14 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
     if dataset in ("shapes", "fake") and data_dir:
         raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
     return dataset
+
+
+def resolve(settings: DataSettings) -> None:
+    """Set which data set is meant (`resolve_name`), and make paths absolute: config.yaml is read from anywhere."""
+    settings.dataset = resolve_name(settings.dataset, settings.data_dir)
+    for name in ("data_dir", "csv", "class_list", "splits_folder"):
+        if (path := getattr(settings, name)) is not None:
+            setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
 
 
 def load(
@@ -129,6 +140,14 @@ def load(
         return None
     require_distinct(data.classes, name)
     return _make_resident(data, value_range)
+
+
+def load_as(settings: ImageSettings, split: str) -> Images | None:
+    """`load` what `settings` say."""
+    return load(settings.dataset, settings.data_dir, split, **{name: getattr(settings, name) for name in _OPTIONS})
+
+
+_OPTIONS = [name for name, kind in inspect.signature(load).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:

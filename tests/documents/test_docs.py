@@ -132,6 +132,7 @@ def is_there(name: str) -> bool:
         ("train.py --model_path F", "--model_path; it is a setting of evaluate.py and finetune.py"),
         ("train.py --patience 3", "--patience; it is a setting of finetune.py"),
         ("evaluate.py --optimizer sgd", "--optimizer; it is a setting of train.py and finetune.py"),
+        ("evaluate.py --compile", "--compile; it is a setting of train.py and finetune.py"),
         ("train.py --config configs/lesions_ssl.yaml", "'patience'; it is a setting of finetune.py"),
         ("train.py patience=3", "(see --help); it is a setting of finetune.py"),
         ("train.py --filter_size 23", "--filter_size; here that is 'blur_kernel', see"),

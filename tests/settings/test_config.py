@@ -377,3 +377,32 @@ def test_help_prints_every_field_with_its_comment(capsys):
     assert (
         "passes over the data [100]" in printed and "a file [unset]" in printed and "some numbers [1.0 0.1]" in printed
     )
+
+
+@dataclass
+class Shared:
+    """Of several scripts."""
+
+    # Data
+    size: int | None = None  # pixels
+    path: str | None = None  # a folder
+
+
+@dataclass
+class OfAScript(Example, Shared):
+    """A script's."""
+
+    # Its own
+    rounds: int = 3  # how often
+    size: int = 224  # pixels of a view
+
+
+def test_inherited_settings_are_read_and_explained_where_they_are_defined():
+    read, origin = config.parse(OfAScript, ["--path", "here", "--rounds", "4", "--lr", "1"])
+    assert (read.path, read.rounds, read.lr, read.size) == ("here", 4, 1.0, 224)
+    assert set(origin) == {f.name for f in dataclasses.fields(OfAScript)}
+    printed = [line.split(maxsplit=1) for line in config.manual(OfAScript).splitlines() if line]
+    names = [line[0] for line in printed]
+    assert names.index("--rounds") < names.index("--method") < names.index("--size") < names.index("--path")
+    assert ["--size", "pixels of a view [224]"] in printed and names.count("--size") == 1
+    assert names[names.index("--size") - 1] == "Data"
