@@ -108,8 +108,8 @@ def evaluation(path: Path, lines: list[dict]) -> bool:
 
 
 @contextlib.contextmanager
-def canvas(path: Path, inches: tuple[float, float], grid: tuple[int, int] = (1, 1)):
-    """Axes to draw on, of a larger `grid` an array of them, saved to `path` at the end; None without matplotlib."""
+def canvas(path: Path, inches: tuple[float, float]):
+    """Axes to draw on, saved to `path` at the end; None without matplotlib."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -122,7 +122,7 @@ def canvas(path: Path, inches: tuple[float, float], grid: tuple[int, int] = (1, 
         warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
         figure = Figure(figsize=inches)
         FigureCanvasAgg(figure)
-        yield figure.subplots(*grid, squeeze=False) if grid != (1, 1) else figure.add_subplot()
+        yield figure.add_subplot()
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
     write_bytes(content.getvalue(), path)

@@ -2,11 +2,10 @@
 
 python -m ssl.report RUN [RUN ...]
     One file, report.html in the first folder, or --output FILE: settings and their origin,
-    curves, pictures, verdicts, speed and evaluations, of several runs side by side. It opens
-    from disk, needs no network and runs no script; a run may still be going on. Where
-    matplotlib is installed, each run's curves are also curves.png in its folder.
---pictures first looks at the encoder: neighbours, projection, correlation and spectrum of some
-    thousand of the run's own images, kept in its folder.
+    curves, pictures, verdicts, speed and evaluations; several runs stand side by side. It opens
+    from disk, needs no network and runs no script. A run may still be going on.
+--pictures first passes about a thousand of the run's own images through its encoder, and adds
+    neighbours, projection, correlation and spectrum. They are kept in the run folder.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from ssl.checkpoints import run_reader
 from ssl.console import say
 from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
-from ssl.report import encoder_pictures, figures, page
+from ssl.report import encoder_pictures, page
 
 
 def main() -> None:
@@ -30,19 +29,13 @@ def main() -> None:
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of train.py or finetune.py")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: report.html in the first run folder")
-    parser.add_argument("--pictures", action="store_true", help="look at the encoders, some minutes each")
+    parser.add_argument("--pictures", action="store_true", help="make pictures of the encoders, some minutes each")
     options = parser.parse_args()
     if options.pictures:
         for folder in options.runs:
             encoder_pictures.make(folder, run_reader.read(folder))
     path = options.output or options.runs[0] / "report.html"
-    found = [run_reader.read(folder) for folder in options.runs]
-    for folder, run in zip(options.runs, found):
-        try:
-            figures.curves(folder / "curves.png", run)
-        except OSError as error:  # a folder that is only for reading
-            say(f"*** {folder / 'curves.png'} could not be written ({error}) ***")
-    text = page.page(found)
+    text = page.page([run_reader.read(folder) for folder in options.runs])
     try:
         write_text(text, path)
     except OSError as error:

@@ -1,8 +1,7 @@
-"""Pictures of a trained encoder, for its run folder: neighbours.png, correlation.png, pictures.json; and what that
-holds as pca.png and spectrum.png, where matplotlib is installed.
+"""Pictures of a trained encoder in its run folder: neighbours.png, correlation.png, and pictures.json for the report.
 
-Made at any time from encoder.pt, the newest checkpoint and the run's own images, some thousands
-of them at most. Nothing is chosen by what they show.
+They are made from encoder.pt, the newest checkpoint and up to three thousand of the run's own images. Training never
+looks at them.
 """
 
 import io
@@ -27,11 +26,11 @@ from ssl.data.loader import finish, training_batches
 from ssl.distributed import join
 from ssl.errors import UserError
 from ssl.evaluation import inference
-from ssl.report import figures, projections
+from ssl.report import projections
 from ssl.report.view_page import OTHER, ROWS, SAME, Chosen, page
 from ssl.settings import config
 from ssl.sources import datasets
-from ssl.training import health_rules, tensorboard
+from ssl.training import health_rules
 from ssl.training.feature_spread import geometry, redundancy
 
 TEST, TRAIN, EMBEDDED = 1000, 2000, 512  # images at most
@@ -86,18 +85,13 @@ def make(folder: Path, run: Run) -> None:
         "classes": test.classes,
         "has_test": has_test,
     }
-    figures.projection(folder / "pca.png", points, explained, test.labels, test.classes)
     if z := embeddings(folder, run, encoder, train, statistics, device):
-        values = projections.spectrum(z[0])
-        said["spectrum"] = _rounded(values)
-        figures.spectrum(folder / "spectrum.png", values)
+        said["spectrum"] = _rounded(projections.spectrum(z[0]))
         said["embedded"] = len(z[0])
         matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z))
         files.write_bytes(heat(matrix), folder / "correlation.png")
         said["reading"] = reading_of(z, train_x, matrix)
     files.write_text(json.dumps(said) + "\n", folder / "pictures.json")
-    names = [test.classes[label] if label >= 0 else "" for label in test.labels.tolist()]
-    tensorboard.embedding(folder, test_x, names)
 
 
 def images_of(run: Run) -> tuple[Images, Images, bool]:

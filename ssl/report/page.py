@@ -200,7 +200,7 @@ def _pictures(runs: list[Run]) -> str:
     if not any(run.projection for run in runs):
         parts.append(
             '<p class="soft">Neighbours, projection and correlation are made by '
-            "<code>python -m ssl.console RUN --pictures</code>.</p>"
+            "<code>python -m ssl.report RUN --pictures</code>.</p>"
         )
     return "".join(parts)
 

@@ -1,6 +1,5 @@
 """The report of runs: whatever a folder holds it is a page, and real Chromium finds nothing wrong with it."""
 
-import importlib.util
 import json
 import os
 import re
@@ -286,16 +285,10 @@ def test_a_curve_lies_where_its_numbers_say():
 
 def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
-    for folder in (one, two):
-        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')  # quickly drawn
-    (two / "curves.png").mkdir()  # a picture that cannot be written stops no report
     monkeypatch.setattr(sys, "argv", ["report", str(one), str(two), "--output", str(tmp_path / "both.html")])
     report.main()
     assert "2 runs side by side" in (tmp_path / "both.html").read_text("utf-8")
-    said = capsys.readouterr().out
-    assert str(tmp_path / "both.html") in said
-    if importlib.util.find_spec("matplotlib"):
-        assert (one / "curves.png").is_file() and f"{two / 'curves.png'} could not be written" in said
+    assert str(tmp_path / "both.html") in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["report", str(one), "--output", str(tmp_path / "no" / "where.html")])
     with pytest.raises(UserError, match="cannot write"):
         report.main()
