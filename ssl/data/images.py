@@ -5,7 +5,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +12,9 @@ from torch import Tensor
 
 from ssl.data.decode import BadImage, Range, Reduction, decode
 from ssl.data.groups import hold_out_groups
+from ssl.data.held import Held
+from ssl.data.stack import Stack
 from ssl.errors import UserError
-from ssl.sources.arrays import Stack
-
-if TYPE_CHECKING:
-    from ssl.data.preload import Held
 
 
 class Paths(Sequence):
@@ -48,7 +45,7 @@ class Images:
 
     labels (N,) int64, -1 unlabelled. `groups` (N,) says which images belong together (of one patient, lesion, slide),
     None where that is not known. `named`: a table gave the files' names, so one name is one image wherever it lies.
-    `held`: what the files hold, already in memory (ssl/data/preload.py).
+    `held`: what the files hold, already in memory (`preload.hold`).
     `bad` holds (path, reason) of files that were left out since they cannot be read.
     """
 
@@ -62,7 +59,7 @@ class Images:
     groups: Sequence[str | None] | None = None
     named: bool = False
     bad: tuple[tuple[str, str], ...] = ()
-    held: "Held | None" = None
+    held: Held | None = None
     value_range: Range | None = None
 
     def __len__(self) -> int:

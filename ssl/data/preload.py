@@ -9,70 +9,23 @@ import mmap
 import os
 import stat
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torch import Tensor
 
 from ssl.console import say
 from ssl.data.cores import auto_workers
-from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, Reduction, content, decode
+from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode
+from ssl.data.held import Held, path_of
 from ssl.data.images import Images
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
 
 SHARE = 0.9  # of the free memory that the images may take
-
-
-class Held:
-    """The images of a data set in a shared file: first a table (N, 4) of start, bytes, height, width, then the bytes.
-
-    An image is (height, width, 3) pixels, uint16 if the data set has a `value_range`, or, where the height is 0, its
-    file; one of no bytes is read from its path, as without preloading. `rows` are those of the table that the data
-    set's images have.
-    """
-
-    def __init__(self, fd: int, total: int, rows: np.ndarray, value_range: Range | None = None):
-        self.fd, self.total, self.rows, self.value_range = fd, total, rows, value_range
-        shared = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it cannot be written to, as it should be
-            self.bytes = torch.frombuffer(shared, dtype=torch.uint8)
-        self.table = np.frombuffer(shared, np.int64, 4 * total).reshape(total, 4)
-
-    def __reduce__(self):
-        """For a worker that is spawned: it opens the file of the process that starts it."""
-        return _reopened, (_where(self.fd), self.total, self.rows, self.value_range)
-
-    def subset(self, indices: np.ndarray) -> "Held":
-        return Held(self.fd, self.total, self.rows[indices], self.value_range)
-
-    def pixels(self, index: int, path: str, reduction: Reduction | None) -> Tensor:
-        """As `decode` of `path`."""
-        start, size, height, width = self.table[self.rows[index]].tolist()
-        if not size:
-            return decode(path, reduction, value_range=self.value_range)
-        held = self.bytes[start : start + size]
-        if not height:
-            return decode(path, reduction, held.numpy().tobytes(), self.value_range)
-        if reduction is not None:
-            reduction(height, width)  # whoever asks learns the size by this
-        held = held if self.value_range is None else held.view(torch.uint16)
-        return held.view(height, width, 3).permute(2, 0, 1)
-
-
-def _where(fd: int) -> str:
-    return f"/proc/{os.getpid()}/fd/{fd}"
-
-
-def _reopened(path: str, *rest) -> Held:
-    return Held(os.open(path, os.O_RDONLY), *rest)
 
 
 def hold(data: Images, size: int) -> Images:
@@ -92,9 +45,9 @@ def hold(data: Images, size: int) -> Images:
     if trouble is None and local == 0:
         fd, trouble = _created(need)
     _agree(trouble)
-    where = gather_objects(_where(fd))[rank() - local]
+    path = gather_objects(path_of(fd))[rank() - local]
     try:
-        fd = fd if local == 0 else os.open(where, os.O_RDWR)
+        fd = fd if local == 0 else os.open(path, os.O_RDWR)
         _fill(mmap.mmap(fd, need), table, data)
     except (OSError, MemoryError) as error:
         trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"

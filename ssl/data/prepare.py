@@ -28,7 +28,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl.checkpoints import torch_file
 from ssl.console import Progress, say
 from ssl.data import keys
 from ssl.data.cores import auto_workers
@@ -92,11 +91,11 @@ def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
     """Write down which files the copies were made of, so that weights that know a file are not judged on its copy."""
     files = [str(source / name) for name in names]
     found = {"name": keys.of_words(keys.names(files, str(source))), "file": keys.of_files(files)}
+    file = io.BytesIO()
+    torch.save({kind: torch.from_numpy(of.view(np.int64)) for kind, of in found.items()}, file)
     try:
-        torch_file.save(
-            {kind: torch.from_numpy(of.view(np.int64)) for kind, of in found.items()}, target / keys.SOURCES
-        )
-    except (OSError, RuntimeError) as error:
+        write(target / keys.SOURCES, file.getvalue())
+    except OSError as error:
         raise UserError(f"DST: cannot write {target / keys.SOURCES} ({error})") from None
 
 

@@ -8,7 +8,6 @@ the file are not read, which is said.
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ssl.console import say_once
-from ssl.data.decode import BadImage, Range, require_fitting, scaled
+from ssl.data.decode import Range, require_fitting
+from ssl.data.stack import Stack
 from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
 from ssl.sources.array_labels import one_class_each, refuse_signs
@@ -25,53 +25,6 @@ from ssl.sources.splits import split_of
 
 SUFFIXES = (".npz", ".npy")
 CHANNELS = 16  # at most
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Images (N, C, H, W): the `rows` of an array (…, H, W, C), which may lie on the disk.
-
-    With a `value_range` (low, high) an image is uint16, low and high becoming 0 and 65535, and one of numbers outside
-    raises `BadImage`.
-    """
-
-    array: np.ndarray
-    rows: np.ndarray
-    value_range: Range | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        pixels = self.numbers(index)
-        if self.value_range is not None:
-            try:
-                pixels = scaled(pixels, self.value_range)
-            except ValueError as error:
-                raise BadImage(f"array/{self.rows[index]}", str(error)) from None
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-
-    def numbers(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, C), as the array has it."""
-        return np.array(self.array[self.rows[index]])
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        height, width, channels = self.array.shape[1:]
-        return len(self), channels, height, width
-
-    def subset(self, indices: np.ndarray) -> "Stack":
-        return Stack(self.array, self.rows[indices], self.value_range)
-
-    def __reduce__(self):
-        """A process that is sent this maps the file for itself instead of being sent its content."""
-        if isinstance(self.array, np.memmap):
-            return _mapped_rows, (str(self.array.filename), self.rows, self.value_range)
-        return Stack, (self.array, self.rows, self.value_range)
-
-
-def _mapped_rows(path: str, rows: np.ndarray, value_range: Range | None) -> Stack:
-    return Stack(_mapped(Path(path), value_range), rows, value_range)
 
 
 def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
