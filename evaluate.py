@@ -29,7 +29,7 @@ from ssl.checkpoints import inherit, learnt_from, pretrained, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import Progress, say
 from ssl.data import preload
-from ssl.data.bad_images import check as check_bad
+from ssl.data.bad_images import tell_left_out
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
@@ -37,11 +37,12 @@ from ssl.data.order import Order, Shares
 from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
-from ssl.errors import UserError, one_line, one_line_errors
+from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import features, fixed_head, inference, metrics, npz, results
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.evaluation.features import Split
 from ssl.evaluation.probes import knn, probe, tenth_apart
+from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.sources import datasets, labels, leaks
@@ -49,11 +50,6 @@ from ssl.training import best_model
 from ssl.training.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
-
-# Settings that say how a table is read.
-OF_TABLE = (
-    "csv", "image_column", "label_column", "positive", "group_column", "split_column", "splits_folder", "test_slides",
-)  # fmt: skip
 
 Protocol = Literal["linear", "probe", "knn", "fixed", "features", "all"]
 
@@ -131,7 +127,7 @@ def main() -> None:
     if settings.features:
         return judge_features(settings)
     run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
-    inherit.fill(settings, run, ABOUT_DATA)
+    inherit.fill(settings, run)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
     head = fixed_head.head_of(run if "fixed" in protocols else {})
@@ -140,8 +136,7 @@ def main() -> None:
     device = distributed.join(settings.device, patience=360)  # rank 0 trains the probes while the others wait
     settle_threads()
     folder = open_folder(settings)
-    no_gpu = f" (no GPU: {failures.no_gpu()})" if device.type == "cpu" and settings.device == "auto" else ""
-    say(f"device      {device.type} × {world_size()} process{'es' if world_size() > 1 else ''}{no_gpu}")
+    say(f"device      {distributed.describe(device, settings.device)}")
     published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{published}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
@@ -244,7 +239,7 @@ def judge_features(settings: Settings) -> None:
         features.require_encoder(found, encoder, settings.features, settings.model_path)
     if settings.dataset or settings.data_dir:
         settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-        images = {name: load_split(settings, name) for name in ("train", "test")}
+        images = {name: datasets.load_labelled(settings, name) for name in ("train", "test")}
         percent = config.coerce(found.settings.get("train_percent", 100), float, "features: train_percent")
         images["train"] = labels.choose(images["train"], percent, None, settings.seed)
         features.require_data(found, images, settings.features, settings.data_dir)
@@ -257,9 +252,6 @@ def judge_features(settings: Settings) -> None:
 
 
 # Settings -----------------------------------------------------------------------------
-
-# Who names no data set takes the run's.
-ABOUT_DATA = ("dataset", "data_dir", "class_list", *OF_TABLE)
 
 
 def check(settings: Settings, protocols: list[str]) -> None:
@@ -300,39 +292,15 @@ def open_folder(settings: Settings) -> Path:
         folder = ROOT / "runs" / "published"
     if best_model.is_of_finetuning(folder):
         folder = folder / "evaluation"
-    if is_main():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot make {folder} ({error})") from None
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"output_dir: {folder} cannot be written to; set --output_dir")
-    return folder
-
-
-def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
-    """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
-    check_bad(bad, total, settings.max_bad_fraction, "nothing was judged")
-    for path, reason in bad.items():
-        say(f"left out    {one_line(f'{path}: {reason}')}")
-
-
-def load_split(settings: Settings, split: str) -> Images | None:
-    names = ("image_size", "class_list", *OF_TABLE, "value_range", "seed")
-    options = {name: getattr(settings, name) for name in names}
-    return datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
+    return make_folder(folder)
 
 
 def labelled_splits(settings: Settings, protocols: list[str]) -> tuple[Images, Images | None, Images]:
     """(train, val, test) of the data set; val only for protocol features, and where the data set has one of its own."""
-    train, test = (load_split(settings, split) for split in ("train", "test"))
-    val = load_split(settings, "val") if "features" in protocols else None
-    for data in (train, val, test):
-        if data is not None:
-            tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
+    train, test = (datasets.load_labelled(settings, split) for split in ("train", "test"))
+    val = datasets.load_labelled(settings, "val") if "features" in protocols else None
     if train.channels != test.channels:
         raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
-    labels.require_classes(train, settings.data_dir)
     return train, val, test
 
 
@@ -411,7 +379,7 @@ def extract(
     h, read, unread = inference.outputs(encoder or nn.Flatten(), data, **reading(settings, device, name))
     if not unread:
         return h, data
-    tell_left_out(unread, len(data), settings)
+    tell_left_out(unread, len(data), settings.max_bad_fraction)
     return h[read], data.subset(read.nonzero()[:, 0].cpu())
 
 
@@ -498,7 +466,7 @@ def write_features(
             for _ in batches:  # the other ranks take part, and keep nothing
                 pass
             unread = inference.of_all_ranks(unread)
-            tell_left_out(unread, len(data), settings)
+            tell_left_out(unread, len(data), settings.max_bad_fraction)
             kept[split] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
     if is_main():
         about = dataclasses.asdict(settings) | {"steps": steps}

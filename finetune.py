@@ -45,6 +45,7 @@ from ssl.evaluation.predictions import write_predictions
 from ssl.files import json_text
 from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
+from ssl.settings.shared import DATA
 from ssl.sources import datasets, labels, leaks
 from ssl.sources.slides import MAJOR
 from ssl.training import best_model, stopping, trainable
@@ -153,7 +154,7 @@ def main() -> None:
         return test_only(settings, origin)
     before = pretrained.run_settings(settings.init, settings.method) if settings.init else {}
     unset = {name for name, value in vars(settings).items() if value is None}
-    inherit.fill(settings, before, ABOUT_DATA)
+    inherit.fill(settings, before)
     if settings.image_size is None:
         settings.image_size = config.coerce(before.get("image_size"), int | None, "the run's image_size")
     inherited = {name: "the run of --init" for name in unset & set(before) if getattr(settings, name) is not None}
@@ -698,7 +699,7 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
     of theirs."""
     kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
     own_data = settings.dataset is not None or settings.data_dir is not None
-    where = set(ABOUT_DATA) - {"value_range"}
+    where = set(DATA)
     keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
     for name, kind in kinds.items():
         if origin[name] == "default" and name not in keep and name in saved:
@@ -709,9 +710,6 @@ def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> 
 
 # What the loop is made of ----------------------------------------------------------
 
-# Who names no data set takes the run's.
-ABOUT_DATA = ("dataset", "data_dir", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-              "split_column", "splits_folder", "test_slides")  # fmt: skip
 # Settings that may differ between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = {
     "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",

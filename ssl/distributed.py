@@ -97,6 +97,14 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     return place
 
 
+def describe(device: torch.device, setting: str) -> str:
+    """'CPU, 2 threads × 4 processes (no GPU: …)': where all processes compute; `setting` is of `device`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
+    reason = f" (no GPU: {no_gpu()})" if device.type == "cpu" and setting == "auto" else ""
+    return f"{name} × {processes}{reason}"
+
+
 def start_processes(count: int) -> None:
     """Replace this process by torchrun with `count` processes of this same command."""
     if count < 1:

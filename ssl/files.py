@@ -5,7 +5,20 @@ import os
 import re
 from pathlib import Path
 
-from ssl.distributed import rank
+from ssl.distributed import is_main, rank
+from ssl.errors import UserError
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` on rank 0, if it is not there. Raises `UserError`, on rank 0, where it cannot be written to."""
+    if is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot make {folder} ({error})") from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"output_dir: {folder} cannot be written to; set --output_dir")
+    return folder
 
 
 def write_text(text: str, path: str | Path) -> None:

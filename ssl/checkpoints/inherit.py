@@ -1,17 +1,17 @@
 """Settings that a script takes from the run whose encoder it is given."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from ssl.checkpoints import pretrained, restore
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.settings import config
+from ssl.settings.shared import DATA
 from ssl.sources import datasets
 from ssl.sources.datasets import EIGHT_BITS
 
 
-def fill(settings, run: dict, about_data: Sequence[str]) -> None:
+def fill(settings, run: dict) -> None:
     """Fill what is unset of `settings` from those of `run`: the seed, the value range, the data set and the encoder.
 
     Who names a data set or an encoder wants no other part of the run's. A value range that does not fit other files
@@ -27,7 +27,7 @@ def fill(settings, run: dict, about_data: Sequence[str]) -> None:
     if settings.seed is None:
         settings.seed = of_run("seed")
     own_data = settings.dataset is not None or settings.data_dir is not None
-    for name in about_data:
+    for name in DATA:
         if getattr(settings, name) is None and not own_data:
             setattr(settings, name, of_run(name))
     if settings.value_range is None and settings.dataset not in EIGHT_BITS:

@@ -4,8 +4,9 @@ import contextlib
 import json
 from pathlib import Path
 
+from ssl.console import say
 from ssl.distributed import gather_objects, is_main
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line
 from ssl.files import json_lines, write_text
 
 LEAST = 10  # so many are always allowed: a small folder with one ruined file is no catastrophe
@@ -65,3 +66,10 @@ def check(bad: dict[str, str], total: int, max_fraction: float, more: str) -> No
             f"{len(bad)} of {total} images cannot be read, more than the {limit} allowed; the first is {path} "
             f"({reason}); {more}. Repair or remove them, or raise --max_bad_fraction"
         )
+
+
+def tell_left_out(bad: dict[str, str], total: int, max_fraction: float) -> None:
+    """Print the images that are not judged, {path: reason}. Raises `UserError` where they are too many (`check`)."""
+    check(bad, total, max_fraction, "nothing was judged")
+    for path, reason in bad.items():
+        say(f"left out    {one_line(f'{path}: {reason}')}")

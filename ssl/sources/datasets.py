@@ -16,14 +16,16 @@ from torch import Tensor
 
 from ssl.augment import to_unit
 from ssl.console import say_once
+from ssl.data.bad_images import tell_left_out
 from ssl.data.decode import BadImage, Range
 from ssl.data.images import Images, spread
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
-from ssl.settings.shared import DataSettings, ImageSettings
+from ssl.settings.shared import DataSettings, ImageSettings, LabelSettings
 from ssl.sources import arrays, lesions
 from ssl.sources.classes import require_distinct
 from ssl.sources.folders import folder, imagenet
+from ssl.sources.labels import require_classes
 from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
 from ssl.sources.shapes import shapes
 from ssl.sources.slides import FOLDERS as SLIDES
@@ -145,6 +147,18 @@ def load(
 def load_as(settings: ImageSettings, split: str) -> Images | None:
     """`load` what `settings` say."""
     return load(settings.dataset, settings.data_dir, split, **{name: getattr(settings, name) for name in _OPTIONS})
+
+
+def load_labelled(settings: LabelSettings, split: str) -> Images | None:
+    """`load_as`, and print which images cannot be read.
+
+    Raises `UserError` where these are too many, and unless every image has one of at least two classes.
+    """
+    data = load_as(settings, split)
+    if data is not None:
+        tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
+        require_classes(data, settings.data_dir)
+    return data
 
 
 _OPTIONS = [name for name, kind in inspect.signature(load).parameters.items() if kind.kind is kind.KEYWORD_ONLY]

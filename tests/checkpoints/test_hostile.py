@@ -508,14 +508,14 @@ def test_an_encoder_named_by_a_strangers_run_is_not_imported(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     theirs = {"encoder": "evil_room.Net", "encoder_kwargs": {"start_dim": 1}, "image_size": 32}
     with pytest.raises(UserError, match=r"--encoder evil_room\.Net --encoder_kwargs '\{\"start_dim\": 1\}'"):
-        inherit.fill(evaluate.Settings(), theirs, evaluate.ABOUT_DATA)
+        inherit.fill(evaluate.Settings(), theirs)
     assert not (tmp_path / "ran").exists()
     settings = evaluate.Settings(encoder="evil_room.Net")
-    inherit.fill(settings, theirs, evaluate.ABOUT_DATA)
+    inherit.fill(settings, theirs)
     build_encoder(settings.encoder, 32)  # the control: who says so gets it
     assert (tmp_path / "ran").exists()
     for harmless in ("resnet18", "ssl.encoders.SmallResNet", "torchvision.models.resnet.ResNet"):
-        inherit.fill(evaluate.Settings(), theirs | {"encoder": harmless}, evaluate.ABOUT_DATA)
+        inherit.fill(evaluate.Settings(), theirs | {"encoder": harmless})
 
 
 @pytest.mark.parametrize("name", [".x", "x.", "..", "os.system", "ssl.encoders.nn", "ssl.encoders.", "a b.c", "ssl..x"])

@@ -107,7 +107,7 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
             ({"encoder": "resnet34"}, ("resnet34", None)),
         ):
             settings = script.Settings(**{file: str(path)}, **asked)
-            inherit.fill(settings, pretrained.run_settings(path), script.ABOUT_DATA)
+            inherit.fill(settings, pretrained.run_settings(path))
             assert chosen(settings) == wanted
     for words, wanted in (
         ([], expected),

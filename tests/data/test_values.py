@@ -188,10 +188,10 @@ def test_the_range_goes_with_the_run_and_must_be_one(tmp_path):
     for script in (evaluate, finetune):
         for options in ({}, {"data_dir": "/b"}):
             settings = script.Settings(**options)
-            inherit.fill(settings, run, script.ABOUT_DATA)
+            inherit.fill(settings, run)
             assert list(settings.value_range) == [0, 4095]
         settings = script.Settings(value_range=(0, 255), dataset="CIFAR10")
-        inherit.fill(settings, run, script.ABOUT_DATA)
+        inherit.fill(settings, run)
         assert settings.value_range == (0, 255)
     with pytest.raises(UserError, match="value_range: expected black < white, got 5 and 5"):
         ranges.check(evaluate.Settings(value_range=(5, 5)))

@@ -185,7 +185,7 @@ def test_judging_takes_gpus_too(trained, judged, tmp_path):
         "--output_dir",
         tmp_path,
     )
-    assert "device      cpu × 2 processes" in done.stdout
+    assert re.search(r"^device      CPU, \d+ threads × 2 processes", done.stdout, re.M)
     assert json.loads((tmp_path / "results.json").read_text())["knn"] == judged[0]["knn"]
     done = run("evaluate.py", "--gpus=2", "--features", trained, check=False)
     assert "one process judges a features file" in done.stderr
@@ -844,12 +844,12 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
         "0.3",
     )
     settings = evaluate.Settings(model_path=str(tmp_path))
-    inherit.fill(settings, pretrained.run_settings(settings.model_path), evaluate.ABOUT_DATA)
+    inherit.fill(settings, pretrained.run_settings(settings.model_path))
     assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
     source = pretrained.load_encoder(SmallResNet(8, 2), tmp_path)
     assert (source.mean, source.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
     elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
-    inherit.fill(elsewhere, pretrained.run_settings(elsewhere.model_path), evaluate.ABOUT_DATA)
+    inherit.fill(elsewhere, pretrained.run_settings(elsewhere.model_path))
     assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, 7, None)
     assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
 
