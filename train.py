@@ -48,8 +48,10 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.validation import find_validation
 from ssl.training import judging, stopping, trainable
+from ssl.training.bad_steps import BadSteps
+from ssl.training.first_fault import first_fault
 from ssl.training.forward import blank_batch, rehearse
-from ssl.training.guard import BadSteps, Guard, first_fault, gradient_norm
+from ssl.training.guard import Guard, gradient_norm
 from ssl.training.health import Health
 from ssl.training.log import Metrics
 from ssl.training.precision import choose_precision, name_of, resolve_precision
@@ -422,7 +424,7 @@ def main() -> None:
             logged, logged_step, waited = now, step, 0.0
         asked_to_stop = asked_to_stop or evaluate()
         due = is_main() and step < stop and not asked_to_stop and save_is_due(run, settings, step, order)
-        if due and not guard.stumbling():
+        if due and not guard.last_step_was_bad():
             save()
 
     # Save

@@ -38,7 +38,7 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line
 from ssl.settings import config
 from ssl.sources import datasets
-from ssl.training.guard import BadSteps
+from ssl.training.bad_steps import BadSteps
 from ssl.training.log import Metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and PyTorch comment on what is fed to them here

@@ -8,7 +8,9 @@ from torch import nn
 
 import train
 from ssl.losses import BarlowTwinsLoss
-from ssl.training.guard import BadSteps, Guard, first_fault, gradient_norm
+from ssl.training.bad_steps import BadSteps
+from ssl.training.first_fault import first_fault
+from ssl.training.guard import Guard, gradient_norm
 
 OPTIMIZERS = ["lars", "lamb", "sgd", "adam", "adamw"]
 
@@ -89,7 +91,7 @@ def test_nothing_in_a_step_asks_the_device_for_a_value(optimizer):
         for number in range(2):
             step(model, made, guard, number)
         with pytest.raises(DataDependentOutputException):
-            guard.stumbling()
+            guard.last_step_was_bad()
 
 
 def test_bad_steps_are_counted_in_a_row_and_in_all():
@@ -97,14 +99,14 @@ def test_bad_steps_are_counted_in_a_row_and_in_all():
     guard = parts[2]
     for bad in (0, 1, 0, 1, 1):
         step(*parts, seed=0, loss=SPOILT["nan"] if bad else lambda loss: loss)
-    assert guard.stumbling()
+    assert guard.last_step_was_bad()
     assert guard.read() == [(3, [0]), (1, [0]), (0, [0])]
     assert (guard.row, guard.total) == (2, 3)
-    assert guard.stumbling() and guard.read() == []
+    assert guard.last_step_was_bad() and guard.read() == []
     step(*parts, seed=0, loss=SPOILT["gradient"])
     assert guard.read() == [(0, [])] and guard.row == 3
     step(*parts, seed=0)
-    assert not guard.stumbling() and guard.read() == [] and (guard.row, guard.total) == (0, 4)
+    assert not guard.last_step_was_bad() and guard.read() == [] and (guard.row, guard.total) == (0, 4)
 
 
 def test_with_a_scaler_a_gradient_alone_is_no_fault():
