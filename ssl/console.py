@@ -25,13 +25,6 @@ def say_once(text: str) -> None:
     say(one_line(text))
 
 
-def duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 class Progress:
     """A bar on a terminal, a line every half minute elsewhere; rank 0 only."""
 
@@ -48,7 +41,7 @@ class Progress:
         if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
             self.spoke = now
             left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-            say(f"{self.unit} {step}/{self.total}  {note}  left {duration(left)}")
+            say(f"{self.unit} {step}/{self.total}  {note}  left {tqdm.format_interval(left)}")
 
     def close(self) -> None:
         self.bar.close()
