@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ssl.checkpoints import pretrained, torch_file
+from ssl.checkpoints import layouts, pretrained, torch_file
 from ssl.encoders import build_encoder, is_known, stem_for
 from ssl.errors import UserError
 from ssl.settings import config
@@ -59,7 +59,7 @@ def restore(
     run = pretrained.run_settings(path, init_format)
     encoder, encoder_kwargs, stem = architecture(run, encoder, encoder_kwargs, stem)
     content, _ = pretrained.contents(path)
-    _, weights, _ = pretrained.recognise(content, path, init_format)
+    _, weights, _ = layouts.recognise(content, path, init_format)
     about = {
         "name": encoder or "resnet50",
         "image_size": image_size or _of_run(run, "image_size", int | None) or 224,
