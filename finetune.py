@@ -32,7 +32,8 @@ from ssl.data import preload
 from ssl.data.bad_images import BadImages
 from ssl.data.bad_images import check as check_bad
 from ssl.data.cores import auto_workers
-from ssl.data.images import Images, hold_out
+from ssl.data.hold_out import hold_out
+from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.data.values import tell_values

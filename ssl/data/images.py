@@ -3,18 +3,15 @@
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ssl.data.decode import BadImage, Range, Reduction, decode
-from ssl.data.groups import hold_out_groups
 from ssl.data.held import Held
 from ssl.data.stack import Stack
-from ssl.errors import UserError
 
 
 class Paths(Sequence):
@@ -116,47 +113,3 @@ class Images:
 def spread(count: int, most: int) -> range:
     """At most `most` of `count` indices, evenly spread."""
     return range(0, count, max(1, -(-count // most)))
-
-
-def first_of_classes(labels: Tensor, seed: int, count: Callable[[int], int]) -> Tensor:
-    """Mask (N,) of `count(n)` of the n images of every class, the first ones of an order that `seed` gives."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        of_class = order[labels[order] == label]
-        chosen[of_class[: count(len(of_class))]] = True
-    return chosen
-
-
-def split_validation(
-    labels: Tensor, fraction: float, seed: int, groups: Sequence[str | None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation): `fraction` of every class, at random by `seed`, at least one where it has two.
-
-    With `groups` whole groups, as near to that as they allow.
-    """
-    if groups is None:
-        held = first_of_classes(labels, seed, lambda count: round(count * fraction) or int(count > 1))
-    else:
-        held = hold_out_groups(labels, groups, fraction, seed)
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
-
-
-def held_out(data: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (of what is left, of what is held out): `fraction` of every class by `seed`, whole groups where known.
-
-    Raises `UserError` where nothing can be held out.
-    """
-    train, held = split_validation(data.labels, fraction, seed, data.groups)
-    if not len(held):
-        raise UserError(
-            f"no image of the {len(train)} can be held out for validation: every class has one image, or is in one "
-            "group (patient, lesion, slide). Give more of them, or a validation split"
-        )
-    return train, held
-
-
-def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """`held_out` as images."""
-    train, held = held_out(data, fraction, seed)
-    return data.subset(train), data.subset(held)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl import failures
-from ssl.data.images import split_validation
+from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows, at_a_time, statistics
 

@@ -5,7 +5,8 @@ import os
 import torch
 from torch import Tensor
 
-from ssl.data.images import Images, first_of_classes
+from ssl.data.hold_out import first_of_classes
+from ssl.data.images import Images
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError
 

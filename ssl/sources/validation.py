@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl.data.images import Images, held_out
+from ssl.data.hold_out import held_out
+from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.distributed import barrier, world_size
 from ssl.errors import UserError

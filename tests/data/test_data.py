@@ -13,7 +13,8 @@ from ssl.augment import View, apply, draw
 from ssl.data import cores, listing, loader
 from ssl.data.cores import auto_workers, usable_cores
 from ssl.data.decode import FORMATS, decode
-from ssl.data.images import Images, split_validation
+from ssl.data.hold_out import split_validation
+from ssl.data.images import Images
 from ssl.data.loader import _even_slices, finish, plain_batches, training_batches
 from ssl.data.order import Order, balanced, permutation
 from ssl.errors import UserError

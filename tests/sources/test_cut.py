@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ssl.data import keys, prepare
-from ssl.data.images import Images, split_validation
+from ssl.data.hold_out import split_validation
+from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.sources import datasets
 from ssl.sources.cut import TENTH, test_images

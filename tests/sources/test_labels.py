@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
-from ssl.data.groups import hold_out_groups
-from ssl.data.images import Images, hold_out, split_validation
+from ssl.data.hold_out import hold_out, hold_out_groups, split_validation
+from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.sources import datasets, labels
 

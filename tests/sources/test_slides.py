@@ -13,7 +13,7 @@ from PIL import Image
 from running import ROOT, run
 
 import finetune
-from ssl.data.images import hold_out
+from ssl.data.hold_out import hold_out
 from ssl.data.patches import patches
 from ssl.errors import UserError
 from ssl.settings import auto, config

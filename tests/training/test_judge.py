@@ -23,7 +23,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from ssl.checkpoints import run_folder, torch_file
-from ssl.data.images import Images, split_validation
+from ssl.data.hold_out import split_validation
+from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError

@@ -1,0 +1,95 @@
+"""Images that are held out of training for validation: a part of every class, chosen by the seed.
+
+The images of one group (a patient, a lesion, a slide) all stay or are all held out.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ssl.data.images import Images
+from ssl.errors import UserError
+
+
+def held_out(data: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (of the images that are left, of those held out): `fraction` of every class, at random by `seed`.
+
+    Whole groups are held out where `data` has groups. Raises `UserError` where no image can be held out.
+    """
+    train, held = split_validation(data.labels, fraction, seed, data.groups)
+    if not len(held):
+        raise UserError(
+            f"no image of the {len(train)} can be held out for validation: every class has one image, or is in one "
+            "group (patient, lesion, slide). Give more of them, or a validation split"
+        )
+    return train, held
+
+
+def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """As `held_out`, but the images themselves."""
+    train, held = held_out(data, fraction, seed)
+    return data.subset(train), data.subset(held)
+
+
+def split_validation(
+    labels: Tensor, fraction: float, seed: int, groups: Sequence[str | None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices (train, validation): `fraction` of every class, at random by `seed`, and at least one image of every
+    class that has two.
+
+    With `groups`, whole groups are taken, which come as near to the fraction as they can.
+    """
+    if groups is None:
+        held = first_of_classes(labels, seed, lambda count: round(count * fraction) or int(count > 1))
+    else:
+        held = hold_out_groups(labels, groups, fraction, seed)
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def first_of_classes(labels: Tensor, seed: int, count: Callable[[int], int]) -> Tensor:
+    """Mask (N,) of `count(n)` of the n images of every class, the first ones of an order that `seed` gives."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        chosen[of_class[: count(len(of_class))]] = True
+    return chosen
+
+
+def hold_out_groups(labels: Tensor, groups: Sequence[str | None], fraction: float, seed: int) -> Tensor:
+    """Mask (N,) of the images to hold out: whole groups, at random by `seed`, about `fraction` of every class.
+
+    An image whose group is None is a group of its own. The rarest class is served first. A group is taken if it brings
+    the class nearer to its fraction. At least one image of a class is held out if its groups allow it, and at least
+    one always stays.
+    """
+    members: dict[str | int, Counter] = {}
+    for index, (group, label) in enumerate(zip(groups, labels.tolist())):
+        members.setdefault(index if group is None else group, Counter())[label] += 1
+    names = list(members)
+    of_class = defaultdict(list)
+    for place in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():
+        for label in members[names[place]]:
+            of_class[label].append(names[place])
+    left, taken, held = Counter(labels.tolist()), Counter(), set()
+
+    def can_go(group) -> bool:
+        return group not in held and all(left[label] > count for label, count in members[group].items())
+
+    def take(group) -> None:
+        held.add(group)
+        taken.update(members[group])
+        left.subtract(members[group])
+
+    for label, total in sorted(left.items(), key=lambda item: (item[1], item[0])):
+        share = max(1, round(total * fraction))
+        for group in of_class[label]:
+            count = members[group][label]
+            if can_go(group) and abs(taken[label] + count - share) < abs(taken[label] - share):
+                take(group)
+        possible = [group for group in of_class[label] if can_go(group)]
+        if not taken[label] and possible:
+            take(min(possible, key=lambda group: members[group].total()))
+    return torch.tensor([(index if group is None else group) in held for index, group in enumerate(groups)])
