@@ -87,7 +87,7 @@ class Images:
         """Which images these are: number and checksum, of names below `root` or else of labels and some pixels."""
         if self.paths is None:
             seen = zlib.crc32(self.labels.numpy().tobytes())
-            for index in spread(len(self), 50):
+            for index in evenly_spaced(len(self), 50):
                 with contextlib.suppress(BadImage):  # an array's numbers outside its value range
                     seen = zlib.crc32(self.pixels(index).numpy().tobytes(), seen)
             return f"{len(self)} images, labels and pixels {seen:08x}"
@@ -110,6 +110,6 @@ class Images:
         )
 
 
-def spread(count: int, most: int) -> range:
+def evenly_spaced(count: int, most: int) -> range:
     """At most `most` of `count` indices, evenly spread."""
     return range(0, count, max(1, -(-count // most)))

@@ -65,11 +65,11 @@ class Order:
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
         """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
-        return counted(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
+        return hash32(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
 
 
 @dataclass(frozen=True)
-class InTurn:
+class SequentialOrder:
     """All `count` images in order, once an epoch; the last batch goes on at the first image again.
 
     Global batch b holds places b · G to (b + 1) · G, rank by rank.
@@ -93,7 +93,7 @@ class InTurn:
         return epoch, index, torch.zeros_like(index)
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        return counted(self.seed, step, rank, 0xFFFE)
+        return hash32(self.seed, step, rank, 0xFFFE)
 
 
 @dataclass(frozen=True)
@@ -126,26 +126,25 @@ class Shares:
         return epoch, index[places], repeats[places]
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        return counted(self.seed, step, rank, 0xFFFE)
+        return hash32(self.seed, step, rank, 0xFFFE)
 
 
-def counted(*counter: int) -> int:
-    """A 32-bit number drawn from (seed, epoch or step, index, stream): as much as a CPU generator's seed keeps."""
-    seed, epoch, index, stream = counter
+def hash32(seed: int, epoch: int, index: int, stream: int) -> int:
+    """A random 32-bit number of these four (`epoch` may be a step); a CPU generator uses no more bits of its seed."""
     return int(uniforms(seed, epoch, torch.tensor([index]), stream, 1).item() * 2**32)
 
 
 @lru_cache(maxsize=2)
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of `count` images in an epoch."""
-    key = counted(seed, epoch, count, 0xFFFF)
+    key = hash32(seed, epoch, count, 0xFFFF)
     return torch.randperm(count, generator=torch.Generator().manual_seed(key))
 
 
 @lru_cache(maxsize=2)
 def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """As many draws as there are labels: (indices, how often each has been drawn before)."""
-    generator = torch.Generator().manual_seed(counted(seed, epoch, len(labels), 0xFFFC))
+    generator = torch.Generator().manual_seed(hash32(seed, epoch, len(labels), 0xFFFC))
     _, sizes = labels.unique(return_counts=True)
     drawn = torch.randint(len(sizes), (len(labels),), generator=generator)
     place = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * sizes[drawn]).long()
@@ -159,4 +158,4 @@ def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
 
 def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
     """Which of `count` images to show for `index`: itself at first, then others, the same wherever and whenever."""
-    return index if attempt == 0 else (counted(seed, attempt, index, 0xFFFD) * count) >> 32
+    return index if attempt == 0 else (hash32(seed, attempt, index, 0xFFFD) * count) >> 32

@@ -4,7 +4,7 @@ import contextlib
 
 from ssl.console import say
 from ssl.data.decode import BadImage, has_pages, stored
-from ssl.data.images import Images, spread
+from ssl.data.images import Images, evenly_spaced
 from ssl.distributed import is_main
 
 LOOKED_AT = 24  # images, evenly spread
@@ -17,7 +17,7 @@ def tell_values(data: Images) -> None:
         return
     if data.value_range is not None:
         say("values      {:g} is black, {:g} is white (value_range)".format(*data.value_range))
-    indices = spread(len(data), LOOKED_AT)
+    indices = evenly_spaced(len(data), LOOKED_AT)
     pages, largest, most, exact = 0, [], set(), True
     for index in indices:
         with contextlib.suppress(BadImage, OSError):  # told when it is wanted

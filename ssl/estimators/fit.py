@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from ssl import distributed, optim
-from ssl.data.order import counted
+from ssl.data.order import hash32
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import arguments
@@ -212,7 +212,7 @@ def _backward(model, batch, number: int, scaler) -> tuple[Tensor, Tensor]:
     """(loss, whether it and the gradient of all processes are finite)."""
     device = next(model.net.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(counted(model.seed, model.step, rank(), 0xFFFE))
+        torch.manual_seed(hash32(model.seed, model.step, rank(), 0xFFFE))
         loss = model.training_step(batch, number)["loss"]
         model.optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss * world_size()).backward()  # the loss is the global batch's; DDP averages gradients

@@ -20,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ssl.data.order import Order, counted
+from ssl.data.order import Order, hash32
 from ssl.distributed import rank, world_size
 from ssl.errors import UserError
 
@@ -108,7 +108,7 @@ class _Views(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         out = []
         for stream in self.streams:
-            with drawn_from(counted(self.seed, *key, stream)):
+            with drawn_from(hash32(self.seed, *key, stream)):
                 view = self.views(self.samples[key[1]])
             if not isinstance(view, Tensor | np.ndarray):
                 raise TypeError(f"views: expected it to return a tensor or an array, got {type(view)}")
@@ -206,9 +206,9 @@ class FromLoader:
         return self._drawn(0)
 
     def _drawn(self, epoch: int) -> Iterator:
-        torch.default_generator.manual_seed(counted(self.seed, epoch, rank(), 4))
-        np.random.seed(counted(self.seed, epoch, rank(), 5))
-        random.seed(counted(self.seed, epoch, rank(), 6))
+        torch.default_generator.manual_seed(hash32(self.seed, epoch, rank(), 4))
+        np.random.seed(hash32(self.seed, epoch, rank(), 5))
+        random.seed(hash32(self.seed, epoch, rank(), 6))
         return iter(self.loader)
 
 

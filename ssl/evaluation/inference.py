@@ -9,7 +9,7 @@ from ssl.augment import View
 from ssl.console import Progress
 from ssl.data.images import Images
 from ssl.data.loader import finish, plain_batches, training_batches
-from ssl.data.order import InTurn
+from ssl.data.order import SequentialOrder
 from ssl.distributed import gather_objects, gather_rows, world_size
 from ssl.encoders import reads
 from ssl.errors import UserError, one_line
@@ -106,7 +106,7 @@ def mean_over_views(
 
     View c of image i is drawn from (seed, c, i), so the result does not depend on batches or processes.
     """
-    order = InTurn(len(data), min(batch_size, -(-len(data) // world_size())), world_size(), seed)
+    order = SequentialOrder(len(data), min(batch_size, -(-len(data) // world_size())), world_size(), seed)
     statistics = [torch.tensor(values, device=device) for values in (mean, std)]
     steps = copies * order.steps_per_epoch
     parts, shown, unread = [], [], {}

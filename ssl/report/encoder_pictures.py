@@ -21,7 +21,7 @@ from ssl.checkpoints.run_reader import Run
 from ssl.console import say
 from ssl.data.cores import auto_workers
 from ssl.data.decode import Range
-from ssl.data.images import Images, spread
+from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
 from ssl.distributed import join
 from ssl.errors import UserError
@@ -69,7 +69,7 @@ def make(folder: Path, run: Run) -> None:
     how = dict(size=size, batch_size=128, workers=auto_workers(), device=device, mean=statistics[0], std=statistics[1])
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
-        data = data.subset(torch.tensor(spread(len(data), most)))
+        data = data.subset(torch.tensor(evenly_spaced(len(data), most)))
         features, read, _ = inference.outputs(encoder, data, title=title, **how)
         parts += [data.subset(read.nonzero()[:, 0].cpu()), features[read].cpu()]
     test, test_x, train, train_x = parts
@@ -117,7 +117,7 @@ def images_of(run: Run) -> tuple[Images, Images, bool]:
 
 def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor) -> bytes:
     """A PNG page of some test images, each followed by the nearest of `train`, framed by whether the class is one."""
-    chosen = torch.tensor(spread(len(test), ROWS))
+    chosen = torch.tensor(evenly_spaced(len(test), ROWS))
     nearest = projections.neighbours(test_x[chosen], train_x, COLUMNS)
     rows, frames = [], []
     for i, found in zip(chosen.tolist(), nearest.tolist()):
@@ -153,7 +153,7 @@ def embeddings(
     net = nn.Sequential(encoder, head).eval().to(device)
     mean, std = (torch.tensor(values, device=device) for values in statistics)
     z: list[list[Tensor]] = [[], []]
-    for index in torch.tensor(spread(len(data), EMBEDDED)).split(64):
+    for index in torch.tensor(evenly_spaced(len(data), EMBEDDED)).split(64):
         for batch in training_batches(data, views, Chosen(index, 0), 0, 1, 0, device):
             for of_view, x in zip(z, finish(batch, views, mean, std)):
                 of_view.append(net(x).float().cpu())
@@ -165,7 +165,7 @@ def reading_of(z: list[Tensor], h: Tensor, matrix: Tensor) -> health_rules.Readi
     `matrix` (k, k) of k of the dimensions."""
     off = (matrix.square().sum() - matrix.diagonal().square().sum()).item() / len(matrix)
     rows, dim = z[0].shape
-    h = h[torch.tensor(spread(len(h), EMBEDDED))]
+    h = h[torch.tensor(evenly_spaced(len(h), EMBEDDED))]
     return health_rules.finite(
         geometry(*z, h) | {"redundancy": redundancy(off, rows, len(matrix)), "rows": rows, "dim": dim}
     )

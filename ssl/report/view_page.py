@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl.augment import View, to_unit
 from ssl.console import say
 from ssl.data.decode import BadImage
-from ssl.data.images import Images, spread
+from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
 from ssl.errors import UserError
 from ssl.files import write_bytes
@@ -45,7 +45,7 @@ def views_of(
     They are the views that a run of this seed trains on in its first epochs. Raises `UserError`
     where nothing can be read.
     """
-    order = Chosen(torch.tensor(spread(len(data), ROWS)), seed)
+    order = Chosen(torch.tensor(evenly_spaced(len(data), ROWS)), seed)
     statistics = [torch.tensor(values) for values in (mean, std)]
     back_mean, back_std = (values.view(-1, 1, 1) for values in statistics)
     shown = []

@@ -18,7 +18,7 @@ from ssl.augment import to_unit
 from ssl.console import say_once
 from ssl.data.bad_images import tell_left_out
 from ssl.data.decode import BadImage, Range
-from ssl.data.images import Images, spread
+from ssl.data.images import Images, evenly_spaced
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 from ssl.settings.shared import DataSettings, ImageSettings, LabelSettings
@@ -176,7 +176,7 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     _, known_mean, known_std = KNOWN[data.name]
     if known_mean is None and (mean is None or std is None):
         moments = []
-        for index in spread(len(data), 1000):
+        for index in evenly_spaced(len(data), 1000):
             with contextlib.suppress(BadImage):  # an array's numbers outside its value range
                 x = to_unit(data.pixels(index)).double().flatten(1)
                 moments.append(torch.stack([x.mean(1), x.square().mean(1)]))

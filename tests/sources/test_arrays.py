@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 
 from ssl.augment import View
 from ssl.data import loader
-from ssl.data.images import Images, spread
+from ssl.data.images import Images, evenly_spaced
 from ssl.data.order import Order
 from ssl.data.worker import resized_crop
 from ssl.encoders import SmallResNet, build_encoder
@@ -375,8 +375,8 @@ def test_statistics_are_the_channels_own_unless_set(tmp_path):
     assert datasets.normalisation(data, given, None) == (given, std)
     with pytest.raises(UserError, match="std: expected 4 values, one a channel of array, got"):
         datasets.normalisation(data, None, [0.5])
-    assert spread(2500, 1000) == range(0, 2500, 3)
-    assert spread(5, 1000) == range(5)
+    assert evenly_spaced(2500, 1000) == range(0, 2500, 3)
+    assert evenly_spaced(5, 1000) == range(5)
 
 
 # Encoders ---------------------------------------------------------------------------
