@@ -13,7 +13,6 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable
@@ -26,11 +25,10 @@ from torch import Tensor, nn
 
 from ssl import distributed, failures, files, optim
 from ssl.augment import View
-from ssl.checkpoints import inherit, learnt_from, pretrained, restore, resume, run_folder
+from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
 from ssl.console import Progress, say
 from ssl.data import preload
 from ssl.data.bad_images import BadImages
-from ssl.data.bad_images import check as check_bad
 from ssl.data.cores import auto_workers
 from ssl.data.hold_out import hold_out
 from ssl.data.images import Images
@@ -40,16 +38,14 @@ from ssl.data.values import tell_values
 from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
-from ssl.errors import UserError, nearest, one_line, one_line_errors
-from ssl.evaluation import inference, metrics, plots
-from ssl.evaluation.predictions import write_predictions
+from ssl.errors import UserError, one_line, one_line_errors
+from ssl.evaluation import classify
 from ssl.files import json_text
 from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
-from ssl.settings.shared import DATA
 from ssl.sources import datasets, labels, leaks
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, stopping, trainable
+from ssl.training import best_model, early_stopping, stopping, trainable
 from ssl.training.forward import blank_batch, rehearse
 from ssl.training.log import Metrics
 from ssl.training.precision import choose_precision, name_of, resolve_precision
@@ -265,7 +261,7 @@ def main() -> None:
         batches = training_batches(train, [view], order, fit.step, length, settings.workers, device)
         log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(length, fit.step)
         began, first, asked_to_stop = time.monotonic(), fit.step, None
-        while not asked_to_stop and not finished(fit.history, settings):
+        while not asked_to_stop and not early_stopping.finished(fit.history, settings):
             requests.ask()
             watchdog.beat(number * total + fit.step, "reading data")
             batch = next(batches)
@@ -296,14 +292,13 @@ def main() -> None:
                 watchdog.pause()
                 distributed.share_buffers(model)
                 model.eval()
-                scores, judged = score(predict, val, settings, device)
-                entry = {"epoch": epoch, "train_loss": train_loss} | validated(scores, judged)
-                require_finite(entry)
+                entry = {"epoch": epoch, "train_loss": train_loss} | classify.validate(predict, val, settings, device)
+                early_stopping.require_finite(entry)
                 fit.history.append(entry)
                 lrs = {f"lr_{group['name']}": group["lr"] for group in fit.optimizer.param_groups}
                 log.write(step=fit.step, **entry, **lrs, samples_per_second=rate, bad_images=ruined)
                 progress.update(fit.step, words_of(entry, lrs))
-                if best_of(fit.history, settings) is entry:
+                if early_stopping.best_of(fit.history, settings) is entry:
                     fit.best = {"model": run_folder.copied(model.state_dict()), "classes": classes, "seed": seed,
                                 "settings": dataclasses.asdict(settings), "best": entry}  # fmt: skip
                     best_model.write_best(place, fit.best)
@@ -327,7 +322,8 @@ def main() -> None:
 
         # Test
         model.load_state_dict(fit.best["model"])
-        found = test(model, splits["test"], settings, device, seed, place)
+        model.eval()
+        found = classify.test(predict, splits["test"], settings, device, make_copies(settings, seed), place)
         results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found,
                         "of": best_model.identity(settings, model, splits["test"])})  # fmt: skip
         if is_main():
@@ -447,7 +443,7 @@ def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
     for group in fit.optimizer.param_groups:
         floor = min(settings.min_lr / group["base_lr"], 1.0) if group["base_lr"] else 1.0
         if settings.schedule == "plateau":
-            values = [watched(entry, settings) for entry in fit.history]
+            values = [early_stopping.watched(entry, settings) for entry in fit.history]
             factor = plateau(values, settings.plateau_factor, settings.plateau_patience, floor=floor)
         elif settings.schedule == "cosine":
             total = settings.epochs * steps_per_epoch
@@ -471,20 +467,9 @@ def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Calla
 # Data ------------------------------------------------------------------------------
 
 
-def load_split(settings: Settings, split: str) -> Images | None:
-    names = ("image_size", "class_list", "csv", "image_column", "label_column", "positive", "group_column",
-             "split_column", "splits_folder", "test_slides", "value_range", "seed")  # fmt: skip
-    options = {name: getattr(settings, name) for name in names}
-    data = datasets.load(settings.dataset, settings.data_dir, split, download=settings.download, **options)
-    if data is not None:
-        tell_left_out(dict(data.bad), len(data) + len(data.bad), settings)
-        labels.require_classes(data, settings.data_dir)
-    return data
-
-
 def load_splits(settings: Settings) -> dict[str, Images | None]:
     """Train, val and test; val is None where the data set has none of its own."""
-    splits = {split: load_split(settings, split) for split in ("train", "val", "test")}
+    splits = {split: datasets.load_labelled(settings, split) for split in ("train", "val", "test")}
     first = splits["train"]
     for name, data in splits.items():
         if data is not None and (data.channels, data.classes) != (first.channels, first.classes):
@@ -492,18 +477,12 @@ def load_splits(settings: Settings) -> dict[str, Images | None]:
                 f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
                 f"train of {first.channels} channels and {', '.join(first.classes)}"
             )
-    require_named(settings.major, first.classes)
+    classify.require_named(settings.major, first.classes)
     leaks.check(splits)
     distributed.barrier()
     for name in ("train", "val") if settings.preload else ():
         splits[name] = splits[name] and preload.hold(splits[name], settings.image_size)
     return splits
-
-
-def require_named(major: list[str] | None, classes: list[str]) -> None:
-    for name in major or []:
-        if name not in classes:
-            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")
 
 
 def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, Images]:
@@ -540,103 +519,12 @@ def random_view(settings: Settings) -> View:
     )  # fmt: skip
 
 
-def tell_left_out(bad: dict[str, str], total: int, settings: Settings) -> None:
-    """Name the files that cannot be read; raise `UserError` if they are too many to leave out."""
-    check_bad(bad, total, settings.max_bad_fraction, "nothing was judged")
-    for path, reason in bad.items():
-        say(f"left out    {one_line(f'{path}: {reason}')}")
+def make_copies(settings: Settings, seed: int) -> classify.Copies | None:
+    """The random views whose mean score counts in a test; None: the plain image's counts."""
+    return classify.Copies(settings.copies, random_view(settings), seed) if settings.copies > 1 else None
 
 
-# Judging ---------------------------------------------------------------------------
-
-
-def score(
-    predict, data: Images, settings: Settings, device: torch.device, copies: int = 1, seed: int = 0, title=None
-) -> tuple[Tensor, Images]:
-    """Log-probabilities (N, classes), on the CPU, of all images that can be read, and these images.
-
-    With `copies` the probabilities are the mean over so many random views of each image.
-    """
-    options = dict(batch_size=settings.batch_size, workers=settings.workers, device=device, mean=settings.mean,
-                   std=settings.std, title=title)  # fmt: skip
-    if copies == 1:
-        found, read, unread = inference.outputs(
-            lambda x: predict(x).double().log_softmax(1), data, size=settings.image_size, **options
-        )
-    else:
-        found, read, unread = inference.mean_over_views(
-            lambda x: predict(x).double().softmax(1), data, random_view(settings), copies, seed=seed, **options
-        )
-        found = found.clamp(min=1e-300).log()
-    tell_left_out(unread, len(data), settings)
-    read = read.cpu()
-    if not read.any():
-        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(unread))}")
-    return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
-
-
-def loss_of_scores(scores: Tensor, truth: Tensor) -> float:
-    return F.nll_loss(scores, truth).item()
-
-
-def validated(scores: Tensor, data: Images) -> dict:
-    """What is kept of an epoch's validation."""
-    found = metrics.classification(scores.exp(), data.labels, data.classes)
-    auc = found["auc_macro"] if found["auc"] is None else found["auc"]
-    names = ("acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "mcc")
-    return {"val_n": len(data), "val_loss": loss_of_scores(scores, data.labels), "val_auc": auc} | {
-        f"val_{n}": found[n] for n in names
-    }
-
-
-def require_finite(entry: dict) -> None:
-    if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
-        raise UserError(f"the loss is not finite in epoch {entry['epoch']}; {run_folder.DIVERGED}")
-
-
-def watched(entry: dict, settings: Settings) -> float:
-    """What `watch` names, turned so that less is better."""
-    value = entry[f"val_{settings.watch}"]
-    if isinstance(value, str):
-        raise UserError(f"watch: the {settings.watch} of the validation images is undefined; they need every class")
-    return value if settings.watch == "loss" else 1 - value
-
-
-def best_of(history: list[dict], settings: Settings) -> dict:
-    """The first of the best epochs."""
-    return min(history, key=lambda entry: watched(entry, settings))
-
-
-def finished(history: list[dict], settings: Settings) -> bool:
-    """Whether all epochs are over, or `patience` of them have brought no new best."""
-    if len(history) in (0, settings.epochs):
-        return bool(history)
-    return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience
-
-
-def test(model: Model, data: Images, settings: Settings, device: torch.device, seed: int, place: Path) -> dict:
-    """Score the test images; write predictions.csv, roc.png and confusion.png into `place`; return the metrics."""
-    model.eval()
-    scores, data = score(predictor(model, settings, device), data, settings, device, settings.copies, seed, "test")
-    probabilities, classes = scores.exp(), data.classes
-    found = {"loss": loss_of_scores(scores, data.labels), "images": len(data)}
-    found |= metrics.classification(probabilities, data.labels, classes)
-    if settings.major:
-        major = torch.isin(data.labels, torch.tensor([classes.index(name) for name in settings.major]))
-        for name, rows in (("major", major), ("minor", ~major)):
-            found[name] = metrics.classification(probabilities[rows], data.labels[rows], classes) if rows.any() else {}
-    if is_main():
-        try:
-            root = f"{settings.data_dir}/"
-            names = [data.sample_name(i).removeprefix(root) for i in range(len(data))]
-            write_predictions(place / "predictions.csv", names, data.labels, probabilities, classes)
-            drawn = plots.roc(place / "roc.png", probabilities, data.labels, classes)
-            drawn = plots.confusion(place / "confusion.png", found["confusion"], classes) and drawn
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write to {place} ({error}); the same command tries again") from None
-        say(f"tested      {place / 'predictions.csv'}" + (", roc.png, confusion.png" if drawn else " (no matplotlib)"))
-    distributed.barrier()
-    return found
+# Testing ---------------------------------------------------------------------------
 
 
 def test_only(settings: Settings, origin: dict) -> None:
@@ -646,7 +534,7 @@ def test_only(settings: Settings, origin: dict) -> None:
     models = best_model.models(Path(settings.model_path))
     first = next(iter(models))
     own_data = settings.dataset is not None or settings.data_dir is not None
-    as_fine_tuned(settings, origin, models[first]["settings"], first)
+    best_model.take_settings(settings, origin, models[first]["settings"], first, FREE_TO_CHANGE)
     check(settings)
     if settings.gpus is not None and "RANK" not in os.environ:
         distributed.start_processes(settings.gpus)
@@ -663,7 +551,7 @@ def test_only(settings: Settings, origin: dict) -> None:
 
     # Of data that it was not tuned on, all that is not set apart for training.
     split = "all" if own_data else "test"
-    data = load_split(settings, split)
+    data = datasets.load_labelled(settings, split)
     results = []
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {counted(data)}")
@@ -671,42 +559,19 @@ def test_only(settings: Settings, origin: dict) -> None:
     tell_values(data)
     learnt_from.check(first, data, settings.data_dir)
     for path, content in models.items():
-        classes = [str(name) for name in content["classes"]]
-        if not set(data.classes) <= set(classes):
-            raise UserError(
-                f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
-                "table, --positive says which labels are class 'positive'"
-            )
-        number = torch.tensor([classes.index(name) for name in data.classes])  # it may lack some
-        shown = dataclasses.replace(data, labels=number[data.labels], classes=classes)
-        require_named(settings.major, classes)
-        model = Model(settings, len(classes), data.channels)
-        try:
-            model.load_state_dict(content["model"])
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: its weights do not fit the encoder it names ({error})") from None
-        model = model.to(device, memory_format=torch.channels_last)
-        place = made(folder if len(models) == 1 else folder / path.parent.name)
-        found = test(model, shown, settings, device, content["seed"], place)
+        shown = best_model.with_classes_of(content, path, data)
+        classify.require_named(settings.major, shown.classes)
+        model = Model(settings, len(shown.classes), data.channels)
+        best_model.load_weights(model, content, path)
+        model = model.to(device, memory_format=torch.channels_last).eval()
+        place = files.make_folder(folder if len(models) == 1 else folder / path.parent.name)
+        copies = make_copies(settings, content["seed"])
+        found = classify.test(predictor(model, settings, device), shown, settings, device, copies, place)
         results.append({"seed": content["seed"], "best": content["best"], "test": found,
                         "of": best_model.identity(settings, model, shown, split)})  # fmt: skip
     distributed.leave()
     run.end("finished", "")
     best_model.report(results, folder)
-
-
-def as_fine_tuned(settings: Settings, origin: dict, saved: dict, path: Path) -> None:
-    """Fill what the user has not set from the settings that a model was fine-tuned with; who names data wants none
-    of theirs."""
-    kinds = {f.name: f.type for f in dataclasses.fields(Settings)}
-    own_data = settings.dataset is not None or settings.data_dir is not None
-    where = set(DATA)
-    keep = (FREE_TO_CHANGE | where if own_data else FREE_TO_CHANGE - where) - {"amp"}
-    for name, kind in kinds.items():
-        if origin[name] == "default" and name not in keep and name in saved:
-            setattr(settings, name, config.coerce(saved[name], kind, f"{path}: {name}"))
-    if origin["encoder"] == "default":
-        restore.require_known(settings.encoder, settings.encoder_kwargs)
 
 
 # What the loop is made of ----------------------------------------------------------
@@ -772,16 +637,7 @@ def begin(settings: Settings) -> torch.device:
 
 def place_of(folder: Path, settings: Settings, number: int) -> Path:
     """Where the files of a run go: the run folder, or one in it for each of several."""
-    return made(folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}")
-
-
-def made(place: Path) -> Path:
-    if is_main():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot make {place} ({error})") from None
-    return place
+    return files.make_folder(folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}")
 
 
 def counted(data: Images) -> str:

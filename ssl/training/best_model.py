@@ -1,13 +1,15 @@
 """What a fine-tuning leaves: best.pt, the model of its best epoch, and results.json. With several runs, one each."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ssl import files
-from ssl.checkpoints import run_folder, torch_file
+from ssl.checkpoints import restore, run_folder, torch_file
 from ssl.console import say, table
 from ssl.data.images import Images
 from ssl.distributed import is_main
@@ -15,6 +17,7 @@ from ssl.errors import UserError
 from ssl.evaluation import features, metrics, results
 from ssl.files import json_text
 from ssl.settings import config
+from ssl.settings.shared import DATA
 
 CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
 
@@ -62,6 +65,45 @@ def models(path: Path) -> dict[Path, dict]:
         if not isinstance(content, dict) or not set(content) >= CONTENTS:
             raise UserError(f"{path}: not a best.pt of finetune.py")
     return contents
+
+
+def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, free: set[str]) -> None:
+    """Set what the user has not set as the model at `path` was fine-tuned with: `saved` of its best.pt.
+
+    Settings in `free` stay as they are, but for the data set and the precision. If the user names a data set, nothing
+    about the data is taken from `saved`. Raises `UserError` where the encoder is a class of unknown origin.
+    """
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    keep = (free | set(DATA) if own_data else free - set(DATA)) - {"amp"}
+    for field in dataclasses.fields(settings):
+        if origin[field.name] == "default" and field.name not in keep and field.name in saved:
+            value = config.coerce(saved[field.name], field.type, f"{path}: {field.name}")
+            setattr(settings, field.name, value)
+    if origin["encoder"] == "default":
+        restore.require_known(settings.encoder, settings.encoder_kwargs)
+
+
+def with_classes_of(content: dict, path: Path, data: Images) -> Images:
+    """`data` with its labels numbered as the best.pt at `path`, whose `content` this is, numbers its classes.
+
+    `data` may lack some of these classes. Raises `UserError` where it has others.
+    """
+    classes = [str(name) for name in content["classes"]]
+    if not set(data.classes) <= set(classes):
+        raise UserError(
+            f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
+            "table, --positive says which labels are class 'positive'"
+        )
+    number = torch.tensor([classes.index(name) for name in data.classes])
+    return dataclasses.replace(data, labels=number[data.labels], classes=classes)
+
+
+def load_weights(model: nn.Module, content: dict, path: Path) -> None:
+    """Put the weights of a best.pt into `model`. Raises `UserError` where they do not fit."""
+    try:
+        model.load_state_dict(content["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its weights do not fit the encoder it names ({error})") from None
 
 
 def identity(settings, model: nn.Module, test: Images, split: str = "test") -> dict:

@@ -17,6 +17,7 @@ from ssl.checkpoints import learnt_from, torch_file
 from ssl.data import keys, prepare
 from ssl.data.images import Images, Paths
 from ssl.errors import UserError
+from ssl.evaluation import classify
 from ssl.settings import config
 from ssl.sources import datasets
 from ssl.sources.cut import TENTH
@@ -77,14 +78,14 @@ def judged(monkeypatch):
     """Call with arguments of evaluate.py or finetune.py: the pictures (their bytes) that were judged."""
 
     def judge(script, *arguments) -> set[bytes]:
-        seen, name = [], {evaluate: "extract", finetune: "score"}[script]
-        whole = getattr(script, name)
+        seen, (place, name) = [], {evaluate: (evaluate, "extract"), finetune: (classify, "score")}[script]
+        whole = getattr(place, name)
 
         def watched(net, data, *others, **options):
             seen.append(data)
             return whole(net, data, *others, **options)
 
-        monkeypatch.setattr(script, name, watched)
+        monkeypatch.setattr(place, name, watched)
         monkeypatch.setattr("sys.argv", [script.__name__, *map(str, arguments)])
         script.main()
         return {Path(path).read_bytes() for path in seen[-1].paths}  # evaluate.py reads train first

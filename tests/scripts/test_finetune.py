@@ -30,10 +30,10 @@ from ssl.data.images import Images, Paths
 from ssl.data.loader import crop_boxes, crop_resize
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
-from ssl.evaluation import features, inference, metrics
+from ssl.evaluation import classify, features, inference, metrics
 from ssl.report import page
 from ssl.settings import config
-from ssl.training import best_model
+from ssl.training import best_model, early_stopping
 
 TINY = {
     "--encoder": "ssl.encoders.SmallResNet",
@@ -631,28 +631,28 @@ def test_training_ends_when_patience_does_and_the_first_best_is_taken():
     settings = small_settings(patience=3, epochs=10)
     losses = [0.9, 0.5, 0.6, 0.5, 0.7]
     history = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate(losses)]
-    assert [finetune.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
-    assert finetune.best_of(history, settings)["epoch"] == 2
+    assert [early_stopping.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
+    assert early_stopping.best_of(history, settings)["epoch"] == 2
     history = [{"epoch": i + 1, "val_loss": 1 / (i + 1)} for i in range(10)]
-    assert not finetune.finished(history[:9], settings) and finetune.finished(history, settings)
+    assert not early_stopping.finished(history[:9], settings) and early_stopping.finished(history, settings)
 
 
 def test_what_is_watched_may_be_the_auc():
     settings = small_settings(watch="auc")
     history = [{"epoch": 1, "val_loss": 0.1, "val_auc": 0.7}, {"epoch": 2, "val_loss": 0.2, "val_auc": 0.8}]
-    assert finetune.best_of(history, settings)["epoch"] == 2
+    assert early_stopping.best_of(history, settings)["epoch"] == 2
     labels = torch.tensor([0, 1, 1, 0])
     splits = {"train": Images("folder", labels, ["a", "b"]), "val": Images("folder", labels[:1], ["a", "b"])}
     with pytest.raises(UserError, match="needs validation images of every class"):  # before training
         finetune.choose_labels(settings, splits, 0)
     finetune.choose_labels(small_settings(), splits, 0)
     with pytest.raises(UserError, match="undefined; they need every class"):
-        finetune.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
+        early_stopping.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
     with pytest.raises(UserError, match="not finite in epoch 4; training has diverged"):
-        finetune.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})
+        early_stopping.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})
 
 
 # Labels ---------------------------------------------------------------------------------
@@ -718,7 +718,7 @@ def test_images_to_judge_of_which_none_can_be_read(tmp_path):
     data = Images("folder", torch.arange(3) % 2, ["a", "b"], paths=Paths(paths))
     settings = small_settings(workers=0, mean=[0.0] * 3, std=[1.0] * 3)
     with pytest.raises(UserError, match="none of the 3 images to judge can be read"):
-        finetune.score(Net(), data, settings, torch.device("cpu"))
+        classify.score(Net(), data, settings, torch.device("cpu"))
 
 
 def test_runs_that_have_not_ended_are_not_tested(tmp_path):
@@ -801,7 +801,8 @@ def test_a_model_s_file_does_not_get_code_imported(tuned, tmp_path):
     content["settings"]["encoder"] = "some.unknown.Net"
     torch_file.save(content, tmp_path / "best.pt")
     settings = finetune.Settings(test_only=True)
+    origin = dict.fromkeys(vars(settings), "default")
     with pytest.raises(UserError, match="importing that runs its code"):
-        finetune.as_fine_tuned(settings, dict.fromkeys(vars(settings), "default"), content["settings"], tmp_path)
+        best_model.take_settings(settings, origin, content["settings"], tmp_path, finetune.FREE_TO_CHANGE)
     with pytest.raises(UserError):
         restore.require_known("some.unknown.Net", None)

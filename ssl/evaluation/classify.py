@@ -1,0 +1,123 @@
+"""How well a network classifies images with labels: scores, a validation, and the test with its files.
+
+`predict` maps normalised pixels (n, C, size, size) to logits (n, classes). All ranks call each function, and all get
+the same result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl.augment import View
+from ssl.console import say
+from ssl.data.bad_images import tell_left_out
+from ssl.data.images import Images
+from ssl.distributed import barrier, is_main
+from ssl.errors import UserError, nearest
+from ssl.evaluation import inference, metrics, plots
+from ssl.evaluation.predictions import write_predictions
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Test-time augmentation: a score is the mean of the probabilities of `count` random views of the image."""
+
+    count: int
+    view: View
+    seed: int
+
+
+def score(
+    predict: Predict,
+    data: Images,
+    settings,
+    device: torch.device,
+    copies: Copies | None = None,
+    title: str | None = None,
+) -> tuple[Tensor, Images]:
+    """Log-probabilities (N, classes), float64, on the CPU, of all images that can be read; and these images.
+
+    `title` names the progress bar; None: there is none. Raises `UserError` where too many images cannot be read, or
+    none can.
+    """
+    reading = {name: getattr(settings, name) for name in ("batch_size", "workers", "mean", "std")}
+    reading |= {"device": device, "title": title}
+    if copies is None:
+        size = settings.image_size
+        found, read, unread = inference.outputs(partial(_log_probabilities, predict), data, size=size, **reading)
+    else:
+        probabilities, read, unread = inference.mean_over_views(
+            partial(_probabilities, predict), data, copies.view, copies.count, seed=copies.seed, **reading
+        )
+        found = probabilities.clamp(min=1e-300).log()
+    tell_left_out(unread, len(data), settings.max_bad_fraction)
+    read = read.cpu()
+    if not read.any():
+        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(unread))}")
+    return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
+
+
+def _log_probabilities(predict: Predict, x: Tensor) -> Tensor:
+    return predict(x).double().log_softmax(1)
+
+
+def _probabilities(predict: Predict, x: Tensor) -> Tensor:
+    return predict(x).double().softmax(1)
+
+
+def validate(predict: Predict, data: Images, settings, device: torch.device) -> dict:
+    """Loss and accuracies of the validation images: what metrics.jsonl says of them in each epoch."""
+    scores, data = score(predict, data, settings, device)
+    found = metrics.classification(scores.exp(), data.labels, data.classes)
+    auc = found["auc_macro"] if found["auc"] is None else found["auc"]
+    names = ("acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "mcc")
+    loss = F.nll_loss(scores, data.labels).item()
+    return {"val_n": len(data), "val_loss": loss, "val_auc": auc} | {f"val_{name}": found[name] for name in names}
+
+
+def test(predict: Predict, data: Images, settings, device: torch.device, copies: Copies | None, folder: Path) -> dict:
+    """Score the test images, write predictions.csv, roc.png and confusion.png into `folder`, and return the metrics.
+
+    The classes that `settings.major` names are also reported apart from the others.
+    """
+    scores, data = score(predict, data, settings, device, copies, "test")
+    probabilities, classes = scores.exp(), data.classes
+    found = {"loss": F.nll_loss(scores, data.labels).item(), "images": len(data)}
+    found |= metrics.classification(probabilities, data.labels, classes)
+    if settings.major:
+        major = torch.isin(data.labels, torch.tensor([classes.index(name) for name in settings.major]))
+        for name, rows in (("major", major), ("minor", ~major)):
+            found[name] = metrics.classification(probabilities[rows], data.labels[rows], classes) if rows.any() else {}
+    if is_main():
+        _write_files(folder, probabilities, data, settings.data_dir, found["confusion"])
+    barrier()
+    return found
+
+
+def _write_files(
+    folder: Path, probabilities: Tensor, data: Images, data_dir: str | None, confusion: list[list]
+) -> None:
+    """The files of a test. Names of images are as seen from `data_dir`."""
+    names = [data.sample_name(i).removeprefix(f"{data_dir}/") for i in range(len(data))]
+    path = folder / "predictions.csv"
+    try:
+        write_predictions(path, names, data.labels, probabilities, data.classes)
+        drawn = plots.roc(folder / "roc.png", probabilities, data.labels, data.classes)
+        drawn = plots.confusion(folder / "confusion.png", confusion, data.classes) and drawn
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder} ({error}); the same command tries again") from None
+    say(f"tested      {path}" + (", roc.png, confusion.png" if drawn else " (no matplotlib)"))
+
+
+def require_named(major: list[str] | None, classes: list[str]) -> None:
+    """Raise `UserError` where setting `major` names a class that is not there."""
+    for name in major or []:
+        if name not in classes:
+            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")

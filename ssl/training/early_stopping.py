@@ -1,0 +1,36 @@
+"""Which epoch of a fine-tuning is the best, and when no further epoch is tried.
+
+An epoch is a dict: its number from 1 on (`epoch`), its `train_loss`, and `val_loss`, `val_auc`, ... of the validation
+images. Settings `watch`, `patience` and `epochs` are those of finetune.py.
+"""
+
+import math
+
+from ssl.checkpoints.run_folder import DIVERGED
+from ssl.errors import UserError
+
+
+def require_finite(epoch: dict) -> None:
+    """Raise `UserError` where a loss of this epoch is NaN or Inf."""
+    if not (math.isfinite(epoch["train_loss"]) and math.isfinite(epoch["val_loss"])):
+        raise UserError(f"the loss is not finite in epoch {epoch['epoch']}; {DIVERGED}")
+
+
+def watched(epoch: dict, settings) -> float:
+    """What `watch` names; less is better. Raises `UserError` where it is undefined."""
+    value = epoch[f"val_{settings.watch}"]
+    if isinstance(value, str):
+        raise UserError(f"watch: the {settings.watch} of the validation images is undefined; they need every class")
+    return value if settings.watch == "loss" else 1 - value
+
+
+def best_of(history: list[dict], settings) -> dict:
+    """The best epoch; the first of several equals."""
+    return min(history, key=lambda epoch: watched(epoch, settings))
+
+
+def finished(history: list[dict], settings) -> bool:
+    """Whether all epochs are over, or the last `patience` of them were not better than the best before."""
+    if len(history) in (0, settings.epochs):
+        return bool(history)
+    return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience
