@@ -1,1 +1,1 @@
-"""Pages and pictures of runs."""
+"""A command that draws runs as one page, and the pages of images that runs write."""

@@ -1,4 +1,4 @@
-"""A command: one page, report.html, of one run or several.
+"""A command: write one page, report.html, about one run or several.
 
 python -m ssl.report RUN [RUN ...]
     One file, report.html in the first folder, or --output FILE: settings and their origin,

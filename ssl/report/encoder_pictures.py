@@ -4,6 +4,7 @@ They are made from encoder.pt, the newest checkpoint and up to three thousand of
 looks at them.
 """
 
+import dataclasses
 import io
 import json
 import typing
@@ -20,64 +21,50 @@ from ssl.checkpoints.restore import restore
 from ssl.checkpoints.run_reader import Run
 from ssl.console import say
 from ssl.data.cores import auto_workers
-from ssl.data.decode import Range
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
 from ssl.distributed import join
 from ssl.errors import UserError
 from ssl.evaluation import inference
 from ssl.report import projections
-from ssl.report.view_page import OTHER, ROWS, SAME, Chosen, page
+from ssl.report.view_page import OTHER, ROWS, SAME, FixedOrder, page
 from ssl.settings import config
+from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 from ssl.training import health_rules
 from ssl.training.feature_spread import geometry, redundancy
 
 TEST, TRAIN, EMBEDDED = 1000, 2000, 512  # images at most
 COLUMNS = 7  # neighbours of an image
-LARGEST_MATRIX = 256  # dimensions that are drawn
-# The settings that say which images a run has, as datasets.load calls them.
-OF_DATA = {
-    "dataset": str | None,
-    "data_dir": str | None,
-    "image_size": int | None,
-    "class_list": str | None,
-    "csv": str | None,
-    "image_column": str | None,
-    "label_column": str | None,
-    "positive": list[str] | None,
-    "group_column": str | None,
-    "split_column": str | None,
-    "splits_folder": str | None,
-    "test_slides": list[str] | None,
-    "value_range": Range | None,
-    "seed": int | None,
-}
+LARGEST_MATRIX = 256  # dimensions of the correlation matrix that are drawn
 
 
 @torch.no_grad()
 def make(folder: Path, run: Run) -> None:
-    """Write the pictures of the run in `folder`, which `run` has been read from. Raises `UserError` where the
-    encoder or its images cannot be read."""
+    """Write the pictures of the run in `folder`, from which `run` was read.
+
+    Raises `UserError` where the encoder or its images cannot be read.
+    """
     device = join("auto")
     encoder, source, about = restore(folder)
     say(f"encoder     {about['name']}, weights of {source}")
-    train, test, has_test = images_of(run)
+    settings = image_settings(run)
+    train, test, has_test = images_of(settings)
+    mean, std = datasets.normalisation(train, settings.mean, settings.std)
     size = inference.judged_size(encoder, test, about["image_size"])
-    statistics = _statistics(run, train)
     encoder.requires_grad_(False).to(device)
-    how = dict(size=size, batch_size=128, workers=auto_workers(), device=device, mean=statistics[0], std=statistics[1])
+    how = {"size": size, "batch_size": 128, "workers": auto_workers(), "device": device, "mean": mean, "std": std}
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
         data = data.subset(torch.tensor(evenly_spaced(len(data), most)))
-        features, read, _ = inference.outputs(encoder, data, title=title, **how)
-        parts += [data.subset(read.nonzero()[:, 0].cpu()), features[read].cpu()]
-    test, test_x, train, train_x = parts
+        h, read, _ = inference.outputs(encoder, data, title=title, **how)
+        parts += [data.subset(read.nonzero()[:, 0].cpu()), h[read].cpu()]
+    test, test_h, train, train_h = parts
     if min(len(test), len(train)) < 2:
         raise UserError(f"{folder}: fewer than two of the run's images can be read")
-    files.write_bytes(neighbours_page(test, test_x, train, train_x), folder / "neighbours.png")
-    points, explained = projections.pca(test_x)
-    said = {
+    files.write_bytes(neighbours_page(test, test_h, train, train_h), folder / "neighbours.png")
+    points, explained = projections.pca(test_h)
+    found = {
         "x": _rounded(points[:, 0]),
         "y": _rounded(points[:, 1]),
         "explained": _rounded(explained),
@@ -85,40 +72,47 @@ def make(folder: Path, run: Run) -> None:
         "classes": test.classes,
         "has_test": has_test,
     }
-    if z := embeddings(folder, run, encoder, train, statistics, device):
-        said["spectrum"] = _rounded(projections.spectrum(z[0]))
-        said["embedded"] = len(z[0])
+    if z := embeddings(folder, run, encoder, train, [mean, std], device):
+        found["spectrum"] = _rounded(projections.spectrum(z[0]))
+        found["embedded"] = len(z[0])
         matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z))
         files.write_bytes(heat(matrix), folder / "correlation.png")
-        said["reading"] = reading_of(z, train_x, matrix)
-    files.write_text(json.dumps(said) + "\n", folder / "pictures.json")
+        found["reading"] = health_reading(z, train_h, matrix)
+    files.write_text(json.dumps(found) + "\n", folder / "pictures.json")
 
 
-def images_of(run: Run) -> tuple[Images, Images, bool]:
-    """(train, test, whether there is a test) of the data set that a run names; without labels every second of its
-    images stands for test."""
+def image_settings(run: Run) -> ImageSettings:
+    """The images of a run, by its config.yaml. Raises `UserError` for values of a wrong type."""
     given = {
-        name: config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}")
-        for name, kind in OF_DATA.items()
+        field.name: config.coerce(value, field.type, f"config.yaml of the run: {field.name}")
+        for field in dataclasses.fields(ImageSettings)
+        if (value := run.settings.get(field.name)) is not None
     }
-    name = datasets.resolve_name(given.pop("dataset"), given["data_dir"])
-    data_dir = given.pop("data_dir")
-    options = {key: value for key, value in given.items() if value is not None}
+    settings = ImageSettings(**{"seed": 0, **given, "download": False})
+    datasets.resolve(settings)
+    return settings
+
+
+def images_of(settings: ImageSettings) -> tuple[Images, Images, bool]:
+    """(train, test, whether there is a test split). Images without labels are divided: every second one is `test`."""
     try:
-        train, test = (datasets.load(name, data_dir, split, **options) for split in ("train", "test"))
+        train, test = (datasets.load_as(settings, split) for split in ("train", "test"))
     except UserError as error:
         if "without labels" not in str(error):
             raise
-        everything = datasets.load(name, data_dir, "unlabelled", **options)
-        train, test = (everything.subset(torch.arange(first, len(everything), 2)) for first in (0, 1))
+        images = datasets.load_as(settings, "unlabelled")
+        train, test = (images.subset(torch.arange(first, len(images), 2)) for first in (0, 1))
         return train, test, False
     return train, test, True
 
 
-def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor) -> bytes:
-    """A PNG page of some test images, each followed by the nearest of `train`, framed by whether the class is one."""
+def neighbours_page(test: Images, test_h: Tensor, train: Images, train_h: Tensor) -> bytes:
+    """PNG: rows of a test image and its nearest training images; the frame says whether the class is the same.
+
+    `test_h` (M, F) and `train_h` (N, F) are representations of the images.
+    """
     chosen = torch.tensor(evenly_spaced(len(test), ROWS))
-    nearest = projections.neighbours(test_x[chosen], train_x, COLUMNS)
+    nearest = projections.neighbours(test_h[chosen], train_h, COLUMNS)
     rows, frames = [], []
     for i, found in zip(chosen.tolist(), nearest.tolist()):
         rows.append([test.pixels(i), *(train.pixels(j) for j in found)])
@@ -132,13 +126,16 @@ def neighbours_page(test: Images, test_x: Tensor, train: Images, train_x: Tensor
 def embeddings(
     folder: Path, run: Run, encoder: nn.Module, data: Images, statistics: list[list[float]], device: torch.device
 ) -> list[Tensor]:
-    """The embeddings (N, D) of two views of some images, by the newest checkpoint; none where it has no projector."""
+    """Embeddings (N, D) of two views of N images, by the network of the newest checkpoint; [] without a projector.
+
+    `statistics`: [mean, std] by channel.
+    """
     views = [_view(values) for values in run.about.get("views", [])[:2]]
     kept = torch_file.kept(folder)
     model = torch_file.load(kept[0]).get("model", {}) if kept and len(views) == 2 else {}
     weights = {name.removeprefix("projector."): w for name, w in model.items() if name.startswith("projector.")}
     if not weights:
-        say("no projector or no views in this run folder: without the pictures of embeddings")
+        say("this run folder has no projector or no views: no pictures of embeddings are made")
         return []
     width = next(iter(weights.values())).shape[1]
     settings = run.settings
@@ -154,15 +151,17 @@ def embeddings(
     mean, std = (torch.tensor(values, device=device) for values in statistics)
     z: list[list[Tensor]] = [[], []]
     for index in torch.tensor(evenly_spaced(len(data), EMBEDDED)).split(64):
-        for batch in training_batches(data, views, Chosen(index, 0), 0, 1, 0, device):
+        for batch in training_batches(data, views, FixedOrder(index, 0), 0, 1, 0, device):
             for of_view, x in zip(z, finish(batch, views, mean, std)):
                 of_view.append(net(x).float().cpu())
     return [torch.cat(of_view) for of_view in z]
 
 
-def reading_of(z: list[Tensor], h: Tensor, matrix: Tensor) -> health_rules.Reading:
-    """What health would measure: of embeddings z (N, D) of two views, representations h (M, F), and the correlation
-    `matrix` (k, k) of k of the dimensions."""
+def health_reading(z: list[Tensor], h: Tensor, matrix: Tensor) -> health_rules.Reading:
+    """The values that health measures, here of embeddings z (N, D) of two views and representations h (M, F).
+
+    `matrix` (k, k) is the cross-correlation of k of the D dimensions.
+    """
     off = (matrix.square().sum() - matrix.diagonal().square().sum()).item() / len(matrix)
     rows, dim = z[0].shape
     h = h[torch.tensor(evenly_spaced(len(h), EMBEDDED))]
@@ -183,17 +182,11 @@ def heat(matrix: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _statistics(run: Run, data: Images) -> list[list[float]]:
-    kind = list[float] | None
-    given = [config.coerce(run.settings.get(name), kind, f"config.yaml of the run: {name}") for name in ("mean", "std")]
-    return list(datasets.normalisation(data, *given))
-
-
-def _view(values) -> View:
-    """A view as about.json has it. Raises `UserError` for what is none."""
+def _view(values: object) -> View:
+    """The view that about.json describes. Raises `UserError` where that is not possible."""
     kinds = typing.get_type_hints(View)
     if not isinstance(values, dict) or not set(values) <= set(kinds):
-        raise UserError("about.json: views are not those of this version; train on, or leave --pictures away")
+        raise UserError("about.json: the views are of another version; continue the run, or leave --pictures out")
     return View(**{name: config.coerce(value, kinds[name], f"about.json: {name}") for name, value in values.items()})
 
 

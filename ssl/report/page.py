@@ -1,6 +1,6 @@
-"""report.html: runs side by side in one file that needs nothing else, neither network nor script.
+"""Write report.html: runs side by side in one file, without network and without scripts.
 
-Everything a run folder says is escaped, here and in `svg`: settings, names and log lines may be anybody's.
+All text from a run folder is escaped, here and in `svg`: settings, names and log lines may come from anybody.
 """
 
 import base64
@@ -15,7 +15,7 @@ from ssl.report.page_style import COLOURS, STYLE
 from ssl.training import health_rules
 
 LONGEST = 300  # characters of a value
-LONG = 40  # from here on a cell is given room for a sentence
+LONG = 40  # characters from which on a cell gets room for a sentence
 CAPTIONS = {
     "views.png": "Views that training sees, drawn when the run began: "
     "each row an image, then its views in the first epochs",
@@ -27,7 +27,7 @@ CAPTIONS = {
 }
 # Of a run without a test split.
 NEIGHBOURS = "Every second image of the set, which has no labels, and its nearest neighbours among the others"
-# Measures that are shown at once.
+# Measures that are shown without a click.
 MAIN = {"n", "images", "acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
 ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
 
@@ -118,13 +118,13 @@ def _health(runs: list[Run]) -> str:
 
 
 def _seen(run: Run) -> list[tuple[str, str]]:
-    """Rules of health whose sign the embeddings show that --pictures looked at."""
+    """Health rules that the embeddings of --pictures break."""
     reading = run.projection.get("reading")
     return health_rules.shown({k: v for k, v in reading.items() if finite(v)}) if isinstance(reading, dict) else []
 
 
 def _unjudged(run: Run) -> str:
-    """Why no rule can hold, where none can."""
+    """Why no rule could be judged, if that is so."""
     readings = max((len(points) for name, points in run.curves.items() if name.startswith("health_")), default=0)
     few = f": {readings} reading{'s are' if readings > 1 else ' is'} too few to judge"
     return "" if readings >= health_rules.MEMORY else few if readings else ": no health values are in metrics.jsonl"
@@ -249,7 +249,7 @@ def _settings(runs: list[Run]) -> str:
 
 
 def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML, made by `_text`, `_number` and `_key`; captions and heads are plain."""
+    """An HTML table. Cells are HTML, made by `_text`, `_number` and `_key`; captions and heads are plain text."""
     if not rows:
         return ""
     heads = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
@@ -261,7 +261,7 @@ def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(head: str, content: str) -> str:
-    """On a narrow screen, where a row is a block, its head stands before it."""
+    """A cell. On a narrow screen, where a row is a block, its head is shown before it."""
     return f'<td{" class=long" if len(content) > LONG else ""} data-head="{_text(head)}">{content}</td>'
 
 
@@ -322,7 +322,7 @@ def _key(i: int) -> str:
 
 
 def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float | str]]:
-    """The numbers of a nested dict with their path, and the interval where one is beside; at most 60 of each part."""
+    """The numbers of a nested dict with their paths, and their intervals if there are any; at most 60 of each part."""
     found: list[tuple[str, float | str]] = []
     for name, value in results.items():
         path = f"{above}{name}"

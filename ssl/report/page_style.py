@@ -1,4 +1,4 @@
-"""The look of report.html: one style sheet, light and dark, wide and narrow."""
+"""The style sheet of report.html: light and dark, wide and narrow screens."""
 
 COLOURS = 10  # of curves and points, classes c0 to c9
 

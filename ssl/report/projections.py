@@ -1,4 +1,4 @@
-"""What an encoder makes of images: two components, correlation and spectrum, nearest neighbours. Pure functions."""
+"""Pure functions of representations and embeddings: PCA, cross-correlation, spectrum, nearest neighbours."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def pca(features: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
-    """(points (N, components), share of the variance each holds), of features (N, F), N > 1.
+    """(points (N, components), each component's share of the variance) of features (N, F), N > 1.
 
-    The sign of a component, which nothing else decides, makes its largest weight positive.
+    The sign of a component is arbitrary: here its largest weight is positive.
     """
     x = features.double() - features.double().mean(0)
     _, singular, directions = torch.linalg.svd(x, full_matrices=False)
@@ -20,26 +20,26 @@ def pca(features: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
-    """C (D, D) between dimensions of two views' embeddings (N, D), in -1..1; 0 where a dimension never changes."""
+    """C (D, D) between the dimensions of two views' embeddings (N, D), in -1..1; 0 for a constant dimension."""
     return _standard(z1).T @ _standard(z2) / len(z1)
 
 
 def spectrum(z: Tensor) -> Tensor:
-    """Eigenvalues of the correlation matrix of embeddings (N, D), falling: min(N, D) of them, which sum to D.
+    """Eigenvalues of the correlation matrix of embeddings (N, D), falling. There are min(N, D); their sum is D.
 
-    By the singular values of the standardised embeddings, so the D×D matrix is never made.
+    They come from the singular values of the standardised embeddings, so the D×D matrix is never made.
     """
     return torch.linalg.svdvals(_standard(z)) ** 2 / len(z)
 
 
 def neighbours(queries: Tensor, bank: Tensor, count: int) -> Tensor:
-    """Indices (Q, count) of the rows of `bank` nearest to `queries` by cosine, nearest first."""
+    """Indices (Q, count) of the rows of `bank` (N, F) that are nearest to `queries` (Q, F) by cosine, nearest first."""
     cosine = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     return cosine.topk(min(count, len(bank)), dim=1).indices
 
 
 def _standard(z: Tensor) -> Tensor:
-    """Zero mean and unit deviation in every dimension; one that never changes is 0."""
+    """Embeddings with zero mean and unit deviation in every dimension; a constant dimension becomes 0."""
     z = z.double() - z.double().mean(0)
     deviation = z.std(0, correction=0)
     return z / torch.where(deviation > 1e-9, deviation, torch.inf)

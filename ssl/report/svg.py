@@ -1,4 +1,4 @@
-"""Curves, points and bars as inline SVG; colours are the page's, by class, so that they fit dark and light."""
+"""Draw curves and points as inline SVG. Colours are classes of the page's style sheet, for light and dark."""
 
 import html
 import math
@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most `most` of a curve's points: of each of equal parts its lowest and its highest, in order."""
+    """At most `most` points of a curve: the lowest and the highest of each of equal parts, in order."""
     if len(points) <= most:
         return points
     kept, parts = [], most // 2
@@ -47,7 +47,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 class Frame:
-    """Axes from numbers to places of a picture; `log` for the logarithm of y, which must then be positive."""
+    """Axes: numbers become places in the picture. With `log` y is logarithmic if all of it is positive."""
 
     def __init__(self, points: Points, x_label: str, log: bool = False):
         xs, ys = ([float(v) for v in column] for column in zip(*points)) if points else ([0.0], [1.0])
@@ -83,7 +83,7 @@ class Frame:
 
 
 def curves(lines: list[Points], title: str, x_label: str = "step", log: bool = False) -> str:
-    """One picture of several curves, the i-th in colour i; a curve of one point is a dot."""
+    """A picture of several curves, curve i in colour i; a curve of one point is a dot."""
     lines = [thin(line) for line in lines]
     frame = Frame([point for line in lines for point in line], x_label, log)
     drawn = []
@@ -112,12 +112,12 @@ def scatter(points: Points, groups: Sequence[int], title: str) -> str:
 
 
 def number(value: float) -> str:
-    """As few digits as tell it apart: 0.001, 12, 3.5e+06."""
+    """At most four digits: 0.001, 12, 3.5e+06."""
     return f"{value:.4g}"
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """A range that is not empty, `share` wider at both ends."""
+    """A range that is not empty, wider by `share` at both ends."""
     if high == low:
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     return low - share * (high - low), high + share * (high - low)

@@ -1,4 +1,4 @@
-"""Pages of images as PNG: the views a run trains on, the nearest neighbours of an image."""
+"""Draw pages of images as PNG: the views that a run trains on, and the neighbours of images."""
 
 import io
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from ssl.files import write_bytes
 
 ROWS = 8  # of a page
 SIDE = 112  # pixels of an image on a page
-SAME, OTHER = (0.0, 0.447, 0.698), (0.902, 0.624, 0.0)  # frames: blue and orange, told apart by everybody
+SAME, OTHER = (0.0, 0.447, 0.698), (0.902, 0.624, 0.0)  # frames: blue and orange, also told apart by the colour-blind
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """An order that shows the images `index` once an epoch, step by step: their views are those of training."""
+class FixedOrder:
+    """An order whose every epoch is one batch, the images `index`, with the views that training makes of them."""
 
     index: Tensor
     seed: int
@@ -40,12 +40,12 @@ class Chosen:
 def views_of(
     data: Images, views: list[View], mean: list[float], std: list[float], seed: int, epochs: int
 ) -> tuple[Tensor, Tensor]:
-    """(index (R,), pixels (R, epochs · views, C, size, size)): what the encoder sees of some images, not normalised.
+    """(index (R,), pixels (R, epochs · views, C, size, size)) of the views that training sees of R images.
 
-    They are the views that a run of this seed trains on in its first epochs. Raises `UserError`
-    where nothing can be read.
+    They are the views of a run with this seed in its first epochs, before normalisation. Raises `UserError` where no
+    image can be read.
     """
-    order = Chosen(torch.tensor(evenly_spaced(len(data), ROWS)), seed)
+    order = FixedOrder(torch.tensor(evenly_spaced(len(data), ROWS)), seed)
     statistics = [torch.tensor(values) for values in (mean, std)]
     back_mean, back_std = (values.view(-1, 1, 1) for values in statistics)
     shown = []
@@ -57,7 +57,7 @@ def views_of(
 def write_views(
     path: Path, data: Images, views: list[View], mean: list[float], std: list[float], seed: int, epochs: int = 3
 ) -> None:
-    """A page of views: each row an image, then its views in the first epochs. What cannot be made stops no run."""
+    """Write a page of views: each row is an image and its views in the first epochs. A failure is printed only."""
     try:
         index, shown = views_of(data, views, mean, std, seed, epochs)
         rows = [[data.pixels(i), *of_image] for i, of_image in zip(index.tolist(), shown)]
@@ -92,9 +92,9 @@ def page(rows: list[list[Tensor]], titles: list[str], frames: list[list[tuple | 
 
 
 def tile(pixels: Tensor) -> Tensor:
-    """An image (C, H, W) as (3, SIDE, SIDE) in 0..1, whole, small ones in visible pixels.
+    """An image (C, H, W) as (3, SIDE, SIDE) in 0..1. The whole image is shown; small ones keep visible pixels.
 
-    One or two channels are shown as grey, of the first; of four and more, the first three are taken for colours.
+    With one or two channels the first is shown as grey, with four or more the first three as colours.
     """
     x = to_unit(pixels).clamp(0, 1)
     x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
