@@ -168,8 +168,8 @@ def main() -> None:
     if settings.preload:
         data = preload.hold(data, settings.image_size)
     labels = require_labels(settings, data) if with_labels else None
-    drawn_by = labels if settings.balanced else None
-    order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed, drawn_by)
+    balanced_by = labels if settings.balanced else None
+    order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed, balanced_by)
     require_whole_batches(settings, order)
     introduce.tell_auto(settings, auto.settle(settings, order.global_batch, len(data)))
     ranges.check_training(settings)
@@ -185,8 +185,7 @@ def main() -> None:
     model = Model(settings, data.channels)
     source = inherit.take_weights(settings, model.encoder) if settings.init else None
     trainable.require(model.encoder, settings.image_size, data.channels)
-    filled = [name for name in ("mean", "std") if getattr(settings, name) is getattr(source, name, None) is None]
-    inherit.normalisation(settings, source, data)
+    of_data = inherit.normalisation(settings, source, data)
     statistics = settings.mean, settings.std
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
@@ -200,7 +199,7 @@ def main() -> None:
     # What the run folder holds: a checkpoint to continue from, if there is one
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     identity |= {"labels": data.label_checksum()} if with_labels else {}
-    before = resume.find_state(run, settings, identity, CHECKPOINT, filled)
+    before = resume.find_state(run, settings, identity, CHECKPOINT, of_data)
     first = before["step"] if before else 0
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))

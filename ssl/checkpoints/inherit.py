@@ -41,13 +41,13 @@ def fill(settings, run: dict) -> None:
         settings.image_size = of_run("image_size")  # drawn at the size the run drew them
 
 
-def normalisation(settings, source: pretrained.Source | None, data: Images) -> None:
-    """Fill `mean` and `std` of `settings`, and say where they come from.
+def normalisation(settings, source: pretrained.Source | None, data: Images) -> list[str]:
+    """Fill `mean` and `std` of `settings`, and say where they come from. Returns the names of those that `data` gave.
 
     They are as set, or else what the weights of `source` are used to, or else those of `data` (`datasets`). Raises
     `UserError` unless there is one value a channel.
     """
-    why = {}
+    why, of_data = {}, []
     for name in ("mean", "std"):
         if getattr(settings, name) is not None:
             why[name] = "set"
@@ -55,11 +55,13 @@ def normalisation(settings, source: pretrained.Source | None, data: Images) -> N
             setattr(settings, name, getattr(source, name))
             why[name] = "as the weights are used to"
         else:
+            of_data.append(name)
             why[name] = "measured" if datasets.KNOWN[data.name][1] is None else f"of {data.name}"
     settings.mean, settings.std = datasets.normalisation(data, settings.mean, settings.std)
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
     first = f" ({why['mean']})" if why["mean"] != why["std"] else ""
     say(f"normalise   mean {mean}{first}, std {std} ({why['std']})")
+    return of_data
 
 
 def take_architecture(settings, origin: dict[str, str]) -> None:

@@ -52,6 +52,8 @@ class Session:
 
     def close(self) -> None:
         """Save the last step, if it is not saved yet, and close the logs."""
+        if self.state.step == self.log.last and not self.state.judge.due(self.state.step):
+            self.asked = None  # the run has ended: there is nothing left to stop
         self.watchdog.rest()
         self.batches.close()
         self.log.write_bad(self.state)

@@ -566,6 +566,14 @@ def test_the_end_is_judged_after_a_stop_that_came_with_it(images, whole, tmp_pat
     assert judged(tmp_path) == judged(whole)
 
 
+@pytest.mark.parametrize("length, state", [(1, "finished"), (2, "preempted")])
+def test_a_stop_that_comes_with_the_last_step_leaves_a_finished_run(images, tmp_path, monkeypatch, length, state):
+    monkeypatch.setattr(stopping.StopRequests, "answer", lambda self: "SIGTERM")
+    learn(images, tmp_path, max_steps=length)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"]) == (state, 1)
+
+
 def test_a_finished_run_can_be_judged_later_and_is_once(images, tmp_path, monkeypatch):
     learn(images, tmp_path)
     learnt = trained(tmp_path)
