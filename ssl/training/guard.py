@@ -84,7 +84,8 @@ class Guard:
         return {"record": self._recorded(), "row": self.row, "total": self.total, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict) -> None:
-        self.record = list(state["record"].to(self.before[0].device if self.before else "cpu").unbind(1))
+        device = self.optimizer.param_groups[0]["params"][0].device
+        self.record = list(state["record"].to(device).unbind(1))
         self.row, self.total, self.left_out = state["row"], state["total"], state.get("left_out", 0)
 
 

@@ -1,0 +1,180 @@
+"""Every script on a pretended GPU: no operation mixes devices, and a training step waits for nothing.
+
+The controls are encoders that wait, copy or mix on purpose, and are found.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import running
+from drawn import class_folders
+from running import tiny
+
+PRETENDED = running.ROOT / "tests" / "gpu" / "pretended.py"
+NET = {"--encoder": "nets.WithoutBuffers", "--encoder_kwargs": "{}"}
+
+# What a step sends to the device without a wait. This list may only become shorter.
+SENT = {
+    "ssl/data/loader.py _sent",  # of a data set in memory: which images, their boxes, operations and labels
+    "ssl/data/worker.py <lambda>",  # of files: pixels, operations, index, labels
+}
+# Where the host waits in every step. This list may only become shorter; train.py, finetune.py and heads have none.
+ESTIMATORS_WAIT = {
+    "ssl/estimators/__init__.py training_step",  # batches of any loader are not pinned
+    "ssl/estimators/__init__.py transform_step",  # nor are those to transform
+    "ssl/estimators/__init__.py _encode",  # representations go to the CPU batch by batch, they may fill the device
+    "ssl/estimators/fit.py _step",  # a loss that is not finite raises at its step
+    "ssl/loss_inputs.py _not_finite",  # so do embeddings
+}
+
+
+def run(events: Path, script, *arguments, check: bool = True):
+    """A script on the pretended GPU: (what it printed, {(wait or copy, file function): how often})."""
+    done = running.run(PRETENDED, events, script, *arguments, check=check)
+    counts: Counter[tuple[str, str]] = Counter()
+    for kind, _, place, count in json.loads(events.read_text()):
+        counts[kind, re.sub(r":\d+ ", " ", place)] += count
+    return done, counts
+
+
+def train(folder: Path, settings: dict, steps: int, script=running.ROOT / "train.py", **how):
+    """train.py on the pretended GPU for `steps` steps, without logs and readings between."""
+    quiet = {"--log_every": 1000, "--health_every": 1000, "--workers": 0, "--epochs": 9}
+    given = {"--device": "cuda", "--max_steps": steps, "--output_dir": folder} | quiet | settings
+    return run(folder.with_suffix(".json"), script, *tiny(*[word for pair in given.items() for word in pair]), **how)
+
+
+def each_step(folder: Path, settings: dict) -> set[tuple[str, str]]:
+    """What happens oftener in a longer run than in a shorter: (wait or copy, file function)."""
+    _, few = train(folder / "few", settings, steps=2)
+    _, many = train(folder / "many", settings, steps=4)
+    return set(many - few)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Pictures too large to be held in memory: loaders read them."""
+    return class_folders(tmp_path_factory.mktemp("files"), {"train": (64, 0), "test": (21, 1)}, size=80)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"--method": "barlow_twins"},
+        {"--method": "simclr", "--accumulate": 2, "--clip_grad": 1, "--data_dir": "files"},
+        {"--method": "supcon", "--accumulate": 2, "--accumulate_mode": "split", "--optimizer": "lamb"},
+        {"--method": "simclr", "--optimizer": "adamw", "--amp": "fp16"} | NET,
+    ],
+    ids=["barlow_twins", "simclr", "supcon", "fp16"],
+)
+def test_a_training_step_waits_for_nothing_and_sends_its_batch_alone(settings, request, tmp_path):
+    settings = settings | {"--data_dir": request.getfixturevalue(settings.get("--data_dir", "images"))}
+    every = each_step(tmp_path, settings)
+    assert {place for kind, place in every if kind == "wait"} == set()
+    assert {place for kind, place in every if kind == "copy"} <= SENT
+
+
+@pytest.mark.parametrize(
+    ("net", "found"),
+    [("Waiting", ("wait", "tests/gpu/nets.py forward")), ("Sending", ("wait", "tests/gpu/nets.py forward"))],
+)
+def test_control_a_wait_in_the_step_is_found(net, found, images, tmp_path):
+    assert found in each_step(tmp_path, NET | {"--encoder": f"nets.{net}", "--method": "simclr", "--data_dir": images})
+
+
+def test_control_mixed_devices_raise(images, tmp_path):
+    mixing = NET | {"--encoder": "nets.Mixing", "--method": "simclr", "--data_dir": images}
+    done, _ = train(tmp_path / "run", mixing, steps=1, check=False)
+    assert done.returncode != 0 and "Expected all tensors to be on the same device" in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory) -> Path:
+    """A run that was judged, read its health, saved and continued."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    judged = {"--eval_every": 1, "--eval_at_start": "true", "--ssl_val_interval": 1}
+    spoken = {"--log_every": 1, "--health_every": 1, "--save_steps": 3}
+    settings = judged | spoken | {"--epochs": 2, "--optimizer": "lamb", "--data_dir": images}
+    train(folder, settings, steps=5)
+    train(folder, settings, steps=8)
+    return folder
+
+
+def test_a_run_is_judged_and_continued(trained):
+    assert json.loads((trained / "status.json").read_text())["state"] == "finished"
+    lines = running.metrics(trained)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+
+
+def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
+    script, events = running.ROOT / "evaluate.py", tmp_path / "events.json"
+    on = ("--device", "cuda", "--workers", 0, "--data_dir", images, "--probe_epochs", 2)
+    everything = ("--protocol", "all", "--linear_epochs", 2, "--random_init", "--raw_pixels")
+    run(events, script, "--model_path", trained, *everything, *on)
+    assert {"linear", "probe", "knn", "random_init"} <= set(json.loads((trained / "results.json").read_text()))
+    run(events, script, "--features", trained, "--device", "cuda", "--probe_epochs", 2)
+    run(events, script, "--model_path", trained, "--protocol", "fixed", *on)
+    assert "fixed" in json.loads((trained / "results.json").read_text())
+    linear = ("--model_path", trained, "--protocol", "linear", "--linear_epochs", 2, *on)
+    few, many = (run(events, script, *linear, "--linear_batch", batch)[1] for batch in (32, 16))
+    assert {place for kind, place in many - few if kind == "wait"} == set()
+
+
+def finetune(folder: Path, *settings) -> Counter:
+    return run(folder.with_suffix(".json"), running.ROOT / "finetune.py", "--output_dir", folder, *settings)[1]
+
+
+def test_a_step_of_finetune_waits_for_nothing(trained, images, tmp_path):
+    given = ("--init", trained, "--device", "cuda", "--workers", 0, "--data_dir", images, "--epochs", 2)
+    few = finetune(tmp_path / "few", *given, "--batch_size", 32)
+    many = finetune(tmp_path / "many", *given, "--batch_size", 24)
+    assert {place for kind, place in many - few if kind == "wait"} == set()
+    assert {place for kind, place in many - few if kind == "copy"} <= SENT
+    tested = ("--test_only", "--model_path", tmp_path / "many", "--data_dir", images, "--device", "cuda")
+    finetune(tmp_path / "tested", *tested, "--copies", 2, "--workers", 0)
+    finetune(tmp_path / "frozen", *given, "--freeze", "--balanced", "--schedule", "cosine", "--amp", "fp16")
+
+
+ESTIMATOR = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+import ssl
+ssl.__path__ = [{root!r} + "/ssl"]
+from ssl.estimators import SimCLR
+from nets import WithoutBuffers
+
+samples = torch.rand(64, 3, 16, 16)
+model = SimCLR(WithoutBuffers, None, 8, 8, 8, max_epochs=2, views=lambda x: x + 0.1 * torch.randn_like(x),
+               batch_size={batch}, random_state=0, device="cuda")
+model.fit(samples, samples)
+model.save({file!r})
+again = SimCLR.load({file!r}, WithoutBuffers, views=lambda x: x, device="cuda", max_epochs=3)
+again.fit(samples, resume=True)
+assert again.transform(samples).shape == (64, 8)
+"""
+
+
+def estimate(folder: Path, batch: int) -> Counter:
+    script = folder / f"estimate{batch}.py"
+    script.write_text(ESTIMATOR.format(root=str(running.ROOT), batch=batch, file=str(folder / "model.pt")))
+    return run(folder / "events.json", script)[1]
+
+
+def test_estimators_fit_resume_and_transform(tmp_path):
+    every = estimate(tmp_path, 16) - estimate(tmp_path, 32)
+    assert {place for kind, place in every if kind == "wait"} == ESTIMATORS_WAIT
+
+
+@pytest.mark.parametrize("net", [{}, NET], ids=["batch_norm", "without_buffers"])
+def test_a_run_goes_back_after_steps_that_are_not_finite(net, images, tmp_path, monkeypatch):
+    """To a checkpoint between two log steps, whose record of steps goes on."""
+    monkeypatch.setenv("SPOIL", "4,999,0,0")
+    script = running.ROOT / "tests" / "faults" / "diverging_train.py"
+    settings = {"--method": "simclr", "--max_bad_steps": 2, "--log_every": 3, "--save_steps": 2, "--data_dir": images}
+    done, _ = train(tmp_path / "run", settings | net, steps=8, script=script)
+    assert "going back to step 4" in done.stdout
+    assert len((tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()) == 2
