@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from torch import nn
+
 from ssl.checkpoints import pretrained, restore
 from ssl.console import say
 from ssl.data.images import Images
@@ -39,13 +41,13 @@ def fill(settings, run: dict) -> None:
         settings.image_size = of_run("image_size")  # drawn at the size the run drew them
 
 
-def normalisation(settings, source: pretrained.Source | None, data: Images) -> None:
-    """Fill `mean` and `std` of `settings`, and say where they come from.
+def normalisation(settings, source: pretrained.Source | None, data: Images) -> list[str]:
+    """Fill `mean` and `std` of `settings`, and say where they come from. Returns the names of those that `data` gave.
 
     They are as set, or else what the weights of `source` are used to, or else those of `data` (`datasets`). Raises
     `UserError` unless there is one value a channel.
     """
-    why = {}
+    why, of_data = {}, []
     for name in ("mean", "std"):
         if getattr(settings, name) is not None:
             why[name] = "set"
@@ -53,8 +55,33 @@ def normalisation(settings, source: pretrained.Source | None, data: Images) -> N
             setattr(settings, name, getattr(source, name))
             why[name] = "as the weights are used to"
         else:
+            of_data.append(name)
             why[name] = "measured" if datasets.KNOWN[data.name][1] is None else f"of {data.name}"
     settings.mean, settings.std = datasets.normalisation(data, settings.mean, settings.std)
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (settings.mean, settings.std))
     first = f" ({why['mean']})" if why["mean"] != why["std"] else ""
     say(f"normalise   mean {mean}{first}, std {std} ({why['std']})")
+    return of_data
+
+
+def take_architecture(settings, origin: dict[str, str]) -> None:
+    """Take the encoder's architecture from what --init names, where the command line and --config leave it open."""
+    mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
+    names = ("encoder", "encoder_kwargs", "stem")
+    given = {name: getattr(settings, name) if origin[name] in mine else None for name in names}
+    run = pretrained.run_settings(settings.init, settings.init_format)
+    if "encoder" in run:
+        settings.encoder, kwargs, stem = restore.architecture(run, **given)
+        settings.stem = stem or settings.stem
+        taken = ["stem"] if given["stem"] is None else []
+        if given["encoder"] is None:
+            settings.encoder_kwargs = kwargs or {}
+            taken += [name for name in ("encoder", "encoder_kwargs") if given[name] is None]
+        config.lay_over(origin, taken, "the run of --init")
+
+
+def take_weights(settings, encoder: nn.Module) -> pretrained.Source:
+    """Put the weights that --init names into `encoder`; return where they are from."""
+    source = pretrained.load_encoder(encoder, settings.init, settings.init_format)
+    say(f"init        encoder weights of {source}")
+    return source

@@ -1,4 +1,4 @@
-"""What an estimator's arguments may be."""
+"""Which values the arguments of an estimator may have."""
 
 from numbers import Integral, Real
 
@@ -23,12 +23,12 @@ OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
 
 
 def is_whole(value, least: int) -> bool:
-    """Whether `value` is a whole number of at least `least`; True and False are none."""
+    """Whether `value` is a whole number of at least `least`. True and False are not numbers here."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value) -> bool:
-    """Whether `value` is a finite number of at least 0; True and False are none."""
+    """Whether `value` is a finite number of at least 0. True and False are not numbers here."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
@@ -41,7 +41,7 @@ def check(params: dict) -> None:
         if not isinstance(params[name], dict | None):
             raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
     given, wanted = params["optimizer"], params["lr_scheduler"]
-    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py says adamw
+    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py calls it adamw
         raise UserError(
             f"Optimizer {given!r} is not implemented. Please use one of the available optimizers: "
             f"{', '.join(OPTIMIZERS)}{nearest(given, OPTIMIZERS)}"
@@ -52,7 +52,7 @@ def check(params: dict) -> None:
         raise UserError(f"Unknown `lr_scheduler`: {wanted!r}; expected warmup_cosine, none or a scheduler instance")
     for name in ("lr", "weight_decay"):
         if name in (params["optimizer_kwargs"] or {}):
-            raise UserError(f"optimizer_kwargs: {name} has an argument of its own, learning_rate or weight_decay")
+            raise UserError(f"optimizer_kwargs: {name} has an argument of its own: pass learning_rate or weight_decay")
     for name, kind in (("encoder", nn.Module), ("optimizer", Optimizer)):
         if isinstance(params[name], kind) and params[f"{name}_kwargs"]:
             raise UserError(f"{name}_kwargs: {name} is an instance, which is used as it is; pass {name}_kwargs=None")
@@ -86,7 +86,7 @@ def check(params: dict) -> None:
         if not callable(getattr(callback, "on_epoch_end", callback)):
             raise TypeError(
                 f"callbacks: {callback!r} is no callable and has no on_epoch_end, which is called with (estimator, "
-                "epoch, metrics) after each epoch; Lightning's other hooks are not"
+                "epoch, metrics) after each epoch; Lightning's other hooks are never called"
             )
 
 
@@ -95,7 +95,7 @@ def as_list(callbacks) -> list | tuple:
 
 
 def schedule(given: dict | None) -> dict:
-    """`given` lr_scheduler_kwargs with what is unset filled in; the caller's dict stays as it is."""
+    """lr_scheduler_kwargs `given`, completed by the defaults, in a new dict. Raises `UserError` for wrong values."""
     given = given or {}
     for name in given:
         if name not in SCHEDULE:

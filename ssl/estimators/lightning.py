@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer, which nidl's estimators pass on: what they mean here, or what to do instead."""
+"""Arguments of Lightning's Trainer, which nidl's estimators accept: what they mean here, or what to do instead."""
 
 from ssl.errors import UserError
 
@@ -13,51 +13,51 @@ PRECISIONS = {
     "16-mixed": "fp16",
     "bf16-mixed": "bf16",
 }
-# Name: the values that say what happens here anyway, and what to do where another is meant.
+# Name: (values that ask for what happens here anyway, what to do instead of passing another value).
 FIXED = {
     "accumulate_grad_batches": ((None, 1), "pass a larger batch_size, or use train.py --accumulate"),
-    "barebones": ((None, False, True), "leave it away: there is no logger, checkpoint, progress bar or summary"),
+    "barebones": ((None, False, True), "leave it out: there is no logger, checkpoint, progress bar or summary"),
     "benchmark": ((None, False), "set torch.backends.cudnn.benchmark = True"),
-    "default_root_dir": ((None,), "nothing is written but by save(path)"),
+    "default_root_dir": ((None,), "call save(path): nothing else is written"),
     "deterministic": ((None, False), "call torch.use_deterministic_algorithms(True); a CPU needs nothing"),
     "detect_anomaly": ((None, False), "call torch.autograd.set_detect_anomaly(True)"),
     "devices": ((None, "auto", 1, "1"), "start the script by torchrun --nproc_per_node N, a process for each device"),
-    "enable_autolog_hparams": ((None, True, False), "leave it away: there is no logger"),
+    "enable_autolog_hparams": ((None, True, False), "leave it out: there is no logger"),
     "enable_checkpointing": ((None, False), "call save(path) after fit, or in a callback"),
     "enable_model_summary": ((None, False), "print(model.net)"),
     "enable_progress_bar": ((None, False), "print in a callback"),
     "fast_dev_run": ((None, False), "pass max_steps=1"),
     "gradient_clip_algorithm": ((None,), "lower learning_rate, or use train.py --clip_grad"),
     "gradient_clip_val": ((None, 0, 0.0), "lower learning_rate, or use train.py --clip_grad"),
-    "ignore": ((None,), "leave it away: save keeps what are plain values, and load says what it needs"),
-    "inference_mode": ((None, True, False), "leave it away: validation and transform record no graph"),
+    "ignore": ((None,), "leave it out: save keeps plain values, and load says what it needs"),
+    "inference_mode": ((None, True, False), "leave it out: validation and transform record no graph"),
     "limit_predict_batches": ((None, 1.0), "pass fewer samples to transform"),
-    "limit_test_batches": ((None, 1.0), "leave it away: there is no test of pre-training"),
+    "limit_test_batches": ((None, 1.0), "leave it out: there is no test of pre-training"),
     "limit_val_batches": ((None, 1.0), "pass fewer samples as val"),
-    "log_every_n_steps": ((None,), "read `history`, which has a line an epoch"),
+    "log_every_n_steps": ((None,), "read `history`, which has one line per epoch"),
     "logger": ((None, False), "read `history`, or log in a callback, which is given (estimator, epoch, metrics)"),
-    "max_time": ((None,), "raise KeyboardInterrupt in a callback: what was learnt stays, and resume=True goes on"),
-    "min_epochs": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
-    "min_steps": ((None,), "leave it away: nothing ends before max_epochs or max_steps"),
+    "max_time": ((None,), "raise KeyboardInterrupt in a callback: what was learnt stays, and resume=True continues"),
+    "min_epochs": ((None,), "leave it out: nothing ends before max_epochs or max_steps"),
+    "min_steps": ((None,), "leave it out: nothing ends before max_epochs or max_steps"),
     "model_registry": ((None,), "call save(path) after fit"),
     "num_nodes": ((None, 1), "start the script by torchrun --nnodes N on each node"),
     "overfit_batches": ((None, 0, 0.0), "pass limit_train_batches"),
     "plugins": ((None, []), "pass precision for the type of numbers, and start several processes by torchrun"),
     "profiler": ((None,), "use torch.profiler around fit"),
-    "reload_dataloaders_every_n_epochs": ((None, 0), "each epoch iterates the loader anew; let it give other data"),
-    "save_hparams": ((None, True), "leave it away: save keeps what are plain values"),
-    "strategy": ((None, "auto", "ddp"), "leave it away: processes that torchrun starts learn as one"),
-    "sync_batchnorm": ((None, True), "leave it away: batch norm is of the batch of all processes"),
+    "reload_dataloaders_every_n_epochs": ((None, 0), "each epoch iterates the loader again: let it give other data"),
+    "save_hparams": ((None, True), "leave it out: save keeps plain values"),
+    "strategy": ((None, "auto", "ddp"), "leave it out: processes that torchrun starts train one network"),
+    "sync_batchnorm": ((None, True), "leave it out: batch norm sees the batch of all processes"),
     "use_distributed_sampler": ((None, False), "pass samples and views, or a loader with a DistributedSampler"),
     "val_check_interval": ((None, 1.0), "pass check_val_every_n_epoch"),
 }
 
 
 def translated(given: dict) -> dict:
-    """Arguments of an estimator in our names: Lightning's as ours, or left away where they ask for nothing.
+    """`given` with Lightning's arguments replaced by ours, and without those that ask for what happens here anyway.
 
-    Raises `UserError` for what is not done here, with what to do instead, and for an accelerator that does not agree
-    with device. What is in no list stays as it is.
+    Raises `UserError` for what is not done here, and says what to do instead; also for an accelerator that does not
+    agree with device. Arguments of other names are returned as they are.
     """
     ours = {name: value for name, value in given.items() if name not in FIXED and name != "accelerator"}
     for name, (usual, instead) in FIXED.items():

@@ -1,4 +1,4 @@
-"""An estimator's file: tensors and plain values, read without running anything."""
+"""The file of an estimator: tensors and plain values. Reading it runs no code of the file."""
 
 import importlib
 import inspect
@@ -12,11 +12,11 @@ from ssl.checkpoints.run_folder import copied
 from ssl.distributed import broadcast_object, is_main
 from ssl.encoders import is_known
 from ssl.errors import UserError, one_line
-from ssl.estimators import fit
+from ssl.estimators import optimization
 
 
 def write(model, path) -> None:
-    """As the estimator's `save`."""
+    """As `Estimator.save`; `model` is the estimator."""
     params = model.get_params()
     encoder = params.pop("encoder")
     kind = encoder if inspect.isclass(encoder) else type(encoder)
@@ -29,10 +29,10 @@ def write(model, path) -> None:
         "unsaved": sorted(set(params) - set(plain)),
         "instance": not inspect.isclass(encoder),
         "model": copied(model.net.state_dict()),
-        "progress": _unwrapped(copied(fit._progress(model))),
+        "progress": _unwrapped(copied(optimization.state(model))),
         "step": model.step,
         "seed": model.seed,
-        "partial": {name: _number(value) for name, value in model.partial.items()},
+        "partial": {name: _number(value) for name, value in model.epoch_sums.items()},
         "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
     }
     problem = None
@@ -45,32 +45,30 @@ def write(model, path) -> None:
         raise UserError(f"save: {problem}")
 
 
+KINDS = dict(
+    estimator=str,
+    encoder=str,
+    params=dict,
+    unsaved=list,
+    instance=bool,
+    model=dict,
+    step=int,
+    seed=int,
+    history=list,
+)
+
+
 def read(cls, path, encoder, params: dict):
-    """As the estimator's `load`."""
+    """As `Estimator.load`."""
     content = torch_file.load(path)
-    kinds = dict(
-        estimator=str,
-        encoder=str,
-        params=dict,
-        unsaved=list,
-        instance=bool,
-        model=dict,
-        step=int,
-        seed=int,
-        history=list,
-    )
-    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
-    whole = whole and all(isinstance(name, str) and name != "encoder" for name in content["params"])
-    partial = content.get("partial", {}) if whole else None  # earlier versions have none
-    whole = isinstance(partial, dict) and all(isinstance(value, int | float) for value in partial.values())
-    if not whole or content["step"] < 0 or not isinstance(content.get("progress"), dict | None):
+    if not _is_estimator(content):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
         raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
     if encoder is None:
         encoder = _known(path, content)
     kept = {name: value for name, value in content["params"].items() if name not in params}
-    if not inspect.isclass(encoder):  # it is built
+    if not inspect.isclass(encoder):  # it is built already
         kept.pop("encoder_kwargs", None)
     missing = {str(name) for name in content["unsaved"]} - set(params)
     if "encoder_kwargs" in missing and inspect.isclass(encoder):
@@ -81,13 +79,27 @@ def read(cls, path, encoder, params: dict):
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit this encoder and projection head ({one_line(error)[:300]})") from None
     model.step, model.seed, model.history = content["step"], content["seed"], content["history"]
-    model.partial = partial
-    model.progress, model.unsaved = content.get("progress"), missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
+    model.epoch_sums, model.loaded = content.get("partial", {}), content.get("progress")
+    model.unsaved = missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
     return model
 
 
+def _is_estimator(content) -> bool:
+    """Whether a file's content is what `write` writes."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in KINDS.items()):
+        return False
+    sums = content.get("partial", {})  # files of earlier versions have none
+    return (
+        all(isinstance(name, str) and name != "encoder" for name in content["params"])
+        and isinstance(sums, dict)
+        and all(isinstance(value, int | float) for value in sums.values())
+        and content["step"] >= 0
+        and isinstance(content.get("progress"), dict | None)
+    )
+
+
 def _known(path, content: dict) -> type[nn.Module]:
-    """The encoder's class, if importing it runs nobody else's code and it can be built from what is saved."""
+    """The encoder's class, if it is ours or torchvision's, so that importing it runs no other code."""
     name = content["encoder"]
     known = is_known(name) and "." in name
     if not known or content["instance"]:
@@ -100,7 +112,7 @@ def _known(path, content: dict) -> type[nn.Module]:
 
 
 def _unwrapped(value):
-    """`value` with numpy's numbers, as grids of parameters are made of, as Python's."""
+    """`value` with Python's numbers instead of numpy's, which grids of parameters are made of."""
     if isinstance(value, dict):
         return {key: _unwrapped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""scikit-learn's conventions for parameters, without scikit-learn: get_params, set_params, clone, repr."""
+"""scikit-learn's conventions for arguments, without scikit-learn: get_params, set_params, clone, repr."""
 
 import inspect
 from typing import ClassVar
@@ -7,31 +7,35 @@ from ssl.errors import UserError, nearest
 
 
 class Params:
-    """What was given to the constructor is kept as it was given, and handed out again, so that `clone` works.
+    """The arguments of the constructor are attributes, and `get_params` returns the objects that were given.
 
-    A class has EXTRA, {name: default} of the arguments that its signature sums up as **kwargs, MADE, those of which
-    the attribute of that name is what was made of them, `_check(params)`, which raises for values that cannot
-    work, and `_adopt(changes)`, which makes some of the parameters count.
+    A class defines EXTRA, {name: default} of the arguments that its signature sums up as **kwargs; REPLACED, names of
+    the arguments whose attribute holds what was made from them; `_check(params)`, which raises an error for values that
+    cannot work; `_apply(changes)`, which puts changed arguments into effect.
     """
 
     EXTRA: ClassVar[dict] = {}
-    MADE: ClassVar[set] = set()
+    REPLACED: ClassVar[set] = set()
 
-    def _begin(self, given: dict) -> None:
-        """`given` is the constructor's locals(). Raises `UserError` for an argument that is not there."""
-        extra = given.pop("kwargs")
-        named = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-        self._params = named | self.EXTRA
-        self.set_params(**self._params | extra)
+    def __init__(self, **given):
+        """Raises `UserError` for an argument that does not exist."""
+        self._params = self._defaults()
+        self.set_params(**self._params | given)
+
+    @classmethod
+    def _defaults(cls) -> dict:
+        named = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return {p.name: p.default for p in named if p.name != "self"} | cls.EXTRA
 
     def get_params(self, deep: bool = True) -> dict:
         """{name: value} of all arguments of the constructor, the very objects that were given."""
         return {
-            name: value if name in self.MADE else self.__dict__.get(name, value) for name, value in self._params.items()
+            name: value if name in self.REPLACED else self.__dict__.get(name, value)
+            for name, value in self._params.items()
         }
 
     def set_params(self, **changes):
-        """Change arguments of the constructor; returns self. Raises `UserError` for one that is not there."""
+        """Change arguments of the constructor; returns self. Raises `UserError` for one that does not exist."""
         changes = self._translated(changes)
         if not changes:
             return self
@@ -44,29 +48,28 @@ class Params:
         wanted = self.get_params() | changes
         self._check(wanted)
         self._params = wanted
-        for name in set(changes) - self.MADE:
+        for name in set(changes) - self.REPLACED:
             setattr(self, name, changes[name])
-        self._adopt(changes)
+        self._apply(changes)
         return self
 
     def _translated(self, changes: dict) -> dict:
-        """`changes` in the names of this class, should they be another's."""
+        """`changes`, with the names of another library replaced by ours."""
         return changes
 
+    def _changed_attributes(self) -> dict:
+        """Arguments that were assigned as attributes, `model.max_epochs = 3`, and are not in effect yet."""
+        return {name: value for name, value in self.get_params().items() if not _same(value, self._params[name])}
+
     def __sklearn_tags__(self):
-        """What scikit-learn, since 1.6, asks a transformer that needs no labels; nothing else calls this."""
+        """Called by scikit-learn >= 1.6: a transformer that needs no labels."""
         from sklearn.utils import Tags, TargetTags, TransformerTags
 
         needs_labels = TargetTags(required=False)
         return Tags(estimator_type=None, target_tags=needs_labels, transformer_tags=TransformerTags())
 
-    def _assigned(self) -> dict:
-        """Arguments that were changed as attributes, `model.max_epochs = 3`, since they last counted."""
-        return {name: value for name, value in self.get_params().items() if not _same(value, self._params[name])}
-
     def __repr__(self) -> str:
-        arguments = inspect.signature(type(self).__init__).parameters.values()
-        defaults = {p.name: p.default for p in arguments} | self.EXTRA
+        defaults = self._defaults()
         changed = [
             f"{name}={_short(value)}" for name, value in self.get_params().items() if not _same(value, defaults[name])
         ]

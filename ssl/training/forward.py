@@ -1,4 +1,4 @@
-"""The first passes of a process: every process, new or continued, then sums its gradients in the same order."""
+"""From views to embeddings and to the loss; and the first passes of a process, which change nothing."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,9 +6,55 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ssl.augment import COLUMNS
+from ssl.augment import COLUMNS, View
+from ssl.data.loader import finish
 from ssl.data.worker import Batch
 from ssl.distributed import world_size
+from ssl.losses import SupConLoss
+from ssl.training.precision import autocast
+
+
+class Embed:
+    """The views of a batch -> one output each, by `net` in mixed precision (`dtype`, None: float32).
+
+    `net` is what DDP and torch.compile make of the model: it maps views (n, C, size, size) to a tuple of outputs.
+    `statistics` are mean and std of the pixels, one value a channel.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        views: list[View],
+        statistics: tuple[list[float], list[float]],
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ):
+        self.net, self.views, self.device, self.dtype = net, views, device, dtype
+        self.mean, self.std = (torch.tensor(values, device=device) for values in statistics)
+
+    def __call__(self, batch: Batch, net: nn.Module | None = None) -> tuple[Tensor, ...]:
+        """Embeddings (n, D) of each view. `net` may be another network than the one that learns."""
+        torch.manual_seed(batch.seed)  # for dropout
+        with torch.no_grad():
+            x = finish(batch, self.views, self.mean, self.std)
+        with autocast(self.dtype, self.device):
+            return (net or self.net)(*x)
+
+
+def targets(criterion: nn.Module, batches: list[Batch]) -> list[Tensor]:
+    """What the loss reads besides the embeddings: the labels of the batches, if it learns from them."""
+    return [torch.cat([batch.labels for batch in batches])] if isinstance(criterion, SupConLoss) else []
+
+
+def whole_loss(
+    embed: Embed, criterion: nn.Module, net: nn.Module, batches: list[Batch]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of micro-batches together, and its parts, with the embeddings of `net`."""
+    z = [torch.cat(view) for view in zip(*(embed(batch, net) for batch in batches))]
+    return criterion(*z, *targets(criterion, batches)), criterion.parts
+
+
+# Rehearsal --------------------------------------------------------------------------
 
 
 def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> None:

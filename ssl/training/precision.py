@@ -40,6 +40,11 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[resolve_precision(amp, device)]
 
 
+def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """The context in which a network computes in mixed precision; None: in float32."""
+    return torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None)
+
+
 def name_of(amp: str) -> str:
     """bf16, fp16 or float32."""
     return "float32" if amp == "off" else amp

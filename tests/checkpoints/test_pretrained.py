@@ -117,7 +117,7 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
         (["--encoder", "resnet34"], ("resnet34", "auto")),
     ):
         settings, origin = config.parse(train.Settings, ["--init", str(path), *words], recipe=train.find_recipe)
-        train.take_architecture(settings, origin)
+        inherit.take_architecture(settings, origin)
         assert chosen(settings) == wanted and settings.encoder_kwargs == {}
     assert f"by shapes   {path}: resnet18, stem small" in capsys.readouterr().out
     _, source, about = restore.restore(path)

@@ -269,13 +269,13 @@ def test_transform_takes_all_rows_in_their_order_and_no_other_loader():
         assert torch.allclose(model.transform(loader), expected, atol=1e-6)
     shuffled = utils.BatchSampler(utils.RandomSampler(x), 7, False)
     for changes, words in (
-        (dict(shuffle=True), "shuffles, so nobody could tell whose features these are; pass shuffle=False"),
+        (dict(shuffle=True), "shuffles, and the features would be in another order than the data; pass shuffle=False"),
         (dict(sampler=utils.SubsetRandomSampler(range(9))), "shuffles a part of the rows; pass a loader of"),
         (dict(sampler=utils.WeightedRandomSampler([1.0] * 40, 40)), "shuffles and repeats rows"),
         (dict(sampler=utils.DistributedSampler(x, 1, 0)), "pads by a DistributedSampler"),
         (dict(sampler=Backwards(x)), "may change the order or leave rows out by its Backwards"),
         (dict(sampler=[3, 1]), "leave rows out by its list"),
-        (dict(batch_sampler=shuffled), "shuffles, so nobody"),
+        (dict(batch_sampler=shuffled), "shuffles, and the features"),
         (dict(batch_sampler=[[1, 0], [2]]), "may change the order by its list; pass batch_size"),
         (dict(batch_size=7, drop_last=True), "leaves the last rows out by its drop_last; pass drop_last=False"),
     ):
@@ -638,7 +638,7 @@ def test_what_the_trainer_does_not_do_unasked_may_be_said():
     for name, value, words in (
         ("benchmark", True, "set torch.backends.cudnn.benchmark"),
         ("limit_predict_batches", 3, "pass fewer samples to transform"),
-        ("reload_dataloaders_every_n_epochs", 1, "each epoch iterates the loader anew"),
+        ("reload_dataloaders_every_n_epochs", 1, "each epoch iterates the loader again"),
     ):
         with pytest.raises(UserError, match=f"{name}={value} of Lightning's Trainer is not done here; {words}"):
             make(**{name: value})

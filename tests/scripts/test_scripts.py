@@ -28,6 +28,7 @@ from ssl.errors import UserError
 from ssl.heads import projector
 from ssl.settings import auto, config
 from ssl.sources.shapes import CLASSES, render
+from ssl.training.accumulation import accumulate_exact, accumulate_split
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,7 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
         torch.manual_seed(batch.seed)
         return model(*batch.views)
 
+    embed.net = model
     with torch.no_grad():  # with the graph of all of it in memory, as one would wish to do it
         before = {k: v.clone() for k, v in model.state_dict().items()}
     z1, z2 = (torch.cat(view) for view in zip(*(embed(batch) for batch in batches)))
@@ -259,7 +261,7 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
 
     model.zero_grad()
     model.load_state_dict(before)
-    loss = train.accumulate_exact(batches, embed, criterion, lambda loss: loss.backward(), model)
+    loss = accumulate_exact(batches, embed, criterion, lambda loss: loss.backward())
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
     for p, grad in zip(model.parameters(), expected):
         assert torch.allclose(p.grad, grad, rtol=1e-4, atol=1e-6)
@@ -271,8 +273,12 @@ def test_split_accumulation_takes_the_labels_of_each_micro_batch():
     criterion = train.make_criterion(train.Settings(method="supcon"))
     z, labels = torch.randn(2, 3, 8, 6).unbind(), torch.randint(3, (3, 8))
     batches = [Batch([], torch.arange(8), of_batch, seed=i) for i, of_batch in enumerate(labels)]
-    embed = lambda batch: tuple(view[batch.seed] for view in z)  # noqa: E731
-    loss = train.accumulate_split(batches, embed, criterion, lambda loss: None, torch.nn.Identity())
+
+    def embed(batch):
+        return tuple(view[batch.seed] for view in z)
+
+    embed.net = torch.nn.Identity()
+    loss = accumulate_split(batches, embed, criterion, lambda loss: None)
     each = [criterion(a, b, of_batch) for a, b, of_batch in zip(*z, labels)]
     assert loss.item() == pytest.approx(sum(each).item() / 3, rel=1e-6)
 
@@ -359,7 +365,7 @@ def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_
     def chosen(*arguments) -> dict:
         words = ["--init", str(tmp_path / "run"), *map(str, arguments)]
         settings, origin = config.parse(train.Settings, words, recipe=train.find_recipe)
-        train.take_architecture(settings, origin)
+        inherit.take_architecture(settings, origin)
         assert list(origin.values())[-1] == origin["encoder"] or origin["encoder"] != "the run of --init"  # it has won
         return {name: getattr(settings, name) for name in shown} | {"origin": origin["encoder"]}
 

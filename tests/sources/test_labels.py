@@ -13,6 +13,7 @@ from ssl.data.hold_out import hold_out, hold_out_groups, split_validation
 from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.sources import datasets, labels
+from ssl.training import checks
 
 classes = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(torch.tensor)
 percents = st.floats(0.1, 100)
@@ -198,8 +199,8 @@ def test_supcon_of_one_class_is_refused_before_it_learns_nothing():
 
     supcon = train.Settings(method="supcon")
     with pytest.raises(UserError, match=r"supcon: all 6 images are of one class, 'b': .* nothing can be learnt"):
-        train.require_labels(supcon, labelled([1] * 6))
+        checks.require_labels(supcon, labelled([1] * 6))
     for chosen in ([1, 1, 0], [1, 1, -1]):  # an image without a label is of a kind of its own
-        assert train.require_labels(supcon, labelled(chosen)).tolist() == chosen
+        assert checks.require_labels(supcon, labelled(chosen)).tolist() == chosen
     one = labelled([1] * 6)
-    assert len(train.require_labels(replace(supcon, method="simclr", balanced=True), one)) == 6
+    assert len(checks.require_labels(replace(supcon, method="simclr", balanced=True), one)) == 6

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from ssl import distributed
 from ssl.checkpoints import run_folder, torch_file
 from ssl.data.hold_out import split_validation
 from ssl.data.images import Images
@@ -33,7 +35,7 @@ from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.metrics import share, wilson
 from ssl.files import json_lines
 from ssl.sources import datasets, validation
-from ssl.training import judging
+from ssl.training import health, judging, stopping, watchdog
 from ssl.training.log import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +211,7 @@ def judged_and_not(images: Path, folder: Path) -> list[dict]:
     models, model = [], train.Model
     train.Model = lambda *arguments: models.append(model(*arguments)) or models[-1]
     os.environ["RANK"] = str(dist.get_rank())
-    train.distributed.join, train.distributed.leave = lambda *a, **k: torch.device("cpu"), lambda: None
+    distributed.join, distributed.leave = lambda *a, **k: torch.device("cpu"), lambda: None
     for name, more in (("off", {}), ("on", JUDGED)):
         learn(images, folder / name, batch_size=8, epochs=2, sync_bn="false", **more)
     return [run_folder.copied(model.state_dict()) for model in models]
@@ -528,7 +530,7 @@ def test_a_killed_run_is_judged_as_one_that_was_not(images, whole, tmp_path, mon
     """Asked to stop in the midst of the evaluation at step 4, continued, and killed at step 9 without a checkpoint."""
     answers = iter([None] * 8 + ["SIGTERM"])
     with monkeypatch.context() as patch:
-        patch.setattr(train.stopping.StopRequests, "answer", lambda self: next(answers, None))
+        patch.setattr(stopping.StopRequests, "answer", lambda self: next(answers, None))
         patch.setattr(judging, "accuracies", lambda *a, **k: pytest.fail("it was not given up"))
         learn(images, tmp_path, **JUDGED | {"eval_at_start": "false"})
     status = json.loads((tmp_path / "status.json").read_text())
@@ -550,7 +552,7 @@ def test_a_killed_run_is_judged_as_one_that_was_not(images, whole, tmp_path, mon
 
 def test_the_end_is_judged_after_a_stop_that_came_with_it(images, whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.stopping.StopRequests, "answer", lambda self: "SIGTERM" if patched(self) else None)
+        patch.setattr(stopping.StopRequests, "answer", lambda self: "SIGTERM" if patched(self) else None)
 
         def patched(self) -> bool:
             found = json_lines(tmp_path / "metrics.jsonl")
@@ -562,6 +564,14 @@ def test_the_end_is_judged_after_a_stop_that_came_with_it(images, whole, tmp_pat
     learn(images, tmp_path, **JUDGED)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
     assert judged(tmp_path) == judged(whole)
+
+
+@pytest.mark.parametrize("length, state", [(1, "finished"), (2, "preempted")])
+def test_a_stop_that_comes_with_the_last_step_leaves_a_finished_run(images, tmp_path, monkeypatch, length, state):
+    monkeypatch.setattr(stopping.StopRequests, "answer", lambda self: "SIGTERM")
+    learn(images, tmp_path, max_steps=length)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"]) == (state, 1)
 
 
 def test_a_finished_run_can_be_judged_later_and_is_once(images, tmp_path, monkeypatch):
@@ -633,8 +643,8 @@ def test_a_best_that_cannot_be_written_is_tried_again_and_never_called_another(i
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_time_of_an_evaluation_is_not_trainings(images, tmp_path, monkeypatch, kept):
     clock = {"ahead": 0.0}
-    real = train.time.monotonic
-    monkeypatch.setattr(train.time, "monotonic", lambda: real() + clock["ahead"])
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + clock["ahead"])
     judge = judging.Judge.judge
 
     def long(self, *args):
@@ -654,15 +664,15 @@ def test_the_time_of_an_evaluation_is_not_trainings(images, tmp_path, monkeypatc
 def test_it_says_that_it_lives_all_through_on_every_rank_alike(images, tmp_path, monkeypatch):
     """The watchdog hears of it, and a stop is asked for, at every batch of features and every epoch of the head."""
     beats = []
-    beat = train.Watchdog.beat
+    beat = watchdog.Watchdog.beat
     monkeypatch.setattr(
-        train.Watchdog, "beat", lambda self, step, doing: (beats.append((step, doing)), beat(self, step, doing))
+        watchdog.Watchdog, "beat", lambda self, step, doing: (beats.append((step, doing)), beat(self, step, doing))
     )
     learn(images, tmp_path, **JUDGED, max_steps=1)
     # 4 + 2 batches of features, one part of the queries, 30 epochs, one batch of views
     assert beats.count((0, "evaluating")) == 4 + 2 + 1 + 30 + 1
     assert beats[-2:] == [(0, "reading data"), (0, "computing")]
-    phases = [train.Watchdog.__init__.__globals__["PHASES"].index(doing) for _, doing in beats]
+    phases = [watchdog.PHASES.index(doing) for _, doing in beats]
     assert phases == sorted(phases)  # in this order ranks are said to be behind one another
 
 
@@ -674,7 +684,7 @@ def test_the_setting_may_change_from_one_start_to_the_next(images, unjudged, tmp
         health.best = {"step": step, "epoch": epoch, "chosen_by": "a score", "value": 0.0}
         return True
 
-    monkeypatch.setattr(train.Health, "_is_best", is_best)
+    monkeypatch.setattr(health.Health, "_is_best", is_best)
     learn(images, tmp_path)
     assert same(trained(tmp_path), trained(unjudged))
     assert [line["step"] for line in judged(tmp_path)["lines"]] == [4, 8]

@@ -1,0 +1,30 @@
+"""The network of an estimator."""
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """Encoder and projector: views (n, ...) -> embeddings (n, D), one view at a time through batch norm.
+
+    Raises ValueError or RuntimeError where the encoder's outputs are not representations (n, `width`).
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, width: int):
+        super().__init__()
+        self.encoder, self.projector, self.width = encoder, projector, width
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.projector(self._checked(self.encoder(x))) for x in views)
+
+    def _checked(self, h: Tensor) -> Tensor:
+        if not isinstance(h, Tensor) or h.ndim < 2:
+            what = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+            raise RuntimeError(f"Encoder output must be representations (N, d), got {what}")
+        if h.ndim > 2:
+            raise ValueError(f"Encoder output must be representations (N, d), got {tuple(h.shape)}; pool or flatten it")
+        if h.shape[1] != self.width:
+            raise ValueError(
+                f"Encoder output dim ({h.shape[1]}) does not match proj_input_dim ({self.width}). Either set "
+                "proj_input_dim correctly or use an encoder whose output dimension matches."
+            )
+        return h

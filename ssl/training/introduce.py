@@ -1,0 +1,62 @@
+"""The first lines of a run: what will run, where, and why these numbers."""
+
+import os
+
+import torch
+
+from ssl.console import say
+from ssl.data.images import Images
+from ssl.data.order import Order
+from ssl.data.values import tell_values
+from ssl.distributed import describe, world_size
+from ssl.encoders import SMALL_IMAGE, stem_for
+from ssl.settings.shared import TrainingSettings
+from ssl.training.precision import name_of
+
+
+def tell_start(script: str, settings: TrainingSettings, origin: dict[str, str], device: torch.device) -> None:
+    """Which files the settings are from, later ones win (`origin` as of `config.parse`); the device; the precision."""
+    files = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
+    say(f"recipe      {' < '.join([f'the defaults of {script}', *map(os.path.relpath, files)])}")
+    say(f"device      {describe(device, settings.device)}")
+    say(f"precision   {name_of(settings.amp)}")
+
+
+def tell_auto(settings, found: dict[str, tuple[object, str]]) -> None:
+    """What `auto` became, and why. `found` is as of `auto.settle`."""
+    for name, (value, why) in found.items():
+        say(f"auto        {name} {value} ({why})")
+    if settings.stem == "auto" and "." not in settings.encoder:
+        stem = stem_for(settings.image_size)
+        say(f"auto        stem {stem} (views of {settings.image_size} pixels; small up to {SMALL_IMAGE})")
+
+
+def tell_images(settings, data: Images, learns_labels: bool) -> None:
+    """The images that train.py learns from."""
+    where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
+    where = "in memory" if data.resident is not None or data.held is not None else where
+    say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
+    tell_values(data)
+    if learns_labels:
+        balanced = ", every class shown as often" if settings.balanced else ""
+        say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes{balanced}")
+    if data.channels != 3:
+        channels = f"{data.channels} channel{'s' if data.channels > 1 else ''}"
+        say(f"views       {channels}: saturation, hue and grey are left out")
+
+
+def tell_training(settings, order: Order, lr_scale: float) -> None:
+    """Model, batch, learning rates and length of a training by train.py."""
+    bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
+    why = {
+        "linear": f"{settings.lr:g} × global batch {order.global_batch} / 256",
+        "sqrt": f"{settings.lr:g} × √{order.global_batch}",
+        "none": "as set",
+    }[settings.lr_scaling]
+    say(f"model       {settings.encoder} {settings.encoder_kwargs or ''} + projector {settings.projector}")
+    say(
+        f"batch       {settings.batch_size} per process × {world_size()} × accumulate {settings.accumulate} = "
+        f"{order.global_batch} (global)"
+    )
+    say(f"lr          weights {settings.lr * lr_scale:g}, biases and norms {bias_lr * lr_scale:g} ({why})")
+    say(f"length      {settings.epochs} epochs of {order.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up")

@@ -1,0 +1,91 @@
+"""What a step changes, a checkpoint holds, and a continued run goes on from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssl import optim
+from ssl.checkpoints.resume import Kind
+from ssl.data.bad_images import BadImages
+from ssl.errors import UserError
+from ssl.settings import shared
+from ssl.training.guard import Guard
+from ssl.training.health import Health
+from ssl.training.judging import Judge
+
+# Settings of train.py that may differ between a run and its continuation: they do not change what is learnt.
+FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {
+    "label_column",
+    "max_steps",
+    "save_steps",
+    "save_epochs",
+    "log_every",
+    "health_every",
+    "init_format",
+    "accumulate",
+    "max_bad_steps",
+    "eval_every",
+    "eval_head",
+    "eval_at_start",
+    "ssl_val_interval",
+    "linear_epochs",
+    "linear_batch",
+    "linear_lr",
+    "linear_weight_decay",
+    "linear_momentum",
+}
+CHECKPOINT = Kind(
+    "train.py",
+    dict.fromkeys(("model", "optimizer", "scaler", "guard", "bad_images", "settings", "identity", "versions"), dict)
+    | {"step": int, "retries": int},
+    FREE_TO_CHANGE,
+)
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes. Random numbers have no state: order, views and dropout are drawn by counters.
+
+    `model` has an `encoder`. `step` is how many steps were made, `retries` how often the run went back to a checkpoint.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    guard: Guard
+    health: Health
+    judge: Judge
+    bad_images: BadImages
+    step: int = 0
+    retries: int = 0
+
+    def state_dict(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "retries": self.retries,
+            "guard": self.guard.state_dict(),
+            "health": self.health.state_dict(),
+            "bad_images": self.bad_images.known | self.bad_images.met,
+            "judge": self.judge.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over `state`, except the bad images; the optimizer's options stay those of this run.
+
+        Raises `UserError` where it is of another model or optimizer, which --resume_force allows to try.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            optim.load_state(self.optimizer, state["optimizer"])
+            if state["scaler"]:  # empty where the run was not in float16 so far
+                self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            self.health.load_state_dict(state.get("health", {}))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+        self.judge.load_state_dict(state.get("judge", {}))
+        self.step, self.retries = state["step"], state["retries"]
