@@ -1,4 +1,4 @@
-"""Whether a run that says it is running is: the process that its status.json names, on the machine of who asks."""
+"""Tell a run that is running from one that was killed, by the process that its status.json names."""
 
 import os
 import socket
@@ -9,16 +9,19 @@ PROC = Path("/proc")
 
 
 def where() -> dict[str, str | int | None]:
-    """What status.json says of this process: `host`, `pid`, `started` (see `_started`) and `pids`, whose numbers are
-    counted: a container has its own."""
+    """What status.json says of this process: `host`, `pid`, `started` and `pids`.
+
+    `started` tells this process from a later one with the same pid. `pids` names the space of process numbers: a
+    container has its own.
+    """
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "pids": _pids()}
 
 
 def state(status: dict, step: float | None, moved: float) -> str:
-    """The state of a run in words, of its status.json.
+    """The state of a run in words, from its status.json.
 
-    `step`: the last one known; `moved`: when a file of the run last changed, in seconds since 1970. A process that was
-    killed can write nothing: its run says 'running' for ever, and is told apart here.
+    `step`: the last step that is known; `moved`: when a file of the run last changed, in seconds since 1970. A process
+    that was killed wrote no new state: its status.json says "running" for ever.
     """
     said = status.get("state", "unknown")
     if said != "running":
@@ -35,7 +38,7 @@ def state(status: dict, step: float | None, moved: float) -> str:
 
 
 def _visible(status: dict) -> bool:
-    """Whether the process would be seen from here, were it there: the same machine, the same numbers, none hidden."""
+    """Whether this process can see the run's process: same machine, same process numbers, /proc mounted."""
     return (
         (PROC / "1").exists()
         and type(status.get("pid")) is int
@@ -45,9 +48,9 @@ def _visible(status: dict) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When process `pid` began, in the kernel's ticks: a number is given again, to another that began later.
+    """When process `pid` began, in ticks of the kernel; None where there is none, or only a zombie.
 
-    None where there is no such process, or one that has ended and nobody has asked how.
+    The kernel gives the number of an ended process to a new one, which began later.
     """
     try:
         fields = (PROC / str(pid) / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()

@@ -1,6 +1,7 @@
-"""Settings that a script takes from the run whose encoder it is given."""
+"""Fill settings that the user left unset from the run whose encoder is used."""
 
 import dataclasses
+from typing import Any
 
 from torch import nn
 
@@ -8,18 +9,16 @@ from ssl.checkpoints import pretrained, restore
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.settings import config
-from ssl.settings.shared import DATA
+from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
 from ssl.sources.datasets import EIGHT_BITS
 
 
-def fill(settings, run: dict) -> None:
-    """Fill what is unset of `settings` from those of `run`: the seed, the value range, the data set and the encoder.
+def fill(settings: Any, run: dict) -> None:
+    """Fill the unset seed, value range, data set and encoder of a script's `settings` from those of `run`.
 
-    Who names a data set or an encoder wants no other part of the run's. A value range that does not fit other files
-    is refused where they are read.
-
-    Raises `UserError` as `restore.architecture`.
+    A user who names a data set gets nothing of the run's data set; the same holds for the encoder. A value range that
+    does not fit other files is refused where these are read. Raises `UserError` as `restore.architecture`.
     """
     kinds = {f.name: f.type for f in dataclasses.fields(settings)}
 
@@ -38,14 +37,14 @@ def fill(settings, run: dict) -> None:
         run, settings.encoder, settings.encoder_kwargs, settings.stem
     )
     if settings.dataset == "shapes" and settings.image_size is None and not own_data:
-        settings.image_size = of_run("image_size")  # drawn at the size the run drew them
+        settings.image_size = of_run("image_size")  # the size at which the run drew them
 
 
-def normalisation(settings, source: pretrained.Source | None, data: Images) -> list[str]:
-    """Fill `mean` and `std` of `settings`, and say where they come from. Returns the names of those that `data` gave.
+def normalisation(settings: ImageSettings, source: pretrained.Source | None, data: Images) -> list[str]:
+    """Fill `mean` and `std` of `settings`, and print where they come from. Returns the names of those that `data` gave.
 
-    They are as set, or else what the weights of `source` are used to, or else those of `data` (`datasets`). Raises
-    `UserError` unless there is one value a channel.
+    They are what the user set, else what `source` was trained with, else those of `data` (`datasets.normalisation`).
+    Raises `UserError` unless there is one value for each channel.
     """
     why, of_data = {}, []
     for name in ("mean", "std"):
@@ -53,7 +52,7 @@ def normalisation(settings, source: pretrained.Source | None, data: Images) -> l
             why[name] = "set"
         elif getattr(source, name, None) is not None:
             setattr(settings, name, getattr(source, name))
-            why[name] = "as the weights are used to"
+            why[name] = "as the weights were trained with"
         else:
             of_data.append(name)
             why[name] = "measured" if datasets.KNOWN[data.name][1] is None else f"of {data.name}"

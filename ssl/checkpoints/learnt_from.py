@@ -1,9 +1,8 @@
-"""What weights have learnt from: written beside them, carried from run to run, and never what judges them.
+"""Record which images weights have learnt from, and refuse to judge the weights on these.
 
 Before its first step a run writes `trained_on.pt` into its folder: keys (ssl/data/keys.py) of its images, how it uses
-them, and what the weights it began with (`--init`) had learnt from. The scripts compare with that whatever they judge
-the weights on. Files elsewhere (exported, other people's) have no such record; of them nothing is known, and that is
-said.
+them, and the record of the weights it began with (`--init`). The scripts compare every image that judges the weights
+with that record. Weights without it (exported files, other people's) are judged, and a line says that nothing is known.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +26,19 @@ from ssl.settings import config
 from ssl.sources.leaks import ids
 
 FILE = "trained_on.pt"
-MOST_FILES = 200_000  # of a data set that are opened; of more the name and the size is the key
-MOST_BYTES = 4 << 30  # of an array without labels, of which more is not read
+MOST_FILES = 200_000  # of a larger data set no file is opened: the key is its name and size
+MOST_BYTES = 4 << 30  # an unlabelled array that is larger is not read
 USES = ("labels", "pixels", "choice")  # learnt from with labels; without; an epoch was chosen on them
-# What keys are of. By its name below data_dir alone an image is suspected, by any other key it is recognised.
+# Kinds of keys. An image with a known name (below data_dir) is suspected; any other known key recognises it.
 KINDS = ("name", "file", "source", "size", "pixels", "id", "group")
-ALIKE = {"file": ("file", "source"), "source": ("file", "source")}  # a file may be what another was made of
+ALIKE = {"file": ("file", "source"), "source": ("file", "source")}  # another file may have been made of a file
 
 
 @dataclass
 class Part:
-    """The images that a run used in one of USES: {kind: sorted keys}.
+    """The images that a run used in one way of USES: {kind: sorted keys}.
 
-    `shared` are those that the run's own splits have on both sides, as published sets do (ssl/data/leaks.py tells).
+    `shared` are keys that the run's own splits have on both sides, as some published sets do (`sources.leaks`).
     """
 
     use: str
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass
 class Record:
-    """`unknown` names the weights among the ancestors of which nothing is recorded."""
+    """What weights have learnt from. `unknown`: weights that they began with, and that have no record."""
 
     parts: list[Part] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -58,12 +58,17 @@ class Record:
 
 
 def write(
-    folder: Path, before: str | Path | None, used: Iterable[tuple[Images, str]], apart: Iterable[Images], root
+    folder: Path,
+    before: str | Path | None,
+    used: Iterable[tuple[Images, str]],
+    apart: Iterable[Images],
+    root: str | Path | None,
 ) -> None:
-    """Rank 0 writes the record of `folder`: that of the weights at `before`, and the images `used` in one of USES.
+    """Write the record of `folder`, on rank 0: the record of the weights at `before`, and the images `used`.
 
-    `before` is the file or run folder that the run begins with, or `folder` where it goes on; None: untrained. `apart`
-    are the splits that the run does not learn from. `root` is data_dir. Raises `UserError`.
+    `before` is the file or run folder that the run begins with, or `folder` if it continues; None: untrained weights.
+    `used` are (images, one of USES); `apart` are the splits that the run does not learn from; `root` is data_dir.
+    Raises `UserError` where the file cannot be written.
     """
     if not is_main():
         return
@@ -72,7 +77,7 @@ def write(
     for data, use in used:
         own = _keys(data, root)
         if not {"file", "pixels"} & set(own) and data.pool is None:
-            how = "by their names and sizes" if "size" in own else "nowhere"
+            how = "by their names and sizes" if "size" in own else "not at all"
             say(f"learnt      {len(data):,} images are recorded {how}: they are too many to read now")
         own = {kind: np.setdiff1d(found, [0]) for kind, found in own.items()}  # sorted, once each; 0 is no key
         beside = {kind: np.concatenate([_NONE, *(other.get(kind, _NONE) for other in others)]) for kind in own}
@@ -93,15 +98,15 @@ def write(
         raise UserError(f"output_dir: cannot write {folder / FILE} ({error})") from None
 
 
-def begun_with(folder: Path, state: dict | None, settings) -> str | Path | None:
-    """The weights that a run begins with, or goes on with where there is a `state` of it; None: untrained ones."""
+def begun_with(folder: Path, state: dict | None, settings: Any) -> str | Path | None:
+    """The weights that a run begins with or, if there is a `state`, continues with; None: untrained weights."""
     if state is None:
         return settings.init
     return folder if torch_file.kept(folder) else settings.resume
 
 
 def set_apart(load: Callable[[str], Images | None]) -> list[Images]:
-    """The splits that are not for training, as far as the data set has them. All ranks call it."""
+    """The splits val and test, if the data set has them. `load` takes the name of a split. All ranks call it."""
     found = []
     for split in ("val", "test"):
         with contextlib.suppress(UserError):
@@ -124,9 +129,9 @@ def _as_tensors(found: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _keys(data: Images, root: str | Path | None, kinds: set[str] | None = None) -> dict[str, np.ndarray]:
-    """{kind: (N,) uint64, 0 where an image has none} of images below `root`; of these `kinds`, or as they are recorded.
+    """{kind: (N,) uint64} of N images below `root`; 0 where an image has no key. Unset `kinds`: those to record.
 
-    An id or a group that is a mere number says nothing about another data set, and has no key.
+    An id or a group that is only a number has no key: in another data set it may be another image.
     """
     found = {}
     if data.paths is not None:
@@ -151,12 +156,12 @@ def _keys(data: Images, root: str | Path | None, kinds: set[str] | None = None) 
 
 
 def _sources(path: Path, names: np.ndarray) -> np.ndarray:
-    """(N,) uint64, of the files that images of a folder made by `ssl.data.prepare` were made of; 0 where unknown."""
+    """(N,) uint64: keys of the files from which `ssl.data.prepare` made the images of a folder; 0 where unknown."""
     content = torch_file.load(path)
     try:
         of_name = dict(zip(*(_as_arrays(content)[kind].tolist() for kind in ("name", "file"))))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise UserError(f"{path}: is not what ssl.data.prepare writes; remove it") from None
+        raise UserError(f"{path}: was not written by ssl.data.prepare; remove it") from None
     return np.array([of_name.get(name, 0) for name in names.tolist()], np.uint64)
 
 
@@ -169,7 +174,7 @@ def _of_ids(words: Iterable[str | None]) -> np.ndarray:
 
 
 def read(weights: str | Path) -> Record:
-    """The record beside weights, a file or a run folder; of one of several fine-tunings it is in the folder above.
+    """The record beside `weights`, a file or a run folder. With finetune.py --runs it is one folder above.
 
     Raises `UserError` for a file that is no record.
     """
@@ -185,9 +190,7 @@ def read(weights: str | Path) -> Record:
             raise ValueError
         return Record(parts, [str(words) for words in content["unknown"]])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise UserError(
-            f"{file}: is no record of what weights have learnt from; put back the file that the run wrote"
-        ) from None
+        raise UserError(f"{file}: is no record of what weights have learnt from; put the run's own file back") from None
 
 
 def _as_arrays(found: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -202,11 +205,11 @@ def _as_arrays(found: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def check(
     weights: str | Path, judges: Images, root: str | Path | None, split: str = "test", chooses: Images | None = None
 ) -> None:
-    """Raise `UserError` if weights, a file or run folder, have learnt with labels from an image that `judges` them.
+    """Raise `UserError` if `weights`, a file or run folder, have learnt with labels from images that `judges` holds.
 
-    Of images that only choose an epoch (`chooses`) that is said. Said, with the count, is also what the weights have
-    seen without labels, what chose an epoch of theirs, and what has only the name of something they learnt from. All
-    ranks call it; rank 0 looks. `root` is data_dir; `split` is test or, of a training that is judged, validation.
+    A line is printed, with a count, for images of `judges` that were seen without labels, that chose an epoch, or that
+    have only the name of a training image; and for images of `chooses`, which only choose an epoch, that were learnt
+    from. `root` is data_dir. `split` is test, or validation if a training is judged. All ranks call it.
     """
     if is_main():
         record = read(weights)
@@ -219,7 +222,15 @@ def check(
     barrier()
 
 
-def _compare(record: Record, weights, data: Images, root, split: str, tell: Callable[[str], None]) -> None:
+def _compare(
+    record: Record,
+    weights: str | Path,
+    data: Images,
+    root: str | Path | None,
+    split: str,
+    tell: Callable[[str], None],
+) -> None:
+    """`check` for one set of images. `tell` gets the sentence about images that were learnt from with labels."""
     own = _keys(data, root, {kind for part in record.parts for kind in part.keys})
     labels, pixels, choice = (_known(record, own, len(data), use) for use in USES)
     shared = _known(record, own, len(data), "labels", shared=True) & ~labels
@@ -237,31 +248,34 @@ def _compare(record: Record, weights, data: Images, root, split: str, tell: Call
     if named.any():
         _warn(
             f"{named.sum()} {of} have the names of images that {weights} learnt from, and other content; if they "
-            "show the same (made smaller, converted), they cannot judge"
+            "show the same (resized, converted), they cannot judge"
         )
     if (choice & ~labels).any():
-        _warn(f"{(choice & ~labels).sum()} {of} chose the best epoch of {weights}; numbers on them flatter it")
+        _warn(f"{(choice & ~labels).sum()} {of} chose the best epoch of {weights}; numbers on them are too good")
     if (pixels & ~labels).any():
         say(f"learnt      {(pixels & ~labels).sum()} {of} were pre-trained on, without labels")
 
 
 TO_DO = {
-    "test": "Take them out, or name other images (evaluate.py and --test_only take the run's own test split where no "
+    "test": "Remove them, or name other images (evaluate.py and --test_only take the run's own test split where no "
     "--data_dir is given)",
-    "validation": "Leave --eval_every and --ssl_val_interval away, and judge by evaluate.py",
+    "validation": "Leave --eval_every and --ssl_val_interval out, and judge with evaluate.py",
 }
 
 
 def _stop(split: str, words: str) -> None:
-    raise UserError(f"leak: {words}; what was learnt from cannot judge. {TO_DO[split]}")
+    raise UserError(f"leak: {words}; images that weights learnt from cannot judge them. {TO_DO[split]}")
 
 
 def _flatters(words: str) -> None:
-    _warn(f"{words}; the numbers of the validation flatter, those of the test do not")
+    _warn(f"{words}; validation numbers will be too good, test numbers will not")
 
 
 def _known(record: Record, own: dict[str, np.ndarray], count: int, use: str, shared: bool = False) -> np.ndarray:
-    """Mask (count,) of the images that a run used so; those that its own splits share are left out, or are alone."""
+    """Mask (count,) of the images that a run used in the way `use`.
+
+    Without `shared`, images that the run's own splits share are left out; with it, only they are found.
+    """
     found = np.zeros(count, bool)
     no_proof = {"name"} if use == "labels" else {"name", "group"}
     for part in record.parts:
@@ -275,6 +289,7 @@ def _known(record: Record, own: dict[str, np.ndarray], count: int, use: str, sha
 
 
 def _named(record: Record, own: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Mask (count,) of the images that have the name of an image learnt from with labels."""
     found = np.zeros(count, bool)
     for part in record.parts:
         if part.use == "labels" and {"name"} <= own.keys() & part.keys.keys():
@@ -283,14 +298,14 @@ def _named(record: Record, own: dict[str, np.ndarray], count: int) -> np.ndarray
 
 
 def _tell_unknown(weights: str) -> None:
-    """A run of ours that has no record is older than the records."""
+    """Say that nothing is known of `weights`. A run of ours without a record is older than the records."""
     run = {}
     with contextlib.suppress(UserError):  # an ancestor may be gone
         run = config.read_yaml(torch_file.find_encoder(weights).with_name("config.yaml"))
     if run.get("method") == "supcon" or run.get("balanced") or "freeze" in run:
         _warn(
-            f"{weights} learnt from labels and has no {FILE}: whether it knows these images cannot be told; runs of "
-            "before cut by their seed what comes without splits"
+            f"{weights} learnt from labels and has no {FILE}: it may have seen these images: older runs divided "
+            "data without splits by their seed"
         )
     else:
         say(f"learnt      nothing is recorded of what {one_line(weights)} learnt from")

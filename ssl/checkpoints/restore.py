@@ -1,7 +1,8 @@
-"""An encoder with its weights, built as the settings of its run say."""
+"""Build an encoder as the settings of its run say, and load its weights."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +15,10 @@ from ssl.settings import config
 def architecture(
     run: dict, encoder: str | None = None, encoder_kwargs: dict | None = None, stem: str | None = None
 ) -> tuple[str | None, dict | None, str | None]:
-    """(encoder, encoder_kwargs, stem): as given, or where no encoder is given as `pretrained.run_settings` has them.
+    """(encoder, encoder_kwargs, stem): as given; without an encoder, those of `run` (`pretrained.run_settings`).
 
-    The stem follows the weights, too, where the encoder that is given is theirs. Raises `UserError` where the run
-    names a class whose import would run code of unknown origin.
+    An unset stem is the run's, too, if the given encoder is the run's. Raises `UserError` where the run names a class
+    whose import would run unknown code.
     """
     own = encoder is not None
     if not own:
@@ -27,17 +28,17 @@ def architecture(
     if stem in (None, "auto") and encoder == run.get("encoder"):
         stem = _of_run(run, "stem", str | None) or stem
     size = _of_run(run, "image_size", int | None)
-    if stem == "auto" and size is not None:  # as the run resolved it, whatever size is wanted now
+    if stem == "auto" and size is not None:  # as in the run, whatever the size is now
         stem = stem_for(size)
     return encoder, encoder_kwargs, stem
 
 
 def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
-    """Raise `UserError` unless `encoder`, which a file names, is a ResNet or a class of ours or of torchvision's."""
+    """Raise `UserError` unless `encoder`, named by a file, is a ResNet or a class of ours or of torchvision."""
     if not is_known(encoder or ""):
         raise UserError(
             f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
-            f"trust it, say so: --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
+            f"trust it, pass --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
         )
 
 
@@ -49,11 +50,10 @@ def restore(
     image_size: int | None = None,
     init_format: pretrained.Kind | None = None,
 ) -> tuple[nn.Module, pretrained.Source, dict]:
-    """(encoder in eval mode, where its weights came from, what it is) of a run folder or anybody's file.
+    """(encoder in eval mode, source of its weights, arguments of `build_encoder`) of a run folder or any file.
 
-    What is unset is as in the config.yaml beside the file, or as its weights' shapes say; else it is a resnet50 for
-    ImageNet's images.
-    What it is: the arguments of `build_encoder`. Raises `UserError` as `pretrained.load_encoder`.
+    Unset values come from the config.yaml beside the file, else from the shapes of the weights; else the encoder is a
+    resnet50 for ImageNet. Raises `UserError` as `pretrained.load_encoder`.
     """
     path = torch_file.find_encoder(path)
     run = pretrained.run_settings(path, init_format)
@@ -74,5 +74,5 @@ def restore(
     return network.eval(), pretrained.load_encoder(network, path, init_format), about
 
 
-def _of_run(run: dict, name: str, kind):
+def _of_run(run: dict, name: str, kind: Any) -> Any:
     return config.coerce(run.get(name), kind, f"config.yaml of the run: {name}")

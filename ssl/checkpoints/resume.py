@@ -1,4 +1,4 @@
-"""Whether what a run folder holds is of this very run, and what has changed since."""
+"""Find the checkpoint that a run continues from, and refuse one of another run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from pathlib import Path
 from ssl.checkpoints import run_folder, torch_file
 from ssl.console import say
 from ssl.errors import UserError
+from ssl.settings.shared import TrainingSettings
 
-NOT_WORTH_A_WORD = {"config", "row", "resume", "resume_force", "output_dir", "max_steps", "download"}
+NOT_REPORTED = {"config", "row", "resume", "resume_force", "output_dir", "max_steps", "download"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The checkpoints of a script: what they hold, by name and type.
+    """The checkpoints of a script: their contents by name and type.
 
-    `free` are the settings that may differ between a run and its continuation without changing what
-    is learnt.
+    `free` are the settings that may change when a run continues, since they do not change what is learnt.
     """
 
     script: str
     contents: dict[str, type]
     free: set[str]
 
-    def fits(self, state) -> bool:
-        """Whether a file's content is such a checkpoint."""
+    def fits(self, state: object) -> bool:
+        """Whether `state`, the content of a file, is such a checkpoint."""
         return (
             isinstance(state, dict)
             and set(state) >= set(self.contents)
@@ -34,40 +34,25 @@ class Kind:
 
 
 def find_state(
-    run: run_folder.RunFolder, settings, identity: dict, kind: Kind, filled: Sequence[str] = ()
+    run: run_folder.RunFolder, settings: TrainingSettings, identity: dict, kind: Kind, filled: Sequence[str] = ()
 ) -> dict | None:
-    """The checkpoint to continue from, if there is one, and it is one of this very run.
+    """The checkpoint that this run continues from; None where there is none.
 
-    `identity` says what besides the settings makes two runs one: the global batch, the images. `filled` are settings
-    that the user left to the data, which may be null in the checkpoint. Raises `UserError` for another run's, unless
-    `settings.resume_force`.
+    `identity` is what must be the same besides the settings: the global batch, the images. `filled` are settings that
+    were filled from the data; they may be null in the checkpoint. Raises `UserError` for a checkpoint of another run,
+    unless `settings.resume_force`.
     """
     if settings.resume == "none" and torch_file.kept(run.folder):
         raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")
-    state, path = run.newest(kind.fits), run.folder / "checkpoint.pt"
-    if state is not None and settings.resume not in ("auto", "none"):
-        say(f"resume      {path}, not {settings.resume}: this folder's own is newer")
-    elif settings.resume not in ("auto", "none"):
-        path = Path(settings.resume)
-        if not path.exists():
-            raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
-        state = torch_file.load(path)
-        if not kind.fits(state):
-            raise UserError(f"{path}: not a checkpoint of {kind.script} (expected {', '.join(sorted(kind.contents))})")
+    state, path = _read(run, settings.resume, kind)
     if state is None:
         return None
-    before = _defaults(settings) | state["settings"] | state["identity"]  # a setting that came later was its default
-    now = dataclasses.asdict(settings) | identity
-    changed = {
-        name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
-        for name, value in now.items()
-        if _plain(before.get(name)) != _plain(value) and not (name in filled and before.get(name) is None)
-    }
+    changed = _changes(state, settings, identity, filled)
     refused = [words for name, words in changed.items() if name not in kind.free]
     if refused and not settings.resume_force:
         raise UserError(
             f"{path} is of a run with other settings ({'; '.join(refused)}); choose another --output_dir, or the "
-            "settings of the run to continue it, or --resume_force to continue it all the same"
+            "settings of that run, or --resume_force to continue it with these"
         )
     if "optimizer" in changed:
         raise UserError(
@@ -79,13 +64,42 @@ def find_state(
         for name, version in run_folder.versions().items()
         if state["versions"].get(name) != version
     ]
-    told = [words for name, words in changed.items() if name not in NOT_WORTH_A_WORD] + versions
+    told = [words for name, words in changed.items() if name not in NOT_REPORTED] + versions
     if told:
         say(f"changed     {'; '.join(told)}")
     return state
 
 
-def _defaults(settings) -> dict:
+def _read(run: run_folder.RunFolder, resume: str, kind: Kind) -> tuple[dict | None, Path]:
+    """(the newest checkpoint of the folder, else that at `resume`, else None; its path)."""
+    state, path = run.newest(kind.fits), run.folder / "checkpoint.pt"
+    if resume in ("auto", "none"):
+        return state, path
+    if state is not None:
+        say(f"resume      {path}, not {resume}: the folder's own checkpoint is newer")
+        return state, path
+    path = Path(resume)
+    if not path.exists():
+        raise UserError(f"resume: {path} does not exist; expected auto, none or a checkpoint file")
+    state = torch_file.load(path)
+    if not kind.fits(state):
+        raise UserError(f"{path}: not a checkpoint of {kind.script} (expected {', '.join(sorted(kind.contents))})")
+    return state, path
+
+
+def _changes(state: dict, settings: TrainingSettings, identity: dict, filled: Sequence[str]) -> dict[str, str]:
+    """{name: "name: before -> now"} of what differs from the checkpoint. Settings that it lacks had their defaults."""
+    before = _defaults(settings) | state["settings"] | state["identity"]
+    now = dataclasses.asdict(settings) | identity
+    return {
+        name: f"{name.replace('_', ' ') if name in identity else name}: {before.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if _plain(before.get(name)) != _plain(value) and not (name in filled and before.get(name) is None)
+    }
+
+
+def _defaults(settings: TrainingSettings) -> dict:
+    """The default of every setting."""
     fields = dataclasses.fields(settings)
     return {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -93,5 +107,6 @@ def _defaults(settings) -> dict:
     }
 
 
-def _plain(value):
+def _plain(value: object) -> object:
+    """YAML and checkpoints hold tuples as lists."""
     return list(value) if isinstance(value, tuple) else value

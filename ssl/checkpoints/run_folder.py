@@ -1,7 +1,7 @@
-"""The folder of a run: one writer, a status for others to read, checkpoints that the run continues from.
+"""Write the folder of a run: a lock, status.json, and the checkpoints that the run continues from.
 
-Only rank 0 writes. Checkpoints are written by a thread from a copy, so training goes on meanwhile,
-also when the disk is full: then it is tried again.
+Only rank 0 writes. A thread writes checkpoints from a copy, so training goes on meanwhile. When the disk is full,
+training goes on too, and the save is tried again.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -32,15 +33,15 @@ from ssl.distributed import ORPHANED, barrier, broadcast_object, is_main, world_
 from ssl.errors import UserError, on_failure, one_line, tell
 from ssl.files import json_text
 
-LEAVING = ORPHANED + 5  # seconds to wait for an earlier run, whose launcher was killed, to have saved and gone
-RETRY = 60.0  # seconds after which a save that failed is tried again, if the next one is not due sooner
+LEAVING = ORPHANED + 5  # seconds to wait until an earlier run, whose launcher was killed, has saved and ended
+RETRY = 60.0  # seconds until a failed save is tried again
 DIVERGED = "training has diverged: lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
 
 
 class RunFolder:
-    """`folder`, held by this run alone until the process ends. All ranks make one; rank 0 writes.
+    """A folder that this run alone uses until its process ends. All ranks make one; rank 0 writes.
 
-    Raises `UserError` where the folder cannot be written or another run is using it.
+    Raises `UserError` where the folder cannot be written or another run uses it.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -50,7 +51,7 @@ class RunFolder:
         self.trouble: str | None = None  # why the last save failed
         self.step = self.length = 0
         self.saved_step: int | None = None
-        self.best: dict = {}  # encoder ("weights") and why it is the best ("about"), on rank 0; part of a checkpoint
+        self.best: dict = {}  # on rank 0: the best encoder ("weights"), and why ("about"); part of a checkpoint
         self.state, self.reason = "running", ""
         self.status_lock = threading.Lock()
         self.tried = time.monotonic()
@@ -66,11 +67,11 @@ class RunFolder:
             self.step, self.length = before.get("step", 0), before.get("of", 0)
             self.saved_step = before.get("saved_step")
             self.status("running")
-        broadcast_object(None)  # whoever is refused has left here, and says nothing in another run's folder
+        broadcast_object(None)  # a rank that is refused ends here, and writes nothing into another run's folder
         on_failure(self.failed)
 
     def begin(self, step: int, length: int) -> None:
-        """The run goes on at `step` of `length`, which the newest checkpoint of the folder holds, if there is one."""
+        """The run goes on at `step` of `length`. The newest checkpoint of the folder, if any, is of that step."""
         self.step, self.length, self.saved_step = step, length, step if torch_file.kept(self.folder) else None
         if is_main():
             self.status("running")
@@ -80,7 +81,7 @@ class RunFolder:
             self.status(state, reason)
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have `write` make the file `name` in the folder, whole or not at all. `UserError` where it cannot be."""
+        """Let `write` make the file `name` in the folder, whole or not at all. Raises `UserError` where it cannot."""
         partial = self.folder / f"{name}.partial-{os.getpid()}"
         try:
             write(partial)
@@ -91,9 +92,9 @@ class RunFolder:
     # Status ---------------------------------------------------------------------------
 
     def status(self, state: str | None = None, reason: str = "") -> None:
-        """Write status.json; `state` is running, finished, preempted or failed, unset: as before.
+        """Write status.json. `state` is running, finished, preempted or failed; unset: as before.
 
-        A full disk stops nobody.
+        A full disk does not stop the run.
         """
         with self.status_lock, contextlib.suppress(OSError):
             if state is not None:
@@ -110,10 +111,10 @@ class RunFolder:
             files.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 
     def failed(self, reason: str) -> None:
-        """The status of a run that ends with an error, on whichever rank; the first to say why is kept."""
+        """Write the status of a run that ends with an error. Any rank may call it; the first reason is kept."""
         written = self._written()
         if written.get("state") == "failed":
-            self.state, self.reason = "failed", written.get("reason", "")  # should a save end after this
+            self.state, self.reason = "failed", written.get("reason", "")  # in case a save ends after this
             return
         if not is_main():
             self.saved_step = written.get("saved_step")
@@ -127,11 +128,11 @@ class RunFolder:
 
     # Continuing -----------------------------------------------------------------------
 
-    def newest(self, is_ours) -> dict | None:
-        """The newest checkpoint that is whole and `is_ours`, on all ranks; None where there is none at all.
+    def newest(self, is_ours: Callable[[object], bool]) -> dict | None:
+        """The newest checkpoint that is whole and `is_ours`, on all ranks; None where the folder has none.
 
-        A damaged one is named and set aside. Raises `UserError` where all are damaged: a run is never
-        begun anew because its checkpoints cannot be read.
+        A damaged one is named and set aside. Raises `UserError` where all are damaged: a run never starts again from
+        step 0 because its checkpoints cannot be read.
         """
         name = state = None
         if is_main():
@@ -142,10 +143,10 @@ class RunFolder:
             if not path.is_file():
                 raise UserError(f"output_dir: {self.folder} is not the same folder on all nodes; use a disk they share")
             state = torch_file.load(path)
-        barrier()  # the next save moves what another rank may still be reading
+        barrier()  # the next save moves files that another rank may still read
         return state
 
-    def _choose(self, is_ours) -> tuple[str | None, dict | None]:
+    def _choose(self, is_ours: Callable[[object], bool]) -> tuple[str | None, dict | None]:
         found, damage, others = torch_file.kept(self.folder), [], 0
         for path in found:
             try:
@@ -156,7 +157,7 @@ class RunFolder:
             except UserError as error:
                 damage.append(str(error))
                 continue
-            for worse, reason in zip(found, damage):  # else the next save would move the whole one out
+            for worse, reason in zip(found, damage):  # else they would take the places of whole ones
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
                 say(f"*** {one_line(reason)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
             return path.name, state
@@ -172,16 +173,16 @@ class RunFolder:
     # Saving ---------------------------------------------------------------------------
 
     def due(self, minutes: float) -> bool:
-        """Whether it is time to save: `minutes` after the last try, sooner if that failed. Rank 0 alone is asked."""
+        """Whether it is time to save, on rank 0: `minutes` after the last try, or sooner if that failed."""
         self._note_outcome()
         wait = minutes * 60 if self.trouble is None else min(minutes * 60, RETRY)
         return is_main() and self.pending is None and time.monotonic() - self.tried > wait
 
     def save(self, state: dict, encoder: dict, wait: bool = False) -> None:
-        """checkpoint.pt of `state` and encoder.pt of `encoder`, in the background. Rank 0 alone.
+        """Write checkpoint.pt from `state` and encoder.pt from `encoder`, in the background. Only rank 0 calls it.
 
-        A save that fails leaves its reason in `trouble`, and with `wait` raises `UserError` after
-        three tries. Weights that are not finite are never saved: `UserError`.
+        A failed save leaves its reason in `trouble`; with `wait` it raises `UserError` after three tries. Weights
+        that are not finite are never saved: `UserError`.
         """
         for patience in (5, 5, None) if wait else (None,):
             self._note_outcome(block=True)
@@ -201,21 +202,27 @@ class RunFolder:
             )
 
     def keep_best(self, encoder: dict, about: dict) -> None:
-        """encoder_best.pt and best.json are this encoder's from the next save of a state with its `encoder_best` on."""
+        """Keep this encoder; the next save of a state that holds it writes encoder_best.pt and best.json."""
         if is_main():
             self.best = {"weights": copied(encoder), "about": dict(about)}
 
     def _save(self, step: int, state: dict, encoder: dict) -> None:
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
-        torch_file.save(encoder, self.folder / "encoder.pt")  # first: a failure here must not move the checkpoints
+        torch_file.save(
+            encoder, self.folder / "encoder.pt"
+        )  # first, since a failure here must not move the checkpoints
         self._write_best(state.get("encoder_best"))
         torch_file.rotate(state, self.folder, self.keep)
         self.saved_step = step
         self.status()
 
     def _write_best(self, best: dict | None) -> None:
-        """What is there may be another's: older, or of steps that were lost. best.json never speaks of that."""
+        """Write encoder_best.pt and best.json, unless they are this encoder's already.
+
+        The files there may be of steps that were lost. best.json never describes another encoder than the one beside
+        it.
+        """
         about = self.folder / "best.json"
         words = best and json_text(best["about"])
         if words and not files.holds(about, words):
@@ -237,12 +244,12 @@ class RunFolder:
             say(f"*** saved again, at step {self.saved_step} ***")
 
     def settle(self) -> None:
-        """Wait until a save under way has ended."""
+        """Wait until a save in the background has ended."""
         self._note_outcome(block=True)
 
 
-def copied(value):
-    """`value` with every tensor copied to the CPU, so that a thread may write it while training goes on."""
+def copied(value: Any) -> Any:
+    """`value` with every tensor copied to the CPU, so that a thread can write it while training goes on."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -251,7 +258,7 @@ def copied(value):
 
 
 def checksum(weights: dict[str, torch.Tensor]) -> str:
-    """Of the bytes of tensors on the CPU."""
+    """A checksum of the bytes of tensors on the CPU."""
     seen = 0
     for value in weights.values():
         seen = zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy(), seen)
@@ -259,7 +266,7 @@ def checksum(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _lock(path: Path):
-    """Hold the file for as long as this process lives; the kernel lets go of it however the process ends."""
+    """Lock the file until this process ends. The kernel releases the lock however it ends."""
     file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, open as long as the run
     patience, told = time.monotonic() + LEAVING, time.monotonic() + 5
     while True:
@@ -274,7 +281,7 @@ def _lock(path: Path):
             holder = file.read(200).strip() or "?"
             if time.monotonic() > told:
                 told = patience
-                tell(f"output_dir: {path.parent} is in use ({holder}); waiting a minute, should it be about to leave")
+                tell(f"output_dir: {path.parent} is in use ({holder}); waiting a minute for it to end")
             if time.monotonic() > patience:
                 raise UserError(
                     f"output_dir: {path.parent} is in use by another run ({holder}); wait for it, stop it, or choose "
@@ -289,7 +296,7 @@ def _lock(path: Path):
 
 
 def write_about(path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order) -> None:
-    """What config.yaml does not say, for ssl.report: where settings came from, and what followed from them."""
+    """Write about.json for ssl.report: where settings came from, and what followed from them."""
     about = {
         "origin": origin,
         "views": [dataclasses.asdict(view) for view in views],
@@ -305,14 +312,14 @@ def write_about(path: Path, origin: dict[str, str], views: list[View], statistic
 
 
 def threads_of(folder: Path) -> int | None:
-    """How many threads the run in `folder` has computed with; None where there is none, or it does not say."""
+    """The number of threads with which the run in `folder` computed; None where it is not known."""
     with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
         return int(json.loads((folder / "about.json").read_text("utf-8"))["versions"]["threads"])
     return None
 
 
 def versions() -> dict[str, str]:
-    """What besides the settings decides the last bits of a result."""
+    """What decides the last bits of a result, besides the settings."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

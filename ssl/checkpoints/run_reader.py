@@ -1,4 +1,4 @@
-"""What the folder of a run holds, read for a report: whole or half-written, of a run that goes on, of anybody."""
+"""Read the folder of a run for a report: also half-written, of a run that goes on, or from anybody."""
 
 import json
 import math
@@ -15,7 +15,7 @@ LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginn
 LARGEST_TEXT = 8 << 20  # of any other text
 LARGEST_PICTURE = 8 << 20  # of a PNG
 MOST_CURVES = 200  # different names in metrics.jsonl
-# Curves that belong in one picture each, in this order; all others follow, by name.
+# The order of curves in a report; all others follow, by name.
 FIRST = (
     "loss",
     "train_loss",
@@ -35,8 +35,10 @@ PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confus
 
 @dataclass
 class Run:
-    """A run as far as its folder tells. `curves`: {name: [(step, value), …]}, steps rising; `missing`: what is not
-    there, in words."""
+    """A run, as far as its folder tells.
+
+    `curves`: {name: [(step, value), …]}, steps rising. `missing`: sentences about files that are not there.
+    """
 
     name: str
     settings: dict = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """Raises `UserError` only where there is no such folder."""
+    """Read the run in `folder`. Raises `UserError` only where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder; pass the output_dir of train.py or finetune.py")
     run = Run(str(folder))
@@ -85,13 +87,13 @@ def read(folder: Path) -> Run:
     return run
 
 
-def finite(value) -> bool:
-    """A number that can be drawn."""
+def finite(value: object) -> bool:
+    """Whether it is a number that can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
-    """The names of curves that change and of those that never do, in the order of a report; speed is shown apart."""
+    """(names of curves that change, names of constant ones), in the order of a report, without those of speed."""
     names = sorted(
         {name for run in runs for name in run.curves} - set(SPEED),
         key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name),
@@ -101,7 +103,7 @@ def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:
 
 
 def wide(name: str, values: list[float]) -> bool:
-    """Whether a curve is drawn over a logarithmic axis: a loss that falls far."""
+    """Whether a curve needs a logarithmic axis: a loss that falls far."""
     return "loss" in name and min(values) > 0 and max(values) / min(values) > 50
 
 
@@ -130,7 +132,7 @@ def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tupl
 
 
 def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
-    """The JSON objects of a file, a line each; what is no such line, or cut short, is counted."""
+    """The JSON objects of a file with one in each line. Other lines are counted in `missing`."""
     broken = 0
     for line in _content(path, LARGEST_LOG, missing, needed).splitlines():
         try:
@@ -146,6 +148,7 @@ def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
 
 
 def json_object(path: Path, missing: list[str], needed: bool) -> dict:
+    """The JSON object that is a file; {} where it cannot be read, which `missing` then says."""
     content = _content(path, LARGEST_TEXT, missing, needed)
     if not content:
         return {}
@@ -160,6 +163,7 @@ def json_object(path: Path, missing: list[str], needed: bool) -> dict:
 
 
 def _content(path: Path, limit: int, missing: list[str], needed: bool) -> bytes:
+    """At most `limit` bytes of a log; any other file whole or, if it is larger, not at all."""
     size = _size(path)
     if math.isinf(size):
         if needed:
@@ -181,7 +185,7 @@ def _content(path: Path, limit: int, missing: list[str], needed: bool) -> bytes:
 
 
 def _size(path: Path) -> float:
-    """Bytes of an ordinary file; infinite where there is none."""
+    """Size of a regular file in bytes; infinite where there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the run of a file of ours says: its settings, and the mean and std that the weights are used to."""
+"""Read the settings, mean and std of the run that wrote a file of weights."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from ssl.settings import config
 from ssl.sources import datasets
 
 
-def settings_of(path: Path, content=None) -> dict:
-    """The run's settings: in config.yaml beside `path`, or in what stands in it, a checkpoint of ours; else none."""
+def settings_of(path: Path, content: object = None) -> dict:
+    """The run's settings: from config.yaml beside `path`, or from `content`, a checkpoint of ours; else {}."""
     saved = path.with_name("config.yaml")
     if saved.is_file():
         return config.read_yaml(saved)
@@ -16,12 +16,12 @@ def settings_of(path: Path, content=None) -> dict:
     return own if isinstance(own, dict) and "encoder" in own else {}
 
 
-def normalisation(path: Path, content) -> list[list[float] | None]:
-    """[mean, std] that a file of ours was trained with, or None where nothing says so."""
+def normalisation(path: Path, content: object) -> list[list[float] | None]:
+    """[mean, std] with which the images of a file of ours were normalised; None where they are not recorded."""
     run, other = settings_of(path, content), {}
     if not run and path.suffix == ".safetensors":
         other = safetensors.normalisation(path)
-    elif run and None in (run.get("mean"), run.get("std")):  # older runs wrote null for what the data set gave them
+    elif run and None in (run.get("mean"), run.get("std")):  # older runs wrote null for the data set's own values
         known = datasets.KNOWN.get(str(run.get("dataset")), (0, None, None))
         about = run_reader.json_object(path.with_name("about.json"), [], needed=False)
         other = {"mean": known[1], "std": known[2]} | about

@@ -1,8 +1,8 @@
-"""Files that name classes which are not here: read with stand-ins for these, and none of their code is run.
+"""Read PyTorch files that name foreign classes: each becomes an inert stand-in, and no code of the file is run.
 
 A checkpoint of Lightning or of an older project holds more than weights: an `argparse.Namespace`, a function of its
-repository, numpy's numbers. The weights can be read without any of it. Every name that tensors do not need becomes a
-`StandIn`, whatever it is; nothing is imported, and no method of what stands in the file is called.
+repository, numpy's numbers. The weights can be read without them. Every name that tensors do not need becomes a
+`StandIn`. Nothing is imported, and no method of an object in the file is called.
 """
 
 import pickle
@@ -30,7 +30,7 @@ def _parameter(tensor, *_) -> Tensor:
     return tensor
 
 
-# All that is ever called. It makes tensors, and containers of what stands in the file.
+# The only functions that are ever called. They make tensors, and containers.
 CALLED = {
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
@@ -42,13 +42,13 @@ CALLED = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
 }
-# What else tensors name.
+# Other names that tensors need.
 NAMED = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 NAMED["torch.storage.UntypedStorage"] = torch.UntypedStorage
 
 
 class StandIn(dict):
-    """In place of what a file calls `name`, or of an object of it: keeps its items and `state`, and does nothing."""
+    """Replaces what a file calls `name`, or an object of that class: keeps its items and `state`, and does nothing."""
 
     __slots__ = ("name", "state")
     __hash__, __eq__ = object.__hash__, object.__eq__
@@ -57,13 +57,13 @@ class StandIn(dict):
         self.name, self.state = name, None
 
     def append(self, item) -> None:
-        """As of a list or a set. Nobody needs what it would hold."""
+        """Ignore the items of a list or a set: they are not needed."""
 
     extend = add = append
 
 
 class Unpickler(pickle._Unpickler):
-    """pickle's own, in Python, except where that imports, calls or sets attributes. `names`: what was stood in for."""
+    """Python's own unpickler, without imports, calls and attributes. `names`: the names that were replaced."""
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
     names: ClassVar[list[str]]
@@ -87,35 +87,41 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it calls a {type(made).__name__}")
 
     def load_newobj_ex(self) -> None:
-        self.stack.pop()  # arguments by name, which no class that is known takes
+        self.stack.pop()  # arguments by name: no function of CALLED takes any
         self.load_reduce()
 
     def load_build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], StandIn):
             self.stack[-1].state = state
-        elif type(self.stack[-1]) is not OrderedDict:  # whose state, _metadata, is versions of modules
+        elif type(self.stack[-1]) is not OrderedDict:  # its state, _metadata, holds versions of modules
             raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-1]).__name__}")
 
     def load_binpersid(self) -> None:
         kind, *rest = self.stack.pop()
-        if kind not in ("storage", "module"):  # before 2020 the class of a module came with its source
-            raise pickle.UnpicklingError("it refers to what is no storage")
+        if kind not in ("storage", "module"):  # before 2020 modules were saved with their source
+            raise pickle.UnpicklingError("it refers to something that is no storage")
         self.stack.append(self.persistent_load((kind, *rest)) if kind == "storage" else rest[0])
 
     dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_reduce
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BINPERSID[0]] = load_binpersid
-    for _name in ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):  # other ways to make objects, not torch.save's
+    for _name in (
+        "INST",
+        "OBJ",
+        "EXT1",
+        "EXT2",
+        "EXT4",
+        "PERSID",
+    ):  # not used by torch.save
         del dispatch[getattr(pickle, _name)[0]]
 
 
 def read(path: Path) -> tuple[object, list[str]]:
-    """(what stands in a PyTorch file, on the CPU; which names in it have stand-ins). Modules are their weights by name.
+    """(content of a PyTorch file, on the CPU; names in it that were replaced). Modules become their state_dicts.
 
-    The caller checks the file before and the value after (`ssl.checkpoints.pickle_check`). A damaged file raises nearly
-    anything.
+    The caller checks the file before and the value after (`pickle_check`). A damaged file raises nearly any error.
     """
 
     class Reader(Unpickler):
@@ -132,8 +138,8 @@ def read(path: Path) -> tuple[object, list[str]]:
 # Whole modules -----------------------------------------------------------------
 
 
-def _with_weights(value):
-    """`value`; in place of a module, or of some by name, what their `state_dict()` would be."""
+def _with_weights(value: object) -> object:
+    """`value`, with a module, or the modules of a dict, replaced by their state_dicts."""
     if _is_module(value):
         return _state_dict(value)
     if isinstance(value, dict) and any(_is_module(part) for part in value.values()):
@@ -141,7 +147,7 @@ def _with_weights(value):
     return value
 
 
-def _is_module(value) -> bool:
+def _is_module(value: object) -> bool:
     state = value.state if isinstance(value, StandIn) else None
     parts = ("_parameters", "_buffers", "_modules")
     return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in parts)
@@ -154,7 +160,7 @@ def _state_dict(module: StandIn) -> dict[str, Tensor]:
         prefix, part = pending.pop()
         seen += 1
         if prefix.count(".") > DEEPEST or seen > MOST_MODULES:
-            raise ValueError("its modules are nested too deeply, or hold themselves")
+            raise ValueError("its modules are nested too deeply, or contain themselves")
         hidden = part.state.get("_non_persistent_buffers_set", ())
         for name, weight in (*part.state["_parameters"].items(), *part.state["_buffers"].items()):
             if isinstance(weight, Tensor) and not (isinstance(hidden, set) and name in hidden):

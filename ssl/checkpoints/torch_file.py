@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, read without running their code."""
+"""Save and load files of tensors: written whole or not at all, read without running their code."""
 
 import os
 import pickle
@@ -12,11 +12,11 @@ from ssl.checkpoints import pickle_check, standins
 from ssl.errors import UserError
 
 
-def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
+def save(value: object, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
     """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new.
 
-    `before` is called when the new file is whole and has not taken its name yet. Raises OSError, or
-    RuntimeError from PyTorch, where it cannot be written; the old file is then as it was.
+    `before` is called when the new file is complete but does not have its name yet. Raises OSError, or RuntimeError
+    from PyTorch, where it cannot be written; the old file is then unchanged.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -34,7 +34,7 @@ def save(value, path: str | Path, before: Callable[[], None] = lambda: None) -> 
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, survives a power cut
+        os.fsync(folder)  # so that the new name, too, survives a power cut
     finally:
         os.close(folder)
 
@@ -46,10 +46,10 @@ def kept(folder: Path) -> list[Path]:
     return [*([newest] if newest.exists() else []), *sorted(older, key=lambda path: int(path.name.split(".")[1]))]
 
 
-def rotate(value, folder: Path, keep: int) -> None:
-    """`save` as checkpoint.pt, after the one there became checkpoint.1.pt and so on; `keep` of them stay.
+def rotate(value: object, folder: Path, keep: int) -> None:
+    """`save` as checkpoint.pt; the old one becomes checkpoint.1.pt, and so on. `keep` of them stay.
 
-    The new file is whole, read back and on the disk before an old one moves.
+    The new file is on the disk and has been read back before an old one moves.
     """
     names = [folder / "checkpoint.pt", *(folder / f"checkpoint.{i}.pt" for i in range(1, keep))]
 
@@ -59,36 +59,36 @@ def rotate(value, folder: Path, keep: int) -> None:
             os.replace(names[i - 1], names[i])
 
     save(value, names[0], make_room)
-    for older in kept(folder)[keep:]:  # of a time when more were kept
+    for older in kept(folder)[keep:]:  # from a time when more were kept
         older.unlink()
 
 
 class Refused(UserError):
-    """A file that holds more than tensors and plain values."""
+    """A file holds more than tensors and plain values."""
 
 
 def load(path: str | Path, mmap: bool = False):
-    """What `save` wrote, on the CPU. Raises `UserError` naming the file for anything unreadable or that holds code.
+    """Load what `save` wrote, on the CPU. With `mmap` tensors stay in the file until they are used.
 
-    With `mmap` tensors stay in the file and are read as they are used.
+    Raises `UserError` for a file that is missing, damaged or holds code.
     """
 
     def read(path: Path):
-        pickle_check.look_before(path)
+        pickle_check.check_pickle(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
     return _read(Path(path), read)
 
 
 def load_foreign(path: str | Path) -> tuple[object, list[str]]:
-    """(the content of any PyTorch file, on the CPU; the names in it that have stand-ins, see `standins`).
+    """(content of any PyTorch file, on the CPU; names in it that were replaced, see `standins`).
 
-    None of its code is run. Raises `UserError` as `load`.
+    No code of the file is run. Raises `UserError` as `load`.
     """
     names: list[str] = []
 
     def read(path: Path):
-        pickle_check.look_before(path, any_names=True)
+        pickle_check.check_pickle(path, any_names=True)
         value, found = standins.read(path)
         names.extend(found)
         return value
@@ -100,21 +100,18 @@ def load_foreign(path: str | Path) -> tuple[object, list[str]]:
 
 
 def _read(path: Path, read: Callable[[Path], object]):
-    """What `read` makes of the file at `path`, looked through; `UserError` for all that it raises."""
+    """`read` the file at `path` and check the value. Every error but MemoryError becomes a `UserError`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         value = read(path)
-        pickle_check.look_after(value, path.stat().st_size)
+        pickle_check.check_value(value, path.stat().st_size)
         return value
     except MemoryError:
         raise
-    except (pickle_check.Unplain, pickle.UnpicklingError) as error:
-        what = (
-            f"it holds {error},"
-            if isinstance(error, pickle_check.Unplain)
-            else "it is no PyTorch file, or holds what is"
-        )
+    except (pickle_check.NotPlainData, pickle.UnpicklingError) as error:
+        known = isinstance(error, pickle_check.NotPlainData)
+        what = f"it holds {error}," if known else "it is no PyTorch file, or holds what is"
         raise Refused(
             f"{path}: refused: {what} neither a tensor nor a plain value, and reading it could run code. Expected a "
             "file of tensors and plain values (torch.save of a state_dict)"
@@ -127,7 +124,7 @@ def _read(path: Path, read: Callable[[Path], object]):
 
 
 def _damaged(path: Path) -> str | None:
-    """The first part of a file of `save` whose checksum does not match: torch.load does not look at them."""
+    """The first part of a saved file whose checksum does not match, or None. (torch.load ignores checksums.)"""
     try:
         with zipfile.ZipFile(path) as parts:
             return parts.testzip()
@@ -136,7 +133,10 @@ def _damaged(path: Path) -> str | None:
 
 
 def find_encoder(path: str | Path) -> Path:
-    """The encoder file that `path`, a run folder or a file, stands for."""
+    """The file of weights at `path`: the file itself, or the first of encoder.pt, best.pt, checkpoint.pt in a folder.
+
+    Raises `UserError` where there is none.
+    """
     path = Path(path)
     if path.is_dir():
         for name in ("encoder.pt", "best.pt", "checkpoint.pt"):

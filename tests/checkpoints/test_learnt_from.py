@@ -139,7 +139,7 @@ def test_a_fine_tuning_is_not_tested_on_its_training_folder(photos, tuned, judge
         with pytest.raises(
             UserError,
             match=rf"^leak: {count} of the 200 test images are among those that .* learnt "
-            r"from, with labels: .*; what was learnt from cannot judge",
+            r"from, with labels: .*; images that weights learnt from cannot judge them",
         ):
             judged(finetune, "--test_only", "--model_path", place, "--data_dir", photos, "--output_dir", tmp_path)
 
@@ -163,8 +163,8 @@ def test_a_trained_image_under_a_name_that_would_judge_is_refused(changed, super
 def test_a_fine_tuning_on_the_same_folder_is_told_that_its_validation_flatters(photos, tuned):
     _, printed = tuned
     held = len(datasets.load("folder", str(photos), "train")) // 10
-    line = next(line for line in printed.splitlines() if "the numbers of the validation flatter" in line)
-    assert "learnt      *** " in line and abs(int(line.split()[2]) - held) <= 1 and printed.count("flatter") == 1
+    line = next(line for line in printed.splitlines() if "validation numbers will be too good" in line)
+    assert "learnt      *** " in line and abs(int(line.split()[2]) - held) <= 1 and printed.count("too good") == 1
 
 
 def test_the_online_judge_is_refused_what_init_learnt_from(photos, supervised, monkeypatch, tmp_path):
@@ -397,7 +397,7 @@ def test_a_list_of_sources_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "images" / keys.SOURCES
     path.write_bytes(content) if isinstance(content, bytes) else torch_file.save(content, path)
     words = refused(folder, test, tmp_path / "images")
-    assert words.startswith(f"{path}: ") and ("damaged" in words or "is not what ssl.data.prepare writes" in words)
+    assert words.startswith(f"{path}: ") and ("damaged" in words or "was not written by ssl.data.prepare" in words)
 
 
 def test_the_splits_that_are_set_apart_are_those_that_there_are(tmp_path):

@@ -410,7 +410,10 @@ def simclr_file(tmp_path_factory) -> Path:
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):
     common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
     done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
-    assert "mean 0 0 0, std 1 1 1 (as the weights are used to)" in done.stdout and "Spijkervet's SimCLR" in done.stdout
+    assert (
+        "mean 0 0 0, std 1 1 1 (as the weights were trained with)" in done.stdout
+        and "Spijkervet's SimCLR" in done.stdout
+    )
     saved = config.read_yaml(tmp_path / "run" / "config.yaml")
     assert (saved["mean"], saved["std"]) == ([0.0] * 3, [1.0] * 3)
     run(*common, "--output_dir", tmp_path / "own", "--mean", 0.5, 0.5, 0.5)
@@ -481,7 +484,7 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
             "--output_dir",
             tmp_path / name,
         )
-        assert "(as the weights are used to)" in told.stdout
+        assert "(as the weights were trained with)" in told.stdout
         found[name] = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]["features"]
     torch.testing.assert_close(found["png"], found["npz"])
     own = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]  # the control: ImageNet's

@@ -178,7 +178,7 @@ def test_a_module_that_holds_itself_is_refused(tmp_path):
     net = nn.Sequential(nn.Linear(2, 2))
     net._modules["0"]._modules["again"] = net
     save(net, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="hold themselves"):
+    with pytest.raises(UserError, match="contain themselves"):
         torch_file.load_foreign(tmp_path / "x.pt")
 
 
