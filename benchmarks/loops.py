@@ -17,11 +17,12 @@ from ssl import distributed
 from ssl.augment import View
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import finish, training_batches
+from ssl.data.loader import training_batches
 from ssl.data.order import Order
 from ssl.distributed import world_size
 from ssl.schedules import set_lr
 from ssl.sources import datasets
+from ssl.training.forward import Embed, targets
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.precision import choose_precision
 
@@ -53,7 +54,6 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     views, workers = train.make_views(settings), loader_workers(settings)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     statistics = datasets.normalisation(data, settings.mean, settings.std)
-    mean, std = (torch.tensor(values, device=device) for values in statistics)
     torch.manual_seed(settings.seed)
     model = train.Model(settings, data.channels)
     if settings.sync_bn:
@@ -64,26 +64,25 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     guard = Guard(model, optimizer)
-    runner = parallel = distributed.parallel(model, device)
-    if settings.compile:
-        runner = torch.compile(runner)
+    parallel = distributed.parallel(model, device)
+    net = torch.compile(parallel) if settings.compile else parallel
+    embed = Embed(net, views, statistics, device, dtype)
 
     def batches(start: int, stop: int) -> Iterator:
         return training_batches(data, views, order, start, stop, workers, device)
 
     def prepare(batch) -> tuple:
-        return finish(batch, views, mean, std), train.targets(criterion, [batch])
+        return embed.pixels(batch), targets(criterion, [batch])
 
     def step(ready: tuple, factor: float, lap: Lap = no_lap) -> Tensor:
-        x, targets = ready
+        x, labels = ready
         set_lr(optimizer, factor)
         guard.begin()
-        with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
-            z = runner(*x)
+        z = embed.outputs(x)
         lap("forward")
-        loss = criterion(*z, *targets)
+        loss = criterion(*z, *labels)
         lap("loss")
-        scaler.scale(loss * world_size() * guard.scale(loss)).backward()
+        train.scaled_backward(scaler, guard, loss)
         lap("backward")
         scaler.unscale_(optimizer)
         guard.judge(loss, gradient_norm(optimizer))

@@ -43,6 +43,7 @@ from ssl.errors import UserError, one_line_errors
 from ssl.evaluation.probes import knn
 from ssl.settings import auto, config
 from ssl.sources import datasets
+from ssl.training import checks
 
 DEFAULTS = {"image_size": "32", "encoder": "resnet18", "projector": "2048-2048-2048", "batch_size": "256"}
 
@@ -115,19 +116,18 @@ def main() -> None:
         if "--warmup_epochs" not in settings:
             settings += ["--warmup_epochs", str(options.epochs / 10)]
     settings, _ = config.parse(train.Settings, settings, recipe=train.find_recipe)
-    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    train.check(settings)
+    datasets.resolve(settings)
+    checks.check(settings)
     if settings.method != "barlow_twins":
         raise UserError(f"method: the published loop is Barlow Twins, not {settings.method}")
     device = distributed.join(settings.device)
     torch.backends.cudnn.benchmark = True
 
-    load = dict(image_size=settings.image_size, class_list=settings.class_list, seed=settings.seed)
     names = ("unlabelled", "train", "test") if options.epochs is not None else ("unlabelled",)
-    data, *splits = (datasets.load(settings.dataset, settings.data_dir, name, **load) for name in names)
+    data, *splits = (datasets.load_as(settings, name) for name in names)
     if splits and (data.paths is None or not data.classes):
         raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
-    train.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
+    checks.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
     auto.settle(settings, settings.batch_size, len(data))
     ours = our_loop(settings, data, device)
     finished = ours.prepare(next(ours.batches(0, 1)))

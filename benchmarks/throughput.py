@@ -20,8 +20,6 @@ ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py
 sys.path.append(str(ROOT))  # for train.py
 
 import argparse
-import inspect
-import os
 import time
 from dataclasses import replace
 
@@ -41,6 +39,7 @@ from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError, one_line_errors
 from ssl.settings import auto, config, ranges
 from ssl.sources import datasets
+from ssl.training import checks
 
 SERIOUS = 0.05  # a share of the time from which on it is worth doing something about
 
@@ -143,30 +142,25 @@ def parse() -> tuple[argparse.Namespace, train.Settings]:
     if min(options.steps, options.turns) < 1:
         raise UserError("steps, turns: each must be at least 1")
     settings, _ = config.parse(train.Settings, rest, recipe=train.find_recipe)
-    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    train.check(settings)
+    datasets.resolve(settings)
+    checks.check(settings)
     if settings.accumulate != 1:
         raise UserError("accumulate: micro-batches cost the same each; measure one, with --accumulate 1")
     return options, settings
 
 
 def load(settings: train.Settings) -> Images:
-    given = [name for name in inspect.signature(datasets.load).parameters if hasattr(settings, name)]
-    split = "train" if train.learns_from_labels(settings) else "unlabelled"
-    chosen = {name: getattr(settings, name) for name in given if name != "data_dir"}
-    data = datasets.load(settings.dataset, settings.data_dir, split, **chosen)
+    data = datasets.load_as(settings, "train" if checks.learns_from_labels(settings) else "unlabelled")
     return preload.hold(data, settings.image_size) if settings.preload else data
 
 
 def main() -> None:
     options, settings = parse()
-    if settings.gpus is not None and "RANK" not in os.environ:
-        distributed.start_processes(settings.gpus)
-    device = distributed.join(settings.device)
+    device = distributed.start(settings.gpus, settings.device)
     torch.backends.cudnn.benchmark = True
     data = load(settings)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
-    train.require_whole_batches(settings, order)
+    checks.require_whole_batches(settings, order)
     auto.settle(settings, order.global_batch, len(data))
     ranges.check_training(settings)
     numbers = measure(settings, data, device, options.steps, options.turns)

@@ -35,8 +35,14 @@ class Embed:
     def __call__(self, batch: Batch, net: nn.Module | None = None) -> tuple[Tensor, ...]:
         """Embeddings (n, D) of each view. `net` may be another network than the one that learns."""
         torch.manual_seed(batch.seed)  # for dropout
+        return self.outputs(self.pixels(batch), net)
+
+    def pixels(self, batch: Batch) -> list[Tensor]:
+        """The normalised views (n, C, size, size)."""
         with torch.no_grad():
-            x = finish(batch, self.views, self.mean, self.std)
+            return finish(batch, self.views, self.mean, self.std)
+
+    def outputs(self, x: list[Tensor], net: nn.Module | None = None) -> tuple[Tensor, ...]:
         with autocast(self.dtype, self.device):
             return (net or self.net)(*x)
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from spawn import on_ranks
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ssl.distributed import SyncBatchNorm, gather_rows, rank, synchronise, world_size
+import train
+from ssl.distributed import SyncBatchNorm, gather_rows, parallel, rank, synchronise, world_size
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.heads import projector
 from ssl.losses import barlow_twins, info_nce, sup_con
 from ssl.optim import LAMB, LARS, parameter_groups
+from ssl.training.guard import Guard, gradient_norm
 
 WORLDS = [2, 4]
 N = 16
@@ -135,7 +136,7 @@ class Twins(nn.Module):
 
 
 def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
-    """Five steps; returns the parameters and buffers, and how far the parameters came.
+    """Five steps by the parts of train.py's; returns the parameters and buffers, and how far the parameters came.
 
     One step in float32: from the second on, a ReLU so near zero that rounding decides moves the end by up to a tenth,
     by chance of machine and seed.
@@ -147,15 +148,18 @@ def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
     lr = 0.02 if optimizer_name == "LAMB" else 0.5 if rough else 2.0
     groups = parameter_groups(model, lr=lr, bias_lr=0.02, weight_decay=1e-3)
     optimizer = LARS(groups, lr=0.0, trust_coefficient=0.02) if optimizer_name == "LARS" else LAMB(groups, eps=1e-3)
-    twins = DistributedDataParallel(model) if world_size() > 1 else model
+    guard, scaler = Guard(model, optimizer), torch.amp.GradScaler("cpu", enabled=False)
+    twins = parallel(model, torch.device("cpu"))
     for step in range(1 if rough else 5):
         x1 = random(N, 3, 16, 16, seed=2 * step)
         x2 = x1 + 0.3 * random(N, 3, 16, 16, seed=2 * step + 1)
         z1, z2 = twins(my_rows(x1, shards).to(dtype), my_rows(x2, shards).to(dtype))
         loss = LOSSES[loss_name](z1, z2, my_rows(LABELS, shards))[0]
-        optimizer.zero_grad()
-        (loss * world_size()).backward()  # DDP averages
+        guard.begin()
+        train.scaled_backward(scaler, guard, loss)
+        guard.judge(loss, gradient_norm(optimizer))
         optimizer.step()
+        optimizer.zero_grad()
     return dict(start=start, end=model.state_dict(), loss=loss.detach())
 
 
