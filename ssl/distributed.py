@@ -188,6 +188,13 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of `x` over all ranks, written into `x`. No gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
 # Two things under two names each: from torch 2.14 on the older ones warn.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _ddp_names = inspect.signature(DistributedDataParallel).parameters
