@@ -38,7 +38,10 @@ def write(folder: Path, rows: int, width: int, shard: int) -> None:
     names, splits = [str(i) for i in range(CLASSES)], {}
     for seed, (split, count) in enumerate({"train": rows, "test": TEST}.items()):
         data = Images("noise", torch.arange(count) % CLASSES, names, paths=[f"/{split}/{i}" for i in range(count)])
-        splits[split] = features.write_split(folder, split, data, made(count, seed), shard)
+        writer = features.SplitWriter(folder, split, data, shard)
+        for rows_read in made(count, seed):
+            writer.add(*rows_read)
+        splits[split] = writer.finish()
     features.finish(folder, splits, names, "", {})
 
 

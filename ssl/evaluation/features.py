@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl.checkpoints import torch_file
+from ssl.console import say
+from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
 from ssl.data.tables import first_few
-from ssl.errors import UserError, one_line
-from ssl.evaluation import npz
+from ssl.distributed import is_main
+from ssl.errors import UserError
+from ssl.evaluation import inference, npz
 from ssl.evaluation.feature_rows import Rows, at_a_time
 
 SPLITS = ("train", "val", "test")
@@ -73,43 +76,82 @@ def encoder_checksum(encoder: nn.Module) -> str:
 # Writing --------------------------------------------------------------------------
 
 
-def write_split(
-    folder: Path, split: str, data: Images, batches: Iterable[tuple[Tensor, Tensor]], shard: int = SHARD
-) -> dict:
-    """Write the shards of a split, of at most so many bytes; return what stands for it in features.pt.
+def write(
+    folder: Path, encoder: nn.Module, splits: dict[str, Images], settings: dict, max_bad_fraction: float, **reading
+) -> dict[str, Images]:
+    """Write features.pt and its shards, of all images of `splits` that can be read; return these images.
 
-    `batches` gives (features (n, F), read (n,)) of the images of `data` in order; those that are not read stay out.
+    All ranks call it; rank 0 writes. `settings` are kept in the file, `reading` is as of `inference.stream`.
+    Raises `UserError` where too many images cannot be read, and where nothing can be written.
     """
-    held, index, start, count, shards = None, [], 0, 0, []
-    for h, read in batches:
-        if held is None:
-            most = max(1, shard // (h.shape[1] * h.element_size()))
-            held = torch.empty(min(most, len(data)), h.shape[1], dtype=h.dtype)
+    entries, kept = {}, {}
+    for name, data in splits.items():
+        writer, read, unread = SplitWriter(folder, name, data), [], {}
+        for h, own, bad in inference.stream(encoder, data, title=f"features, {name}", **reading):
+            if is_main():
+                writer.add(h, own)
+            read.append(own.cpu())
+            unread |= bad
+        entries[name] = writer.finish() if is_main() else {}
+        unread = inference.of_all_ranks(unread)
+        tell_left_out(unread, len(data), max_bad_fraction)
+        kept[name] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
+    if is_main():
+        path = finish(folder, entries, splits["train"].classes, encoder_checksum(encoder), settings)
+        say(f"features    {path}")
+    return kept
+
+
+class SplitWriter:
+    """Writes the features of a split in shards of at most `shard` bytes. It holds one shard in memory."""
+
+    def __init__(self, folder: Path, split: str, data: Images, shard: int = SHARD):
+        self.folder, self.split, self.data, self.shard = folder, split, data, shard
+        self.rows: Tensor | None = None  # room for the features of one shard
+        self.index: list[int] = []  # the images of the rows that are filled
+        self.seen = 0  # images
+        self.shards: list[str] = []
+
+    def add(self, h: Tensor, read: Tensor) -> None:
+        """Add features (n, F) of the next n images. Images that could not be read stay out: `read` (n,) is false."""
+        if self.rows is None:
+            most = max(1, self.shard // (h.shape[1] * h.element_size()))
+            self.rows = torch.empty(min(most, len(self.data)), h.shape[1], dtype=h.dtype)
         own = read.nonzero()[:, 0]
-        h, own, start = h[own].cpu(), own.cpu() + start, start + len(read)
-        while len(h):
-            if count == len(held):
-                shards.append(_write_shard(folder, split, len(shards), _part(data, held, index)))
-                index, count = [], 0
-            fits = min(len(h), len(held) - count)
-            held[count : count + fits] = h[:fits]
-            index.append(own[:fits])
-            count, h, own = count + fits, h[fits:], own[fits:]
-    part = _part(data, held[:count].clone() if count < len(held) else held, index)
-    return {"shards": [*shards, _write_shard(folder, split, len(shards), part)]} if shards else part
+        h, index = h[own].cpu(), (own.cpu() + self.seen).tolist()
+        self.seen += len(read)
+        while index:
+            if len(self.index) == len(self.rows):
+                self._write_shard()
+            filled = len(self.index)
+            fits = min(len(index), len(self.rows) - filled)
+            self.rows[filled : filled + fits] = h[:fits]
+            self.index += index[:fits]
+            h, index = h[fits:], index[fits:]
 
+    def finish(self) -> dict:
+        """What stands for the split in features.pt: its only part, or the names of its shards."""
+        if not self.shards:
+            return self._part()
+        self._write_shard()
+        return {"shards": self.shards}
 
-def _part(data: Images, rows: Tensor, index: list[Tensor]) -> dict:
-    chosen = torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
-    names = [data.sample_name(i) for i in chosen.tolist()]
-    return {"features": rows, "labels": data.labels[chosen], "names": names}
+    def _part(self) -> dict:
+        filled = len(self.index)
+        rows = (
+            self.rows if filled == len(self.rows) else self.rows[:filled].clone()
+        )  # torch.save would write all of them
+        names = [self.data.sample_name(i) for i in self.index]
+        return {"features": rows, "labels": self.data.labels[self.index], "names": names}
 
-
-def _write_shard(folder: Path, split: str, number: int, part: dict) -> str:
-    seen = zlib.crc32(part["labels"].numpy(), zlib.crc32(os.fsencode("\n".join(part["names"]))))
-    name = f"features-{split}-{number:05}-{zlib.crc32(part['features'].numpy(), seen):08x}.pt"
-    _save({"shard": name, **part}, folder / name)
-    return name
+    def _write_shard(self) -> None:
+        part = self._part()
+        checksum = zlib.crc32(part["labels"].numpy(), zlib.crc32(os.fsencode("\n".join(part["names"]))))
+        checksum = zlib.crc32(part["features"].numpy(), checksum)
+        name = f"features-{self.split}-{len(self.shards):05}-{checksum:08x}.pt"
+        _save({"shard": name, **part}, self.folder / name)
+        self.shards.append(name)
+        self.index = []
 
 
 def _save(value, path: Path) -> None:
@@ -224,36 +266,3 @@ def _require_part(where: str, part, classes: int) -> None:
 
 def _all_strings(words) -> bool:
     return isinstance(words, list) and all(isinstance(word, str) for word in words)
-
-
-# Belonging ------------------------------------------------------------------------
-
-
-def require_encoder(found: Features, encoder: nn.Module, path: str, model_path: str) -> None:
-    """Raise `UserError` unless the features are of this encoder."""
-    own = encoder_checksum(encoder)
-    if found.encoder != own:
-        told = "which does not say" if found.encoder is None else f"with weights {found.encoder[:12]}"
-        raise UserError(
-            f"features: {path} is of another encoder, {told}, than model_path {model_path}, with weights {own[:12]}; "
-            "leave --model_path away, or write its features with --protocol features"
-        )
-
-
-def require_data(found: Features, splits: dict[str, Images], path: str, root: str | None) -> None:
-    """Raise `UserError` unless the features are of these images, wherever they lie: same names, same classes."""
-    for name, data in splits.items():
-        own = found.splits[name]
-        theirs = {_below(data.sample_name(i), root): data.classes[y] for i, y in enumerate(data.labels.tolist())}
-        for sample, label in zip(own.paths, own.labels.tolist()):
-            short = _below(sample, found.settings.get("data_dir"))
-            if theirs.get(short) != own.classes[label]:
-                why = f"{own.classes[label]!r} there, {theirs[short]!r} here" if short in theirs else "is not here"
-                raise UserError(
-                    f"features: {path} is of another data set: {one_line(short)}, in {name}, {why}. Leave --dataset "
-                    "and --data_dir away, or name the images that the features are of"
-                )
-
-
-def _below(name: str, root) -> str:
-    return name.removeprefix(str(root)).lstrip("/") if root else name

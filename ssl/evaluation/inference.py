@@ -1,4 +1,4 @@
-"""What a network says of all images of a data set, each counted once, on any number of processes."""
+"""Outputs of a network for all images of a data set, each image once, on any number of processes."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,16 +23,16 @@ def outputs(
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Outputs (N, F), in float32 or wider, of all un-augmented images, in order, on every rank.
 
-    `net` maps normalised pixels (n, C, size, size) to (n, F); `reading` as `stream`. Returns (outputs, read, bad):
-    `read` (N,) is false for the files in `bad`, {path: reason}, that could not be read; their outputs mean nothing.
-    Raises `UserError`, on all ranks alike, for outputs that are NaN or Inf.
+    `net` maps normalised pixels (n, C, size, size) to (n, F); `reading` as of `stream`. Returns (outputs, read, bad):
+    `bad` {path: reason} are the files that could not be read, on every rank; `read` (N,) is false for them, and their
+    outputs mean nothing. Raises `UserError`, on every rank, for outputs that are NaN or Inf.
     """
-    unread: dict[str, str] = {}
-    found, read, done = None, torch.zeros(len(data), dtype=torch.bool), 0
-    for h, own in stream(net, data, unread, **reading):
-        if found is None:  # of the whole size at once: parts put together at the end would be there twice
+    found, read, unread, done = None, torch.zeros(len(data), dtype=torch.bool), {}, 0
+    for h, own, bad in stream(net, data, **reading):
+        if found is None:  # one tensor from the start: joining parts at the end would need twice the memory
             found, read = h.new_empty(len(data), h.shape[1]), read.to(h.device)
         found[done : done + len(h)], read[done : done + len(h)] = h, own
+        unread |= bad
         done += len(h)
     return found, read, of_all_ranks(unread)
 
@@ -41,7 +41,6 @@ def outputs(
 def stream(
     net: nn.Module | Callable[[Tensor], Tensor],
     data: Images,
-    unread: dict[str, str],
     *,
     size: int,
     batch_size: int,
@@ -50,25 +49,24 @@ def stream(
     mean: list[float],
     std: list[float],
     title: str | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`outputs` a batch at a time: (outputs, read), in order, on every rank, each of which must take them all.
+) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    """`outputs` a batch at a time: (outputs (n, F), read (n,), bad), in order.
 
-    What could not be read by this rank is put into `unread`; `of_all_ranks` gathers it.
+    Outputs are those of all ranks, on every rank; every rank must take all batches. `bad` {path: reason} are the files
+    that this rank could not read; `of_all_ranks` joins them.
     """
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     done = 0
     progress = Progress(len(data), 0, "image") if title else None
     for pixels, counts, bad in plain_batches(data, size, batch_size, workers, device):
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        # The last batch may leave nothing for this rank.
+        # The last batch may have no image for this rank: one of zeros shows the shape of an output.
         h = _wide(net(x) if len(x) else net(x.new_zeros(1, *x.shape[1:]))[:0])
-        read = h.new_ones(len(h), 1)
-        read[list(bad)] = 0
-        unread |= dict(bad.values())
-        rows = gather_rows(torch.cat([h, read], dim=1), counts)
-        rows, read = rows[:, :-1], rows[:, -1] > 0
-        _require_finite(rows, read, data, done)
-        yield rows, read
+        read = torch.ones(len(h), dtype=torch.bool, device=h.device)
+        read[list(bad)] = False
+        h, read = gather_rows(h, counts), gather_rows(read, counts)
+        _require_finite(h, read, data, done)
+        yield h, read, dict(bad.values())
         done += sum(counts)
         if progress:
             progress.update(done, title)
@@ -77,9 +75,9 @@ def stream(
 
 
 def judged_size(encoder: nn.Module, data: Images, trained: int) -> int:
-    """At how many pixels images are judged: small ones as they are, others as the encoder was `trained`.
+    """The size in pixels at which images are judged: small ones as they are, others as the encoder was `trained`.
 
-    An encoder that takes one size alone, as a ViT does, has all images at that.
+    An encoder that reads one size only, such as a ViT, gets all images at that size.
     """
     if data.resident is None:
         return trained
@@ -123,7 +121,7 @@ def mean_over_views(
         progress.close()
     found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(data)]
     index = torch.cat(shown).view(copies, -1)[:, : len(data)]
-    # Another image stood in for a file that cannot be read.
+    # In place of a file that cannot be read, the loader shows another image.
     read = (index == torch.arange(len(data), device=device)).all(0)
     found = found.mean(0)
     _require_finite(found, read, data, 0)
@@ -131,22 +129,23 @@ def mean_over_views(
 
 
 def _require_finite(rows: Tensor, read: Tensor, data: Images, start: int) -> None:
-    """Raise `UserError`, on all ranks alike, for NaN or Inf in outputs (n, F) of the images from `start` on.
+    """Raise `UserError`, on every rank, for NaN or Inf in outputs (n, F) of the images from number `start` on.
 
-    Those that could not be read do not count: `read` (n,).
+    Images that could not be read do not count: `read` (n,).
     """
     bad = read & ~rows.isfinite().all(1)
     if bad.any():
         first, count = start + int(bad.nonzero()[0]), int(bad.sum())
         raise UserError(
             f"the network gives NaN or Inf for {count} of {len(rows)} images, first for "
-            f"{one_line(data.sample_name(first))}; such outputs cannot be judged. Most likely training has diverged: "
-            "look at the loss in metrics.jsonl, and take an earlier checkpoint. Else mean and std are not those that "
-            "the weights are used to, or half precision overflows (--amp off)"
+            f"{one_line(data.sample_name(first))}; such outputs cannot be judged. Most likely the training diverged: "
+            "look at the loss in metrics.jsonl, and take an earlier checkpoint. Or mean and std are not those of the "
+            "training, or half precision overflows (--amp off)"
         )
 
 
 def _wide(h: Tensor) -> Tensor:
+    """`h` in float32, or in float64 if it is."""
     return h.to(torch.promote_types(h.dtype, torch.float32))
 
 

@@ -95,7 +95,7 @@ def ruined() -> list[str]:
     told = []
     for judge in (
         lambda: inference.outputs(net, data, **how),
-        lambda: list(inference.stream(net, data, {}, **how)),
+        lambda: list(inference.stream(net, data, **how)),
         lambda: inference.mean_over_views(
             net,
             data,

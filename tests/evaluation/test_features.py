@@ -18,7 +18,7 @@ from ssl.checkpoints import torch_file
 from ssl.data.images import Images
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
-from ssl.evaluation import features, npz, probes
+from ssl.evaluation import feature_origin, features, npz, probes
 from ssl.evaluation.feature_rows import Rows, statistics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +39,20 @@ def batches(x, size, unread=()):
     return zip(x.split(size), read.split(size))
 
 
+def write_split(folder, name, data, batches, shard):
+    writer = features.SplitWriter(folder, name, data, shard)
+    for x, read in batches:
+        writer.add(x, read)
+    return writer.finish()
+
+
 def write(folder, shard=10 * 6 * 4, size=7, unread=(), seed=1):
     """A features file of 35 training samples in shards of ten, 12 for testing; the training features."""
     train, x = samples(35, seed)
     test, test_x = samples(12, seed + 1)
     splits = {
-        "train": features.write_split(folder, "train", train, batches(x, size, unread), shard),
-        "test": features.write_split(folder, "test", test, batches(test_x, size), 1 << 20),
+        "train": write_split(folder, "train", train, batches(x, size, unread), shard),
+        "test": write_split(folder, "test", test, batches(test_x, size), 1 << 20),
     }
     features.finish(folder, splits, train.classes, "e" * 64, {"data_dir": "/data", "seed": 3})
     return x
@@ -237,22 +244,24 @@ def test_another_encoder_and_another_data_set_are_refused(tmp_path):
     found = features.load(tmp_path)
     encoder, _ = build_encoder("ssl.encoders.SmallResNet", 32, kwargs={"width": 4, "stages": 1})
     with pytest.raises(UserError, match="x is of another encoder, with weights eeeeeeeeeeee, than model_path y"):
-        features.require_encoder(found, encoder, "x", "y")
+        feature_origin.require_encoder(found, encoder, "x", "y")
     own = dataclasses.replace(found, encoder=features.encoder_checksum(encoder))
-    features.require_encoder(own, encoder.to(memory_format=torch.channels_last), "x", "y")
+    feature_origin.require_encoder(own, encoder.to(memory_format=torch.channels_last), "x", "y")
     with torch.no_grad():
         next(encoder.parameters()).add_(1e-3)
     with pytest.raises(UserError, match="of another encoder"):
-        features.require_encoder(own, encoder, "x", "y")
+        feature_origin.require_encoder(own, encoder, "x", "y")
 
     train, _ = samples(35, 1)
-    features.require_data(found, {"train": train}, "x", "/data")
+    feature_origin.require_images(found, {"train": train}, "x", "/data")
     moved = dataclasses.replace(train, paths=[path.replace("/data", "/elsewhere") for path in train.paths])
-    features.require_data(found, {"train": moved}, "x", "/elsewhere")
+    feature_origin.require_images(found, {"train": moved}, "x", "/elsewhere")
     with pytest.raises(UserError, match=r"of another data set: 1/b/1\.png, in train, 'b' there, 'a' here"):
-        features.require_data(found, {"train": dataclasses.replace(train, labels=train.labels * 0)}, "x", "/data")
+        feature_origin.require_images(
+            found, {"train": dataclasses.replace(train, labels=train.labels * 0)}, "x", "/data"
+        )
     with pytest.raises(UserError, match=r"1/a/0\.png, in train, is not here"):
-        features.require_data(found, {"train": samples(35, 9)[0]}, "x", "/data")
+        feature_origin.require_images(found, {"train": samples(35, 9)[0]}, "x", "/data")
 
 
 # Judging from them
@@ -507,8 +516,8 @@ def test_features_larger_than_its_memory_are_judged_a_block_at_a_time(tmp_path):
     x = torch.randn(100_000, 512)  # 205 MB; what the process itself needs beside them is about 40
     few, _ = samples(30, 2)
     splits = {
-        "train": features.write_split(tmp_path, "train", data, batches(x, 5000), 16 << 20),
-        "test": features.write_split(tmp_path, "test", few, batches(x[:30], 30)),
+        "train": write_split(tmp_path, "train", data, batches(x, 5000), 16 << 20),
+        "test": write_split(tmp_path, "test", few, batches(x[:30], 30), 1 << 20),
     }
     features.finish(tmp_path, splits, data.classes, "", {})
 
