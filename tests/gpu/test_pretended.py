@@ -23,11 +23,11 @@ SENT = {
 }
 # Where the host waits in every step. This list may only become shorter; train.py, finetune.py and heads have none.
 ESTIMATORS_WAIT = {
-    "ssl/estimators/__init__.py training_step",  # batches of any loader are not pinned
-    "ssl/estimators/__init__.py transform_step",  # nor are those to transform
-    "ssl/estimators/__init__.py _encode",  # representations go to the CPU batch by batch, they may fill the device
+    "ssl/estimators/base.py training_step",  # batches of any loader are not pinned
+    "ssl/estimators/base.py transform_step",  # nor are those to transform
+    "ssl/estimators/transform.py _encode_batch",  # representations go to the CPU: they may fill the device
     "ssl/estimators/fit.py _step",  # a loss that is not finite raises at its step
-    "ssl/loss_inputs.py _not_finite",  # so do embeddings
+    "ssl/losses/inputs.py _not_finite",  # so do embeddings
 }
 
 
