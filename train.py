@@ -46,7 +46,7 @@ from ssl.training import introduce, stopping, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
-from ssl.training.forward import Embed, blank_batch, rehearse, targets, whole_loss
+from ssl.training.forward import Embed, blank_batch, rehearse, targets, try_step, whole_loss
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.health import Health
 from ssl.training.judging import Judge
@@ -227,9 +227,8 @@ def main() -> None:
         net = torch.compile(net)
     embed = Embed(net, views, statistics, device, dtype)
     shape = data.channels, settings.image_size, settings.image_size
-    failures.advise(
-        partial(failures.batch_that_fits, model, shape, settings.batch_size, settings.accumulate, dtype, net, optimizer)
-    )
+    try_batch = partial(try_step, model, embed, optimizer, shape)
+    failures.advise(partial(failures.batch_that_fits, try_batch, settings.batch_size, settings.accumulate))
     workers = auto_workers() if settings.workers is None else settings.workers
     loss_of = partial(whole_loss, embed, criterion)
     judge = Judge(

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # in PyTorch's words
+# PyTorch's words for memory that has run out, beside its own OutOfMemoryError: the machine's, a GPU's.
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
+NO_GPU_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+NO_NCCL_MEMORY = ("out of memory", "Failed to CUDA calloc", "Failed to CUDA malloc")  # in the last line of its errors
 _advice: list[Callable[[], str]] = []
 
 
@@ -30,27 +37,53 @@ def advising(words: str):
 
 def explain(error: Exception) -> str | None:
     """A line for an error that is no fault of the program, or None."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+    words = str(error)
+    first = words.splitlines()[0] if words else type(error).__name__
+    if whose := memory_of(error):
         traceback.clear_frames(error.__traceback__)  # they hold what memory ran out of
-    if isinstance(error, torch.OutOfMemoryError):
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "the GPU"
-        return f"out of memory on {name}: {_what_to_do()}"
-    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
-        return f"out of memory on this machine: {_what_to_do()}"
+        return f"out of memory on {whose}: {_what_to_do()}"
+    if "no kernel image is available" in words:
+        return (
+            f"this PyTorch, {torch.__version__}, has no code for {_gpu()} (only for "
+            f"{' '.join(torch.cuda.get_arch_list()) or 'no GPU'}); install the one for your GPU, as "
+            "https://pytorch.org/get-started/locally says, or pass --device cpu"
+        )
+    if "connectFullMesh failed" in words:
+        return (
+            f"the processes could not connect ({first}): Gloo, which GPU runs use too, has taken a network interface "
+            "that the other nodes do not reach. Set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME, on every node to the "
+            "one that they share (`ip addr` lists them), and see that no firewall is between them"
+        )
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         return (
-            f"the processes could not find each other at {where} ({str(error).splitlines()[0]}); the same --nnodes and "
+            f"the processes could not find each other at {where} ({first}); the same --nnodes and "
             "address on every node? the port free there, and open between the nodes? On one machine leave address and "
             "port to --gpus or torchrun --standalone"
         )
     if isinstance(error, dist.DistBackendError):
         return (
-            f"the processes lost each other ({str(error).splitlines()[0]}). If another rank has failed, its error "
+            f"the processes lost each other ({first}). If another rank has failed, its error "
             "comes first and is the reason. Else NCCL says more with NCCL_DEBUG=INFO; most often it is the network "
             "interface (set NCCL_SOCKET_IFNAME), too little /dev/shm in a container, or two processes on one GPU"
         )
     return None
+
+
+def memory_of(error: Exception) -> str | None:
+    """Whose memory has run out, if `error` says so: the name of the GPU, or 'this machine'."""
+    words = str(error)
+    last = words.strip().splitlines()[-1:]  # NCCL's own reason stands there
+    nccl = isinstance(error, dist.DistBackendError) and any(word in line for line in last for word in NO_NCCL_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError) or nccl or any(word in words for word in NO_GPU_MEMORY):
+        return _gpu()
+    if isinstance(error, MemoryError) or any(word in words for word in NO_MEMORY):
+        return "this machine"
+    return None
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "the GPU"
 
 
 def _what_to_do() -> str:
@@ -60,21 +93,15 @@ def _what_to_do() -> str:
         return f"pass a smaller --batch_size or --image_size (and none could be tried: {type(error).__name__})"
 
 
-def batch_that_fits(
-    model: nn.Module, shape: tuple[int, int, int], batch_size: int, accumulate: int, dtype: torch.dtype | None, *kept
-) -> str:
-    """Words for a batch that fits, the largest of those that divide `batch_size`, tried with two views of `shape`
-    (C, H, W).
+def batch_that_fits(step: Callable[[int], None], batch_size: int, accumulate: int) -> str:
+    """Words for a batch that fits, the largest of those that divide `batch_size`: each is tried.
 
-    The same global batch is made of more micro-batches. `kept` is what training holds besides the model.
+    `step(size)` takes as much memory as a training step with `size` images. The same global batch is made of more
+    micro-batches.
     """
-    device = next(model.parameters()).device
-    model.eval()  # batch norm then waits for no other rank
     smaller = [size for size in range(batch_size // 2, 1, -1) if batch_size % size == 0]
     for size in smaller:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if _fits(model, torch.zeros(size, *shape), device, dtype):
+        if _fits(step, size):
             return (
                 f"--batch_size {size} --accumulate {accumulate * batch_size // size} should fit, and is the same "
                 "global batch and loss (with accumulate_mode exact)"
@@ -84,15 +111,15 @@ def batch_that_fits(
     return f"not even --batch_size {smaller[-1]} fits; choose a smaller --encoder, --projector or --image_size"
 
 
-def _fits(model: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype | None) -> bool:
+def _fits(step: Callable[[int], None], size: int) -> bool:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
-        x = pixels.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
-            sum(z.float().sum() for z in model(x, x.clone())).backward()
+        step(size)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
-            return False
-        raise
+        if memory_of(error) is None:
+            raise
+        return False
     return True
 
 

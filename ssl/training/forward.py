@@ -1,4 +1,4 @@
-"""From views to embeddings and to the loss; and the first passes of a process, which change nothing."""
+"""From views to embeddings and to the loss; and passes that change nothing: the first ones, and a try of memory."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -78,6 +78,29 @@ def rehearse(model: nn.Module, loss: Callable[[], Tensor]) -> None:
         with unchanged(model):
             for _ in range(2):
                 loss().backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def try_step(model: nn.Module, embed: Embed, optimizer: torch.optim.Optimizer, shape: tuple[int, int, int], size: int):
+    """Take the memory of a step with `size` images of `shape` (C, H, W) on this rank; no other rank need take part.
+
+    `model` is what `embed` runs, without DDP. Weights and optimizer stay as they are, but `model` is left in
+    evaluation mode: batch norm then asks no other rank. Raises what a step raises.
+    """
+    channels, pixels, _ = shape
+    device = next(model.parameters()).device
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    try:
+        z = embed(blank_batch(len(embed.views), size, channels, pixels, device), model)
+        # Not backward(): DDP's hooks on the parameters would start to sum gradients over the ranks.
+        gradients = torch.autograd.grad(sum(x.float().sum() for x in z), learning, allow_unused=True)
+        for parameter, gradient in zip(learning, gradients):
+            parameter.grad = gradient
+        optimizer.found_inf = torch.ones((), device=device)  # it then makes its copies, and changes nothing
+        optimizer.step()
     finally:
         model.zero_grad(set_to_none=True)
 

@@ -35,7 +35,7 @@ def run(events: Path, script, *arguments, check: bool = True):
     """A script on the pretended GPU: (what it printed, {(wait or copy, file function): how often})."""
     done = running.run(PRETENDED, events, script, *arguments, check=check)
     counts: Counter[tuple[str, str]] = Counter()
-    for kind, _, place, count in json.loads(events.read_text()):
+    for kind, _, place, count in json.loads(events.read_text()) if done.returncode == 0 else []:
         counts[kind, re.sub(r":\d+ ", " ", place)] += count
     return done, counts
 
@@ -89,6 +89,13 @@ def test_control_mixed_devices_raise(images, tmp_path):
     mixing = NET | {"--encoder": "nets.Mixing", "--method": "simclr", "--data_dir": images}
     done, _ = train(tmp_path / "run", mixing, steps=1, check=False)
     assert done.returncode != 0 and "Expected all tensors to be on the same device" in done.stdout + done.stderr
+
+
+def test_out_of_memory_names_a_batch_that_fits(images, tmp_path):
+    hungry = NET | {"--encoder": "nets.Hungry", "--method": "simclr", "--data_dir": images}
+    done, _ = train(tmp_path / "run", hungry, steps=1, check=False)
+    expected = "out of memory on pretended GPU: --batch_size 8 --accumulate 2 should fit"
+    assert done.returncode != 0 and expected in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The errors of somebody's first hour: what went wrong, and what to do, in a line."""
 
+import functools
 import re
 import shutil
 
@@ -11,12 +12,14 @@ from torch import nn
 
 import evaluate
 import train
-from ssl import distributed, failures
+from ssl import distributed, failures, optim
+from ssl.augment import View
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import fixed_head, probes
 from ssl.evaluation.feature_rows import Rows
 from ssl.sources import datasets, labels
 from ssl.training import judging
+from ssl.training.forward import Embed, try_step
 
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -114,10 +117,15 @@ class Hungry(nn.Module):
 )
 def test_out_of_memory_says_which_batch_would_fit(most, batch, expected, tried):
     model = Hungry(most).train()
-    failures.advise(lambda: failures.batch_that_fits(model, (3, 8, 8), batch, 2, None))
+    embed = Embed(model, [View(size=8)] * 2, ([0.0] * 3, [1.0] * 3), torch.device("cpu"), None)
+    optimizer = optim.build("adam", optim.parameter_groups(model, 0.1, 0.1, 0.0, 0.0), 0.1)
+    step = functools.partial(try_step, model, embed, optimizer, (3, 8, 8))
+    failures.advise(lambda: failures.batch_that_fits(step, batch, 2))
     words = failures.explain(OOM)
     assert words.startswith("out of memory on ") and expected in words
     assert model.seen == tried and all(model.norm.running_mean == 0)
+    assert all(model.norm.weight == 1)
+    assert bool(optimizer.state) == ("should fit" in expected)  # what the optimizer keeps has been counted
 
 
 def test_a_run_that_runs_out_of_memory_says_which_batch_would_fit(photos, tmp_path, monkeypatch):
@@ -173,9 +181,56 @@ def test_memory_of_the_machine_is_told_from_that_of_a_gpu(error):
     assert failures.explain(error) == "out of memory on this machine: advice"
 
 
-def test_processes_that_lose_each_other_are_told_where_to_look():
-    words = failures.explain(dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp\nlong story"))
-    assert "NCCL_DEBUG=INFO" in words and "\n" not in words
+ASYNCHRONOUS = "CUDA kernel errors might be asynchronously reported at some other API call"
+NCCL = """NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, unhandled cuda error, NCCL version 2.20.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        getattr(torch, "AcceleratorError", RuntimeError)(f"CUDA error: out of memory\n{ASYNCHRONOUS}"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        dist.DistBackendError(f"{NCCL}Cuda failure 2 'out of memory'"),
+        dist.DistBackendError(f"{NCCL}Failed to CUDA calloc async 6291456 bytes"),
+    ],
+    ids=str,
+)
+def test_memory_of_a_gpu_is_known_by_every_name(error):
+    failures.advise(lambda: "advice")
+    assert failures.explain(error) == "out of memory on the GPU: advice"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp\nlong story"), "NCCL_DEBUG=INFO"),
+        (dist.DistBackendError(f"{NCCL}Cuda failure 1 'invalid argument'"), "NCCL_DEBUG=INFO"),
+        (
+            RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error"),
+            "GLOO_SOCKET_IFNAME",
+        ),
+        (dist.DistNetworkError("Gloo connectFullMesh failed with timed out connecting"), "GLOO_SOCKET_IFNAME"),
+        (
+            RuntimeError(f"CUDA error: no kernel image is available for execution on the device\n{ASYNCHRONOUS}"),
+            "install the one for your GPU",
+        ),
+    ],
+)
+def test_failures_of_network_and_installation_are_told_apart(error, expected):
+    words = failures.explain(error)
+    assert expected in words and "\n" not in words
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError("out of memory?")]
+)
+def test_other_errors_of_a_gpu_keep_their_traceback(error):
+    assert failures.explain(error) is None
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
