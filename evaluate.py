@@ -64,7 +64,6 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
     model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
-    init: str | None = None  # the same, under the name that it has in train.py
     init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
     random_init: bool = False  # also judge the same encoder untrained
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
@@ -94,9 +93,6 @@ def main() -> None:
         raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")
     if settings.features:
         return judge_features(settings)
-    if settings.init and settings.model_path:
-        raise UserError("init and model_path are two names for one thing, the file to judge; set one of them")
-    settings.model_path = settings.model_path or settings.init
     run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
     inherit.fill(settings, run)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol

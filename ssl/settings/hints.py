@@ -76,6 +76,9 @@ NAMES = {
     "log_every": "print_freq log_every_n_steps",
 }
 
+# Settings of another script of ours: what a script without them may have instead.
+OF_OTHER_SCRIPTS = {"init": "model_path"}
+
 # Names that have no counterpart here: why.
 WITHOUT = {
     "num_sanity_val_steps": "nothing is tried out before training",
@@ -97,7 +100,8 @@ def hint(name: str, settings: Iterable[str]) -> str:
     """The end of an error about `name`, which is none of `settings`: what is meant, or a name that is like it."""
     settings = list(settings)
     if scripts := _scripts_with(name):
-        return f"; it is a setting of {scripts}"
+        here = f"; here that is {OF_OTHER_SCRIPTS[name]!r}" if OF_OTHER_SCRIPTS.get(name) in settings else ""
+        return f"; it is a setting of {scripts}{here}"
     if name.startswith("ssl_model."):  # dal-toolbox's code says ssl_model., its document says model.
         name = name.removeprefix("ssl_")
     if name in WITHOUT:

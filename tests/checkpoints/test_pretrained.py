@@ -539,7 +539,6 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
     [
         (["train.py", "--init_format", "moco", *tiny()], "name it with --init"),
         (["evaluate.py", "--init_format", "moco"], "name it with --model_path"),
-        (["evaluate.py", "--init", "a", "--model_path", "b"], "two names for one thing"),
         (["train.py", "--init", "FILE", "--init_format", "moco", *tiny()], "asked for as moco (MoCo v2), but by its"),
         (["train.py", "--init", "FILE", "--init_format", "mocov2"], "'mocov2' is none of ours, barlow_twins"),
     ],

@@ -130,6 +130,7 @@ def is_there(name: str) -> bool:
     [
         ("train.py --train_percent 1", "--train_percent; it is a setting of evaluate.py and finetune.py"),
         ("train.py --model_path F", "--model_path; it is a setting of evaluate.py and finetune.py"),
+        ("evaluate.py --init F", "--init; it is a setting of train.py and finetune.py; here that is 'model_path'"),
         ("train.py --patience 3", "--patience; it is a setting of finetune.py"),
         ("evaluate.py --optimizer sgd", "--optimizer; it is a setting of train.py and finetune.py"),
         ("evaluate.py --compile", "--compile; it is a setting of train.py and finetune.py"),
