@@ -1,8 +1,10 @@
 """Small files of a run: written whole or not at all, and read even where they are cut short."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ssl.distributed import is_main, rank
@@ -28,10 +30,16 @@ def write_text(text: str, path: str | Path) -> None:
 
 def write_bytes(content: bytes, path: str | Path) -> None:
     """As `write_text`."""
-    path = Path(path)
+    with replacing(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to. At the end it takes the place of `path`; after an error it is removed."""
     partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
     try:
-        partial.write_bytes(content)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -151,6 +151,22 @@ def test_npz_holds_the_same(tmp_path):
         assert arrays["train_features"].shape == (35, 6) and arrays["classes"].tolist() == ["a", "b", "c"]
 
 
+def test_a_crash_while_a_npz_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    write(tmp_path)
+    found, path = features.load(tmp_path), tmp_path / "features.npz"
+    npz.write(found, path)
+    old = files(tmp_path)
+
+    def half(file, **arrays):
+        file.write(old[path.name][:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(npz.np, "savez", half)
+    with pytest.raises(KeyboardInterrupt):
+        npz.write(found, path)
+    assert files(tmp_path) == old
+
+
 # Bad input
 
 
