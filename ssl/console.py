@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, and a bar of progress. Rank 0 alone prints."""
+"""Lines and the progress bar of a run. Only rank 0 prints."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from ssl.errors import one_line
 
 
 def say(text: str = "") -> None:
-    """Print on rank 0, past any progress bar; where nobody can be told any more, the work goes on."""
+    """Print on rank 0, above any progress bar. A closed stdout is ignored."""
     with contextlib.suppress(OSError):
         if is_main():
             tqdm.write(text, file=sys.stdout)
@@ -21,12 +21,12 @@ def say(text: str = "") -> None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """`say` it, as one printable line, unless this process has said it before: every split finds the same."""
+    """`say` it as one printable line, once per process: several splits of the data lead to the same words."""
     say(one_line(text))
 
 
 class Progress:
-    """A bar on a terminal, a line every half minute elsewhere; rank 0 only."""
+    """A progress bar on a terminal, else a line every half minute. Only rank 0 prints."""
 
     def __init__(self, total: int, start: int, unit: str = "step"):
         self.total, self.start, self.unit, self.began, self.spoke = total, start, unit, time.monotonic(), 0.0
@@ -48,7 +48,7 @@ class Progress:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of words in aligned columns, a rule under the first."""
+    """Rows of words in aligned columns, with a line under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths)))

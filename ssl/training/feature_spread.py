@@ -1,6 +1,6 @@
-"""How features spread: their rank, and their place on the sphere. Pure functions of rows (N, D), no labels.
+"""How features spread: their rank, and their distances on the sphere. Pure functions of rows (N, D), without labels.
 
-All compute in float64, whatever the rows are in, and never hold more than N×N or D×D numbers.
+All compute in float64, and never hold more than N×N or D×D numbers.
 """
 
 import math
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def singular_values(x: Tensor) -> Tensor:
-    """Of x (N, D), the min(N, D) largest first, from the smaller of xxᵀ and xᵀx.
+    """The min(N, D) singular values of x (N, D), the largest first, from the smaller of xxᵀ and xᵀx.
 
-    What is below a 10⁻⁷th of the largest is rounding, and 0 here. Raises `RuntimeError` for what is not finite.
+    Values below 10⁻⁷ of the largest come from rounding and become 0. Raises `RuntimeError` if x is not finite.
     """
     x = x.double()
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
@@ -21,39 +21,40 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 def effective_rank(x: Tensor) -> Tensor:
-    """exp of the entropy of the singular values' shares (Roy & Vetterli 2007), of the centred rows: 0..min(N - 1, D).
+    """How many directions the centred rows use, 0..min(N - 1, D): exp of the entropy of the singular values' shares
+    (Roy & Vetterli 2007).
 
-    How many directions the rows use: k for a spectrum that is even over k of them, 0 where all rows are one.
+    It is k for k equal singular values, and 0 if all rows are equal.
     """
     x = x.double()
     sigma = singular_values(x - x.mean(0))
-    # Rows that are one point differ by the rounding of their mean, which has a spectrum, too.
+    # Equal rows, minus their rounded mean, are not exactly zero; they have no spread all the same.
     spread = sigma.square().sum() > x.shape[0] * (1e-12 * x.square().mean(0).sum())
     share = sigma / sigma.sum()
     return torch.where(spread, torch.special.entr(share).sum().exp(), 0.0)
 
 
 def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
-    """RankMe (Garrido et al. 2023, eq. 1): the same of the rows as they are, with `eps` added to each share."""
+    """RankMe (Garrido et al. 2023, eq. 1): as `effective_rank`, of rows not centred, with `eps` added to each share."""
     sigma = singular_values(x)
     share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + eps
     return torch.special.entr(share).sum().exp()
 
 
 def on_sphere(x: Tensor) -> Tensor:
-    """Rows of length 1; a row of zeros stays."""
+    """Rows scaled to length 1; a row of zeros stays."""
     return torch.nn.functional.normalize(x.double(), dim=1)
 
 
 def alignment(x1: Tensor, x2: Tensor) -> Tensor:
-    """Mean squared distance of the two views on the sphere (Wang & Isola 2020, alpha 2): 0 where they agree, 0..4."""
+    """Mean squared distance, 0..4, of the two views on the sphere (Wang & Isola 2020, alpha 2): 0 if they agree."""
     return (on_sphere(x1) - on_sphere(x2)).square().sum(1).mean()
 
 
 def uniformity(x: Tensor) -> Tensor:
     """log of the mean over pairs of exp(-2 · squared distance) on the sphere (Wang & Isola 2020, t 2).
 
-    0 where all rows are one point; near -4 where they are spread evenly in many dimensions.
+    0 if all rows are one point; near -4 if they spread evenly in many dimensions.
     """
     x = on_sphere(x)
     pairs = (2 - 2 * (x @ x.T)).clamp_min(0)
@@ -62,9 +63,9 @@ def uniformity(x: Tensor) -> Tensor:
 
 
 def relative_std(x: Tensor) -> Tensor:
-    """√D × the mean over dimensions of the deviation of rows on the sphere (Chen & He 2021, section 4.1).
+    """√D × the standard deviation of rows on the sphere, averaged over dimensions (Chen & He 2021, section 4.1).
 
-    1 where rows are spread evenly, 0 where they are one point.
+    1 if rows spread evenly, 0 if they are one point.
     """
     return on_sphere(x).std(0, correction=0).mean() * math.sqrt(x.shape[1])
 
@@ -72,14 +73,14 @@ def relative_std(x: Tensor) -> Tensor:
 def redundancy(off_diagonal: float, rows: int, dim: int) -> float:
     """The share of its variance, 0..1, that a dimension of the embeddings has in common with another, beyond chance.
 
-    The mean c² of two of the D dimensions, less that of unrelated ones, of N rows. `off_diagonal` is Σ_{i≠j} c_ij² / D.
-    Many dimensions that use r directions evenly have 1 / r.
+    The mean of c² over pairs of the D dimensions, minus its value for unrelated dimensions of N rows. `off_diagonal` is
+    Σ_{i≠j} c_ij² / D. Many dimensions that use r directions evenly have 1 / r.
     """
     return off_diagonal / max(dim - 1, 1) - 1 / (rows - 1)
 
 
 def geometry(z1: Tensor, z2: Tensor, h: Tensor) -> dict[str, float]:
-    """Of embeddings z1, z2 (N, D) of two views and representations h (N, F): their ranks, spread and alignment."""
+    """Ranks, spread and alignment of embeddings z1, z2 (N, D) of two views and of representations h (N, F)."""
     h, z1, z2 = h.double(), z1.double(), z2.double()
     values = {
         "representation_std": relative_std(h),
@@ -96,11 +97,11 @@ def geometry(z1: Tensor, z2: Tensor, h: Tensor) -> dict[str, float]:
 
 
 def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0) -> float:
-    """What a loss is expected to be where the views have nothing to do with each other.
+    """The expected loss if the two views of an image are as unrelated as those of different images.
 
-    Barlow Twins: entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal
-    samples), so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1). InfoNCE and SupCon: of 2N - 1
-    others none is nearer, log(2N - 1).
+    Barlow Twins: entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal samples),
+    so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1). InfoNCE and SupCon: all 2N - 1 others are equally near,
+    so log(2N - 1).
     """
     if method == "barlow_twins":
         return dim * (1 + (1 + lambd * (dim - 1)) / (rows - 1))

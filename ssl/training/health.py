@@ -1,7 +1,7 @@
-"""The health of a run without labels: measured every so many steps, judged in words, and the best encoder kept.
+"""The health of a run, without labels: measured every so many steps and judged in words; it chooses the best encoder.
 
-A reading takes what the step computed anyway: embeddings as the loss got them, representations of the last view,
-and weights before and after the update. Nothing of it flows back into training.
+A reading takes what the step computes anyway: the embeddings that the loss gets, the representations of the last view,
+the weights before and after the update. Nothing of it changes the training.
 """
 
 import math
@@ -15,23 +15,18 @@ from ssl.distributed import gather_rows, is_main, world_size
 from ssl.training import feature_spread, health_rules
 from ssl.training.log import Metrics
 
-ROWS = 256  # at most so many images of the global batch are looked at
-SICK = {
-    "collapse",
-    "dead_representation",
-    "dimensional_collapse",
-    "redundant",
-}  # rules under which no encoder is the best
+ROWS = 256  # at most so many images of the global batch are measured
+DISQUALIFYING_RULES = {"collapse", "dead_representation", "dimensional_collapse", "redundant"}  # then none is the best
 CANDIDATES = 20  # times in a run that its encoder may become encoder_best.pt
-AUTO = 100  # steps between readings where a run is long; a short one has CANDIDATES of them, spread over its length
+AUTO = 100  # steps between readings of a long run; a short run has CANDIDATES readings
 SCORE = "loss as a share of unrelated views', mean of three readings, lowest"
 
 
 class Health:
-    """Around a step: `begin`, `before_update`, `after_update`, then `read`; of use only where `watching`.
+    """Around a step: `begin`, `before_update`, `after_update`, and `read` if `watching` is true then.
 
-    All ranks call all of them at the same steps. `every`: steps between readings; "auto": by the run's length, of
-    `total` steps; None: no readings at all.
+    All ranks call all of them at the same steps. `every`: steps between readings; "auto": by the length of the run,
+    `total` steps; None: no readings. `warmup`: steps of the warm-up.
     """
 
     def __init__(
@@ -56,10 +51,10 @@ class Health:
             self._listen(encoder, criterion)
 
     def _listen(self, encoder: nn.Module, criterion: nn.Module) -> None:
-        """By functions, of which a copy of the encoder has the same: a method would be copied with all of this."""
+        """Hooks are functions, not methods: a deep copy of the encoder would copy a method with this whole object."""
 
         def keep_representation(module, inputs, output: Tensor) -> None:
-            # Kept at every step, not only where it is read: torch.compile then needs to compile one function.
+            # At every step, also where it is not read: torch.compile then compiles one function, not two.
             if module.training:
                 self.h = output.detach()
 
@@ -70,7 +65,7 @@ class Health:
         encoder.register_forward_hook(keep_representation)
         criterion.register_forward_pre_hook(keep_embeddings)
 
-    # What a checkpoint knows ------------------------------------------------------------
+    # What a checkpoint holds ------------------------------------------------------------
 
     def state_dict(self) -> dict:
         return {
@@ -83,12 +78,12 @@ class Health:
 
     def load_state_dict(self, state: dict) -> None:
         self.readings: list[health_rules.Reading] = list(state.get("readings", []))
-        self.holding: dict[str, str] = dict(state.get("holding", {}))  # rule -> words, as they were said
+        self.holding: dict[str, str] = dict(state.get("holding", {}))  # rule -> words, as they were printed
         self.best: dict | None = state.get("best")
         self.skipped, self.count = state.get("skipped", 0), state.get("count", 0)
 
     def open(self, folder: Path, step: int) -> None:
-        """Verdicts go to health.jsonl in `folder`, which keeps those up to `step`."""
+        """Write verdicts to health.jsonl in `folder`, after its lines up to `step`; later lines are dropped."""
         self.verdicts = Metrics(folder / "health.jsonl", step) if self.every else None
 
     def close(self) -> None:
@@ -108,7 +103,7 @@ class Health:
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Norms of weights and updates, on the device; the copies are given back."""
+        """Norms of weights and updates, on the device. Frees the copies of the weights."""
         self.norms = []
         for group, before in zip(self.optimizer.param_groups, self.before):
             moved = torch._foreach_sub(group["params"], before)
@@ -119,11 +114,12 @@ class Health:
     def read(
         self, step: int, epoch: float, loss: Tensor, norm: Tensor, skipped: int, data_wait: float, metrics: Metrics
     ) -> bool:
-        """Measure, write it down, and say what it means. Waits for the device. All ranks call it.
+        """Measure, write the values down, and print what they mean. Waits for the device. All ranks call it.
 
-        `skipped`: steps left out so far. Returns whether the encoder, as it is now, is the best so far (rank 0).
+        `epoch`: epochs done. `norm`: of the gradient. `skipped`: steps left out so far. `data_wait`: share of the time,
+        0..1, spent waiting for data. Returns whether the encoder is now the best so far; on rank 0, elsewhere False.
         """
-        self.watching = False  # what runs until the next step begins is not training
+        self.watching = False  # until the next step begins, networks may run that are not training
         batch = len(self.z[0]) * world_size()
         z1, z2, h = (_some_rows(x) for x in (*self.z, self.h))
         dim, self.z = z1.shape[1], []
@@ -157,7 +153,7 @@ class Health:
         return self._is_best(step, epoch)
 
     def _loss(self, loss: float, batch: int, dim: int) -> health_rules.Reading:
-        """The loss as a share of what unrelated views would have, and Barlow Twins' terms per dimension."""
+        """The loss as a share of the loss of unrelated views; of Barlow Twins also its terms per dimension."""
         parts = self.criterion.parts
         if "on_diagonal" in parts:
             on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
@@ -189,10 +185,10 @@ class Health:
             self.verdicts.write(step=step, rule=rule, words=words)
 
     def _is_best(self, step: int, epoch: float) -> bool:
-        """Asked at the first reading in each twentieth of the run, and never where the run has collapsed."""
-        due = step * CANDIDATES // self.total > (step - self.every) * CANDIDATES // self.total
+        """Only the first reading of each part of the run can be the best, and none while the run has collapsed."""
         scores = [reading.get("loss_of_unrelated", math.nan) for reading in self.readings]
-        if not due or len(scores) < health_rules.MEMORY or SICK & set(self.holding):
+        new_part = self._part(step) > self._part(step - self.every)
+        if not new_part or len(scores) < health_rules.MEMORY or DISQUALIFYING_RULES & set(self.holding):
             return False
         score = sum(scores) / len(scores)
         if not score < (self.best["value"] if self.best else math.inf):
@@ -200,13 +196,17 @@ class Health:
         self.best = {"step": step, "epoch": round(epoch, 4), "chosen_by": SCORE, "value": score}
         return True
 
+    def _part(self, step: int) -> int:
+        """Which of the CANDIDATES equal parts of the run a step is in, from 0 on."""
+        return step * CANDIDATES // self.total
+
     # For the bar and the last lines -------------------------------------------------------
 
     def note(self) -> str:
         return f"  health: {', '.join(self.holding).replace('_', ' ')}" if self.holding else ""
 
     def sum_up(self) -> None:
-        """The last lines of a run."""
+        """Print the last lines of a run."""
         if self.every:
             found = f"{len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'}"
             if not self.holding and self.count < health_rules.MEMORY:
@@ -217,6 +217,6 @@ class Health:
 
 
 def _some_rows(x: Tensor) -> Tensor:
-    """The first rows of every rank's x (n, ...), ROWS or fewer in all; on all ranks."""
+    """The first rows of every rank's x (n, ...), on all ranks: together at most ROWS, at least one per rank."""
     mine = x.flatten(1)[: max(1, ROWS // world_size())]
     return gather_rows(mine, [len(mine)] * world_size())

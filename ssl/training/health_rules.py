@@ -1,4 +1,4 @@
-"""What readings of a run's health mean, in plain words. docs/health.md explains every rule."""
+"""What the readings of a run's health mean, in words. docs/health.md explains every rule."""
 
 import math
 from collections.abc import Callable
@@ -9,17 +9,17 @@ Reading = dict[str, float]  # what health.Health measured at one step
 
 @dataclass(frozen=True)
 class Rule:
-    """Newly holds when the last `readings` readings all show `sign`, and ends when as many do not."""
+    """Begins to hold when the last `readings` readings all show `sign`, and ends when none of so many does."""
 
     name: str
     readings: int
     sign: Callable[[Reading], bool]
     words: Callable[[Reading], str]
-    warm: bool = False  # only readings after the warm-up count
+    warm: bool = False  # readings during the warm-up do not count
 
 
 def attainable(r: Reading) -> float:
-    """The largest effective rank that so many centred rows of such embeddings can have."""
+    """The largest effective rank that the embeddings can have: it is limited by their rows and their width."""
     return min(r["rows"] - 1, r["dim"])
 
 
@@ -131,9 +131,9 @@ MEMORY = max(rule.readings for rule in RULES)
 
 
 def judge(readings: list[Reading], holding: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """What changed with the last of `readings`: rules that newly hold, with words, and names of those that ended.
+    """What the last of `readings` changes: (rules that begin to hold, with words; names of rules that end).
 
-    `holding` are the names of the rules that held before. A value that is missing or not a number is no sign.
+    `holding`: names of the rules that held before. A missing value is no sign.
     """
     begun, ended = [], []
     for rule in RULES:
@@ -148,7 +148,7 @@ def judge(readings: list[Reading], holding: set[str]) -> tuple[list[tuple[str, s
 
 
 def shown(reading: Reading) -> list[tuple[str, str]]:
-    """Rules, with words, of which this one reading shows the sign: for looks at a run that come once."""
+    """The rules, with words, whose sign this one reading shows: for a single look at a run."""
     return [(rule.name, rule.words(reading)) for rule in RULES if _shows(rule, reading)]
 
 
@@ -162,5 +162,5 @@ def _shows(rule: Rule, reading: Reading) -> bool:
 
 
 def finite(reading: Reading) -> Reading:
-    """Without what is not a number."""
+    """`reading` without values that are not finite."""
     return {name: value for name, value in reading.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Mixed precision: which, on which machine."""
+"""Mixed precision: which one suits a device."""
 
 import functools
 from pathlib import Path
@@ -12,9 +12,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def resolve_precision(amp: str, device: torch.device) -> str:
-    """bf16, fp16 or off: `amp`, or where that is auto what suits the device.
+    """bf16, fp16 or off: `amp` itself, unless it is auto.
 
-    auto is bf16 where the hardware multiplies it, else fp16 on a GPU and off on a CPU.
+    auto becomes bf16 where the hardware computes in it, else fp16 on a GPU and off on a CPU.
     """
     if amp != "auto":
         if device.type == "cpu":
@@ -27,7 +27,7 @@ def resolve_precision(amp: str, device: torch.device) -> str:
 
 @functools.cache
 def _tell_if_imitated(amp: str) -> None:
-    """Once a process: two steps of eight images took 13 minutes in fp16 on such a CPU, and nothing was said."""
+    """Warn once per process: two steps of eight images took 13 minutes in fp16 on such a CPU."""
     if not has_precision(amp, torch.device("cpu")):
         say(
             f"*** amp {amp}: this CPU has no instructions for it, and PyTorch imitates them, in fp16 up to hundreds of "
@@ -51,7 +51,7 @@ def name_of(amp: str) -> str:
 
 
 def has_precision(amp: str, device: torch.device) -> bool:
-    """Whether the hardware multiplies in `amp` (bf16, fp16 or off). PyTorch imitates what it has not, slowly."""
+    """Whether the hardware computes in `amp` (bf16, fp16 or off). PyTorch imitates it elsewhere, slowly."""
     if amp == "off":
         return True
     if device.type == "cuda":

@@ -1,8 +1,7 @@
-"""Being asked to stop: who asks, how ranks agree on the step, and what a launcher's end does to its processes.
+"""Requests to stop a run: signals, and the file `stop` in the run folder. All ranks stop after the same step.
 
-SIGTERM, SIGUSR1, SIGINT and the file `stop` in the run folder all mean the same: finish this
-step, save, leave. Nothing is done in a signal handler; a thread takes note, since the main
-thread may be waiting inside a collective, where Python hears no signals.
+SIGTERM, SIGUSR1, SIGINT and the file all mean: finish this step, save, leave. A thread receives the signals, since the
+main thread may wait inside a collective, where Python runs no signal handlers.
 """
 
 import contextlib
@@ -20,19 +19,18 @@ import torch.distributed as dist
 from ssl.distributed import ORPHANED, SIGNALS, is_main, world_size
 from ssl.errors import tell
 
-STOP_FILE = 1000  # what stands for the file among the signals' numbers
-# Seconds in which a repeated signal is the same one: Slurm and torchrun both deliver it, and the kernel tells of a
-# launcher's death once for each of its threads.
+STOP_FILE = 1000  # stands for the file, among the numbers of signals
+# Seconds within which a repeated signal counts as the same one: Slurm and torchrun both deliver it, and the kernel
+# sends one for each thread of a launcher that has died.
 ECHO = 5.0
 EX_TEMPFAIL = 75  # exit status of sysexits.h: try again
 
 
 class StopRequests:
-    """Listens from now on. `ask` at the beginning of a step, `answer` at its end, alike on all ranks.
+    """Receives requests from now on. All ranks call `ask` at the beginning of a step and `answer` at its end.
 
-    A second signal ends the process at once (status 128 + its number), unless it repeats the
-    first within ECHO seconds. A rank whose torchrun has died hears it as SIGTERM. Ranks wait for
-    each other up to `patience` minutes.
+    A second signal ends the process at once (status 128 + its number), unless it comes within ECHO seconds of the
+    first. When torchrun dies, its ranks get SIGTERM. Ranks wait for each other up to `patience` minutes.
     """
 
     def __init__(self, folder: Path, patience: float):
@@ -43,17 +41,17 @@ class StopRequests:
         self.group = dist.new_group(backend="gloo", timeout=limit) if world_size() > 1 else None
         self.pending = None
         if is_main():
-            self.file.unlink(missing_ok=True)  # meant for an earlier run
-        ears, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        threading.Thread(target=self._listen, args=(ears,), daemon=True).start()
-        signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+            self.file.unlink(missing_ok=True)  # it was meant for an earlier run
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        threading.Thread(target=self._listen, args=(read_end,), daemon=True).start()
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # the number in the pipe is what is heard
+            signal.signal(number, lambda *_: None)  # Python writes the number into the pipe; the handler does nothing
 
-    def _listen(self, ears: int) -> None:
+    def _listen(self, read_end: int) -> None:
         launcher = os.getppid()
-        for number in iter(lambda: os.read(ears, 1)[0], None):
+        for number in iter(lambda: os.read(read_end, 1)[0], None):
             if number not in SIGNALS:
                 continue
             orphaned = os.getppid() != launcher
@@ -68,7 +66,7 @@ class StopRequests:
                 os._exit(128 + number)
 
     def ask(self) -> None:
-        """Begin to ask all ranks whether one was told to stop; the step's computation hides the exchange."""
+        """Begin to ask all ranks whether one has a request. The exchange runs while the step computes."""
         if is_main() and time.monotonic() - self.looked > 1:
             self.looked = time.monotonic()
             self.file_seen = self.file_seen or os.path.exists(self.file)
@@ -77,7 +75,7 @@ class StopRequests:
             self.pending = dist.all_reduce(self.asked, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
     def answer(self) -> str | None:
-        """What asked some rank to stop before this step began, the same words on all ranks; None: go on."""
+        """What asked any rank to stop before this step began, the same words on all ranks; None: go on."""
         if self.pending is not None:
             self.pending.wait()
         number = int(self.asked)
@@ -89,5 +87,5 @@ class StopRequests:
 
 
 def leave_preempted() -> None:
-    """End with the status that says so, where the launcher passes it on: torchrun calls all but 0 a failure."""
+    """Exit with EX_TEMPFAIL; under torchrun with 0, since it reports any other status as a failure."""
     sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else EX_TEMPFAIL)

@@ -1,7 +1,7 @@
-"""How many threads of a process compute: as many as it has cores, fewer where other programs use them.
+"""The number of threads of a process: its number of cores, or fewer where other programs use the cores.
 
-Every operation on several threads waits for the last. Where another program has put one aside, all wait
-for that: on two cores that others use too, two threads are five to ten times as slow as one.
+An operation on several threads ends with the slowest. If another program holds up one thread, all wait for it: on two
+cores that other programs use too, two threads are five to ten times slower than one.
 """
 
 import os
@@ -14,16 +14,16 @@ from ssl.console import say
 from ssl.data.cores import auto_workers
 from ssl.distributed import gather_objects
 
-CLEARLY = 0.8  # of the time: what fewer threads must save before they are taken
-TURNS = 5
-LONG = 0.2  # seconds after which the turns that were are enough
+CLEARLY = 0.8  # fewer threads are taken if they need less than this share of the time
+TURNS = 5  # at most so many timings
+LONG = 0.2  # seconds; no further timing after so much time
 
 
 def settle_threads(kept: int | None = None) -> None:
-    """Set the number of threads, the same on all ranks, which all call this. OMP_NUM_THREADS has the last word.
+    """Set the number of threads, the same on all ranks; all ranks call it. OMP_NUM_THREADS wins over it.
 
-    The last bits of a result depend on the number. So a run that continues takes the number it had, `kept`,
-    as long as the process has so many cores; a new one takes what a timing of a few hundredths of a second finds.
+    The last bits of a result depend on this number. So a continued run takes the number it had, `kept`, if the process
+    has so many cores. A new run takes the number that a timing of a few hundredths of a second finds.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
@@ -37,7 +37,7 @@ def settle_threads(kept: int | None = None) -> None:
 
 
 def unhindered(cores: int) -> int:
-    """The first of cores, cores / 2, … 1 threads that half of them do not clearly outrun."""
+    """The first of cores, cores / 2, … 1 threads that is not clearly slower than half of it."""
     threads, took = cores, seconds(cores, cores)
     while threads > 1 and (less := seconds(threads // 2, cores)) < CLEARLY * took:
         threads, took = threads // 2, less
@@ -46,7 +46,7 @@ def unhindered(cores: int) -> int:
 
 @torch.no_grad()
 def seconds(threads: int, cores: int) -> float:
-    """What a few convolutions take on so many threads: their number of images is that of the cores, times four."""
+    """How long a few convolutions of 4 × `cores` images take on so many threads: the median of some timings."""
     torch.set_num_threads(threads)
     images, weight = torch.ones(4 * cores, 16, 32, 32), torch.ones(16, 16, 3, 3)
     took = []

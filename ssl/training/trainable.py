@@ -1,4 +1,4 @@
-"""What must hold of an encoder before it is trained, found out before the first step."""
+"""Checks of an encoder before its first step: parameters without a gradient are frozen, wrong outputs refused."""
 
 from collections.abc import Callable
 
@@ -11,26 +11,26 @@ from ssl.training.forward import unchanged
 
 
 def require(encoder: nn.Module, image_size: int, channels: int = 3) -> None:
-    """Freeze the parameters that no image reaches, and name them: one process and many then train the same ones.
+    """Freeze the parameters that no image reaches, and print their names.
 
-    DDP ends with an error where a parameter gets no gradient; one process leaves it as it is. Raises `UserError` for
-    an encoder that gives no representations (N, width) in training mode, such as one with auxiliary classifiers.
-    Nothing else of the encoder changes, nor do random numbers.
+    One process leaves a parameter without a gradient as it is, where DDP ends with an error: now both train the same
+    parameters. Raises `UserError` for an encoder that returns no representations (N, width) in training mode, such as
+    one with auxiliary classifiers. Nothing else of the encoder changes, nor do torch's random numbers.
     """
     images = torch.zeros(2, channels, image_size, image_size)
     freeze_unused(encoder, lambda: _representations(encoder, images).sum())
 
 
 def freeze_unused(model: nn.Module, result: Callable[[], Tensor]) -> None:
-    """Freeze the parameters of `model` on which the scalar `result()` does not depend, and name them.
+    """Freeze the parameters of `model` on which the scalar `result()` does not depend, and print their names.
 
-    `result()` runs `model`, once in training mode and, where something was not used, once in evaluation mode. Nothing
-    else of `model` changes, nor do random numbers.
+    `result()` runs `model`. It is called in training mode and, if some parameter was not used, in evaluation mode.
+    Nothing else of `model` changes, nor do torch's random numbers.
     """
     was_training = model.training
     unused = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with unchanged(model):
-        for training in (True, False):  # a layer that one mode skips at random is used in the other
+        for training in (True, False):  # training mode may skip a layer at random
             if unused:
                 model.train(training)
                 found = torch.autograd.grad(result(), list(unused.values()), allow_unused=True)

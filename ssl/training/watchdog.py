@@ -1,8 +1,8 @@
-"""A run that stands still is ended, with the name of the rank that it waits for.
+"""A run that hangs is ended, and the rank that it waits for is named.
 
-Collectives wait for the slowest; when a rank hangs, all others wait, and a time-out inside a
-collective cannot say for whom. So every rank writes where it is into the store the ranks share, a
-thread a rank, and who stands still for too long reads what the others wrote.
+When one rank hangs, all others wait for it in a collective, and a time-out inside a collective cannot say which rank it
+is. So a thread of every rank writes where the rank is into the store that ranks share. A rank that has waited too long
+reads there what the others wrote.
 """
 
 import json
@@ -18,25 +18,25 @@ import torch.distributed as dist
 from ssl.distributed import rank, world_size
 from ssl.errors import tell
 
-PHASES = ("starting", "evaluating", "reading data", "computing")  # in the order in which they come at a step
+PHASES = ("starting", "evaluating", "reading data", "computing")  # in the order of a step
 
 
 class Watchdog:
-    """Call `beat` at least every `timeout` seconds, from the first step on, and `rest` when that ends.
+    """Call `beat` at least every `timeout` seconds, from the first step on, and `rest` at the end.
 
-    With several ranks the process is ended (status 1) when it is not called, after one rank that
-    lives has said which rank is missing and `on_hang` was called with these words; one process
-    alone, which may be in a debugger, is only told, with the place where it stands.
+    If `beat` is not called in time, every process of several ends with status 1. Before that, one of the ranks that
+    wait prints which rank hangs, and calls `on_hang` with these words. A single process may be in a debugger: it prints
+    where it is, and goes on.
     """
 
     def __init__(self, timeout: float, on_hang: Callable[[str], None]):
         self.timeout, self.on_hang = timeout, on_hang
         self.step, self.doing, self.since = 0, PHASES[0], None
-        self.period = min(5.0, timeout / 20)  # all is said before the collectives themselves give up
+        self.period = min(5.0, timeout / 20)  # so short that the report comes before the collectives give up
         self.store = dist.PrefixStore("watchdog", _shared_store()) if world_size() > 1 else None
         self.resting = threading.Event()
         if self.store is not None:
-            threading.Thread(target=self._give_signs, daemon=True).start()
+            threading.Thread(target=self._heartbeat, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, step: int, doing: str) -> None:
@@ -50,35 +50,35 @@ class Watchdog:
     def rest(self) -> None:
         self.resting.set()
 
-    def _give_signs(self) -> None:
-        signs = 0
+    def _heartbeat(self) -> None:
+        beats = 0
         while not self.resting.wait(self.period / 2):
-            signs += 1
+            beats += 1
             try:
-                self.store.set(str(rank()), json.dumps([signs, self.step, self.doing]))
+                self.store.set(str(rank()), json.dumps([beats, self.step, self.doing]))
             except RuntimeError:
-                return  # the store's process has gone, and with it the run
+                return  # the process of the store has ended, and the run with it
 
     def _watch(self) -> None:
         while not self.resting.wait(self.period):
             if self.since is not None and time.monotonic() - self.since > self.timeout:
-                self._speak()
+                self._report_hang()
 
-    def _speak(self) -> None:
+    def _report_hang(self) -> None:
         since = self.since
         if self.store is None:
             tell(f"no progress for {self.timeout:.0f} s: step {self.step}, {self.doing}; it stands here:\n{_stacks()}")
             self.since = None
             return
         try:
-            words, speaker = self._diagnosis()
+            words, reporter = self._diagnosis()
         except RuntimeError as error:
-            words, speaker = f"the other ranks cannot be asked ({error})", rank()
+            words, reporter = f"the other ranks cannot be asked ({error})", rank()
         if self.resting.is_set() or self.since != since:
-            return  # it goes on after all
-        if rank() == speaker:
+            return  # the run goes on after all
+        if rank() == reporter:
             words = f"no progress for {self.timeout:.0f} s: {words}"
-            threading.Timer(10, os._exit, [1]).start()  # what hangs may be the disk that is written to now
+            threading.Timer(10, os._exit, [1]).start()  # the disk may hang, too, and block the next lines
             tell(f"{words}\nrank {rank()} stands here:\n{_stacks()}")
             self.on_hang(words)
         else:
@@ -86,7 +86,7 @@ class Watchdog:
         os._exit(1)
 
     def _diagnosis(self) -> tuple[str, int]:
-        """Which ranks are waited for, in words, and which of those that wait is to say so."""
+        """In words, which ranks hang; and which of the ranks that wait for them is to print it."""
         before = self._read()
         self.resting.wait(2.5 * self.period)
         after = self._read()
@@ -110,7 +110,7 @@ def _where(said: list) -> str:
 
 
 def _stacks() -> str:
-    """Where every other thread is, the innermost call first. Reads no source: the disk may be what hangs."""
+    """The stacks of all other threads, the innermost call first. Reads no source files: the disk may hang."""
     names, lines = {thread.ident: thread.name for thread in threading.enumerate()}, []
     for number, frame in sys._current_frames().items():
         if number != threading.get_ident():
