@@ -1,8 +1,8 @@
-"""Fine-tune an encoder on labels, or train a head on it, and test what comes of it.
+"""Fine-tune an encoder on labels, or train a head on it, and test it.
 
 python finetune.py --init runs/barlow_twins_shapes                   the run's own data set
 python finetune.py --init moco_v2.pth --method moco --data_dir DIR   class folders with train/, val/, test/
-python finetune.py --test_only --model_path RUN --data_dir OTHER     a finished one on other images
+python finetune.py --test_only --model_path RUN --data_dir OTHER     test a finished one on other images
 python finetune.py --help                                            every setting
 """
 
@@ -13,87 +13,63 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl import distributed, failures, files, optim
+from ssl import distributed, failures, files
 from ssl.augment import View
 from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
-from ssl.console import Progress, say
-from ssl.data import preload
+from ssl.checkpoints.run_folder import RunFolder
+from ssl.console import say
 from ssl.data.bad_images import BadImages
 from ssl.data.cores import auto_workers
-from ssl.data.hold_out import hold_out
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.data.values import tell_values
-from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder
-from ssl.errors import UserError, one_line, one_line_errors
+from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import classify
-from ssl.files import json_text
 from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
-from ssl.sources import datasets, labels, leaks
+from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings, ViewSettings
+from ssl.sources import datasets, labels
+from ssl.sources.labelled import choose_labels, identity_of, load_splits
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, early_stopping, stopping, trainable
-from ssl.training.forward import blank_batch, rehearse
-from ssl.training.log import Metrics
-from ssl.training.precision import choose_precision, name_of, resolve_precision
+from ssl.training import best_model, early_stopping, introduce, stopping, trainable
+from ssl.training.epoch_log import EpochLog
+from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
+from ssl.training.fit_session import FitSession
+from ssl.training.forward import rehearse
+from ssl.training.precision import autocast, choose_precision, name_of, resolve_precision
 from ssl.training.threads import settle_threads
-from ssl.training.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
-class Settings:
-    """Fine-tune an encoder on labels, or train a head on it, and test what comes of it.
+class Settings(EncoderSettings, LabelSettings, ViewSettings, TrainingSettings):
+    """Fine-tune an encoder on labels, or train a head on it, and test it.
 
-    What is unset is as in the run that --init belongs to, where it says 'the run's'. The best epoch
-    is chosen on the validation split; the test split is scored once, by that one.
+    Unset values come from the run that --init belongs to, where it says 'the run's'. The best epoch is chosen on the
+    validation split. The test split is scored once, with the weights of that epoch.
     """
 
     # Where settings come from
     config: str | None = None  # YAML file of settings; the command line wins over it
     row: int | None = None  # which row of that file's table, from 1 on
-    # From what
+    # What to begin with
     init: str | None = None  # encoder weights: run folder or file, ours or other people's; unset: untrained
     method: Literal["simclr", "swav", "byol", "moco", "infomin", "baseline"] | None = None  # what --init must be of
-    encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
-    encoder_kwargs: dict | None = None  # unset: the run's
-    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or by the shapes of its weights
-    # On what
-    dataset: str | None = None  # as of train.py; unset: the run's
-    data_dir: str | None = None  # unset: the run's
-    class_list: str | None = None  # unset: the run's
-    csv: str | None = None  # table that names the images below data_dir; unset: the run's
-    image_column: str | None = None  # of the table: paths below data_dir; unset: the run's, or image
-    label_column: str | None = None  # of the table: classes; unset: the run's
-    positive: list[str] | None = None  # of the table: these labels are class 'positive', all others 'negative'
-    group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
-    split_column: str | None = None  # of the table: train, val or test
-    splits_folder: str | None = None  # of ISIC 2019: folder of {train,val,test}_split_1.csv
-    test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
-    download: bool = False  # let torchvision download the data set
-    image_size: int | None = None  # unset: the run's, or the data set's
-    value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: the run's
-    mean: list[float] | None = None  # of normalisation; unset: what --init is used to, or the data set's
-    std: list[float] | None = None  # of normalisation; unset: what --init is used to, or the data set's
-    train_percent: float = 100.0  # share of the labels, of every class, by seed
-    train_files: str | None = None  # or a file that lists the names of the training images to use
+    # Labels
     val_fraction: float = 0.1  # of every class, kept for validation where the data set has no split for it
-    max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case
-    # How
+    # How to learn
     freeze: bool = False  # train the head alone, on an encoder in evaluation mode
     batch_size: int = 32  # images per process
     epochs: int = 100  # at most
@@ -101,22 +77,17 @@ class Settings:
     lr_backbone: float | None = None  # of the encoder; unset: the same
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # of head and encoder
     momentum: float = 0.9  # of sgd
-    weight_decay: float = 1e-3  # of everything
+    weight_decay: float = 1e-3  # of all weights
     schedule: Literal["plateau", "cosine", "cosine_by_epoch"] = "plateau"  # plateau: of the validation
     plateau_factor: float = 0.1  # what lr is multiplied by
     plateau_patience: int = 10  # after more epochs than this without a new best
     warmup_epochs: float | Literal["auto"] = 0.0  # of the cosines: linear up to lr; auto: a tenth of the run, up to 10
     min_lr: float = 1e-5  # where a schedule ends, or lr where that is less
-    watch: Literal["loss", "auc", "balanced_accuracy"] = "loss"  # of validation: what best, plateau and patience go by
+    watch: Literal["loss", "auc", "balanced_accuracy"] = "loss"  # of validation: decides best epoch, plateau, patience
     patience: int = 22  # epochs without a new best after which training ends
     balanced: bool = False  # draw every class equally often
     sync_bn: bool = True  # batch norm over the global batch
     # Views of training, and of testing with copies
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width / height
-    flip: float = 0.5  # probability
-    vertical_flip: float = 0.0  # probability
-    rotation: float = 0.0  # degrees to either side
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
     jitter_prob: float = 1.0  # probability
     grayscale: float = 0.0  # probability
@@ -126,22 +97,9 @@ class Settings:
     copies: int = 1  # 1: the plain image; more: mean of the scores of so many random views of it
     major: list[str] | None = None  # classes whose test images are also reported apart from the others; unset: tissue's
     runs: int = 1  # repeat with seed, seed + 1, ..., and report mean and standard deviation
-    # Machine
-    gpus: int | None = None  # start so many processes here, as torchrun would
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
-    compile: bool = False  # torch.compile the model
-    workers: int | None = None  # loader processes per process; unset: the cores it may use
-    preload: bool = False  # decode the files of train and val once, into memory that processes and workers share
-    deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
-    timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
-    # Run
-    seed: int | None = None  # of head, order, views, label subset; unset: the run's, or 0
+    # Run folder
     output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET; of test_only MODEL/test_DATA
-    resume: str = "auto"  # auto: continue the run in output_dir; none: refuse to; or a checkpoint file
-    resume_force: bool = False  # continue although settings differ that change what is learnt
     save_minutes: float = 10.0  # between checkpoints; the end of every run is always saved
-    keep_checkpoints: int = 2  # how many of the newest stay
 
 
 def main() -> None:
@@ -149,191 +107,165 @@ def main() -> None:
     auto.shorten_warmup(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
-    before = pretrained.run_settings(settings.init, settings.method) if settings.init else {}
-    unset = {name for name, value in vars(settings).items() if value is None}
-    inherit.fill(settings, before)
-    if settings.image_size is None:
-        settings.image_size = config.coerce(before.get("image_size"), int | None, "the run's image_size")
-    inherited = {name: "the run of --init" for name in unset & set(before) if getattr(settings, name) is not None}
+    if settings.init:
+        inherit.take_settings(settings, origin)
     check(settings)
-    if settings.gpus is not None and "RANK" not in os.environ:
-        distributed.start_processes(settings.gpus)
-    device = begin(settings)
+    device = start(settings)
 
     # Run folder
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
-    run = run_folder.RunFolder(folder, settings.keep_checkpoints)
+    run = RunFolder(folder, settings.keep_checkpoints)
     requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
     settle_threads(run_folder.threads_of(folder))
 
-    # Data
+    # Images
     splits = load_splits(settings)
-    everything, classes = splits["train"], splits["train"].classes
-    train, val = choose_labels(settings, splits, settings.seed)
+    all_train, test = splits["train"], splits["test"]
+    first = make_trial(settings, folder, splits, number=0)
     if settings.init:
-        learnt_from.check(settings.init, splits["test"], settings.data_dir, chooses=val)
-    order = order_of(train, settings, settings.seed)
-    total = settings.epochs * order.steps_per_epoch  # of one run
+        learnt_from.check(settings.init, test, settings.data_dir, chooses=first.val)
+    longest = settings.epochs * first.order.steps_per_epoch  # steps of a run, at most
 
     # Model
     torch.manual_seed(settings.seed)
-    model = Model(settings, len(classes), everything.channels)
+    model = Model(settings, len(all_train.classes), all_train.channels)
     source = load_init(model.encoder, settings)
-    inherit.normalisation(settings, source, everything)
-    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
+    inherit.normalisation(settings, source, all_train)
     model.encoder.requires_grad_(not settings.freeze)
     if not settings.freeze:
-        trainable.require(model.encoder, settings.image_size, everything.channels)
+        trainable.require(model.encoder, settings.image_size, all_train.channels)
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
     untouched = run_folder.copied(model.state_dict())
-    runner = distributed.parallel(model, device)
+    net = distributed.parallel(model, device)
     if settings.compile:
-        runner = torch.compile(runner)
-    view = random_view(settings)
-    predict = predictor(model, settings, device)
+        net = torch.compile(net)
+    dtype = choose_precision(settings.amp, device)
 
-    # Take up what the run folder holds
+    # What the run folder holds: a checkpoint to continue from, if there is one
     identity = {
-        "global_batch": order.global_batch,
+        "global_batch": first.order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
         "init_weights": run_folder.checksum(untouched) if settings.init else None,
-        "data": identity_of(train, settings),
-        "val_data": identity_of(val, settings),
-        "test_data": identity_of(splits["test"], settings),
+        "data": identity_of(first.train, settings.data_dir),
+        "val_data": identity_of(first.val, settings.data_dir),
+        "test_data": identity_of(test, settings.data_dir),
     }
     state = resume.find_state(run, settings, identity, CHECKPOINT)
     if is_main():
-        statistics = (settings.mean, settings.std)
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write(
-            "about.json", lambda path: run_folder.write_about(path, origin | inherited, [view], statistics, order)
-        )
-    introduce(settings, origin, device, splits, source, order, folder)
-    run.begin(state["step"] if state else 0, settings.runs * total)
-    bad_images = BadImages(folder, len(everything) + len(everything.bad), settings.max_bad_fraction,
-                           state["bad_images"] if state else {})  # fmt: skip
-    bad_images.note(everything.bad)
-    watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
-
-    def loss_of(batch: Batch) -> Tensor:
-        """Cross-entropy, the mean of this rank's images; DDP's mean over the ranks makes it the global batch's."""
-        torch.manual_seed(batch.seed)  # of dropout, should the encoder have any
-        with torch.no_grad():
-            (x,) = finish(batch, [view], mean, std)
-        return F.cross_entropy(predictor(runner, settings, device)(x), batch.labels)
-
-    def save(fit: Fit, wait: bool = False) -> None:
-        state = fit.state_dict(total) | {
-            "model": model.state_dict(),
-            "bad_images": bad_images.known | bad_images.met,
-            "settings": dataclasses.asdict(settings),
-            "identity": identity,
-            "versions": run_folder.versions(),
-        }
-        weights = fit.best.get("model", state["model"])  # encoder.pt, too, is of the best epoch
-        run.save(state, {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}, wait)
-
-    rehearse(model, lambda: loss_of(blank_batch(1, order.batch_size, everything.channels, settings.image_size, device)))
+        views, statistics = [random_view(settings)], (settings.mean, settings.std)
+        run.write("about.json", lambda path: run_folder.write_about(path, origin, views, statistics, first.order))
+    introduce.tell_start("finetune.py", settings, origin, device)
+    introduce.tell_fine_tuning(settings, source, splits, first.order)
+    say(f"run folder  {folder}")
+    run.begin(state["step"] if state else 0, settings.runs * longest)
+    known = state["bad_images"] if state else {}
+    bad_images = BadImages(folder, len(all_train) + len(all_train.bad), settings.max_bad_fraction, known)
+    bad_images.note(all_train.bad)
+    session = FitSession(settings, run, requests, bad_images, identity)
+    size = settings.image_size
+    blank = torch.zeros(first.order.batch_size, all_train.channels, size, size, device=device)
+    blank = blank.contiguous(memory_format=torch.channels_last)
+    rehearse(model, lambda: forward(net, dtype, blank).sum())
 
     # Runs: the same again from other seeds
-    done = min(state["number"], settings.runs) if state else 0
-    results = [best_model.read_results(place_of(folder, settings, number)) for number in range(done)]
-    while len(results) < settings.runs:
-        number, seed = len(results), settings.seed + len(results)
-        place = place_of(folder, settings, number)
-        train, val = choose_labels(settings, splits, seed)
+    predict = partial(forward, model, dtype)
+    ended = min(state["number"], settings.runs) if state else 0
+    results = [best_model.read_results(folder_of(settings, folder, number)) for number in range(ended)]
+    for number in range(ended, settings.runs):
+        trial = make_trial(settings, folder, splits, number)
+        files.make_folder(trial.folder)
         before = folder if number else learnt_from.begun_with(folder, state, settings)
-        used = [(train, "labels"), (val, "choice")]
-        learnt_from.write(folder, before, used, [splits["test"]], settings.data_dir)
+        used = [(trial.train, "labels"), (trial.val, "choice")]
+        learnt_from.write(folder, before, used, [test], settings.data_dir)
         distributed.barrier()
-        order = order_of(train, settings, seed)
-        begin_model(model, untouched, seed)
-        fit = Fit(number, make_optimizer(settings, model), make_scaler(settings, device), no_loss(device))
+        begin_weights(model, untouched, trial.seed)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        fit = Fit(number, model, make_optimizer(settings, model), scaler, steps_before=number * longest)
         if state is not None:
-            take_up(state, model, fit)
-            best_model.write_best(place, fit.best)  # what is there may be of epochs that were lost
+            fit.load_state_dict(state)
+            best_model.write_best(trial.folder, fit.best)  # the file may be of epochs that the checkpoint has not seen
             state = None
+        fine_tune(settings, trial, fit, net, session, device)
 
-        # Loop
-        length = settings.epochs * order.steps_per_epoch  # where groups are held out, not the same from seed to seed
-        batches = training_batches(train, [view], order, fit.step, length, settings.workers, device)
-        log, progress = Metrics(place / "metrics.jsonl", fit.step), Progress(length, fit.step)
-        began, first, asked_to_stop = time.monotonic(), fit.step, None
-        while not asked_to_stop and not early_stopping.finished(fit.history, settings):
-            requests.ask()
-            watchdog.beat(number * total + fit.step, "reading data")
-            batch = next(batches)
-            bad_images.note(batch.bad)
-
-            watchdog.beat(number * total + fit.step, "computing")
-            set_lrs(fit, settings, order.steps_per_epoch)
-            model.train()
-            if settings.freeze:
-                model.encoder.eval()
-            loss = loss_of(batch)
-            fit.scaler.scale(loss).backward()
-            fit.scaler.step(fit.optimizer)
-            fit.scaler.update()
-            fit.optimizer.zero_grad(set_to_none=True)
-            fit.loss_sum += loss.detach().double() * order.batch_size
-            fit.loss_images += order.global_batch
-            fit.step += 1
-            run.step = number * total + fit.step
-            asked_to_stop = requests.answer()
-
-            epoch, rest = divmod(fit.step, order.steps_per_epoch)
-            if rest == 0:
-                train_loss = distributed.all_reduce(fit.loss_sum).item() / fit.loss_images
-                fit.loss_sum, fit.loss_images = no_loss(device), 0
-                rate = (fit.step - first) * order.global_batch / (time.monotonic() - began)
-                ruined = bad_images.agree()
-                watchdog.pause()
-                distributed.share_buffers(model)
-                model.eval()
-                entry = {"epoch": epoch, "train_loss": train_loss} | classify.validate(predict, val, settings, device)
-                early_stopping.require_finite(entry)
-                fit.history.append(entry)
-                lrs = {f"lr_{group['name']}": group["lr"] for group in fit.optimizer.param_groups}
-                log.write(step=fit.step, **entry, **lrs, samples_per_second=rate, bad_images=ruined)
-                progress.update(fit.step, words_of(entry, lrs))
-                if early_stopping.best_of(fit.history, settings) is entry:
-                    fit.best = {"model": run_folder.copied(model.state_dict()), "classes": classes, "seed": seed,
-                                "settings": dataclasses.asdict(settings), "best": entry}  # fmt: skip
-                    best_model.write_best(place, fit.best)
-                if is_main() and run.due(settings.save_minutes):
-                    save(fit)
-                began, first = time.monotonic(), fit.step
-        watchdog.pause()
-        batches.close()
-        progress.close()
-        log.close()
-        fit.loss_sum = distributed.all_reduce(fit.loss_sum)  # a checkpoint is of all ranks
-        if is_main():
-            save(fit, wait=True)
-        distributed.barrier()
-        if asked_to_stop:
-            distributed.leave()
-            run.end("preempted", asked_to_stop)
-            say(f"\nstopped by {asked_to_stop} at step {fit.step} of run {number + 1}, saved; "
-                "the same command continues")  # fmt: skip
-            stopping.leave_preempted()
-
-        # Test
         model.load_state_dict(fit.best["model"])
         model.eval()
-        found = classify.test(predict, splits["test"], settings, device, make_copies(settings, seed), place)
-        results.append({"seed": seed, "epochs": len(fit.history), "best": fit.best["best"], "test": found,
-                        "of": best_model.identity(settings, model, splits["test"])})  # fmt: skip
+        found = classify.test(predict, test, settings, device, make_copies(settings, trial.seed), trial.folder)
+        of = best_model.identity(settings, model, test)
+        epochs, best = len(fit.history), fit.best["best"]
+        results.append({"seed": trial.seed, "epochs": epochs, "best": best, "test": found, "of": of})
         if is_main():
-            files.write_text(json_text(results[-1]), place / "results.json")
-
-    watchdog.rest()
-    distributed.leave()
-    run.end("finished", "")
+            files.write_text(files.json_text(results[-1]), trial.folder / "results.json")
+    session.end()
     best_model.report(results, folder)
     say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
+
+
+def fine_tune(
+    settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession, device: torch.device
+) -> None:
+    """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
+    model, order = fit.model, trial.order
+    view = random_view(settings)
+    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
+    dtype = choose_precision(settings.amp, device)
+    last = settings.epochs * order.steps_per_epoch
+    batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, device)
+    log = EpochLog(trial.folder, fit, last)
+    while not session.asked and not early_stopping.finished(fit.history, settings):
+        batch = session.read(batches, fit)  # this rank's images
+        set_lrs(fit, settings, order.steps_per_epoch)
+        model.train()
+        if settings.freeze:
+            model.encoder.eval()  # its running statistics do not change
+
+        torch.manual_seed(batch.seed)  # for dropout
+        (x,) = finish(batch, [view], mean, std)  # random views, on the device
+        logits = forward(net, dtype, x)
+        loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
+        fit.scaler.scale(loss).backward()
+        fit.scaler.step(fit.optimizer)
+        fit.scaler.update()
+        fit.optimizer.zero_grad(set_to_none=True)
+        fit.count_step(loss, order.batch_size)
+        session.end_step(fit)
+
+        if fit.step % order.steps_per_epoch == 0:
+            end_epoch(settings, trial, fit, session, log, device)
+    session.watchdog.pause()
+    batches.close()
+    log.close()
+    session.end_run(fit)
+
+
+def end_epoch(
+    settings: Settings, trial: "Trial", fit: Fit, session: FitSession, log: EpochLog, device: torch.device
+) -> None:
+    """Validate, log the epoch, keep its weights if they are the best, and save if it is time."""
+    epoch = {"epoch": fit.step // trial.order.steps_per_epoch, "train_loss": fit.end_epoch()}
+    speed = log.images_per_second(fit, trial.order.global_batch)
+    bad_images = session.bad_images.agree()
+    session.watchdog.pause()  # while no step is made
+    distributed.share_buffers(fit.model)
+    fit.model.eval()
+    predict = partial(forward, fit.model, choose_precision(settings.amp, device))
+    epoch |= classify.validate(predict, trial.val, settings, device)
+    early_stopping.require_finite(epoch)
+    fit.history.append(epoch)
+    log.write(fit, speed, bad_images)
+    if early_stopping.best_of(fit.history, settings) is epoch:
+        fit.best = {
+            "model": run_folder.copied(fit.model.state_dict()),
+            "classes": trial.train.classes,
+            "seed": trial.seed,
+            "settings": dataclasses.asdict(settings),
+            "best": epoch,
+        }
+        best_model.write_best(trial.folder, fit.best)
+    session.save_if_due(fit)
+    log.start_clock(fit)
 
 
 # Model -----------------------------------------------------------------------------
@@ -355,6 +287,12 @@ class Model(nn.Module):
             return self.head(h.float())
 
 
+def forward(net: nn.Module, dtype: torch.dtype | None, x: Tensor) -> Tensor:
+    """Logits (n, classes) of normalised pixels (n, C, H, W), in mixed precision (`dtype`, None: in float32)."""
+    with autocast(dtype, x.device):
+        return net(x).float()
+
+
 def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | None:
     """Put the weights to start from into `encoder`; return where they came from, None where it is untrained."""
     if settings.init is not None:
@@ -364,7 +302,7 @@ def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | Non
     return None
 
 
-def begin_model(model: Model, untouched: dict, seed: int) -> None:
+def begin_weights(model: Model, untouched: dict, seed: int) -> None:
     """The weights at the beginning of a run: the encoder's as loaded, the head's from N(0, 0.01), biases 0.
 
     As the published linear evaluation of Barlow Twins does it.
@@ -387,56 +325,6 @@ def make_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, **options)
 
 
-def make_scaler(settings: Settings, device: torch.device) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler(device.type, enabled=choose_precision(settings.amp, device) == torch.float16)
-
-
-@dataclass
-class Fit:
-    """What run `number` has reached.
-
-    `history` has an entry an epoch: its training loss, and what validation gave. `best` is what best.pt holds.
-    `loss_sum` is the sum of the losses of this rank's images in the epoch that has begun, `loss_images` their number on
-    all ranks. In float64 a sum of float32 numbers is the same in any order.
-    """
-
-    number: int
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    loss_sum: Tensor
-    loss_images: int = 0
-    step: int = 0
-    history: list[dict] = field(default_factory=list)
-    best: dict = field(default_factory=dict)
-
-    def state_dict(self, total: int) -> dict:
-        """With the step counted on from run to run, `total` steps each."""
-        return {
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "number": self.number,
-            "step": self.number * total + self.step, "step_of_run": self.step, "history": list(self.history),
-            "best": self.best, "loss_sum": self.loss_sum.item(), "loss_images": self.loss_images,
-        }  # fmt: skip
-
-
-def no_loss(device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=torch.float64, device=device)
-
-
-def take_up(state: dict, model: Model, fit: Fit) -> None:
-    """Put what a checkpoint holds in place; the optimizer's options stay this run's."""
-    if "loss_sum" in state:  # earlier versions averaged what they saw of such an epoch
-        fit.loss_sum.fill_(state["loss_sum"] if is_main() else 0.0)
-        fit.loss_images = state["loss_images"]
-    fit.step, fit.history, fit.best = state["step_of_run"], state["history"], state["best"]
-    try:
-        model.load_state_dict(state["model"])
-        optim.load_state(fit.optimizer, state["optimizer"])
-        if state["scaler"]:  # empty where the run was not in float16 so far
-            fit.scaler.load_state_dict(state["scaler"])
-    except (RuntimeError, ValueError, KeyError) as error:  # with --resume_force
-        raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
-
-
 def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
     """Every group's learning rate at this step, from its `base_lr` and what validation gave so far."""
     warmup = settings.warmup_epochs
@@ -453,56 +341,33 @@ def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def predictor(net: nn.Module, settings: Settings, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Images -> logits, float32, in mixed precision."""
-    dtype = choose_precision(settings.amp, device)
-
-    def logits(x: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None):
-            return net(x).float()
-
-    return logits
+# Images ----------------------------------------------------------------------------
 
 
-# Data ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Trial:
+    """One of the `runs`, from number 0 on: its seed, the folder of its files, its images and their order."""
+
+    number: int
+    seed: int
+    folder: Path
+    train: Images
+    val: Images
+    order: Order
 
 
-def load_splits(settings: Settings) -> dict[str, Images | None]:
-    """Train, val and test; val is None where the data set has none of its own."""
-    splits = {split: datasets.load_labelled(settings, split) for split in ("train", "val", "test")}
-    first = splits["train"]
-    for name, data in splits.items():
-        if data is not None and (data.channels, data.classes) != (first.channels, first.classes):
-            raise UserError(
-                f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
-                f"train of {first.channels} channels and {', '.join(first.classes)}"
-            )
-    classify.require_named(settings.major, first.classes)
-    leaks.check(splits)
-    distributed.barrier()
-    for name in ("train", "val") if settings.preload else ():
-        splits[name] = splits[name] and preload.hold(splits[name], settings.image_size)
-    return splits
+def make_trial(settings: Settings, folder: Path, splits: dict[str, Images | None], number: int) -> Trial:
+    seed = settings.seed + number
+    train, val = choose_labels(settings, splits, seed)
+    return Trial(number, seed, folder_of(settings, folder, number), train, val, make_order(settings, train, seed))
 
 
-def choose_labels(settings: Settings, splits: dict, seed: int) -> tuple[Images, Images]:
-    """(train, val) of one run: the labels that may be used, and what of them is kept for validation."""
-    train = labels.choose(splits["train"], settings.train_percent, settings.train_files, seed)
-    labels.require_each(train, 1 if splits["val"] is not None else 2, "one to learn from and one to validate with")
-    val = splits["val"]
-    if val is None:
-        train, val = hold_out(train, settings.val_fraction, seed)
-    if settings.watch == "auc" and len(val.labels.unique()) < len(val.classes):
-        raise UserError("watch: auc needs validation images of every class; watch the loss, or choose other splits")
-    return train, val
+def folder_of(settings: Settings, folder: Path, number: int) -> Path:
+    """Where the files of a run go: the run folder, or one in it for each of several runs."""
+    return folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}"
 
 
-def identity_of(data: Images, settings: Settings) -> str:
-    """Which images these are, and under which labels."""
-    return f"{data.fingerprint(settings.data_dir)}, labels {data.label_checksum()}"
-
-
-def order_of(train: Images, settings: Settings, seed: int) -> Order:
+def make_order(settings: Settings, train: Images, seed: int) -> Order:
     """Batches of `batch_size`, or of all images where there are fewer than a global batch."""
     batch_size = min(settings.batch_size, len(train) // world_size())
     if batch_size < 2:
@@ -511,12 +376,20 @@ def order_of(train: Images, settings: Settings, seed: int) -> Order:
 
 
 def random_view(settings: Settings) -> View:
+    """The random crop, flips, rotation and colours that an image is trained with."""
     return View(
-        size=settings.image_size, crop_scale=tuple(settings.crop_scale), crop_ratio=tuple(settings.crop_ratio),
-        flip=settings.flip, vertical_flip=settings.vertical_flip, rotation=settings.rotation,
-        jitter=tuple(settings.jitter), jitter_prob=settings.jitter_prob if any(settings.jitter) else 0.0,
-        grayscale=settings.grayscale, blur_prob=0.0, solarize_prob=0.0,
-    )  # fmt: skip
+        size=settings.image_size,
+        crop_scale=tuple(settings.crop_scale),
+        crop_ratio=tuple(settings.crop_ratio),
+        flip=settings.flip,
+        vertical_flip=settings.vertical_flip,
+        rotation=settings.rotation,
+        jitter=tuple(settings.jitter),
+        jitter_prob=settings.jitter_prob if any(settings.jitter) else 0.0,
+        grayscale=settings.grayscale,
+        blur_prob=0.0,
+        solarize_prob=0.0,
+    )
 
 
 def make_copies(settings: Settings, seed: int) -> classify.Copies | None:
@@ -524,11 +397,11 @@ def make_copies(settings: Settings, seed: int) -> classify.Copies | None:
     return classify.Copies(settings.copies, random_view(settings), seed) if settings.copies > 1 else None
 
 
-# Testing ---------------------------------------------------------------------------
+# Test ------------------------------------------------------------------------------
 
 
-def test_only(settings: Settings, origin: dict) -> None:
-    """Test what a fine-tuning left, on its own or on other images; with several runs each, and their mean."""
+def test_only(settings: Settings, origin: dict[str, str]) -> None:
+    """Test a finished fine-tuning, on its own or on other images; of several runs each, and report their mean."""
     if settings.model_path is None:
         raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
     models = best_model.models(Path(settings.model_path))
@@ -536,70 +409,47 @@ def test_only(settings: Settings, origin: dict) -> None:
     own_data = settings.dataset is not None or settings.data_dir is not None
     best_model.take_settings(settings, origin, models[first]["settings"], first, FREE_TO_CHANGE)
     check(settings)
-    if settings.gpus is not None and "RANK" not in os.environ:
-        distributed.start_processes(settings.gpus)
-    device = begin(settings)
+    device = start(settings)
     home = first.parent if len(models) == 1 else Path(settings.model_path)
     which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
     folder = Path(settings.output_dir or home / f"test_{which}")
-    run = run_folder.RunFolder(folder, settings.keep_checkpoints)
-    settle_threads(
-        run_folder.threads_of(home) or run_folder.threads_of(home.parent)
-    )  # the parent's, where it is one of several
+    run = RunFolder(folder, settings.keep_checkpoints)
+    settle_threads(run_folder.threads_of(home) or run_folder.threads_of(home.parent))  # home may be one of several runs
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 
-    # Of data that it was not tuned on, all that is not set apart for training.
-    split = "all" if own_data else "test"
+    split = "all" if own_data else "test"  # all images of other data, except those that are kept for training
     data = datasets.load_labelled(settings, split)
-    results = []
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
-    say(f"data        {settings.dataset}: {counted(data)}")
+    say(f"data        {settings.dataset}: {introduce.class_counts(data)}")
     say(f"precision   {name_of(settings.amp)}")
     tell_values(data)
     learnt_from.check(first, data, settings.data_dir)
+    results = []
     for path, content in models.items():
         shown = best_model.with_classes_of(content, path, data)
-        classify.require_named(settings.major, shown.classes)
+        labels.require_named(settings.major, shown.classes)
         model = Model(settings, len(shown.classes), data.channels)
         best_model.load_weights(model, content, path)
         model = model.to(device, memory_format=torch.channels_last).eval()
+        predict = partial(forward, model, choose_precision(settings.amp, device))
         place = files.make_folder(folder if len(models) == 1 else folder / path.parent.name)
-        copies = make_copies(settings, content["seed"])
-        found = classify.test(predictor(model, settings, device), shown, settings, device, copies, place)
-        results.append({"seed": content["seed"], "best": content["best"], "test": found,
-                        "of": best_model.identity(settings, model, shown, split)})  # fmt: skip
+        found = classify.test(predict, shown, settings, device, make_copies(settings, content["seed"]), place)
+        of = best_model.identity(settings, model, shown, split)
+        results.append({"seed": content["seed"], "best": content["best"], "test": found, "of": of})
     distributed.leave()
     run.end("finished", "")
     best_model.report(results, folder)
 
 
-# What the loop is made of ----------------------------------------------------------
-
-# Settings that may differ between a run and its continuation without changing what is learnt.
-FREE_TO_CHANGE = {
-    "config", "row", "data_dir", "csv", "image_column", "group_column", "split_column",
-    "splits_folder", "test_slides", "download", "gpus", "device", "amp", "compile",
-    "workers", "deterministic", "timeout_minutes", "output_dir", "resume", "resume_force", "save_minutes",
-    "keep_checkpoints", "init", "batch_size", "max_bad_fraction", "runs", "test_only",
-    "model_path", "preload",
-}  # fmt: skip
-CHECKPOINT = resume.Kind(
-    "finetune.py",
-    dict.fromkeys(("model", "best", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
-    | {"step": int, "step_of_run": int, "number": int, "history": list},
-    FREE_TO_CHANGE,
-)
+# Settings --------------------------------------------------------------------------
 
 
 def check(settings: Settings) -> None:
     """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
     if settings.dataset is None and settings.data_dir is None:
         say("*** No data set is named, here or by the run: using the EMBEDDED demonstration set `shapes`. ***")
-    for name in ("data_dir", "csv", "class_list", "splits_folder"):
-        if (path := getattr(settings, name)) is not None:  # config.yaml is read from anywhere
-            setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
-    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    datasets.resolve(settings)
     settings.encoder = settings.encoder or "resnet50"
     published = settings.init is None and settings.method == "baseline"
     settings.stem = settings.stem or ("imagenet" if published else "auto")
@@ -619,67 +469,15 @@ def check(settings: Settings) -> None:
         raise UserError("warmup_epochs: is of the cosines; set --schedule cosine, or leave it away")
     if settings.jitter[3] > 0.5:
         raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
-    if not 0 < settings.val_fraction < 1:
-        raise UserError(f"val_fraction: {settings.val_fraction} is not between 0 and 1")
 
 
-def begin(settings: Settings) -> torch.device:
-    """Join the other processes, and settle what the run computes in."""
-    patience = 360 if settings.download else 1.5 * settings.timeout_minutes
-    device = distributed.join(settings.device, patience)
+def start(settings: Settings) -> torch.device:
+    """Join the other processes, settle the precision, and return the device."""
+    # The watchdog names the rank that hangs. Where it cannot, a collective gives up after so many minutes.
+    limit = 360 if settings.download else 1.5 * settings.timeout_minutes
+    device = distributed.start(settings.gpus, settings.device, limit, settings.deterministic)
     settings.amp = resolve_precision(settings.amp, device)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     return device
-
-
-def place_of(folder: Path, settings: Settings, number: int) -> Path:
-    """Where the files of a run go: the run folder, or one in it for each of several."""
-    return files.make_folder(folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}")
-
-
-def counted(data: Images) -> str:
-    """'98 images (akiec 7, bcc 10, ...)'."""
-    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
-    each = ", ".join(f"{name} {count}" for name, count in zip(data.classes[:10], counts))
-    return one_line(f"{len(data)} images ({each}{', ...' if len(counts) > 10 else ''})")
-
-
-def words_of(entry: dict, lrs: dict) -> str:
-    auc = entry["val_auc"] if isinstance(entry["val_auc"], str) else f"{entry['val_auc']:.3f}"
-    low, high = entry["val_acc1_interval"]
-    return (
-        f"epoch {entry['epoch']}  loss {entry['train_loss']:.4g}  val loss {entry['val_loss']:.4g}  auc {auc}  "
-        f"acc {entry['val_acc1']:.3f} ({low:.2f}–{high:.2f})  lr {lrs['lr_head']:.3g}"
-    )
-
-
-def introduce(settings, origin, device, splits, source, order, folder) -> None:
-    """The first lines: what will run, where, and why these numbers."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    recipes = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
-    say(f"recipe      {' < '.join(recipes) or 'the defaults of finetune.py'}")
-    say(f"device      {name} × {world_size()} process{'es' if world_size() > 1 else ''}, {name_of(settings.amp)}")
-    say(f"init        {source or '*** untrained: no --init ***'}")
-    say(f"model       {settings.encoder} {settings.encoder_kwargs or ''}" + (", frozen" if settings.freeze else ""))
-    for split, data in splits.items():
-        held = f"{settings.val_fraction:.0%} of every class of train, by seed"
-        say(f"{split:<12}" + (held if data is None else counted(data)))
-    tell_values(splits["train"])
-    if settings.train_files or settings.train_percent != 100:
-        say(f"labels      {settings.train_files or f'{settings.train_percent:g} % of every class, by seed'}")
-    say(f"views       {settings.image_size} px")
-    say(f"batch       {order.batch_size} per process × {world_size()} = {order.global_batch} (global)"
-        + (", every class equally often" if settings.balanced else ""))  # fmt: skip
-    lr_backbone = settings.lr if settings.lr_backbone is None else settings.lr_backbone
-    say(f"lr          head {settings.lr:g}, backbone {'none, frozen' if settings.freeze else f'{lr_backbone:g}'}, "
-        f"{settings.schedule}")  # fmt: skip
-    say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps"
-        + (f", {settings.warmup_epochs:g} of warm-up" if settings.warmup_epochs else "")
-        + (f", {settings.runs} runs" if settings.runs > 1 else ""))  # fmt: skip
-    say(f"run folder  {folder}")
 
 
 if __name__ == "__main__":

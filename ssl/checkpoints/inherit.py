@@ -40,6 +40,17 @@ def fill(settings: Any, run: dict) -> None:
         settings.image_size = of_run("image_size")  # the size at which the run drew them
 
 
+def take_settings(settings: Any, origin: dict[str, str]) -> None:
+    """`fill` settings and the image size from the run of --init, and note that in `origin`; for finetune.py."""
+    run = pretrained.run_settings(settings.init, settings.method)
+    unset = [name for name, value in vars(settings).items() if value is None]
+    fill(settings, run)
+    if settings.image_size is None:
+        settings.image_size = config.coerce(run.get("image_size"), int | None, "the run's image_size")
+    filled = [name for name in unset if name in run and getattr(settings, name) is not None]
+    config.lay_over(origin, filled, "the run of --init")
+
+
 def normalisation(settings: ImageSettings, source: pretrained.Source | None, data: Images) -> list[str]:
     """Fill `mean` and `std` of `settings`, and print where they come from. Returns the names of those that `data` gave.
 

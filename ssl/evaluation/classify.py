@@ -18,7 +18,7 @@ from ssl.console import say
 from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
 from ssl.distributed import barrier, is_main
-from ssl.errors import UserError, nearest
+from ssl.errors import UserError
 from ssl.evaluation import inference, metrics, plots
 from ssl.evaluation.predictions import write_predictions
 
@@ -114,10 +114,3 @@ def _write_files(
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder} ({error}); the same command tries again") from None
     say(f"tested      {path}" + (", roc.png, confusion.png" if drawn else " (no matplotlib)"))
-
-
-def require_named(major: list[str] | None, classes: list[str]) -> None:
-    """Raise `UserError` where setting `major` names a class that is not there."""
-    for name in major or []:
-        if name not in classes:
-            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")

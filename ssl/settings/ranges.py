@@ -45,6 +45,7 @@ def check(settings) -> None:
     _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
     for name in ("momentum", "linear_momentum"):
         _refuse(settings, name, lambda value: value >= 1, "must be below 1, or steps would grow for ever")
+    _refuse(settings, "val_fraction", lambda share: not 0 < share < 1, "is not between 0 and 1")
     _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
     _refuse(
         settings,

@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl.data.hold_out import first_of_classes
 from ssl.data.images import Images
 from ssl.data.tables import first_few, read_lines
-from ssl.errors import UserError
+from ssl.errors import UserError, nearest
 
 
 def check_choice(percent: float, files: str | None) -> None:
@@ -81,3 +81,10 @@ def require_each(data: Images, least: int, why: str) -> None:
     if int(counts.min()) < least:
         name, count = data.classes[int(counts.argmin())], int(counts.min())
         raise UserError(f"class {name!r} has {count} training images to use; {why}")
+
+
+def require_named(major: list[str] | None, classes: list[str]) -> None:
+    """Raise `UserError` where setting `major` names a class that there is not."""
+    for name in major or []:
+        if name not in classes:
+            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")

@@ -4,12 +4,14 @@ import os
 
 import torch
 
+from ssl.checkpoints.pretrained import Source
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.values import tell_values
 from ssl.distributed import describe, world_size
 from ssl.encoders import SMALL_IMAGE, stem_for
+from ssl.errors import one_line
 from ssl.settings.shared import TrainingSettings
 from ssl.training.precision import name_of
 
@@ -60,3 +62,31 @@ def tell_training(settings, order: Order, lr_scale: float) -> None:
     )
     say(f"lr          weights {settings.lr * lr_scale:g}, biases and norms {bias_lr * lr_scale:g} ({why})")
     say(f"length      {settings.epochs} epochs of {order.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up")
+
+
+def tell_fine_tuning(settings, source: Source | None, splits: dict[str, Images | None], order: Order) -> None:
+    """Weights, images, batch, learning rates and length of a fine-tuning by finetune.py."""
+    say(f"init        {source or '*** untrained: no --init ***'}")
+    say(f"model       {settings.encoder} {settings.encoder_kwargs or ''}" + (", frozen" if settings.freeze else ""))
+    for split, data in splits.items():
+        held_out = f"{settings.val_fraction:.0%} of every class of train, by seed"
+        say(f"{split:<12}" + (held_out if data is None else class_counts(data)))
+    tell_values(splits["train"])
+    if settings.train_files or settings.train_percent != 100:
+        say(f"labels      {settings.train_files or f'{settings.train_percent:g} % of every class, by seed'}")
+    say(f"views       {settings.image_size} px")
+    balanced = ", every class equally often" if settings.balanced else ""
+    say(f"batch       {order.batch_size} per process × {world_size()} = {order.global_batch} (global){balanced}")
+    lr_backbone = settings.lr if settings.lr_backbone is None else settings.lr_backbone
+    backbone = "none, frozen" if settings.freeze else f"{lr_backbone:g}"
+    say(f"lr          head {settings.lr:g}, backbone {backbone}, {settings.schedule}")
+    warmup = f", {settings.warmup_epochs:g} of warm-up" if settings.warmup_epochs else ""
+    runs = f", {settings.runs} runs" if settings.runs > 1 else ""
+    say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps{warmup}{runs}")
+
+
+def class_counts(data: Images) -> str:
+    """'98 images (akiec 7, bcc 10, ...)': of the first ten classes."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    each = ", ".join(f"{name} {count}" for name, count in zip(data.classes[:10], counts))
+    return one_line(f"{len(data)} images ({each}{', ...' if len(counts) > 10 else ''})")

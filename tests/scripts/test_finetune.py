@@ -204,7 +204,7 @@ def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp
 def test_the_settings_a_run_leaves_name_the_precision_that_auto_became(monkeypatch):
     monkeypatch.setattr(finetune, "resolve_precision", lambda amp, device: {"auto": "bf16"}[amp])
     settings = finetune.Settings()
-    finetune.begin(settings)
+    finetune.start(settings)
     assert settings.amp == "bf16"
 
 
@@ -570,13 +570,8 @@ def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path)
 
 def fit_of(settings, history=()) -> finetune.Fit:
     model = finetune.Model(settings, 3, 3)
-    return finetune.Fit(
-        0,
-        finetune.make_optimizer(settings, model),
-        torch.amp.GradScaler(enabled=False),
-        finetune.no_loss("cpu"),
-        history=list(history),
-    )
+    optimizer = finetune.make_optimizer(settings, model)
+    return finetune.Fit(0, model, optimizer, torch.amp.GradScaler(enabled=False), history=list(history))
 
 
 def small_settings(**values) -> finetune.Settings:
@@ -592,8 +587,7 @@ def small_settings(**values) -> finetune.Settings:
 @pytest.mark.parametrize("changed", [{"weight_decay": 0.5}, {"lr": 0.5}, {"momentum": 0.5}])
 def test_what_was_forced_to_change_has_changed(changed):
     before, now = fit_of(small_settings()), fit_of(small_settings(**changed))
-    model = finetune.Model(small_settings(), 3, 3)
-    finetune.take_up(before.state_dict(1) | {"model": model.state_dict()}, model, now)
+    now.load_state_dict(before.state_dict())
     name, value = ("base_lr", 0.5) if "lr" in changed else next(iter(changed.items()))
     assert all(group[name] == value for group in now.optimizer.param_groups)
 

@@ -1,0 +1,97 @@
+"""What a fine-tuning has reached: weights, optimizer, steps and epochs. A checkpoint holds it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ssl import distributed, optim
+from ssl.checkpoints.resume import Kind
+from ssl.distributed import is_main, world_size
+from ssl.errors import UserError
+from ssl.settings import shared
+
+# Settings of finetune.py that may differ between a run and its continuation: they do not change what is learnt.
+FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {"runs", "test_only", "model_path"}
+CHECKPOINT = Kind(
+    "finetune.py",
+    dict.fromkeys(("model", "best", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
+    | {"step": int, "step_of_run": int, "number": int, "history": list},
+    FREE_TO_CHANGE,
+)
+
+
+@dataclass
+class Fit:
+    """Run `number`, from 0 on, of a fine-tuning: one for each seed.
+
+    `steps_before` is the number of steps of all runs before this one. `history` has a dict for each epoch: its training
+    loss, and what the validation gave. `best` is the content of best.pt, empty until the first epoch has ended.
+    `loss_sum` is the sum of the losses of this rank's images in the epoch that has begun, and `loss_images` the number
+    of these images on all ranks. In float64 the order in which float32 numbers are added does not matter.
+    """
+
+    number: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    steps_before: int = 0
+    step: int = 0
+    history: list[dict] = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+    loss_images: int = 0
+
+    def __post_init__(self):
+        device = next(self.model.parameters()).device
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+
+    def total_step(self) -> int:
+        """The steps of all runs until now."""
+        return self.steps_before + self.step
+
+    def count_step(self, loss: Tensor, images: int) -> None:
+        """One step more is made. `loss` is the mean of this rank's `images`, a scalar."""
+        self.loss_sum += loss.detach().double() * images
+        self.loss_images += images * world_size()
+        self.step += 1
+
+    def end_epoch(self) -> float:
+        """The mean loss of the epoch's images, on all ranks. All ranks call it."""
+        loss = distributed.all_reduce(self.loss_sum).item() / self.loss_images
+        self.loss_sum, self.loss_images = torch.zeros_like(self.loss_sum), 0
+        return loss
+
+    def share_loss(self) -> None:
+        """Before the last save: rank 0, which saves, takes over the losses of all ranks. All ranks call it."""
+        self.loss_sum = distributed.all_reduce(self.loss_sum)
+
+    def state_dict(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "number": self.number,
+            "step": self.total_step(),
+            "step_of_run": self.step,
+            "history": list(self.history),
+            "best": self.best,
+            "loss_sum": self.loss_sum.item(),
+            "loss_images": self.loss_images,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a checkpoint; the options of the optimizer stay this run's.
+
+        Raises `UserError` where the checkpoint is of another model or optimizer, as `--resume_force` lets happen.
+        """
+        if "loss_sum" in state:  # a checkpoint of an earlier version has none
+            self.loss_sum.fill_(state["loss_sum"] if is_main() else 0.0)
+            self.loss_images = state["loss_images"]
+        self.step, self.history, self.best = state["step_of_run"], state["history"], state["best"]
+        try:
+            self.model.load_state_dict(state["model"])
+            optim.load_state(self.optimizer, state["optimizer"])
+            if state["scaler"]:  # empty where the run was not in float16 so far
+                self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
