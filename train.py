@@ -149,8 +149,7 @@ def main() -> None:
     if settings.init:
         inherit.take_architecture(settings, origin)
     check(settings)
-    # The watchdog names the rank that hangs. Where it cannot, a collective gives up after `patience` minutes.
-    patience = 1.5 * settings.timeout_minutes
+    patience = 1.5 * settings.timeout_minutes  # ranks wait that long for each other; the watchdog speaks before
     limit = 360 if settings.download else patience
     device = distributed.start(settings.gpus, settings.device, limit, settings.deterministic)
     settings.amp = resolve_precision(settings.amp, device)
@@ -276,40 +275,40 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
     session.open()
     session.judge_if_due()
     while not session.is_over():
-        guard.begin()  # remembers the running statistics
-        health.begin(state.step + 1)
+        guard.begin()  # it keeps the running statistics, to put back those of a bad step
+        health.begin(state.step + 1)  # it measures every so many steps
         set_lr(optimizer, lr_factor(settings, state.step, steps_per_epoch) * settings.retry_lr**state.retries)
 
-        batches = session.read()  # of this rank, `accumulate` of them: two views of each image
+        batches = session.read()  # this rank's micro-batches: two views of every image
         if settings.accumulate == 1:
-            z = embed(batches[0])
-            loss = criterion(*z, *targets(criterion, batches))
+            z = embed(batches[0])  # embeddings (n, D) of view 1 and of view 2
+            loss = criterion(*z, *targets(criterion, batches))  # of the global batch, the same on every rank
             backward(loss)
         elif settings.accumulate_mode == "exact":
             loss = accumulate_exact(batches, embed, criterion, backward)
         else:
             loss = accumulate_split(batches, embed, criterion, backward)
 
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # only float16 has a scale
         if settings.clip_grad is None:
             norm = gradient_norm(optimizer)
         else:
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-        guard.judge(loss, norm)  # where they are not finite, the next step of the optimizer changes nothing
+        guard.judge(loss, norm)  # if they are not finite, optimizer.step() changes nothing
         health.before_update()
         optimizer.step()
         health.after_update()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        session.count_step()
+        session.count_step()  # all ranks now know whether the run was asked to stop
 
         if health.watching:
             session.read_health(loss, norm)
         if state.step % settings.log_every == 0 or state.step == session.log.last:
             session.log.write(state, loss, criterion.parts)
             if guard.row >= settings.max_bad_steps:
-                raise diverged(state, embed, criterion, batches)
-        session.judge_if_due()
+                raise diverged(state, embed, criterion, batches)  # main goes back to the newest checkpoint
+        session.judge_if_due()  # the encoder, on validation images
         session.save_if_due()
 
 
