@@ -45,6 +45,7 @@ from ssl.settings import config, ranges
 from ssl.settings.shared import EncoderSettings, LabelSettings, MachineSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.training import best_model
+from ssl.training.precision import name_of
 from ssl.training.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
@@ -103,6 +104,7 @@ def main() -> None:
     settle_threads()
     folder = results_folder(settings)
     say(f"device      {distributed.describe(device, settings.device)}")
+    say(f"precision   {name_of('off')}")
     published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{published}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")

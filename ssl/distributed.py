@@ -63,8 +63,8 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     """Join the process group torchrun describes, if any, and return this process's device.
 
     `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. After `patience` minutes a
-    rank stops waiting for the others. When torchrun dies, this process hears it as SIGTERM. Raises
-    `UserError` for a GPU that is not there.
+    rank stops waiting for the others. When torchrun dies, this process hears it as SIGTERM. On a GPU,
+    TF32 is switched off. Raises `UserError` for a GPU that is not there.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGTERM)
@@ -83,6 +83,7 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
                 )
             )
         torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is then float32 in convolutions, too, as on a CPU
         place = torch.device("cuda", local_rank)
     elif device == "cpu":
         place = torch.device("cpu")

@@ -46,8 +46,8 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
 
 
 def name_of(amp: str) -> str:
-    """bf16, fp16 or float32."""
-    return "float32" if amp == "off" else amp
+    """bf16, fp16 or float32, as the first lines of a run say it."""
+    return "float32 (not TF32)" if amp == "off" else amp
 
 
 def has_precision(amp: str, device: torch.device) -> bool:

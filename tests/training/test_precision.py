@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ssl import distributed
 from ssl.training import precision
 from ssl.training.precision import choose_precision, has_precision, resolve_precision
 
@@ -25,6 +26,14 @@ def test_auto_on_a_cpu_is_what_its_flags_name(tmp_path, monkeypatch, flags, auto
     assert resolve_precision("auto", CPU) == auto
     assert choose_precision("auto", CPU) == (torch.bfloat16 if auto == "bf16" else None)
     assert [amp for amp in ("bf16", "fp16", "off") if has_precision(amp, CPU)] == has
+
+
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    distributed.join("cuda")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_what_a_cpu_imitates_is_told_once(tmp_path, monkeypatch, capsys):
