@@ -137,14 +137,8 @@ def embeddings(
     if not weights:
         say("this run folder has no projector or no views: no pictures of embeddings are made")
         return []
-    width = next(iter(weights.values())).shape[1]
-    settings = run.settings
-    head = heads.projector(
-        width,
-        str(settings.get("projector")),
-        batch_norm=settings.get("method") == "barlow_twins",
-        bias=bool(settings.get("projector_bias")),
-    )
+    width, batch_norm = weights["0.weight"].shape[1], any(name.endswith("running_mean") for name in weights)
+    head = heads.projector(width, str(run.settings.get("projector")), batch_norm, bias="0.bias" in weights)
     head.load_state_dict(weights)
     encoder.load_state_dict({k.removeprefix("encoder."): w for k, w in model.items() if k.startswith("encoder.")})
     net = nn.Sequential(encoder, head).eval().to(device)

@@ -16,7 +16,7 @@ EPOCHS = ((50_000, 1000), (126_689, 400), (1_281_167, 100))
 WARMUP = 10  # epochs, of the published runs of 100 and more
 LARGE_SET = 400_000  # images, midway (as a factor) between ImageNet-100 and ImageNet
 SMALL_IMAGE = 64  # pixels: up to here views are not blurred
-BLUR = {"barlow_twins": [1.0, 0.1], "simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}
+BLUR = {"simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}  # view 1 and view 2; other methods: as BYOL, [1.0, 0.1]
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
@@ -48,7 +48,7 @@ def projector(method: str, images: int) -> str:
 
 def blur_prob(method: str, image_size: int) -> list[float]:
     """Of view 1 and view 2."""
-    return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR[method]
+    return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR.get(method, [1.0, 0.1])
 
 
 def warmup(asked: float | str, epochs: int, schedule: str) -> float:

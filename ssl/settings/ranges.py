@@ -16,20 +16,18 @@ POSITIVE = """
     temperature base_temperature knn_temperature linear_lr loss_scale clip_grad save_minutes timeout_minutes
     retry_lr blur_sigma std
 """.split()
-SHARES = """
-    flip vertical_flip rotation_prob jitter_prob grayscale blur_prob solarize_prob warmup_start plateau_factor
-    max_bad_fraction
-""".split()
+SHARES = "flip vertical_flip grayscale warmup_start plateau_factor max_bad_fraction".split()  # and all that end in _prob
 SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
 def check(settings) -> None:
     """Raise `UserError` for a number that cannot be, whatever the others are; unset ones pass."""
+    probabilities = [name for name in vars(settings) if name.endswith("_prob")]
     for names, holds, expected in (
         (AT_LEAST_1, lambda value: value >= 1, "must be at least 1"),
         (("lr", *AT_LEAST_0), lambda value: value >= 0, "must not be negative"),
         (POSITIVE, lambda value: value > 0, "must be positive"),
-        (SHARES, lambda value: 0 <= value <= 1, "is not in 0..1"),
+        ([*SHARES, *probabilities], lambda value: 0 <= value <= 1, "is not in 0..1"),
     ):
         for name in names:
             if not all(holds(value) for value in _values(settings, name)):

@@ -153,7 +153,10 @@ class Health:
         return self._is_best(step, epoch)
 
     def _loss(self, loss: float, batch: int, dim: int) -> health_rules.Reading:
-        """The loss as a share of the loss of unrelated views; of Barlow Twins also its terms per dimension."""
+        """The loss as a share of the loss of unrelated views; of Barlow Twins also its terms per dimension.
+
+        {} for a loss with other parts: the loss of unrelated views is not known.
+        """
         parts = self.criterion.parts
         if "on_diagonal" in parts:
             on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
@@ -165,6 +168,8 @@ class Health:
                 "redundancy": feature_spread.redundancy(off, batch, dim),
                 "loss_of_unrelated": loss / (expected * self.criterion.loss_scale),
             }
+        if "contrastive_acc1" not in parts:
+            return {}
         expected = feature_spread.loss_of_unrelated("info_nce", batch, dim)
         if self.criterion.base_temperature is not None:
             expected *= self.criterion.temperature / self.criterion.base_temperature
