@@ -16,7 +16,7 @@ POSITIVE = """
     temperature base_temperature knn_temperature linear_lr loss_scale clip_grad save_minutes timeout_minutes
     retry_lr blur_sigma std
 """.split()
-SHARES = "flip vertical_flip grayscale warmup_start plateau_factor max_bad_fraction".split()  # and all that end in _prob
+SHARES = "flip vertical_flip grayscale warmup_start plateau_factor max_bad_fraction".split()  # and names in _prob
 SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
