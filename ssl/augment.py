@@ -1,11 +1,11 @@
-"""Views: random parameters from a counter, and batched pixels from the parameters.
+"""Views of images: `draw` the random parameters, then `crop_resize` and `apply` them to a batch of pixels.
 
-`draw` turns (seed, epoch, index, view) into numbers, on the CPU, with a counter-based
-generator: the same image in the same epoch gets the same view, whatever the number of
-processes or workers and wherever a run was resumed. Where an epoch shows an image twice, it
-counts the times. `crop_resize` and `apply` turn
-pixels and those numbers into a view: pure functions, vectorised over the batch with one
-strength and one order of operations per image, on any device.
+`draw` turns (seed, epoch, index, view) into numbers, on the CPU, with a counter-based generator. So an image gets the
+same view in the same epoch, whatever the number of processes and workers, and wherever a run was resumed. An image that
+an epoch shows several times gets another view each time.
+
+`crop_resize` and `apply` are pure functions, on any device. They compute the whole batch at once, where each image has
+its own strengths and its own order of operations.
 """
 
 import math
@@ -22,14 +22,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """The distribution one view is drawn from. Defaults: view 1 of BYOL and Barlow Twins."""
+    """The distribution that a view is drawn from. Defaults: view 1 of BYOL and Barlow Twins."""
 
     size: int = 224  # pixels of the square crop after resizing
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     flip: float = 0.5  # probability
     vertical_flip: float = 0.0  # probability
-    rotation: float = 0.0  # largest angle, degrees, either way
+    rotation: float = 0.0  # largest angle, degrees, to either side
     rotation_prob: float = 1.0
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter_prob: float = 0.8
@@ -49,11 +49,11 @@ _MASK = 0xFFFFFFFF
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Philox 4x32-10 (Salmon et al. 2011): counters (..., 4) of 32-bit words in int64 -> as many random words."""
+    """Philox 4x32-10 (Salmon et al. 2011): counters (..., 4) -> random words (..., 4), both 32-bit words in int64."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(10):
-        # Products pass 2^63 and wrap, which leaves both 32-bit halves right once masked.
+        # Products above 2^63 wrap around; masked, both 32-bit halves are right all the same.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
         c1, c3 = p1 & _MASK, p0 & _MASK
@@ -62,9 +62,9 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int, repeats: Tensor | None = None) -> Tensor:
-    """(N, count) float64 numbers in (0, 1): for image `index` (N,) in `epoch`, in view number `view`.
+    """(N, count) random float64 numbers in (0, 1), for view number `view` of the images `index` (N,) in `epoch`.
 
-    repeats: (N,) below 2^24, how often the epoch has shown the image before; unset: not once.
+    repeats: (N,) below 2^24, how often the epoch has shown each image before; None: never.
     """
     blocks = -(-count // 4)
     counter = torch.empty(len(index), blocks, 4, dtype=torch.int64)
@@ -78,7 +78,7 @@ def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int, repeat
     return ((words.double() + 0.5) / 2**32).flatten(1)[:, :count]
 
 
-# Which of an image's uniforms is for what. Append only: these places are part of what a seed means.
+# What each of an image's uniforms is used for. Append only: other places would change the views of every seed.
 _ATTEMPTS = 10
 _CROP = slice(0, 2 * _ATTEMPTS + 2)
 _FLIP, _JITTER_PROB, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER = range(22, 29)
@@ -107,9 +107,9 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Random parameters of view `number` for images `index` (N,), shown `repeats` (N,) times before in this epoch.
 
-    Returns the uniforms (N, 22) that `crop_boxes` turns into a crop once an image's size is
-    known, and parameters (N, 11) float32 for `apply`, named in COLUMNS. An operation that is
-    not drawn has its neutral value (factor 1, hue 0, sigma 0, threshold 2, angle 0).
+    Returns (uniforms (N, 22), parameters (N, 11) float32). `crop_boxes` turns the uniforms into a crop when the size of
+    the image is known. `apply` reads the parameters, named in COLUMNS. An operation that is not drawn has its neutral
+    value (factor 1, hue 0, sigma 0, threshold 2, angle 0).
     """
     u = uniforms(seed, epoch, index, number, _COUNT, repeats)
     jittered = u[:, _JITTER_PROB] < view.jitter_prob
@@ -139,9 +139,9 @@ def draw(
 def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
     """Crop boxes (N, 4) int64 (top, left, height, width) in images of the given sizes (N,).
 
-    torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio; if none fits,
-    the largest central box whose ratio is allowed. In numpy, which for the one image that a
-    worker has at a time takes less than half of torch's time.
+    As torchvision's RandomResizedCrop: the first of ten random areas and aspect ratios that fits into the image; if
+    none fits, the largest central box of an allowed ratio. In numpy: a worker has one image at a time, for which numpy
+    takes less than half of torch's time.
     """
     u, height, width = u.numpy(), height.numpy().astype(float)[:, None], width.numpy().astype(float)[:, None]
     low, high = view.crop_scale
@@ -168,23 +168,23 @@ def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
 def crop_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crop each image (N, C, H, W) to its box (N, 4) and resize to (N, C, size, size), antialiased bicubic.
 
-    Resizing is linear and separable: one (size, H) and one (size, W) matrix per image, and two
-    batched products. Returns floats in 0..1.
+    Resizing is linear and separable: two batched products, with a (size, H) and a (size, W) matrix per image.
+    pixels: uint8, uint16 or floats in 0..1. Returns floats in 0..1.
     """
     boxes = boxes.to(pixels.device, non_blocking=True)
     rows = _resample_matrix(boxes[:, 0], boxes[:, 2], pixels.shape[2], size)
     columns = _resample_matrix(boxes[:, 1], boxes[:, 3], pixels.shape[3], size)
     n, channels, height, width = pixels.shape
     x = to_unit(pixels).reshape(n, channels * height, width) @ columns.mT
-    x = x.clamp_(0, 1).view(n, channels, height, size)  # Pillow, too, clips between its two passes
+    x = x.clamp_(0, 1).view(n, channels, height, size)  # as Pillow does between its two passes
     return (rows[:, None] @ x).clamp_(0, 1)
 
 
 def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
     """(N, out_size, in_size) weights that resize in_size[start : start + length] to out_size.
 
-    The cubic kernel has a = -0.5 and is widened when shrinking, as in Pillow and
-    torchvision's antialiased resize; no pixel outside the box has weight.
+    The cubic kernel has a = -0.5 and is wider when an image shrinks, as in Pillow and torchvision's antialiased resize.
+    Pixels outside the box have no weight.
     """
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     scale = length / out_size
@@ -192,7 +192,7 @@ def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int)
     pixel = torch.arange(in_size, device=start.device).view(1, 1, -1)
     centre = start + (out + 0.5) * scale
     distance = (pixel + 0.5 - centre).div_(scale.clamp(min=1)).abs_()
-    near, far = distance.clamp(max=1), distance.clamp(1, 2)  # the kernel's two parts, each 0 where it ends
+    near, far = distance.clamp(max=1), distance.clamp(1, 2)  # the kernel has two parts; each is 0 at its end
     weights = (1.5 * near).sub_(2.5).mul_(near * near).add_(1)
     weights.add_((-0.5 * far).add_(2.5).mul_(far).sub_(4).mul_(far).add_(2))
     weights.mul_(((pixel >= start) & (pixel < start + length)).float())
@@ -200,7 +200,7 @@ def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 or uint16 -> floats in 0..1; floats pass."""
+    """uint8 or uint16 -> floats in 0..1; floats stay as they are."""
     if pixels.is_floating_point():
         return pixels
     return pixels.float().div_(torch.iinfo(pixels.dtype).max)
@@ -211,16 +211,17 @@ def apply(
 ) -> Tensor:
     """The view's operations on cropped images: flips, rotation, jitter, grey, blur, solarise, normalise.
 
-    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 11) from `draw`.
-    mean, std: (C,). Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue
-    and grey are left out. `hue_place`: where hue stands in the order of these images, 0 to 3, if it
-    stands alike in all; it spares neutral blends. Choices are made by `lerp` with a weight of exactly
-    0 or 1, which on a CPU is several times faster than `where`.
+    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 11) from `draw`. mean, std: (C,).
+    hue_place: the place of hue, 0 to 3, in the order of operations, if all these images have the same; saves time.
+    Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue and grey are left out.
+
+    An operation that only some images get is chosen by `lerp` with a weight of exactly 0 or 1. On a CPU this is several
+    times faster than `where`.
     """
     x = to_unit(pixels)
     params = params.to(x.device, x.dtype, non_blocking=True)[:, :, None, None, None]
     flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold, vertical, angle = params.unbind(1)
-    x = torch.lerp(x, x.flip(-1), flip)  # a new tensor, which the rest may change in place
+    x = torch.lerp(x, x.flip(-1), flip)  # a new tensor: the rest may change it in place
     if view.vertical_flip > 0:
         x.lerp_(x.flip(-2), vertical)
     if view.rotation > 0 and view.rotation_prob > 0:
@@ -238,11 +239,11 @@ def apply(
     return x.sub_(mean).div_(std)
 
 
-def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View, int | None]]:
-    """Groups of at most `most` images that need the same of `apply`: (rows, their view, their `hue_place`).
+def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View, int | None]]:
+    """Groups of at most `most` images that need the same operations of `apply`: (rows, view, `hue_place`) of each.
 
-    The view is without the operations that none of the group was drawn for, and its blur's kernel is
-    without what weighs nothing. `params` should be on the CPU: they are looked at.
+    The view is `view` without the operations that were drawn for no image of the group, and with a blur kernel without
+    the weights that are nearly zero. Reads the values of `params`, which should be on the CPU.
     """
     column = dict(zip(COLUMNS, params.unbind(1)))
     jittered = sum(column[name] != 1 for name in ("brightness", "contrast", "saturation")) + (column["hue"] != 0) > 0
@@ -266,15 +267,15 @@ def alike(params: Tensor, view: View, most: int) -> Iterator[tuple[Tensor, View,
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Each image (N, C, H, W) turned about its centre by its own angle (N,) in degrees, counter-clockwise.
+    """Turn each image (N, C, H, W) about its centre by its own angle (N,) in degrees, counter-clockwise.
 
-    Bilinear (torchvision's RandomRotation takes the nearest pixel unless told otherwise); what comes
-    from outside is 0, black, as there.
+    Bilinear, where torchvision's RandomRotation by default takes the nearest pixel. Pixels from outside the image are 0,
+    black, as there.
     """
     height, width = x.shape[2:]
     radians = torch.deg2rad(angle.float())
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    # Where a pixel comes from, in units of half the width and half the height.
+    # The place that a pixel comes from, in units of half the width and half the height.
     source = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(source, list(x.shape), align_corners=False)
     return F.grid_sample(x.float(), grid, align_corners=False).to(x.dtype)
@@ -288,7 +289,7 @@ def _luma(x: Tensor) -> Tensor:
     return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
-# Orders of (brightness 0, contrast 1, saturation 2, hue 3): the three blends in turn, and hue's place.
+# The 24 orders of brightness (0), contrast (1), saturation (2) and hue (3): of each the three blends, and hue's place.
 _PERMUTATIONS = list(permutations(range(4)))
 _BLENDS = [[op for op in order if op != 3] for order in _PERMUTATIONS]
 _HUE_PLACE = [order.index(3) for order in _PERMUTATIONS]
@@ -296,17 +297,16 @@ _HUE_PLACE = [order.index(3) for order in _PERMUTATIONS]
 
 @lru_cache(maxsize=8)
 def _orders(device: torch.device) -> tuple[Tensor, Tensor]:
-    """_BLENDS (24, 3) and _HUE_PLACE (24,) there: to bring them each time would make the CPU wait for the GPU."""
+    """_BLENDS (24, 3) and _HUE_PLACE (24,) on the device, once: to send them every time would let the CPU wait."""
     return torch.tensor(_BLENDS, device=device), torch.tensor(_HUE_PLACE, device=device)
 
 
 def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bool, place: int | None) -> Tensor:
-    """Colour jitter with every image's own order (N,) of the four operations.
+    """Colour jitter, where every image has its own `order` (N,) of the four operations. Changes `x`.
 
-    Brightness, contrast and saturation are each a blend of the image with a reference:
-    black, its mean grey, its grey version. So three blends before hue and three after,
-    neutral for the images whose order has them on the other side, serve all 24 orders. Three are
-    enough where all images have hue at the same `place`. Works on `x` itself.
+    Brightness, contrast and saturation are blends of the image with a reference: with black, its mean grey, its grey
+    version. Three blends before hue and three after it serve all 24 orders; those that an image's order has on the other
+    side of hue are neutral for it. If all images have hue at the same `place`, three blends are enough.
     """
     color = x.shape[1] == 3
     blends, hue_place = (table[order] for table in _orders(x.device))  # (N, 3), (N,)
@@ -357,10 +357,10 @@ def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur of each image (N, C, H, W) with its own sigma (N,), reflected borders; 0 leaves it alone.
+    """Gaussian blur of each image (N, C, H, W) with its own sigma (N,), reflected borders; 0: no blur.
 
-    A blur along one axis is a product with a (side, side) matrix that is a band of width `kernel`.
-    It is taken in blocks of rows, which leaves out most of the zeros.
+    A blur along one axis is a product with a (side, side) matrix that is a band of width `kernel`. It is computed in
+    blocks of rows, which leaves out most of the zeros.
     """
     n, channels, height, width = x.shape
     offsets = torch.arange(kernel, device=x.device) - kernel // 2
@@ -375,10 +375,10 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
-    """For each block of places: the run of places its neighbours are in, and weights (N, block, run)."""
+    """For each block of places: the places of its neighbours, a slice, and weights (N, block, neighbours)."""
     n, kernel = weights.shape
     block, folds = _folds(side, kernel, weights.device)
-    # Rows one longer than they should be, read in the right length: each is shifted by one against the last.
+    # Rows that are too long by one, read in the right length: each row is shifted by one against the row before.
     window = block + kernel - 1
     shifted = F.pad(weights, (0, block)).repeat(1, block)[:, : block * window]
     shifted = shifted.view(n, block, window)
@@ -387,10 +387,10 @@ def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
 
 @lru_cache(maxsize=64)
 def _folds(side: int, kernel: int, device: torch.device) -> tuple[int, list[tuple[slice, int, Tensor]]]:
-    """Blocks of at most 32 places that cover 0..side-1: (their size, [(run of neighbours, places, matrix)]).
+    """Blocks of at most 32 places that cover 0..side-1: (size, [(neighbours, how many places, matrix), ...]).
 
-    The matrix (window, run) brings a window, the block and `kernel` // 2 places on both sides, to
-    the run of places inside the image, reflected at its borders.
+    A window is a block and `kernel` // 2 places on both sides. The matrix (window, neighbours) moves the places of the
+    window that are outside the image to their mirror images inside it.
     """
     block, half, period = min(side, 32), kernel // 2, max(2 * (side - 1), 1)
     folds = []

@@ -1,8 +1,8 @@
 """LARS and LAMB, and the parameter groups of self-supervised recipes.
 
-Both are torch's own fused kernels, of SGD with momentum and of Adam, on updates whose length is
-adapted: a few launches for the whole network, but for the trust ratios, which take one for each
-weight. They never wait for the device, which leaves a step out by itself where it is told to.
+Both adapt the length of the updates, and run torch's own fused kernels, of SGD with momentum and of Adam, on them. That
+takes a few kernel launches for the whole network, and one per weight for its trust ratio. Nothing waits for the device:
+`found_inf`, a tensor, tells it to leave out a step.
 """
 
 import torch
@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 def parameter_groups(
     module: nn.Module, lr: float, bias_lr: float, weight_decay: float, bias_weight_decay: float = 0.0
 ) -> list[dict]:
-    """Two groups: 'weights' (ndim > 1) and 'biases' (biases, norms), each with its own rate and decay.
+    """Two groups: 'weights' (ndim > 1) and 'biases' (biases and norms, ndim <= 1), with their own rates and decays.
 
-    Each group also carries `base_lr`, what a schedule multiplies.
+    The `base_lr` of a group is the rate that a schedule multiplies. A group without parameters is left out.
     """
     weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     biases = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
@@ -27,9 +27,9 @@ def parameter_groups(
 
 
 def build(name: str, groups: list[dict], lr: float, exclude_bias_and_norm: bool = True, **options) -> Optimizer:
-    """The optimizer called `name` (sgd, adam, adamw, lars, lamb) of `groups`; `options` are its own arguments.
+    """The optimizer called `name` (sgd, adam, adamw, lars or lamb) of `groups`; `options` are further arguments of it.
 
-    torch's own are fused, unless `options` ask for another kind: the device then leaves a step out by itself.
+    torch's optimizers are fused, unless `options` ask for another implementation: only fused ones read `found_inf`.
     """
     if name in ("lars", "lamb"):
         kind = LARS if name == "lars" else LAMB
@@ -38,18 +38,18 @@ def build(name: str, groups: list[dict], lr: float, exclude_bias_and_norm: bool 
     fused = not {"fused", "foreach", "differentiable"} & set(options)
     optimizer = kind(groups, lr=lr, **({"fused": True} if fused else {}), **options)
     if name == "sgd" and options.get("momentum") and not options.get("dampening"):
-        for group in groups:  # PyTorch makes them in the first step, which the guard may leave out
+        for group in groups:  # PyTorch makes them in the first step, which may be left out
             for p in group["params"]:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 
 
 def load_state(optimizer: Optimizer, state: dict, keep: bool = True) -> None:
-    """Put `state`, of an optimizer's `state_dict`, in place.
+    """Load `state`, the `state_dict` of an optimizer.
 
     With `keep` the options of the groups (rates, decay, momentum, ...) stay those of `optimizer`: a continued run may
-    have other ones. Without it they are those of `state`, as `Optimizer.load_state_dict` leaves them.
-    Raises ValueError or KeyError where groups or parameters differ.
+    change them. Without it they become those of `state`, as `Optimizer.load_state_dict` does.
+    Raises ValueError or KeyError if groups or parameters differ.
     """
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -58,7 +58,11 @@ def load_state(optimizer: Optimizer, state: dict, keep: bool = True) -> None:
 
 
 class _Layerwise(Optimizer):
-    """What LARS and LAMB share: which tensors they adapt, and the conventions of torch.optim."""
+    """What LARS and LAMB share: which tensors they adapt, and the conventions of torch.optim.
+
+    A subclass has `_new_state(p)`, the state of a parameter before its first step, and `_update`, a step of some
+    parameters of one group.
+    """
 
     def __init__(self, params, *, lr, weight_decay, exclude_bias_and_norm, maximize, foreach, **own):
         for name, value in dict(lr=lr, weight_decay=weight_decay).items():
@@ -69,10 +73,9 @@ class _Layerwise(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update every parameter that has a gradient; gradients are only read. Returns the closure's loss, if any.
+        """Update every parameter that has a gradient; gradients are not changed. Returns the closure's loss, if any.
 
-        As with torch's fused optimizers, an attribute `found_inf`, a tensor, has the device leave
-        parameters and state as they are where it is 1.
+        As in torch's fused optimizers, parameters and state do not change if the attribute `found_inf`, a tensor, is 1.
         """
         loss = None
         if closure is not None:
@@ -89,7 +92,7 @@ class _Layerwise(Optimizer):
                     self.state[p].update(self._new_state(p))
             kinds = {(p.device, p.dtype) for p in params}
             together = group["foreach"]
-            if together is None:  # on a CPU there are no launches to save, and one tensor at a time is faster
+            if together is None:  # a CPU has no launches to save: one tensor at a time is faster
                 together = all(device.type == "cuda" for device, _ in kinds)
             together = together and len(kinds) == 1
             adapted = [p for p in params if p.ndim > 1 or not group["exclude_bias_and_norm"]]
@@ -114,9 +117,9 @@ class LARS(_Layerwise):
         m = momentum · m + u                        m starts at zero
         p = p - lr · m
 
-    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor
-    the trust ratio. `foreach`: all tensors at once (of a group of one device and dtype), or one
-    at a time; unset: at once on CUDA. Sparse gradients raise `RuntimeError`.
+    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the trust ratio.
+    `foreach`: all tensors at once (of a group of one device and dtype), or one at a time; None: at once on CUDA.
+    Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class LARS(_Layerwise):
             torch._foreach_mul_(updates, list(ratios.unbind()))
         buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
         if params[0].device.type == "cpu" and params[0].dtype in (torch.float16, torch.bfloat16):
-            # torch 2.6 leaves such parameters as they are; a copy in float32 it moves.
+            # torch 2.6 does not update parameters of these types. So update copies in float32.
             wide = [[x.float() for x in tensors] for tensors in (params, updates, buffers)]
             self._fused(*wide, group, found_inf)
             for narrow, moved in zip(params + buffers, wide[0] + wide[2]):
@@ -183,8 +186,8 @@ class LAMB(_Layerwise):
         u = m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + weight_decay · p
         p = p - lr · u · ‖p‖ / ‖u‖                                the ratio where both norms are positive
 
-    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor
-    the ratio. `foreach` as in `LARS`. Sparse gradients raise `RuntimeError`.
+    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the ratio. `foreach` as in
+    `LARS`. Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(
@@ -215,7 +218,7 @@ class LAMB(_Layerwise):
         )
 
     def _new_state(self, p: Tensor) -> dict:
-        # `step` lives where p does: the device alone knows whether a step was left out.
+        # `step` is on the device of p: only the device knows whether a step was left out.
         step = torch.zeros((), device=p.device)
         return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
@@ -223,7 +226,7 @@ class LAMB(_Layerwise):
         for state, p in zip(states, params):
             state["step"] = state["step"].to(p.device)  # a checkpoint is read on the CPU
         steps = [state["step"] for state in states]
-        updates = torch._foreach_mul(params, 0.0)  # from here Adam, at rate -1, goes to u
+        updates = torch._foreach_mul(params, 0.0)  # zeros: Adam at rate -1 makes them the update u
         torch._foreach_add_(steps, 1)
         torch._fused_adam_(
             updates,
@@ -251,5 +254,5 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 
 
 def _trust_ratio(p_norm: Tensor, u_norm: Tensor, coefficient: float) -> Tensor:
-    """coefficient · ‖p‖ / ‖u‖, and 1 where either is zero."""
+    """coefficient · ‖p‖ / ‖u‖; 1 where either norm is zero."""
     return torch.where((p_norm > 0) & (u_norm > 0), coefficient * p_norm / u_norm, 1.0)

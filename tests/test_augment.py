@@ -12,7 +12,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, RandomRotation
 from torchvision.transforms.v2 import functional as tv
 
-from ssl.augment import COLUMNS, View, alike, apply, blur, crop_boxes, crop_resize, draw, philox, uniforms
+from ssl.augment import COLUMNS, View, apply, blur, crop_boxes, crop_resize, draw, philox, same_operations, uniforms
 
 # Numbers from a counter -------------------------------------------------------
 
@@ -359,18 +359,18 @@ def test_groups_of_images_that_need_the_same_give_the_batch(most):
     _, params = draw(4, 0, torch.arange(n), 1, view)
     zero, one = torch.zeros(3), torch.ones(3)
     seen, whole = [], apply(x, params, view, zero, one)
-    for rows, needed, hue_place in alike(params, view, most):
+    for rows, needed, hue_place in same_operations(params, view, most):
         assert 1 <= len(rows) <= most
         seen += rows.tolist()
         part = apply(x[rows], params[rows], needed, zero, one, hue_place)
         assert ((part - whole[rows]).abs() < 1e-4).double().mean() > 0.999
     assert sorted(seen) == list(range(n))
-    *_, last = alike(params, view, 1)
+    *_, last = same_operations(params, view, 1)
     assert last[1].blur_prob == view.blur_prob and last[2] == 3  # sorted by hue's place, then blur
 
 
 def test_a_neutral_group_needs_nothing():
-    ((rows, needed, hue_place),) = alike(parameters(4), EVERYTHING, 100)
+    ((rows, needed, hue_place),) = same_operations(parameters(4), EVERYTHING, 100)
     assert rows.tolist() == [0, 1, 2, 3] and hue_place is None
     assert needed.jitter_prob == needed.grayscale == needed.blur_prob == needed.solarize_prob == 0
     assert needed.vertical_flip == needed.rotation == 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl.augment import View, alike, apply, crop_boxes, crop_resize, draw, to_unit
+from ssl.augment import View, apply, crop_boxes, crop_resize, draw, same_operations, to_unit
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
@@ -203,7 +203,7 @@ def _finish(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tenso
     if pixels.is_cuda:
         return apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
     x = torch.empty(pixels.shape, memory_format=torch.channels_last)
-    for rows, needed, hue_place in alike(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
+    for rows, needed, hue_place in same_operations(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
         piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)
         for row, image in zip(rows.tolist(), piece):  # on a CPU `x[rows] = piece` takes five times as long
             x[row] = image
