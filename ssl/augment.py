@@ -269,8 +269,8 @@ def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Ten
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
     """Turn each image (N, C, H, W) about its centre by its own angle (N,) in degrees, counter-clockwise.
 
-    Bilinear, where torchvision's RandomRotation by default takes the nearest pixel. Pixels from outside the image are 0,
-    black, as there.
+    Bilinear, where torchvision's RandomRotation by default takes the nearest pixel. Pixels from outside the image are
+    0, black, as there.
     """
     height, width = x.shape[2:]
     radians = torch.deg2rad(angle.float())
@@ -305,8 +305,8 @@ def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bo
     """Colour jitter, where every image has its own `order` (N,) of the four operations. Changes `x`.
 
     Brightness, contrast and saturation are blends of the image with a reference: with black, its mean grey, its grey
-    version. Three blends before hue and three after it serve all 24 orders; those that an image's order has on the other
-    side of hue are neutral for it. If all images have hue at the same `place`, three blends are enough.
+    version. Three blends before hue and three after it serve all 24 orders; those that an image's order has on the
+    other side of hue are neutral for it. If all images have hue at the same `place`, three blends are enough.
     """
     color = x.shape[1] == 3
     blends, hue_place = (table[order] for table in _orders(x.device))  # (N, 3), (N,)

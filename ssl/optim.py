@@ -186,8 +186,8 @@ class LAMB(_Layerwise):
         u = m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + weight_decay · p
         p = p - lr · u · ‖p‖ / ‖u‖                                the ratio where both norms are positive
 
-    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the ratio. `foreach` as in
-    `LARS`. Sparse gradients raise `RuntimeError`.
+    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the ratio. `foreach` as
+    in `LARS`. Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(
