@@ -1,6 +1,7 @@
 """torch.hub.load(THIS_FOLDER, "encoder", path=RUN_OR_FILE, source="local"): a pre-trained encoder with its weights."""
 
 from pathlib import Path
+from typing import Any
 
 import ssl
 
@@ -13,13 +14,13 @@ from ssl.checkpoints.restore import restore
 dependencies = ["numpy", "torch", "torchvision", "tqdm", "yaml"]
 
 
-def encoder(path: str, **settings) -> nn.Module:
-    """The encoder of a run folder, encoder.pt, or anybody's file that train.py's `--init` reads, in eval mode.
+def encoder(path: str, **settings: Any) -> nn.Module:
+    """The encoder of a run folder, encoder.pt, or any file that train.py's `--init` reads, in eval mode.
 
-    Images (N, C, H, W), normalised as in its training, -> representations (N, width). It is built as the config.yaml
-    beside the file says, or by the settings given: encoder, encoder_kwargs, stem, image_size, init_format,
-    as in `python evaluate.py --help`. A class that only config.yaml names is not imported unless it is of this
-    project or torchvision. Its `normalisation` is {mean, std} of images in 0..1, None where nothing says so.
+    Images (N, C, H, W), normalised as in its training, -> representations (N, width). `settings` are encoder,
+    encoder_kwargs, stem, image_size and init_format, as in `python evaluate.py --help`; unset ones come from the
+    config.yaml beside the file. A class that only config.yaml names is not imported unless it is of this project or
+    torchvision. The encoder's `normalisation` is {mean, std} for images in 0..1; None where they are not recorded.
     """
     network, source, _ = restore(path, **settings)
     network.normalisation = {"mean": source.mean, "std": source.std}

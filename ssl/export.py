@@ -1,11 +1,11 @@
-"""Write an encoder for other programs, and prove that they compute the same with it.
+"""Write an encoder for other programs, and prove that they compute the same features with it.
 
-`python -m ssl.export RUN_OR_FILE --to safetensors onnx`; RUN_OR_FILE is what `--init` takes. Each file is written
-beside its name, read by the program it is for, and given two fixed images; it takes its name only if the features are
-those of the encoder.
+`python -m ssl.export RUN_OR_FILE --to safetensors onnx`; RUN_OR_FILE is what `--init` takes. Each file is written under
+a temporary name and read by the program it is for. It gets its name only if the features of fixed images are the
+encoder's.
 
 torchvision   encoder.torchvision.pt: resnet50().load_state_dict(torch.load(FILE), strict=False) lacks only fc
-safetensors   encoder.safetensors: no code in it; --init reads it too
+safetensors   encoder.safetensors: holds no code; --init reads it too
 timm          timm/: create_model("local-dir:timm", pretrained=True), or create_model("resnet50", num_classes=0,
               checkpoint_path="timm/model.safetensors"); config.json says the normalisation
 onnx          encoder.onnx: images (batch, C, S, S) -> features (batch, width)
@@ -46,7 +46,7 @@ Target = Literal["torchvision", "safetensors", "timm", "onnx"]
 class Settings:
     """Write an encoder for other programs: python -m ssl.export RUN_OR_FILE --to TARGET ...
 
-    What is unset is as in the run's config.yaml; for a file that stands alone it is a resnet50 for ImageNet's images.
+    Unset values come from the run's config.yaml; a file without one is taken for a resnet50 for ImageNet.
     """
 
     path: str | None = None  # run folder, or a file, ours or of others; may stand first, without --path
@@ -54,16 +54,14 @@ class Settings:
     output_dir: str | None = None  # where the files go; unset: beside the file that was read
     encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
     encoder_kwargs: dict | None = None  # unset: the run's
-    stem: Literal["auto", "imagenet", "small"] | None = (
-        None  # unset: the run's, or by the shapes of its weights, or imagenet
-    )
+    stem: Literal["auto", "imagenet", "small"] | None = None  # unset: the run's, or by the shapes of its weights
     image_size: int | None = None  # side of the images that onnx takes; unset: the run's, or 224
-    init_format: pretrained.Kind | None = None  # insist on what the file is; unset: recognised by its names
+    init_format: pretrained.Kind | None = None  # format of the file; unset: recognised by its names
 
 
 @dataclass
 class Export:
-    """What there is to write: the encoder, where it came from, the arguments of `build_encoder` that made it."""
+    """What is written: the encoder, the source of its weights, the arguments of `build_encoder` that made it."""
 
     encoder: nn.Module
     source: pretrained.Source
@@ -77,14 +75,14 @@ class Export:
         return build_encoder(**self.about)[0].eval()
 
     def normalisation(self) -> dict[str, list[float]]:
-        """{mean, std} that images in 0..1 were normalised with in training; nothing where that was not written down."""
+        """{mean, std} with which images in 0..1 were normalised in training; {} where they are not recorded."""
         found = {"mean": self.source.mean, "std": self.source.std}
-        if not Path(self.source.path).with_name("config.yaml").is_file():  # others' files say nothing
+        if not Path(self.source.path).with_name("config.yaml").is_file():  # other people's files record nothing
             found = {name: found[name] or list(values) for name, values in zip(found, IMAGENET)}
         return found if all(found.values()) else {}
 
     def resnet(self, target: str) -> str:
-        """The name of the torchvision ResNet that it is. Raises `UserError` if it is none as `target` knows them."""
+        """The encoder's name in torchvision. Raises `UserError` if it is no ResNet that `target` knows."""
         name = self.about["name"]
         plain = not self.about["kwargs"] and self.about["channels"] == 3
         if not (plain and isinstance(self.encoder, torchvision.models.ResNet) and "." not in name):
@@ -98,25 +96,25 @@ class Export:
 
 
 def fixed_images(count: int, channels: int, size: int) -> Tensor:
-    """Images (count, channels, size, size) in -2..2, from a counter: the same everywhere."""
+    """Images (count, channels, size, size) in -2..2, made from a counter: the same on every machine."""
     numbers = torch.arange(count * channels * size * size)
     return ((numbers * 2654435761 % 2**32).float() / 2**30 - 2).view(count, channels, size, size)
 
 
 @torch.no_grad()
 def features(network: Callable, export: Export, count: int = 2) -> Tensor:
-    """What `network` makes of the fixed images: (count, width)."""
+    """Features (count, width) of the fixed images by `network`."""
     return network(fixed_images(count, export.about["channels"], export.about["image_size"])).float()
 
 
 def checksum(h: Tensor) -> str:
-    """Five digits that other features are most unlikely to have."""
+    """Five digits, a weighted sum of the features: other features have others."""
     weights = torch.arange(h.numel(), dtype=torch.float64).add(1).cos().view_as(h)
     return f"{(h.double() * weights).sum().item():.5g}"
 
 
 def prove(theirs: Tensor, ours: Tensor, target: str, exactly: bool = True) -> str:
-    """Words for how features agree. Raises `UserError` unless they do: to the bit, or (not `exactly`) to rounding."""
+    """Say how features agree. Raises `UserError` unless they agree to the bit or, if not `exactly`, to 1e-4."""
     if theirs.shape == ours.shape:
         error = ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-12)).item()
         if torch.equal(theirs, ours):
@@ -125,13 +123,13 @@ def prove(theirs: Tensor, ours: Tensor, target: str, exactly: bool = True) -> st
             return f"features equal to {error:.0e}"
     raise UserError(
         f"to: {target} computes other features ({checksum(theirs)}, the encoder {checksum(ours)}); nothing was "
-        "written. Is the installed version of that package one that knows this encoder?"
+        "written. Does the installed version of that package know this encoder?"
     )
 
 
 @contextlib.contextmanager
 def unfinished(path: Path):
-    """A name beside `path` to write at; it becomes `path` at the end, or is gone after an error."""
+    """A temporary name beside `path`. At the end the file is renamed to `path`; after an error it is removed."""
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
@@ -146,7 +144,7 @@ def unfinished(path: Path):
         partial.unlink(missing_ok=True)
 
 
-# Targets: each writes and proves, and returns (what was written, words for the proof) --------
+# Targets: each writes and proves, and returns (path, a sentence on the proof) ---------------
 
 
 def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
@@ -162,7 +160,7 @@ def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
 
     here = Path(export.source.path)
     if here.name == "encoder.pt":
-        return here, f"it is that already: {proof(here)}"
+        return here, f"it has this format already: {proof(here)}"
     target = folder / "encoder.torchvision.pt"
     with unfinished(target) as partial:
         torch_file.save(export.weights(), partial)
@@ -236,14 +234,14 @@ def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"to: onnx: PyTorch cannot export this encoder ({type(error).__name__}: {first})") from None
         run = _onnx_runner(partial)
-        for count in (2, 3):  # another number of images than it was made with
+        for count in (2, 3):  # also another number of images than in the export
             ours = features(export.encoder, export, count)
             words = prove(features(run, export, count), ours, "onnx", exactly=False)
     return target, words
 
 
 def _onnx_runner(path: Path) -> Callable:
-    """images -> features by the ONNX file, as onnxruntime computes them, or onnx's own, slow reference."""
+    """images -> features by the ONNX file: onnxruntime computes them, or else the slow reference of onnx."""
     if importlib.util.find_spec("onnxruntime"):
         import onnxruntime
 
@@ -257,7 +255,7 @@ def _onnx_runner(path: Path) -> Callable:
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the exporter's own remarks on its insides."""
+    """Suppress the log and warnings of PyTorch's exporter."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -276,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = ["--path", *arguments]
     settings, _ = config.parse(Settings, arguments)
     if settings.path is None:
-        raise UserError("path: what is to be exported? python -m ssl.export RUN_OR_FILE --to safetensors")
+        raise UserError("path: name a run folder or a file: python -m ssl.export RUN_OR_FILE --to safetensors")
     torch.manual_seed(0)
     export = Export(
         *restore(
@@ -297,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
     say(f"checksum    {checksum(h)} of its features of two fixed images")
     pixels = " ".join(f"{name} {values}" for name, values in export.normalisation().items())
-    say(f"images      in 0..1, normalised with {pixels or 'what train.py measured on its data'}")
+    say(f"images      in 0..1, normalised with {pixels or 'the mean and std that train.py measured on its data'}")
     for name in dict.fromkeys(settings.to):
         path, words = TARGETS[name](export, folder)
         say(f"{name:<11} {path}: {words}")

@@ -161,7 +161,7 @@ def test_one_channel_is_read_off_the_weights(tmp_path, capsys):
     config.write_yaml(tmp_path / "config.yaml", settings | {"dataset": "array"})
     export.main([str(tmp_path)])
     told = capsys.readouterr().out
-    assert "encoder.safetensors: identical features" in told and "what train.py measured on its data" in told
+    assert "encoder.safetensors: identical features" in told and "that train.py measured on its data" in told
     encoder = torch.hub.load(str(ROOT), "encoder", path=str(tmp_path / "encoder.safetensors"), source="local")
     assert encoder(torch.rand(2, 1, 32, 32)).shape == (2, 16)
 
@@ -378,7 +378,7 @@ def test_the_fixed_images_and_their_checksum_are_the_same_everywhere():
 def test_as_a_command_it_ends_in_one_line(tmp_path):
     done = forked.run("-m", "ssl.export", "nowhere")
     assert done.returncode == 2 and done.stderr == "export: error: nowhere: no such file or run folder\n"
-    for arguments, words in (([], "what is to be exported"), (["x", "--to", "tensorflow"], "none of torchvision")):
+    for arguments, words in (([], "name a run folder or a file"), (["x", "--to", "tensorflow"], "none of torchvision")):
         with pytest.raises(UserError, match=words):
             export.main(arguments)
 

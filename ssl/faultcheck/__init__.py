@@ -1,1 +1,1 @@
-"""A command: kill, stop and damage a small run on this machine, and compare the weights."""
+"""A command that kills, stops and damages a small run on this machine, and compares the weights."""

@@ -1,10 +1,10 @@
-"""Kill, stop and damage a small run here, on this machine, and see whether it ends in the same weights.
+"""A command: kill, stop and damage a small run on this machine, and check that it ends in the same weights.
 
 python -m ssl.faultcheck --output_dir DIR
 
-For before a job of a week: a few minutes with this machine's disks, launcher and GPUs. DIR should
-be where the job will write. A small run of train.py is made once undisturbed, then once for every trial;
-each must end in the undisturbed run's weights and optimizer, bit for bit.
+Run it before a job of a week: it takes a few minutes and tests this machine's disks, launcher and GPUs. DIR should be on
+the disk where the job will write. A small run of train.py is made once undisturbed, then once for each trial. Each must
+end in the undisturbed run's weights and optimizer, bit for bit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ssl.errors import UserError, one_line_errors
 from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, make_images, ranks
 
 # Trials -------------------------------------------------------------------------------
-# Each does something to a run, lets it finish, and says in words what it did.
+# Each disturbs a run, lets it finish, and says what it did.
 
 
 def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
@@ -45,13 +45,14 @@ def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
 
 
 def wait(run: SmallRun, step: int, process: subprocess.Popen) -> None:
+    """Wait until the run has trained up to `step`. Raises `UserError` if it ends before."""
     if not run.wait_for_step(step, process):
         run.finish(process)
         raise UserError(f"the run ended before step {step}: {run.last_words()}")
 
 
 def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
-    """A signal to the launcher; the run must leave by itself, saved."""
+    """Send a signal to the launcher; the run must save and end by itself."""
     process = run.launch()
     wait(run, chance.randint(5, STEPS // 2), process)
     left = [process.pid, *descendants(process.pid)]
@@ -63,11 +64,11 @@ def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
     if status.get("state") != "preempted" or status["saved_step"] != status["step"]:
         raise UserError(f"after {signal.Signals(number).name} status.json says {status}")
     run.finished()
-    return f"{signal.Signals(number).name} at step {status['step']}: saved and left in {took:.1f} s"
+    return f"{signal.Signals(number).name} at step {status['step']}: saved and ended in {took:.1f} s"
 
 
 def disk_full(run: SmallRun, chance: random.Random) -> str:
-    """No file may grow beyond half a checkpoint: as on a full disk, but for this run alone."""
+    """Let no file of this run grow beyond half a checkpoint, as on a full disk."""
     process = run.launch()
     wait(run, chance.randint(5, 15), process)
     kill(process.pid, signal.SIGTERM)
@@ -78,13 +79,13 @@ def disk_full(run: SmallRun, chance: random.Random) -> str:
     if run.finish(process) == 0 or run.step() != STEPS:
         raise UserError(f"with a full disk the run went to step {run.step()} and did not end with an error")
     if torch_file.load(torch_file.kept(run.folder)[0])["step"] != saved:
-        raise UserError("with a full disk the last checkpoint was not left alone")
+        raise UserError("with a full disk the last checkpoint was changed")
     run.finished()
-    return f"full from step {saved}: trained to the end, said so, and saved when there was room"
+    return f"full from step {saved}: trained to the end, ended with an error, and saved when there was room"
 
 
 def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
-    """The newest checkpoint is damaged; the one before it must be taken."""
+    """Damage the newest checkpoint; the run must continue from the one before."""
     process = run.launch()
     wait(run, chance.randint(12, STEPS // 2), process)
     kill(process.pid, signal.SIGTERM)
@@ -94,12 +95,13 @@ def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
     run.finished()
     if "set aside as" not in run.printed():
         raise UserError("the damaged checkpoint was not named")
-    return f"checkpoint of step {step} {how}: named, and the one before it taken"
+    return f"checkpoint of step {step} {how}: named, and the one before it used"
 
 
 def damage(path: Path, how: str, chance: random.Random) -> None:
+    """Damage a file of `torch.save` as `how` says: "with a flipped bit", "cut short" or "emptied"."""
     content = bytearray(path.read_bytes())
-    if how == "with a flipped bit":  # in what is read: what only fills the gaps matters to nobody
+    if how == "with a flipped bit":  # of a tensor: a bit of the padding would change nothing
         with zipfile.ZipFile(path) as records:
             largest = records.read(max(records.infolist(), key=lambda record: record.file_size))
         content[content.index(largest) + chance.randrange(len(largest))] ^= 1 << chance.randrange(8)
@@ -114,6 +116,7 @@ def damage(path: Path, how: str, chance: random.Random) -> None:
 
 
 def trials(kills: int, chance: random.Random) -> dict[str, Callable[[SmallRun], str]]:
+    """{name: a function that disturbs a run and says what it did}."""
     return {
         "ranks killed": lambda run: killed(run, chance, kills, "rank"),
         "launcher killed": lambda run: killed(run, chance, 2, "launcher"),
@@ -126,7 +129,7 @@ def trials(kills: int, chance: random.Random) -> dict[str, Callable[[SmallRun], 
 
 
 def surroundings(folder: Path) -> str:
-    """How fast a file is safe on this disk, and what room loader workers have to hand over batches."""
+    """The time to flush a file to this disk, and the shared memory that loader workers have for their batches."""
     began = time.monotonic()
     with open(folder / "probe", "wb") as file:
         file.write(os.urandom(64 << 20))
@@ -151,7 +154,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder, on the disk the job will use")
     parser.add_argument("--processes", type=int, default=2, help="1 to 8, as torchrun's --nproc_per_node (default 2)")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of ranks in one run (default 5)")
-    parser.add_argument("--seed", type=int, help="of the moments of all faults (default: drawn, and printed)")
+    parser.add_argument("--seed", type=int, help="decides the moments of all faults (default: drawn, and printed)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
     if options.processes not in (1, 2, 4, 8):
@@ -159,7 +162,7 @@ def parse() -> argparse.Namespace:
     if not 1 <= options.kills <= STEPS:
         raise UserError(f"kills: {options.kills} is not in 1..{STEPS}")
     if options.output_dir.exists():
-        raise UserError(f"output_dir: {options.output_dir} is there already; faultcheck wants a folder of its own")
+        raise UserError(f"output_dir: {options.output_dir} exists already; name a new folder")
     return options
 
 
@@ -201,7 +204,7 @@ def main() -> None:
     say("\n" + table(rows))
     if failed:
         raise UserError(f"{failed} of {len(chosen)} trials failed; their runs are in {options.output_dir}")
-    say("\nwhatever befell it, the run ended in the same weights")
+    say("\nafter every trial the run ended in the same weights")
 
 
 if __name__ == "__main__":

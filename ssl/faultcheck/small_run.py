@@ -1,4 +1,4 @@
-"""A run of train.py of seconds, for whoever wants to do something to it: ssl.faultcheck and the tests."""
+"""Launch, watch and compare a run of train.py that takes seconds; ssl.faultcheck and the tests disturb it."""
 
 import contextlib
 import hashlib
@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,21 +22,21 @@ from ssl.sources.shapes import render
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 IMAGES = 96
-STEPS = 48  # of a run: two epochs of 24 steps on one process, sixteen of 3 on eight
-TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # of metrics.jsonl: differ from run to run
-PATIENCE = 300  # seconds that a launch may take
+STEPS = 48  # of a run: 2 epochs of 24 steps on one process, 16 epochs of 3 steps on eight
+TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # values of metrics.jsonl that differ from run to run
+PATIENCE = 300  # seconds until a launch counts as hanging
 
 
 @dataclass
 class SmallRun:
-    """How to launch a small run in `folder`, and what became of it. What it prints is in the file FOLDER.log."""
+    """How to launch a small run in `folder`, and how to look at it. Its output is in the file FOLDER.log."""
 
     folder: Path
     images: Path
     processes: int = 2
     options: dict[str, object] = field(default_factory=dict)  # settings of train.py, over those below
     launcher: list[str] = field(default_factory=list)  # more arguments of torchrun
-    script: Path = TRAIN  # or one that does something to train.py first
+    script: Path = TRAIN  # or one that patches train.py first
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -43,7 +44,7 @@ class SmallRun:
         return self.folder.with_name(self.folder.name + ".log")
 
     def launch(self, **popen) -> subprocess.Popen:
-        """Start it, or continue it. `popen` are options of Popen."""
+        """Start the run, or continue it. `popen` are options of Popen."""
         command = [sys.executable]
         if self.processes > 1 or self.launcher:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
@@ -78,7 +79,7 @@ class SmallRun:
             )
 
     def finish(self, process: subprocess.Popen | None = None) -> int:
-        """Wait for a launch, a new one where none is given, and return its exit status; `UserError` if it hangs."""
+        """Wait for `process`, or for a new launch, and return its exit status. Raises `UserError` if it hangs."""
         process = process or self.launch()
         try:
             return process.wait(PATIENCE)
@@ -91,19 +92,19 @@ class SmallRun:
                 process.wait()
 
     def finished(self) -> None:
-        """Launch it, and `UserError` where that does not finish the run."""
+        """Launch the run. Raises `UserError` unless that finishes it."""
         if self.finish() != 0 or self.status().get("state") != "finished":
             raise UserError(f"the run did not finish: {self.last_words()}")
 
     def step(self) -> int:
-        """The last step in metrics.jsonl; 0 where there is none yet."""
+        """The last step in metrics.jsonl; 0 while there is none."""
         try:
             return json.loads((self.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
         except (OSError, ValueError, IndexError):
             return 0
 
     def wait_for_step(self, step: int, process: subprocess.Popen) -> bool:
-        """Whether the launch trained up to `step`; it may also end before."""
+        """Wait until the launch has trained up to `step`. Returns False if it ends before."""
         began = time.monotonic()
         while process.poll() is None and time.monotonic() - began < PATIENCE:
             if self._mark() != self.before and self.step() >= step:
@@ -112,7 +113,7 @@ class SmallRun:
         return False
 
     def _mark(self) -> tuple | None:
-        """Changes when a launch begins to train: metrics.jsonl then drops the steps that were lost."""
+        """A value that changes when a launch begins to train: it then rewrites metrics.jsonl."""
         with contextlib.suppress(OSError):
             found = (self.folder / "metrics.jsonl").stat()
             return found.st_ino, found.st_mtime_ns
@@ -133,7 +134,7 @@ class SmallRun:
         return (errors or lines or ["it said nothing"])[-1][:300]
 
     def digest(self, metrics: bool = True) -> str:
-        """A checksum of everything a run ends in: weights, optimizer, step, and each logged step's loss and rates."""
+        """A checksum of the run's end: weights, optimizer, step and, with `metrics`, every line of metrics.jsonl."""
         state = torch_file.load(self.folder / "checkpoint.pt")
         sha = hashlib.sha256()
         for part in ("model", "optimizer", "scaler", "step"):
@@ -144,7 +145,7 @@ class SmallRun:
         return sha.hexdigest()
 
 
-def _feed(sha, value) -> None:
+def _feed(sha: Any, value: object) -> None:
     if isinstance(value, Tensor):
         sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
@@ -160,7 +161,7 @@ def _feed(sha, value) -> None:
 
 
 def make_images(folder: Path) -> Path:
-    """IMAGES small JPEGs, large enough that loader workers read them."""
+    """Write IMAGES JPEGs, large enough to need loader workers."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, pixels in enumerate(render(torch.arange(IMAGES) % 10, 72, seed=0)):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{i:03}.jpg")
@@ -181,7 +182,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def ranks(process: subprocess.Popen) -> list[int]:
-    """The trainers' processes, the eldest first; loader workers are their children."""
+    """The processes of the ranks, the oldest first. Loader workers are their children."""
     children = sorted(pid for pid in descendants(process.pid) if _stat(pid)[1] == process.pid)
     return children if "torch.distributed.run" in process.args else [process.pid]
 
@@ -192,7 +193,7 @@ def kill(pid: int, number: int) -> None:
 
 
 def gone(pids: list[int], patience: float = 90.0) -> None:
-    """Wait until none of the processes is left; `UserError` for an orphan."""
+    """Wait until all processes have ended. Raises `UserError` if one stays."""
     end = time.monotonic() + patience
     while alive := [pid for pid in pids if _stat(pid)[0] not in "ZX"]:
         if time.monotonic() > end:
@@ -201,7 +202,7 @@ def gone(pids: list[int], patience: float = 90.0) -> None:
 
 
 def _stat(pid: int | str) -> tuple[str, int]:
-    """(state, parent) of a process; X, dead, where there is none."""
+    """(state, parent) of a process; state X, dead, where there is none."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
         return state, int(parent)
