@@ -3,8 +3,8 @@
 python -m ssl.faultcheck --output_dir DIR
 
 Run it before a job of a week: it takes a few minutes and tests this machine's disks, launcher and GPUs. DIR should be
-on the disk where the job will write. A small run of train.py is made once undisturbed, then once for each trial. Each must
-end in the undisturbed run's weights and optimizer, bit for bit.
+on the disk where the job will write. A small run of train.py is made once undisturbed, then once for each trial. Each
+must end in the undisturbed run's weights and optimizer, bit for bit.
 """
 
 import argparse
