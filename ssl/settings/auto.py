@@ -1,6 +1,6 @@
-"""Settings that say `auto`: what the published runs took for such a batch, image size and number of images.
+"""The numbers that `auto` stands for: those of published runs with such a batch, image size and number of images.
 
-Pure functions; the reason for a value comes with it. Sources: the authors' table of learning rates for 300 epochs of
+Pure functions. Each value comes with its reason. Sources: the authors' table of learning rates for 300 epochs of
 Barlow Twins on ImageNet (facebookresearch/barlowtwins, issue 7), and solo-learn's published settings for smaller sets.
 """
 
@@ -11,16 +11,16 @@ from ssl.errors import UserError
 
 # Global batch: learning rate before scaling with batch / 256.
 BARLOW_TWINS_LR = ((128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (4096, 0.2))
-# Images: epochs, of CIFAR, ImageNet-100 and the short form of ImageNet.
+# Number of images: epochs. CIFAR, ImageNet-100, and ImageNet with its short schedule.
 EPOCHS = ((50_000, 1000), (126_689, 400), (1_281_167, 100))
-WARMUP = 10  # epochs, of the published runs of 100 and more
+WARMUP = 10  # epochs, in the published runs of 100 epochs and more
 LARGE_SET = 400_000  # images, midway (as a factor) between ImageNet-100 and ImageNet
-SMALL_IMAGE = 64  # pixels: up to here views are not blurred
+SMALL_IMAGE = 64  # pixels: views of at most this size are not blurred
 BLUR = {"simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}  # view 1 and view 2; other methods: as BYOL, [1.0, 0.1]
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
-    """The value at `x` > 0 of the line through `points` over the logarithm of x; beyond their ends, that of the end."""
+    """The value at `x` > 0 between `points` (x, y), linear in log x; outside them the value of the nearest one."""
     x = min(max(x, points[0][0]), points[-1][0])
     for (x0, y0), (x1, y1) in zip(points, points[1:]):
         if x == x1:
@@ -36,7 +36,7 @@ def learning_rate(global_batch: int) -> float:
 
 
 def epochs(images: int) -> int:
-    """Passes over so many images, by tens: what sets of that size are published with."""
+    """Passes over so many images, rounded to tens, as in published runs on sets of that size."""
     return 10 * round(math.exp(interpolate(images, [(n, math.log(length)) for n, length in EPOCHS])) / 10)
 
 
@@ -47,12 +47,12 @@ def projector(method: str, images: int) -> str:
 
 
 def blur_prob(method: str, image_size: int) -> list[float]:
-    """Of view 1 and view 2."""
+    """The probabilities of view 1 and view 2."""
     return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR.get(method, [1.0, 0.1])
 
 
 def warmup(asked: float | str, epochs: int, schedule: str) -> float:
-    """Epochs of warm-up: what is asked for; of auto a tenth of the run, WARMUP at most."""
+    """Epochs of warm-up: `asked`, or for auto a tenth of the run, at most WARMUP."""
     if asked != "auto":
         return asked
     tenth = min(epochs / 10, WARMUP)
@@ -60,13 +60,13 @@ def warmup(asked: float | str, epochs: int, schedule: str) -> float:
 
 
 def shorten_warmup(settings, origin: dict[str, str]) -> None:
-    """Where the epochs were shortened and the warm-up was not, by who shortened them, it is auto.
+    """Set the warm-up to auto where it is not shorter than the run, and whoever set the epochs did not set it.
 
-    A warm-up on the command line, or beside the epochs in one file, is meant as it is.
+    A warm-up from the command line, or from the same file as the epochs, stays.
     """
     length, ramp = settings.epochs, settings.warmup_epochs
-    meant = origin["warmup_epochs"] in ("command line", origin["epochs"])
-    if "auto" not in (length, ramp) and 0 < length <= ramp and not meant:
+    deliberate = origin["warmup_epochs"] in ("command line", origin["epochs"])
+    if "auto" not in (length, ramp) and 0 < length <= ramp and not deliberate:
         settings.warmup_epochs = "auto"
 
 
@@ -81,14 +81,14 @@ def settle(settings, global_batch: int, images: int) -> dict[str, tuple[object, 
 def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
     """{name: (value, reason)} of the settings that are 'auto', and of no others.
 
-    Raises `UserError` for a learning rate that the table does not speak of.
+    Raises `UserError` where the learning rate is auto and the table has none for this method and optimizer.
     """
     method, size = settings["method"], settings["image_size"]
     known = (method, settings["optimizer"], settings["lr_scaling"]) == ("barlow_twins", "lars", "linear")
     if settings["lr"] == "auto" and not known:
         raise UserError(
-            "lr: auto, which the recipe or you ask for, is known of barlow_twins with optimizer lars and "
-            "lr_scaling linear; pass --lr"
+            "lr: auto is known only for method barlow_twins with optimizer lars and lr_scaling linear, and the recipe "
+            "or the command line asks for it with others; pass --lr"
         )
     found: dict[str, tuple[object, str]] = {}
     if settings["lr"] == "auto":

@@ -1,10 +1,13 @@
-"""Settings: a dataclass in the script <-> YAML <-> the command line.
+"""Settings of a script, a dataclass, read from YAML files and the command line.
 
-Layers, later ones win: the dataclass's defaults, then `--config FILE` or, where none is named,
-the recipe of the method and data set, of a file with `rows` the one that `--row N` chooses,
-`--key value`. A named file is the whole recipe, unless it says what it extends: `extends: FILE`,
-a path as seen from the file, or `extends: auto`, the recipe of the method and data set. One
-function, `coerce`, checks values from every source. The comment behind a field is its help text.
+A later layer overrides an earlier one:
+1. the defaults of the dataclass,
+2. the file of `--config FILE`, or without it the recipe of the method and data set,
+3. if the file has `rows`: the row that `--row N` chooses,
+4. `--key value` on the command line.
+
+A file can extend another: `extends: FILE` (a path relative to the file), or `extends: auto`, the recipe of the method
+and data set. `coerce` checks the values of every layer. The comment behind a field is its help text.
 """
 
 import dataclasses
@@ -24,13 +27,13 @@ from ssl.console import say, table
 from ssl.errors import UserError
 from ssl.settings.hints import hint, word_for
 
-LARGEST_FILE = 100_000  # bytes; settings are written by people
-DEEPEST = 50  # how many brackets may stand in each other
+LARGEST_FILE = 100_000  # bytes
+DEEPEST = 50  # levels of nested brackets
 LONGEST = 5  # files, each of which extends the next
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without its traps: 1e-3 is a number, no and 12:30 are words, a key stands once."""
+    """YAML without its traps: 1e-3 is a number, `no` and 12:30 are words, and a key may not be set twice."""
 
     depth = 0
 
@@ -58,7 +61,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back as it was: the word 1e-3 is quoted, a repeated list stands there twice."""
+    """Writes values so that `_Loader` reads them back: the word 1e-3 is quoted, a repeated list is written twice."""
 
     def ignore_aliases(self, data):
         return True
@@ -87,7 +90,7 @@ def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file. Raises `UserError` naming the file for anything else."""
     path = Path(path)
     try:
-        if not path.is_file():  # nor a pipe, which would be waited for
+        if not path.is_file():  # reading a pipe would wait for its writer
             raise UserError(f"{path}: cannot read this settings file (it is not there, or no ordinary file)")
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a settings file")
@@ -125,7 +128,8 @@ def coerce(value, kind, where: str):
     """`value` as type `kind`, or a `UserError` that begins with `where`.
 
     Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...], `X | None` and
-    `X | Literal["auto"]`. An integer is a fine float; nothing else changes its type, and numbers must be finite.
+    `X | Literal["auto"]`. An integer becomes a float, and a number a word, where that is the kind; no other value
+    changes its type. Numbers must be finite.
     """
     if _plain(kind) is not kind:
         other = type(None) if value is None else AUTO if value == "auto" else None
@@ -151,14 +155,14 @@ def coerce(value, kind, where: str):
     if kind is int and abs(value) > 2**64:
         raise UserError(f"{where}: an integer of {len(str(value))} digits is too large")
     if kind is str and not _could_name_a_file(value):
-        raise UserError(f"{where}: {value!r} holds what no file name can")
+        raise UserError(f"{where}: {value!r} has characters that no file name can have")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{where}: {value!r} is not a finite number")
     return value
 
 
 def _could_name_a_file(word: str) -> bool:
-    """Most words are paths sooner or later, and the system calls stumble over NUL and lone surrogates."""
+    """Whether a word has neither NUL nor lone surrogates: most words become paths, and the system refuses those."""
     try:
         return b"\0" not in os.fsencode(word)
     except UnicodeEncodeError:
@@ -175,7 +179,7 @@ _ARTICLE = {
 
 
 def _check(values: dict, cls, where: str) -> dict:
-    """Every key known, every value of its field's type."""
+    """`values` coerced to the types of the fields of `cls`. Raises `UserError` for an unknown name or a wrong value."""
     kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in kinds:
@@ -187,7 +191,7 @@ def _check(values: dict, cls, where: str) -> dict:
 
 
 def chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
-    """A settings file and, before it, those that it extends; and whether the first of them says `extends: auto`."""
+    """(path, values) of a settings file and, before it, of those that it extends; whether the first extends auto."""
     files: list[tuple[str, dict]] = []
     while True:
         try:
@@ -202,15 +206,15 @@ def chain(path: str) -> tuple[list[tuple[str, dict]], bool]:
         if len(files) == LONGEST:
             raise UserError(
                 f"{files[-1][0]}: extends: {' extends '.join(where for where, _ in reversed(files))} extends {path}; "
-                f"at most {LONGEST} files may do so, and none may come back to itself"
+                f"a chain has at most {LONGEST} files, and no file may extend itself"
             )
 
 
 def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], bool]:
-    """The layers in a settings file, later ones win, and whether the recipe of method and data set lies under them.
+    """(layers of a settings file, the last wins; whether the recipe of method and data set lies under them).
 
-    They are the files that it extends, what its rows share and, if it has `rows`, the one that is asked for. Raises
-    `UserError` for a mistake in any file or row, and unless one is chosen of a file that has rows.
+    The layers are the files that it extends, the file without its rows and, if it has `rows`, the chosen one. Raises
+    `UserError` for a mistake in any file or row, and where a file has rows and none is chosen.
     """
     files, on_recipe = chain(path)
     shared = files[-1][1]
@@ -224,14 +228,14 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
             raise UserError(f"command line: row: {path} has no rows to choose from")
         return layers, on_recipe
     if "row" not in typing.get_type_hints(cls):
-        raise UserError(f"{path}: holds rows of settings to choose from, which this script does not do")
+        raise UserError(f"{path}: has rows of settings, but this script has no --row to choose one")
     if not isinstance(rows, list) or not rows or not all(isinstance(values, dict) and values for values in rows):
         raise UserError(f"{path}: rows: expected a list of mappings like - {{lr: 0.1}}")
     rows = [(f"{path} row {number}", values) for number, values in enumerate(rows, 1)]
     rows = [(where, _check(values, cls, where)) for where, values in rows]
     for where, values in layers + rows:
         if values.keys() & {"row", "config"}:
-            raise UserError(f"{where}: row and config are chosen on the command line")
+            raise UserError(f"{where}: row and config can only be set on the command line")
     if row is None or not 1 <= row <= len(rows):
         say(_rows_table([values for _, values in rows]))
         wrong = "" if row is None else f"row {row} is not there; "
@@ -292,10 +296,9 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
 def parse(cls, arguments: list[str] | None = None, recipe=None):
     """The settings of a script, and where each came from.
 
-    `recipe` is a function from the values set so far to the path of the recipe under them, or
-    None; it is called where no file is named, or one that says `extends: auto`. Returns
-    (settings, origin): origin maps each field to 'default', a file, 'FILE row N' or 'command
-    line', and in the order in which they won. `--help` prints the manual and exits.
+    `recipe` maps the values set so far to the path of the recipe under them, or None. It is called if no file is named,
+    or one that says `extends: auto`. Returns (settings, origin). origin maps each field to 'default', a file,
+    'FILE row N' or 'command line'; the fields that were set last come last. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -321,25 +324,25 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         values[field.name], origin[field.name] = default, "default"
     for where, layer in layers:
-        came_together = origin.get("encoder_kwargs") == origin.get("encoder") != "default"
-        if came_together and layer.get("encoder", values.get("encoder")) != values.get("encoder"):
-            layer = {"encoder_kwargs": {}} | layer  # those below are another encoder's
+        encoder_changes = layer.get("encoder", values.get("encoder")) != values.get("encoder")
+        if encoder_changes and origin["encoder"] != "default" and origin["encoder"] == origin.get("encoder_kwargs"):
+            layer = {"encoder_kwargs": {}} | layer  # those so far came with the encoder that is replaced
         values.update(layer)
         lay_over(origin, layer, where)
     return cls(**values), origin
 
 
 def lay_over(origin: dict[str, str], names: Iterable[str], where: str) -> None:
-    """Have `origin` say that `names` are from `where`, and after all others: so it names its sources in their order."""
+    """Record that `where` has set `names`, later than all others: the order of `origin` is that of the layers."""
     for name in names:
         origin.pop(name)
         origin[name] = where
 
 
 def manual(cls) -> str:
-    """What --help prints: the settings of a class with their comments, as written there and in its base classes.
+    """The text of --help: the settings of a class and of its base classes, with the comments in their source.
 
-    The class's own settings come first. One that a base class has, too, stands among those of the base class.
+    The class's own settings come first. A setting that a base class also has stands among those of the base class.
     """
     kinds, found = typing.get_type_hints(cls), {}
     bases = [part for base in cls.__bases__ for part in reversed(base.__mro__)]
@@ -360,7 +363,7 @@ def manual(cls) -> str:
 
 def _help_line(name: str, default: str, comment: str, kind) -> str:
     listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
-    default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as one would type it
+    default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as typed on the command line
     choices = _choices(kind)
     comment = f"{comment} ({choices})" if choices else comment
     return f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]"

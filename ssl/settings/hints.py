@@ -1,6 +1,6 @@
-"""What an unknown setting or value may mean: a name of another script, or of another project.
+"""Hints for unknown settings and values: the name of another script's setting, or of another project's.
 
-The names of other projects are also those of docs/from-other-projects.md.
+docs/from-other-projects.md lists the same names of other projects.
 """
 
 import ast
@@ -12,7 +12,7 @@ from ssl.errors import nearest
 
 SCRIPTS = ("train.py", "evaluate.py", "finetune.py")
 
-# Ours: theirs, with _ for -. A name with two meanings stands twice; the setting that a script has is meant.
+# Our name: names in other projects, with _ for -. A name with two meanings stands twice; the script's setting is meant.
 NAMES = {
     "method": "ssl_model model.name",
     "dataset": "data.dataset",
@@ -79,7 +79,7 @@ NAMES = {
 # Settings of another script of ours: what a script without them may have instead.
 OF_OTHER_SCRIPTS = {"init": "model_path"}
 
-# Names that have no counterpart here: why.
+# Names without a counterpart here: why.
 WITHOUT = {
     "num_sanity_val_steps": "nothing is tried out before training",
     "le_model.val_batch_size": "it changes no number",
@@ -97,12 +97,12 @@ WORDS = {
 
 
 def hint(name: str, settings: Iterable[str]) -> str:
-    """The end of an error about `name`, which is none of `settings`: what is meant, or a name that is like it."""
+    """The end of an error about `name`, an unknown setting: the one of `settings` that may be meant."""
     settings = list(settings)
     if scripts := _scripts_with(name):
         here = f"; here that is {OF_OTHER_SCRIPTS[name]!r}" if OF_OTHER_SCRIPTS.get(name) in settings else ""
         return f"; it is a setting of {scripts}{here}"
-    if name.startswith("ssl_model."):  # dal-toolbox's code says ssl_model., its document says model.
+    if name.startswith("ssl_model."):  # dal-toolbox's code has ssl_model., its documents have model.
         name = name.removeprefix("ssl_")
     if name in WITHOUT:
         return f"; here is no such setting, {WITHOUT[name]}"
@@ -120,7 +120,7 @@ def hint(name: str, settings: Iterable[str]) -> str:
 
 
 def word_for(value, words: Iterable) -> str:
-    """The end of an error about `value`, which is none of `words`: the one that is meant, or that is like it."""
+    """The end of an error about `value`, an unknown word: the one of `words` that may be meant."""
     for ours in words:
         if str(value).lower() in WORDS.get(ours, "").split():
             return f"; did you mean {ours!r}?"
@@ -128,10 +128,10 @@ def word_for(value, words: Iterable) -> str:
 
 
 def _scripts_with(setting: str) -> str:
-    """'train.py and finetune.py': the scripts that have this setting, read from their source."""
+    """'train.py and finetune.py': the scripts that have this setting, by their source."""
     shared, found = _classes(Path(__file__).with_name("shared.py")), []
     for script in SCRIPTS:
-        with contextlib.suppress(OSError):  # ssl/ may be there without the scripts
+        with contextlib.suppress(OSError):  # ssl/ may be copied without the scripts
             classes = shared | _classes(Path(__file__).parents[2] / script)
             found += [script] if setting in _fields("Settings", classes) else []
     return " and ".join(found)
@@ -143,7 +143,7 @@ def _classes(path: Path) -> dict[str, ast.ClassDef]:
 
 
 def _fields(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
-    """The fields of a class, its base classes' among them."""
+    """The fields of a class and of its base classes."""
     if name not in classes:
         return set()
     own = {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}

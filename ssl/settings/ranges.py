@@ -1,4 +1,4 @@
-"""What the numbers among the settings may be. A name means the same in every script."""
+"""The ranges of the numbers among the settings. A name means the same in every script."""
 
 import os
 
@@ -21,7 +21,7 @@ SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
 def check(settings) -> None:
-    """Raise `UserError` for a number that cannot be, whatever the others are; unset ones pass."""
+    """Raise `UserError` for a number outside its range. Unset numbers pass."""
     probabilities = [name for name in vars(settings) if name.endswith("_prob")]
     for names, holds, expected in (
         (AT_LEAST_1, lambda value: value >= 1, "must be at least 1"),
@@ -42,7 +42,7 @@ def check(settings) -> None:
         raise UserError(f"value_range: expected black < white, got {values[0]:g} and {values[1]:g}")
     _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
     for name in ("momentum", "linear_momentum"):
-        _refuse(settings, name, lambda value: value >= 1, "must be below 1, or steps would grow for ever")
+        _refuse(settings, name, lambda value: value >= 1, "must be below 1, or the steps would grow without end")
     _refuse(settings, "val_fraction", lambda share: not 0 < share < 1, "is not between 0 and 1")
     _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
     _refuse(
@@ -54,7 +54,7 @@ def check(settings) -> None:
 
 
 def check_training(settings) -> None:
-    """Raise `UserError` for settings that no training can have: too few images a process, warm-up without an end."""
+    """Raise `UserError` for settings that no training can use: a batch of one image, a warm-up as long as the run."""
     if settings.batch_size < 2:
         raise UserError(
             f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
@@ -78,6 +78,6 @@ def _refuse(settings, name: str, wrong, words: str) -> None:
 
 
 def _values(settings, name: str) -> list:
-    """The numbers of a setting: none where it is unset, or still `auto`, or no setting of this script."""
+    """The numbers of a setting: none where it is unset or `auto`, or where this script does not have it."""
     value = getattr(settings, name, None)
     return [] if value in (None, "auto") else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""Settings that several scripts have. A script's Settings inherit them, and override a line where they differ."""
+"""Settings that several scripts have. The Settings of a script inherit them and override the fields that differ."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass
 class DataSettings:
-    """Which images. What finetune.py and evaluate.py are not told, they take from the run (`inherit.fill`)."""
+    """Which images. finetune.py and evaluate.py take unset values from the run's config.yaml (`inherit.fill`)."""
 
     # Images
     dataset: str | None = None  # shapes, CIFAR10/100, SVHN, STL10, ImageNet(50/100/200), isic2019, slides, folder, …
@@ -53,7 +53,7 @@ class LabelSettings(ImageSettings):
 
 @dataclass
 class EncoderSettings:
-    """The encoder of finetune.py and evaluate.py: what is unset is read from the weights."""
+    """The encoder of finetune.py and evaluate.py. Unset values are read from the run or from the weights."""
 
     # Encoder
     encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
@@ -88,7 +88,7 @@ class MachineSettings:
 
 @dataclass
 class TrainingSettings(MachineSettings):
-    """How train.py and finetune.py compute, and what they keep to continue from."""
+    """How train.py and finetune.py compute, and their run folder."""
 
     # Machine
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
@@ -103,20 +103,11 @@ class TrainingSettings(MachineSettings):
     keep_checkpoints: int = 2  # how many of the newest stay
 
 
-# May differ between a run and its continuation: these settings of both trainings do not change what is learnt.
-FREE_TO_CHANGE = {field.name for field in dataclasses.fields(TrainingSettings)} | {
-    "config",
-    "row",
-    "data_dir",
-    "csv",
-    "image_column",
-    "group_column",
-    "split_column",
-    "splits_folder",
-    "test_slides",
-    "download",
-    "max_bad_fraction",
-    "preload",
-    "init",
-    "batch_size",  # the global batch must stay
-}
+# Settings that may differ between a run and its continuation, as they do not change what is learnt. (The global batch
+# is compared on its own.)
+FREE_TO_CHANGE = {field.name for field in dataclasses.fields(TrainingSettings)} | set(
+    """
+    config row data_dir csv image_column group_column split_column splits_folder test_slides download max_bad_fraction
+    preload init batch_size
+    """.split()
+)

@@ -118,7 +118,7 @@ def test_any_command_line_is_settings_or_one_clear_error(arguments):
 
 def test_a_word_that_is_no_path_is_refused_before_it_is_one(tmp_path):
     (tmp_path / "a.yaml").write_text(r'output_dir: "a\0b"' + "\n")
-    with pytest.raises(UserError, match=r"output_dir: .* holds what no file name can"):
+    with pytest.raises(UserError, match=r"output_dir: .* has characters that no file name can have"):
         config.parse(train.Settings, ["--config", str(tmp_path / "a.yaml")])
 
 

@@ -232,7 +232,7 @@ def test_a_file_below_may_ask_for_the_recipe_of_the_data_set(tmp_path):
 @pytest.mark.parametrize(
     "files, expected",
     [
-        ({"top": "extends: top.yaml"}, "at most 5 files may do so, and none may come back to itself"),
+        ({"top": "extends: top.yaml"}, "a chain has at most 5 files, and no file may extend itself"),
         ({"top": "extends: b.yaml", "b": "extends: top.yaml"}, "top.yaml extends"),
         ({"top": "extends: 1.yaml"} | {str(i): f"extends: {i + 1}.yaml" for i in range(1, 9)}, "at most 5 files"),
         ({"top": "extends: none.yaml"}, "none.yaml: cannot read this settings file"),
@@ -307,7 +307,7 @@ def test_without_a_row_the_rows_are_shown_to_choose_from(tmp_path, capsys):
     [
         ("- {lr: 1}\n  - {lrr: 2}", "rows.yaml row 2: unknown setting 'lrr'; did you mean 'lr'?"),
         ("- {lr: 1}\n  - {epochs: many}", "rows.yaml row 2: epochs: 'many' is not an integer"),
-        ("- {lr: 1}\n  - {row: 1}", "row 2: row and config are chosen on the command line"),
+        ("- {lr: 1}\n  - {row: 1}", "row 2: row and config can only be set on the command line"),
         ("- {lr: 1}\n  - {rows: 1}", "row 2: unknown setting 'rows'"),
         ("- {lr: 1}\n  - 3", "rows: expected a list of mappings"),
         ("- {lr: 1}\n  - {}", "rows: expected a list of mappings"),

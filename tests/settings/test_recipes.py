@@ -334,8 +334,8 @@ def test_the_published_recipe_says_nothing_auto_and_the_table_agrees_with_it():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--method", "simclr", "--lr", "auto"], "lr: auto, which the recipe or you ask for, is known of barlow_twins"),
-        (["--optimizer", "sgd", "--lr", "auto"], "is known of barlow_twins with optimizer lars .*; pass --lr"),
+        (["--method", "simclr", "--lr", "auto"], "lr: auto is known only for method barlow_twins"),
+        (["--optimizer", "sgd", "--lr", "auto"], "only for method barlow_twins with optimizer lars .*; pass --lr"),
         (["--lr", "automatic"], "'automatic' is not a number"),
         (["--lr", "null"], "None is not a number"),
         (["--epochs", "autos"], "'autos' is not an integer"),
