@@ -1,4 +1,4 @@
-"""Images that cannot be shown: replaced by others in training, listed, counted alike on every rank, and limited."""
+"""The list of images that cannot be read. All ranks agree on it, and it has a limit."""
 
 import contextlib
 import json
@@ -9,15 +9,15 @@ from ssl.distributed import gather_objects, is_main
 from ssl.errors import UserError, one_line
 from ssl.files import json_lines, write_text
 
-LEAST = 10  # so many are always allowed: a small folder with one ruined file is no catastrophe
+LEAST = 10  # bad images are always allowed: one damaged file may not stop the training on a small folder
 
 
 class BadImages:
-    """The bad images of a run, and bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
+    """The bad images of a run, and the file bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
 
-    `known`, path to reason, are those that a run which is continued had met. Ranks meet different
-    files. `agree` brings them together, so that every rank stops at the same step when more than
-    `max_fraction` of `total` images, and more than 10, are bad.
+    `known` maps path to reason: what the run had met before it was continued. Ranks meet different files. `agree`
+    exchanges them, so that every rank stops at the same step when more than `max_fraction` of `total` images, and more
+    than 10, are bad.
     """
 
     def __init__(self, folder: Path, total: int, max_fraction: float, known: dict[str, str]):
@@ -35,9 +35,9 @@ class BadImages:
         self.met.update(bad)
 
     def agree(self) -> int:
-        """How many all ranks have met so far; every rank must call this at the same step.
+        """The number of bad images that all ranks have met so far. Every rank must call this at the same step.
 
-        Raises `UserError`, on all of them, where that is too many.
+        Raises `UserError` on all ranks if there are too many.
         """
         everyone = {path: reason for met in gather_objects(self.met) for path, reason in met.items()}
         new = {path: reason for path, reason in sorted(everyone.items()) if path not in self.known}
@@ -50,7 +50,7 @@ class BadImages:
         return len(self.known)
 
     def _write(self) -> None:
-        """The whole list, or none of it: where the disk is full it is written another time."""
+        """Write the whole list. If the disk is full, the next call writes it."""
         lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.listed.items()]
         with contextlib.suppress(OSError):
             write_text("".join(lines), self.file)

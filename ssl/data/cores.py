@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy."""
+"""How many CPU cores this process may use."""
 
 import contextlib
 import os
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def auto_workers() -> int:
-    """Loader workers for this process: the cores it may use, shared among the machine's processes."""
+    """The number of loader workers of this process: the usable cores, divided by the processes of this machine."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process and its siblings may keep busy: by affinity, by its container's quota, by Slurm's grant."""
+    """The cores that the processes of this job may use: by affinity, container quota and Slurm."""
     cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
     with contextlib.suppress(OSError, ValueError):  # version 2: 'max 100000' or '200000 100000'
         quota, period = (cgroups / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""A file -> the numbers of its pixels, upright, as they are stored -> RGB. Right, or a `BadImage` that says why."""
+"""An image file is decoded into pixels: upright, as stored or in RGB. A file that cannot be read is a `BadImage`."""
 
 import contextlib
 import io
@@ -20,16 +20,16 @@ from torch import Tensor
 from ssl.data import tiff
 from ssl.errors import UserError, one_line
 
-# What a file may be, whatever its name says: Pillow looks at the content, and for PostScript would start ghostscript.
+# The formats that are read. The content counts, not the name. (For PostScript Pillow would start ghostscript.)
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 LARGEST_FILE = 1 << 30  # bytes
-LARGEST_IMAGE = 200_000_000  # pixels, read from the header: a file that claims more is not decoded
-Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower, and from half of it on it warns
+LARGEST_IMAGE = 200_000_000  # pixels: a file whose header claims more is not decoded
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a little lower
 
 Reduction = Callable[[int, int], int]  # (height, width) -> 1, 2, 4 or 8
-Range = tuple[float, float]  # the numbers that are black and white
+Range = tuple[float, float]  # the values that are black and white
 
-# What to do with stored rows, by EXIF orientation, to have them upright.
+# By EXIF orientation: what makes stored rows upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -39,14 +39,14 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: x.swapaxes(0, 1)[::-1],
 }
-LYING = (5, 6, 7, 8)  # height and width are exchanged
+LYING = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class BadImage(UserError):
-    """A file that cannot be shown: its `path`, and the `reason`."""
+    """An image that cannot be read: its `path` and the `reason`."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(path, reason)  # both, so that it can be sent between processes
+        super().__init__(path, reason)  # both, so that it can be pickled
         self.path, self.reason = str(path), reason
 
     def __str__(self) -> str:
@@ -59,17 +59,16 @@ def decode(
     held: bytes | None = None,
     value_range: Range | None = None,
 ) -> Tensor:
-    """The image at `path`, whose bytes may be `held` already, as (3, H, W) uint8, upright and in RGB.
+    """The image at `path` as (3, H, W) uint8, upright and in RGB. `held` are the bytes of the file, if known already.
 
-    Grey, palette and CMYK are converted; transparency is laid on white; EXIF orientation is obeyed; the first
-    page or frame of several is taken. Unsigned grey of up to 16 bits is taken over the whole range of its type.
-    With `value_range` (low, high) low is black and high is white, and the result is uint16 over its whole range.
+    Grey, palette and CMYK are converted. Transparent pixels become white. EXIF orientation is applied. Of several pages
+    or frames the first is read. Unsigned grey of up to 16 bits is scaled from the whole range of its type. With
+    `value_range` (low, high) low is black, high is white, and the result is uint16 over its whole range.
 
-    `reduction(height, width)`, called with the size of the upright image, says by how much (1,
-    2, 4 or 8) the caller could do with a smaller one; a JPEG is then decoded at ceil(size / that),
-    which takes a fraction of the time (not with a `value_range`). Raises `BadImage` for what cannot be read: truncated,
-    empty, none of FORMATS, over LARGEST_IMAGE pixels or LARGEST_FILE bytes, a kind of TIFF that is not
-    read, numbers whose range is not known or that leave it.
+    `reduction(height, width)` is called with the size of the upright image. It returns 1, 2, 4 or 8: how much smaller
+    an image is enough for the caller. A JPEG is then decoded at ceil(size / that), which is much faster (not with a
+    `value_range`). Raises `BadImage` for a file that is truncated, empty, none of FORMATS, over LARGEST_IMAGE pixels
+    or LARGEST_FILE bytes, or a kind of TIFF that is not read, and for values of an unknown range or outside the range.
     """
     found = stored(path, reduction, held, whole=value_range is not None)
     try:
@@ -82,7 +81,7 @@ def decode(
 
 
 def content(path: str | Path) -> bytes:
-    """The bytes of the file. From these Pillow cannot take more memory than there are, whatever a header claims."""
+    """The bytes of the file. Pillow reads from them, so a header that claims too much cannot make it take memory."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise BadImage(path, "is no ordinary file")
@@ -99,9 +98,9 @@ def content(path: str | Path) -> bytes:
 class Stored:
     """The numbers of an upright image: grey (H, W) of any type, or RGB (H, W, 3) uint8.
 
-    `kind` is in words. `most` is the largest number that the type can hold; None for signed, floating and 32-bit
-    numbers, which nobody uses over their whole range. `exact`: they are as in the file, neither converted to 8 bits
-    nor scaled.
+    `kind` describes them for messages. `most` is the largest number of the type; it is None for signed, floating-point
+    and 32-bit numbers, which images do not use over their whole range. `exact`: they are as in the file, neither
+    converted to 8 bits nor scaled.
     """
 
     numbers: np.ndarray
@@ -110,7 +109,7 @@ class Stored:
     exact: bool
 
     def eight_bits(self) -> np.ndarray:
-        """As uint8, of the whole range of the type. Raises `ValueError` where that is not what is meant."""
+        """As uint8, scaled from the whole range of the type. Raises `ValueError` for a type without a known range."""
         if self.most is None:
             raise ValueError(
                 f"has {self.kind}, here from {self.numbers.min():g} to {self.numbers.max():g}, without a known range; "
@@ -119,31 +118,31 @@ class Stored:
         return self.numbers if self.most == 255 else _to_eight_bits(self.most)[self.numbers]
 
     def scaled(self, value_range: Range) -> np.ndarray:
-        """As uint16, `value_range` becoming 0..65535. Raises `ValueError` for what it does not fit."""
+        """As uint16: `value_range` becomes 0..65535. Raises `ValueError` for numbers outside it."""
         if not self.exact:
-            raise ValueError(f"has {self.kind}, of which value_range cannot be taken; save it as an array (.npy, .npz)")
+            raise ValueError(f"has {self.kind}, so --value_range cannot be used; save it as an array (.npy, .npz)")
         require_fitting(self.kind, self.most, value_range)
         return scaled(self.numbers, value_range)
 
 
 def require_fitting(kind: str, most: int | None, value_range: Range) -> None:
-    """Raise `ValueError` for a `value_range` that numbers from 0 to `most` cannot use."""
+    """Raise `ValueError` for a `value_range` that is not in 0..`most`."""
     low, high = value_range
     if most is not None and not 0 <= low < high <= most:
-        raise ValueError(f"has {kind}, 0 to {most}, which --value_range {low:g} {high:g} goes beyond")
+        raise ValueError(f"has {kind}, 0 to {most}; --value_range {low:g} {high:g} goes beyond them")
 
 
 def scaled(numbers: np.ndarray, value_range: Range) -> np.ndarray:
-    """`numbers` (H, …) of any type as uint16, `value_range` (low, high) becoming 0..65535.
+    """`numbers` (H, …) of any type as uint16: `value_range` (low, high) becomes 0..65535.
 
-    Raises `ValueError` where one is outside, or is not a number.
+    Raises `ValueError` if a number is outside the range or NaN.
     """
     low, high = value_range
     least, largest = numbers.min(), numbers.max()
     if not (low <= least and largest <= high):  # NaN, too
         raise ValueError(f"its numbers, from {least:g} to {largest:g}, leave --value_range {low:g} {high:g}")
     result = np.empty(numbers.shape, np.uint16)
-    for start in range(0, len(numbers), 256):  # eight bytes a number, of few rows at a time
+    for start in range(0, len(numbers), 256):  # few rows at a time, as float64 takes eight bytes a number
         rows = numbers[start : start + 256].astype(np.float64)
         result[start : start + 256] = np.rint((rows - low) * (65535 / (high - low)))
     return result
@@ -161,8 +160,8 @@ def _to_eight_bits(most: int) -> np.ndarray:
 def stored(
     path: str | Path, reduction: Reduction | None = None, held: bytes | None = None, whole: bool = False
 ) -> Stored:
-    """The numbers of the image at `path`. `reduction`, `held` and what is raised as of `decode`; `whole`: it is not
-    reduced, whatever the caller could do with."""
+    """The numbers of the image at `path`. `reduction`, `held` and errors as in `decode`; with `whole` the image is
+    never reduced."""
     with opened(path, held) as (image, tags):
         exact = _is_exact(image, tags)
         if not isinstance(image, JpegImageFile):
@@ -172,7 +171,7 @@ def stored(
             width, height = image.size
             factor = reduction(*((width, height) if turn in LYING else (height, width)))
             if factor > 1 and not whole:
-                image.draft(None, (width // factor, height // factor))  # for JPEG alone it does anything
+                image.draft(None, (width // factor, height // factor))  # does nothing except for a JPEG
         image.load()
         numbers, most = _numbers(image, tags)
         kind = {255: "8-bit", 65535: "16-bit"}.get(most, "float") + " pixels" if exact else "pixels changed in reading"
@@ -184,7 +183,7 @@ def stored(
 def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.Image, tiff.Tiff | None]]:
     """Pillow's image of a file, not loaded and without needless metadata, and its tags if it is a TIFF.
 
-    Whatever goes wrong, also with what is done with them, is raised as `BadImage`.
+    Every error, also one inside the `with` block, is raised as `BadImage`.
     """
     tags = None
     try:
@@ -207,21 +206,21 @@ def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.
         if tags is None:
             raise BadImage(path, f"its content is none of {', '.join(FORMATS)}") from None
         raise BadImage(path, f"is a TIFF of {tags}, which is not read; save it as PNG, or as an array (.npy)") from None
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and others
         reason = one_line(str(error).replace(str(path), "it"))
         what = "cannot be read as an image" if tags is None else f"is a TIFF of {tags} that cannot be read"
         raise BadImage(path, f"{what} ({type(error).__name__}: {reason})") from None
 
 
 def has_pages(path: str | Path) -> bool:
-    """Whether a file has pages or frames that are not read. Raises `BadImage`."""
+    """Whether a file has more pages or frames than the first. Raises `BadImage`."""
     with opened(path) as (image, tags):
         return tags.pages if tags else image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
 
 
 def _needed_chunks(data: bytes) -> bytes:
-    """A PNG without the chunks that its pixels do not need, which Pillow would refuse it for where they are too large
-    or damaged; any other file as it is."""
+    """A PNG without the chunks that its pixels do not need: Pillow refuses the file if one of them is damaged or too
+    large. Other files as they are."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     kept, place, view = [data[:8]], 8, memoryview(data)
@@ -235,7 +234,7 @@ def _needed_chunks(data: bytes) -> bytes:
 
 
 def _is_needed(kind: bytes, chunk: memoryview) -> bool:
-    """Whether a PNG's pixels need this ancillary chunk, and it is whole: transparency, frames, orientation."""
+    """Whether an ancillary chunk of a PNG is whole and about transparency, frames or orientation."""
     texts = kind in (b"tEXt", b"zTXt", b"iTXt") and len(chunk) < 65536
     if not (
         kind in (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")
@@ -249,14 +248,14 @@ def _orientation(image: Image.Image, tags: tiff.Tiff | None) -> int:
     """EXIF orientation, 1 where it is not known or cannot be read."""
     if tags is not None:
         return tags.value(tiff.ORIENTATION, 1)
-    with contextlib.suppress(Exception):  # whatever is wrong with the metadata
+    with contextlib.suppress(Exception):  # damaged metadata
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if isinstance(found, int) else 1
     return 1
 
 
 def _is_exact(image: Image.Image, tags: tiff.Tiff | None) -> bool:
-    """Whether the numbers that Pillow gives for an image, which is not loaded yet, are those of the file."""
+    """Whether Pillow gives the numbers of the file unchanged, for an image that is not loaded yet."""
     if image.mode[0] in "IF" and image.format != "PPM":
         return True
     if tags:
@@ -267,7 +266,7 @@ def _is_exact(image: Image.Image, tags: tiff.Tiff | None) -> bool:
 
 
 def _numbers(image: Image.Image, tags: tiff.Tiff | None) -> tuple[np.ndarray, int | None]:
-    """The numbers of a loaded image, not turned, and `most`, as of `Stored`."""
+    """(numbers of a loaded image, not turned; `most`, as in `Stored`)."""
     if tags and tags.number == "int" and tags.bits == 8:
         return np.asarray(image).view(np.int8), None
     if image.mode[0] not in "IF":

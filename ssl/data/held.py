@@ -1,4 +1,4 @@
-"""The images of a data set in a file of memory that the processes and workers of a machine share."""
+"""The images of a data set in memory that all processes and workers of a machine share."""
 
 import mmap
 import os

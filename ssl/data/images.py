@@ -1,4 +1,4 @@
-"""Images: many of them, wherever they are, under one face."""
+"""`Images`: the images of a data set, with labels, wherever they are: in memory, in an array, or in files."""
 
 import contextlib
 import os
@@ -15,8 +15,11 @@ from ssl.data.stack import Stack
 
 
 class Paths(Sequence):
-    """Paths in one array of bytes. A worker that is forked shares it, where reading a list of a million strings
-    would copy them into each worker, 155 MB: Python writes a reference count beside every string it looks at."""
+    """Paths in one array of bytes, which forked workers share.
+
+    A list of a million strings would be copied into each worker as it is read, 155 MB: Python writes a reference count
+    beside every string.
+    """
 
     def __init__(self, paths: Iterable[str]):
         encoded = [os.fsencode(path) for path in paths]
@@ -27,7 +30,7 @@ class Paths(Sequence):
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        start, end = self.ends[:-1][index], self.ends[1:][index]  # raises IndexError where a list would
+        start, end = self.ends[:-1][index], self.ends[1:][index]  # IndexError as from a list
         return os.fsdecode(self.bytes[start:end].tobytes())
 
     def __eq__(self, other) -> bool:
@@ -36,14 +39,16 @@ class Paths(Sequence):
 
 @dataclass(frozen=True)
 class Images:
-    """N images: `resident` (N, C, H, W), or `paths`, or `stored` in a file (N, C, H, W), or a `pool` (P, C, H, W)
-    shown over and over. They are uint8, or uint16 over its whole range: those of some array files, and all of a data
-    set with a `value_range` (low, high), the numbers of its files that are black and white.
+    """N images. They are in one of four places: `resident` (N, C, H, W) in memory, files at `paths`, an array `stored`
+    (N, C, H, W), or a `pool` (P, C, H, W) whose images are repeated.
 
-    labels (N,) int64, -1 unlabelled. `groups` (N,) says which images belong together (of one patient, lesion, slide),
-    None where that is not known. `named`: a table gave the files' names, so one name is one image wherever it lies.
-    `held`: what the files hold, already in memory (`preload.hold`).
-    `bad` holds (path, reason) of files that were left out since they cannot be read.
+    Pixels are uint8 or uint16, over the whole range of the type; uint16 in some array files and wherever a
+    `value_range` (low, high) is set: the numbers in the files that are black and white.
+
+    labels: (N,) int64, -1 for none. groups: (N,) which images belong together (of one patient, lesion or slide); None
+    where that is not known. named: a table gave the names of the files, so one name is one image in any folder.
+    held: the content of the files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out,
+    as they cannot be read.
     """
 
     name: str
@@ -64,12 +69,12 @@ class Images:
 
     @property
     def channels(self) -> int:
-        """Of every image. Files of images are decoded to RGB."""
+        """Channels of every image. Image files are decoded to RGB."""
         held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
         return 3 if held is None else held.shape[1]
 
     def pixels(self, index: int, reduction: Reduction | None = None) -> Tensor:
-        """Image `index` as (C, H, W); `reduction` and `BadImage`, which it may raise, as of `decode`."""
+        """Image `index` as (C, H, W). `reduction` as in `decode`. Raises `BadImage`."""
         if self.held is not None:
             return self.held.pixels(index, self.paths[index], reduction)
         if self.paths is not None:
@@ -77,14 +82,14 @@ class Images:
         held = self.resident if self.stored is None else self.stored
         pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
         if reduction is not None:
-            reduction(*pixels.shape[1:])  # whoever asks learns the size by this; these pixels stay as they are
+            reduction(*pixels.shape[1:])  # tells the caller the size; the pixels are not reduced
         return pixels
 
     def sample_name(self, index: int) -> str:
         return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
 
     def fingerprint(self, root: str | None) -> str:
-        """Which images these are: number and checksum, of names below `root` or else of labels and some pixels."""
+        """The number of images and a checksum: of names below `root`, or of labels and some pixels."""
         if self.paths is None:
             seen = zlib.crc32(self.labels.numpy().tobytes())
             for index in evenly_spaced(len(self), 50):
@@ -95,7 +100,7 @@ class Images:
         return f"{len(self)} images, names {zlib.crc32(os.fsencode(names)):08x}"
 
     def label_checksum(self) -> str:
-        """Changes with the labels, or with the names of the classes."""
+        """A checksum of the labels and the names of the classes."""
         return f"{zlib.crc32(os.fsencode('|'.join(self.classes)), zlib.crc32(self.labels.numpy().tobytes())):08x}"
 
     def subset(self, indices: Tensor) -> "Images":
@@ -111,5 +116,5 @@ class Images:
 
 
 def evenly_spaced(count: int, most: int) -> range:
-    """At most `most` of `count` indices, evenly spread."""
+    """At most `most` of `count` indices, evenly spaced."""
     return range(0, count, max(1, -(-count // most)))

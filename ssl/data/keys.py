@@ -1,6 +1,7 @@
-"""Keys of images: 64 bits that are the same on any machine and in any run, of a name, of a file or of pixels.
+"""Keys of images: 64 bits, the same on any machine and in any run, of a name, of a file or of pixels.
 
-`cut` decides by them which images are the test split. `learnt` recognises by them what weights have learnt from.
+`cut` chooses the images of the test split by their keys. `learnt_from` recognises by them the images that weights have
+learnt from.
 """
 
 import os
@@ -14,10 +15,10 @@ import torch
 
 from ssl.data.images import Images
 
-SECRET = b"self-supervised learning"  # never change it: every cut would be another, and no record would be recognised
-SOURCES = "prepared_from.pt"  # in a folder made by ssl.data.prepare: names, and the files that the copies were made of
-BLOCK = 4096  # bytes of a file that are read at its beginning, middle and end
-THREADS, PART = 16, 500  # threads that read files, which mostly wait for the disk, and files that one takes at a time
+SECRET = b"self-supervised learning"  # never change it: every test split would change, and no record would match
+SOURCES = "prepared_from.pt"  # file in a folder made by ssl.data.prepare: keys of the names and of the original files
+BLOCK = 4096  # bytes that are read at the beginning, middle and end of a file
+THREADS, PART = 16, 500  # threads, which mostly wait for the disk; files that a thread takes at a time
 
 
 def key(content: bytes) -> int:
@@ -26,7 +27,7 @@ def key(content: bytes) -> int:
 
 
 def of_words(words: Iterable[str]) -> np.ndarray:
-    """(N,) uint64; words that Unicode holds to be the same (NFC) have one key."""
+    """(N,) uint64. Words that are equal in Unicode's form NFC have the same key."""
     plain = (word if word.isascii() else unicodedata.normalize("NFC", word) for word in words)
     return np.array([key(word.encode("utf-8", "surrogateescape")) for word in plain], np.uint64)
 
@@ -37,8 +38,8 @@ def names(paths: Sequence[str], root: str | None) -> list[str]:
 
 
 def of_pixels(data: Images) -> np.ndarray:
-    """(N,) uint64, of the pixels of images that are held in memory or in an array, of whatever value range; grey ones
-    as the same in RGB."""
+    """(N,) uint64, of the pixels of images in memory or in an array, without regard to their value range. A grey image
+    has the key of the same image in RGB."""
     found = np.empty(len(data), np.uint64)
     for index in range(len(data)):
         stored = data.stored is not None
@@ -49,12 +50,12 @@ def of_pixels(data: Images) -> np.ndarray:
 
 
 def of_files(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, of a file's size and three blocks of it, or all of a small one; 0 where it cannot be read."""
+    """(N,) uint64, of a file's size and three blocks of it, or all of a small file; 0 if it cannot be read."""
     return _in_threads(_of_file, paths)
 
 
 def of_sizes(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, of a file's own name and size, without opening it; 0 where it is not there."""
+    """(N,) uint64, of a file's own name and size, without opening it; 0 if it is not there."""
     return _in_threads(_of_size, paths)
 
 

@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and how many others there are."""
+"""The image files below a folder, and the number of the other files."""
 
 import os
 from collections import Counter
@@ -7,45 +7,28 @@ from pathlib import Path
 
 from ssl.errors import one_line
 
-# The extensions of the formats that are read (FORMATS of the decoder).
-EXTENSIONS = {
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".apng",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".pfm",
-}
-# What systems and programs leave among images. Hidden files and folders, as ._1.jpg and .thumbnails, are junk too.
-JUNK = {
-    "@eadir",
-    "#recycle",
-    "__macosx",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-    "thumbs.db",
-    "desktop.ini",
-}
-MOST_KINDS = 5  # of other files, in one line
+# The extensions of decode.FORMATS.
+EXTENSIONS = set(
+    """
+    .jpg .jpeg .jpe .jfif .png .apng .tif .tiff .webp .gif .bmp .ppm .pgm .pbm .pnm .pfm
+    """.split()
+)
+# Names, in lower case, of files and folders that operating systems and programs leave among images.
+JUNK = {"system volume information"} | set(
+    """
+    @eadir #recycle __macosx $recycle.bin lost+found thumbs.db desktop.ini
+    """.split()
+)
+MOST_KINDS = 5  # kinds of other files that one line names
 
 
 def is_junk(name: str) -> bool:
+    """Whether the name is of a hidden file or folder, such as ._1.jpg, or one of JUNK."""
     return name.startswith(".") or name.lower() in JUNK
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Whether a file of this name counts as an image, by its extension."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not is_junk(name)
 
 
@@ -55,7 +38,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path) -> tuple[list[Path], Counter]:
-    """(`list_images`, number of the other files by kind). Junk is in neither."""
+    """(`list_images`, number of other files by kind). Junk is in neither."""
     images, others = [], Counter()
     for path in _files(folder):
         if not is_image(path.name):
@@ -72,7 +55,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def not_read(others: Counter) -> str:
-    """'412 files were not read: 400 .heic, 12 without extension'; nothing where there are none."""
+    """'412 files were not read: 400 .heic, 12 without extension'; '' if there are none."""
     if not others:
         return ""
     ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))

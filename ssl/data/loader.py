@@ -1,8 +1,7 @@
-"""Batches of pixels on the training device: from files by workers, or from memory.
+"""Batches of views on the training device, made from files by workers, or from images in memory.
 
-Which index is at which place of which global batch depends on (seed, epoch) alone; how a
-view looks, on (seed, epoch, index, view) alone. So processes, workers, batch size and a
-resume change nothing a model could notice.
+Which image is at which place of which global batch depends only on (seed, epoch). How a view looks depends only on
+(seed, epoch, index, view). So the number of processes and workers and a resume change nothing that a model sees.
 """
 
 import atexit
@@ -22,14 +21,16 @@ from ssl.data.worker import Batch, PlainFiles, TrainingFiles
 from ssl.distributed import begin_worker, rank, world_size
 from ssl.errors import UserError
 
+RESTARTS = 3  # how often killed workers are replaced in a run
+
 
 def training_batches(
     data: Images, views: list[View], order: Order, start: int, stop: int, workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of optimizer steps start..stop-1, `order.accumulate` to a step.
+    """This rank's micro-batches of optimizer steps start..stop-1, `order.accumulate` for each step.
 
-    One iterator for the whole run: workers are started once. A file that cannot be shown is
-    replaced by another (`stand_in`). Raises `UserError` where a dozen in a row cannot be.
+    One iterator serves the whole run, so workers are started once. Another image replaces a file that cannot be read
+    (`stand_in`). Raises `UserError` if a dozen replacements in a row cannot be read.
     """
     if data.resident is not None:
         yield from _resident_batches(data, views, order, start, stop, device)
@@ -40,7 +41,7 @@ def training_batches(
 
 
 def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the GPU, each copied on a stream of its own while the step before it computes."""
+    """Batches on the GPU. Each is copied on a second stream while the step before it computes."""
     stream = torch.cuda.Stream(device)
     ahead = None
     for batch in batches:
@@ -54,7 +55,7 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Ba
 
 
 def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
-    """Let the current stream wait for the copy, and keep the copy's memory until that stream is done with it."""
+    """The batch, once the current stream has waited for the copy. Its memory is kept until that stream has used it."""
     current = torch.cuda.current_stream()
     current.wait_event(event)
     for tensor in [batch.index, batch.labels, *(part for view in batch.views for part in view)]:
@@ -62,7 +63,9 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     return batch
 
 
-def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch]:
+def _resident_batches(
+    data: Images, views: list[View], order: Order, start: int, stop: int, device: torch.device
+) -> Iterator[Batch]:
     pixels, kind = data.resident.to(device), data.resident.dtype
     if kind == torch.uint16:
         pixels = pixels.view(torch.int16)  # which index_select takes on every device
@@ -85,12 +88,12 @@ def _resident_batches(data, views, order, start, stop, device) -> Iterator[Batch
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device. From memory that is not pinned a GPU would first end all it was asked to do before."""
+    """`x` on the device. It is pinned, as a copy from other memory waits until the GPU has done all earlier work."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.device) -> Iterator[Batch]:
-    """The items of `files` at `keys`, in order. Workers that were killed are started again where they stood."""
+    """The items of `files` at `keys`, in order. If a worker is killed, new workers continue at the next item."""
     done, restarts = 0, 0
     while done < len(keys):
         loader = DataLoader(
@@ -106,12 +109,12 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
         processes = getattr(batches, "_workers", [])
 
         def end_workers(processes=processes) -> None:
-            for process in processes:  # deaf to the SIGTERM that PyTorch and multiprocessing would send, then wait for
+            for process in processes:  # PyTorch and multiprocessing would send SIGTERM, which workers ignore, and wait
                 process.kill()
 
         atexit.register(end_workers)
         if workers and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise wherever the trainer is
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises in the midst of the training
         try:
             for batch in batches:
                 if isinstance(batch, UserError):
@@ -119,19 +122,19 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
                 done += 1
                 yield batch
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # A worker's connections break a moment before it can be seen to be dead.
+            # The connections of a worker break shortly before its process has ended.
             dead = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
             if not dead:
                 raise
             restarts += 1
             if restarts > RESTARTS:
                 raise UserError(
-                    f"workers: loader processes were killed {restarts} times ({str(error).splitlines()[0]}); most "
-                    "often there is too little memory, or too little of it in /dev/shm. Pass fewer --workers, then the "
-                    "same command"
+                    f"workers: loader processes were killed {restarts} times ({str(error).splitlines()[0]}); the usual "
+                    "reason is too little memory, or too little space in /dev/shm. Run the same command with fewer "
+                    "--workers"
                 ) from None
             print(
-                f"*** rank {rank()}: {len(dead)} of {workers} loader workers died, and are started again ***",
+                f"*** rank {rank()}: {len(dead)} of {workers} loader workers died; new ones are started ***",
                 flush=True,
             )
         finally:
@@ -139,7 +142,33 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
             atexit.unregister(end_workers)
 
 
-RESTARTS = 3  # a worker killed once in a while is bad luck, more often it is too little memory
+def finish(batch: Batch, views: list[View], mean: Tensor, std: Tensor) -> list[Tensor]:
+    """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
+
+    A CPU takes small groups of images that need the same operations. A GPU takes the whole batch: the host would have
+    to wait for the GPU to see the parameters.
+    """
+    return [_finish(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
+
+
+def _finish(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
+    if pixels.is_cuda:
+        return apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
+    x = torch.empty(pixels.shape, memory_format=torch.channels_last)
+    for rows, needed, hue_place in same_operations(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
+        piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)
+        for row, image in zip(rows.tolist(), piece):  # on a CPU `x[rows] = piece` takes five times as long
+            x[row] = image
+    return x
+
+
+def _at_a_time(numbers: int, device: torch.device) -> int:
+    """How many images of `numbers` values an operation takes at once.
+
+    On a CPU 2 MiB of floats: they stay near the cache, and the allocator keeps the memory between steps (giving it back
+    to the system costs as much as the steps). A GPU takes all.
+    """
+    return 1 << 40 if device.type == "cuda" else max(1, (2 << 20) // (4 * numbers))
 
 
 # Judging ------------------------------------------------------------------------
@@ -148,13 +177,13 @@ RESTARTS = 3  # a worker killed once in a while is bad luck, more often it is to
 def plain_batches(
     data: Images, size: int, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, list[int], dict[int, tuple[str, str]]]]:
-    """Every image once, in order, un-augmented: (this rank's pixels (n, C, size, size) in 0..1, all ranks' n, bad).
+    """Every image once, in order, not augmented: (this rank's pixels (n, C, size, size) in 0..1, n of all ranks, bad).
 
-    A file that cannot be shown is black, and `bad` names it: {row: (path, reason)}.
+    A file that cannot be read is black, and `bad` names it: {row: (path, reason)}.
 
-    A batch is `batch_size` × world size consecutive images; at the end ranks may hold fewer, or
-    none. Large images: short side to size · 256/224, then the central square (the published
-    protocol); small ones: resized whole.
+    A batch is `batch_size` × world size consecutive images; at the end ranks may hold fewer, or none. Of large images
+    the short side is resized to size · 256/224, and the central square is cut out (the published protocol). Small
+    images in memory are resized whole.
     """
     slices, counts = _even_slices(len(data), batch_size)
     if data.resident is not None:
@@ -172,39 +201,10 @@ def plain_batches(
 
 
 def _even_slices(total: int, batch_size: int) -> tuple[list[slice], list[list[int]]]:
-    """Consecutive slices of 0..total-1 for this rank, and each batch's row counts on all ranks."""
+    """(this rank's slice of 0..total-1, numbers of rows on all ranks) of every batch."""
     slices, counts = [], []
     for start in range(0, total, batch_size * world_size()):
         edges = [min(start + r * batch_size, total) for r in range(world_size() + 1)]
         slices.append(slice(edges[rank()], edges[rank() + 1]))
         counts.append([stop - begin for begin, stop in zip(edges, edges[1:])])
     return slices, counts
-
-
-def _at_a_time(numbers: int, device: torch.device) -> int:
-    """How many images of so many numbers to take through an operation's many steps at once.
-
-    On a CPU 2 MiB of floats: near the cache, and memory that the allocator keeps from step to step
-    instead of giving it back to the system, which costs as much as the steps. A GPU takes all.
-    """
-    return 1 << 40 if device.type == "cuda" else max(1, (2 << 20) // (4 * numbers))
-
-
-def finish(batch: Batch, views: list[View], mean: Tensor, std: Tensor) -> list[Tensor]:
-    """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
-
-    On a CPU in small groups of images that need the same operations. A GPU
-    takes the batch whole: to look at its parameters, the CPU would have to wait for it.
-    """
-    return [_finish(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
-
-
-def _finish(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
-    if pixels.is_cuda:
-        return apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
-    x = torch.empty(pixels.shape, memory_format=torch.channels_last)
-    for rows, needed, hue_place in same_operations(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
-        piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)
-        for row, image in zip(rows.tolist(), piece):  # on a CPU `x[rows] = piece` takes five times as long
-            x[row] = image
-    return x

@@ -1,4 +1,4 @@
-"""Masks of slides: images that hold a region code a pixel, and the tables that say which class a code is."""
+"""Masks of slides: images with a region code in every pixel, and the tables that give the class of every code."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ LARGEST_CODE = 65535
 
 
 def read_codes(path: Path, code_column: str, class_column: str) -> tuple[list[str], dict[int, int]]:
-    """(class names in the order of the table, class number of every code). Raises `UserError` for what is neither."""
+    """(class names in the order of the table, {code: class number}). Raises `UserError` for a wrong code or name."""
     classes: dict[str, int] = {}
     table: dict[int, int] = {}
     for row, (code, name) in enumerate(read_table(path, [code_column, class_column]), 1):
@@ -32,7 +32,7 @@ def read_codes(path: Path, code_column: str, class_column: str) -> tuple[list[st
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The codes (H, W) of a mask. Raises `UserError` where colours are not codes."""
+    """The codes (H, W) of a mask. Raises `UserError` for an image of colours."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             codes = np.asarray(image)
@@ -46,14 +46,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def label(codes: np.ndarray, table: dict[int, int], path: Path) -> np.ndarray:
-    """Class numbers (H, W) uint16 of codes (H, W)."""
+    """The class numbers (H, W) uint16 of codes (H, W). Raises `UserError` for a code that `table` does not have."""
     if codes.min() < 0 or codes.max() > LARGEST_CODE:
         raise UserError(f"masks: {path} holds codes outside 0 to {LARGEST_CODE}")
-    parts = np.array_split(codes, codes.size // 2**24 + 1)  # bincount copies what it counts into 8 bytes a pixel
+    parts = np.array_split(codes, codes.size // 2**24 + 1)  # bincount makes a copy of 8 bytes a pixel
     present = sum(np.bincount(part.ravel(), minlength=LARGEST_CODE + 1) for part in parts).nonzero()[0]
     unknown = [code for code in present.tolist() if code not in table]
     if unknown:
-        raise UserError(f"codes: {path} holds codes that the table has not: {', '.join(map(str, unknown[:10]))}")
+        raise UserError(f"codes: {path} has codes that are not in the table: {', '.join(map(str, unknown[:10]))}")
     numbers = np.zeros(LARGEST_CODE + 1, np.uint16)
     numbers[list(table)] = list(table.values())
     return numbers[codes]

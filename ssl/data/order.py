@@ -1,4 +1,4 @@
-"""Which image stands at which place of which global batch: by (seed, epoch) alone, and by the labels if balanced."""
+"""Which image is at which place of which global batch. It depends on (seed, epoch), and on the labels if balanced."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +13,13 @@ from ssl.errors import UserError
 
 @dataclass(frozen=True)
 class Order:
-    """The sequence of global batches: every epoch its own permutation of `count` images, the rest dropped.
+    """The sequence of global batches. Every epoch is a permutation of `count` images; an incomplete batch is dropped.
 
-    With `labels` (count,) an epoch is balanced: `count` draws with replacement, in which every class is
-    equally likely, and every image of a class. Raises `UserError` where an image has no label (-1).
+    With `labels` (count,) an epoch is balanced: `count` draws with replacement, in which every class is equally likely,
+    and so is every image of a class. Raises `UserError` if an image has no label (-1).
 
-    A step takes world_size × accumulate micro-batches of `batch_size`; this rank reads those
-    numbered rank · accumulate .. + accumulate - 1, so W processes and `accumulate` = W read alike.
+    A step takes world_size × accumulate micro-batches of `batch_size` images. Rank r reads those with the numbers
+    r · accumulate to (r + 1) · accumulate - 1. So W processes read the same as one process with `accumulate` = W.
     """
 
     count: int
@@ -45,8 +45,8 @@ class Order:
     def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
         """(epoch, indices, repeats) of micro-batch `micro` of optimizer step `step`; the last two (batch_size,).
 
-        `repeats` says how often the epoch has shown that image before, so that it is shown otherwise
-        this time: `augment.draw` takes it. In a permutation it is 0.
+        `repeats` is how often the epoch has shown that image before; 0 in a permutation. `augment.draw` uses it, so
+        that the image is shown in another view.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.global_batch + (rank * self.accumulate + micro) * self.batch_size
@@ -58,21 +58,21 @@ class Order:
         return epoch, index[mine], repeats[mine]
 
     def names(self, data: Images, step: int) -> list[str]:
-        """The names of all images of a step, on whatever rank."""
+        """The names of the images of a step, of all ranks."""
         micro_batches = range(self.accumulate * self.world_size)
         places = [self.indices(step, m % self.accumulate, m // self.accumulate)[1].tolist() for m in micro_batches]
         return [data.sample_name(index) for rows in places for index in rows]
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        """What a model that draws (dropout) draws from on this micro-batch, whoever computes it and whenever."""
+        """The seed of what a model draws (dropout) on this micro-batch, the same on any rank and after any resume."""
         return hash32(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
 
 
 @dataclass(frozen=True)
 class SequentialOrder:
-    """All `count` images in order, once an epoch; the last batch goes on at the first image again.
+    """All `count` images in order, once an epoch. The first images fill up the last batch.
 
-    Global batch b holds places b · G to (b + 1) · G, rank by rank.
+    Global batch b holds the images b · G to (b + 1) · G - 1, rank by rank.
     """
 
     count: int
@@ -86,7 +86,7 @@ class SequentialOrder:
         return -(-self.count // (self.batch_size * self.world_size))
 
     def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
-        """(epoch, indices, repeats) of `step`, as of `Order`; what is shown again at the end looks as it did."""
+        """(epoch, indices, repeats) of `step`, as in `Order`. An image that fills up the last batch looks the same."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = (batch * self.world_size + rank) * self.batch_size
         index = torch.arange(start, start + self.batch_size) % self.count
@@ -98,9 +98,9 @@ class SequentialOrder:
 
 @dataclass(frozen=True)
 class Shares:
-    """The global batches of `whole`, an `Order` of one process, cut into equal parts for so many processes.
+    """The global batches of `whole`, an `Order` of one process, divided equally among `world_size` processes.
 
-    Where that does not come out even, the last parts go on at the batch's first image again; those do not count.
+    The first images of a batch fill up the last parts. They do not count.
     """
 
     whole: Order
@@ -112,7 +112,7 @@ class Shares:
         return self.whole.seed
 
     def counts(self, rank: int) -> Tensor:
-        """Which images of a rank's part count; (n,) bool."""
+        """(n,) bool: which images of a rank's part count."""
         return self._places(rank) < self.whole.global_batch
 
     def _places(self, rank: int) -> Tensor:
@@ -120,7 +120,7 @@ class Shares:
         return torch.arange(rank * size, (rank + 1) * size)
 
     def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
-        """(epoch, indices, repeats) of a rank's part of `step`, as of `Order`."""
+        """(epoch, indices, repeats) of a rank's part of `step`, as in `Order`."""
         epoch, index, repeats = self.whole.indices(step, 0, 0)
         places = self._places(rank) % len(index)
         return epoch, index[places], repeats[places]
@@ -143,7 +143,7 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """As many draws as there are labels: (indices, how often each has been drawn before)."""
+    """An epoch of as many draws as labels: (indices, how often each has been drawn before), both (N,)."""
     generator = torch.Generator().manual_seed(hash32(seed, epoch, len(labels), 0xFFFC))
     _, sizes = labels.unique(return_counts=True)
     drawn = torch.randint(len(sizes), (len(labels),), generator=generator)
@@ -157,5 +157,5 @@ def balanced(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
 
 
 def stand_in(index: int, attempt: int, count: int, seed: int) -> int:
-    """Which of `count` images to show for `index`: itself at first, then others, the same wherever and whenever."""
+    """The image to show for `index`, of `count` images: itself at `attempt` 0, then others, chosen by the seed."""
     return index if attempt == 0 else (hash32(seed, attempt, index, 0xFFFD) * count) >> 32

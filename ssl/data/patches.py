@@ -1,17 +1,17 @@
-"""Slides and their masks -> folders of labelled patches; or slides -> patches to pre-train on.
+"""Cut slides into patches: with masks into folders of labelled patches, without masks into patches to pre-train on.
 
 `python -m ssl.data.patches SLIDES OUT --masks MASKS --codes CODES.csv` cuts every slide into squares of `--patch`
-pixels, a `--step` apart, down to the last one that fits. A patch's class is the one with the largest share of its
-mask, if that is at least `--share`; of equal shares, the one the table names first. OUT/CLASS/SLIDE_N_SHARE.png is
-written, N counting the slide's patches. Without `--masks` every patch becomes OUT/SLIDE_X_Y.png.
+pixels, `--step` pixels apart. The class of a patch is the one with the largest share of its mask, if that is at least
+`--share`; of equal shares, the one that the table names first. The patch is written as OUT/CLASS/SLIDE_N_SHARE.png; N
+counts the patches of the slide. Without `--masks` every patch is written as OUT/SLIDE_X_Y.png.
 
-SLIDES and MASKS are two images, or two folders of images of the same names, and sizes. A mask holds a code a pixel,
-without loss (grey, palette or 16 bits); CODES.csv says which class a code is. Give `--class_column super_classes`
-for the coarser classes of a table that has both. Patches of the classes `--drop` are left out, and so are patches of
-which more than `--white` is white: a pixel whose darkest channel is 220 or more. Fat is nearly white, too. (Published
-patches had white pixels outvote the mask, of which --white 0.5 comes near.)
+SLIDES and MASKS are two images, or two folders of images with the same names and sizes. A mask has a code in every
+pixel, without loss (grey, palette or 16 bits). CODES.csv gives the class of every code. If the table has coarser
+classes, too, `--class_column super_classes` takes those. Patches of the classes `--drop` are left out, and so are
+patches with more than the share `--white` of white pixels, whose darkest channel is 220 or more. Fat is nearly white,
+too. (In published patches white pixels outvoted the mask; --white 0.5 comes near that.)
 
-Run it again and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
+Run it again, and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from ssl.data.prepare import in_workers, remove_abandoned, write
 from ssl.errors import UserError, one_line_errors
 
 WHITE = 220  # a pixel is white if its darkest channel is at least this
-DROPPED = ("exclude", "whitespace")  # classes left out unless --drop says which, in any case of letters
+DROPPED = ("exclude", "whitespace")  # classes that are left out if --drop is not set, in any case of letters
 
 
 def patches(
@@ -54,11 +54,12 @@ def patches(
     white: float = 0.9,
     workers: int | None = None,
 ) -> dict[str, int]:
-    """Fill `target` as described above; return how many patches each class has ('' without masks).
+    """Fill `target` as described above; return the number of patches of each class ('' without masks).
 
-    `drop` unset leaves out the classes EXCLUDE and WhiteSpace. `workers` 0 works in this process; unset, there are as
-    many as cores, each with a slide in memory. Raises `UserError`, before anything is written, for slides and masks
-    that are not pairs or too large and for a table that does not fit, and for a slide or mask that cannot be read.
+    `drop` unset leaves out the classes EXCLUDE and WhiteSpace. With 0 `workers` this process does the work; unset,
+    there is a worker for every core, each with a slide in memory. Before anything is written, it raises `UserError` for
+    slides and masks that are no pairs or too large, and for a wrong table. Later, for a slide or mask that cannot be
+    read.
     """
     for name, value in (("patch", patch), ("step", step)):
         if value < 1:
@@ -67,10 +68,10 @@ def patches(
         if not 0 <= value <= 1:
             raise UserError(f"{name}: {value} is no share; expected a number in 0 to 1")
     if (masks is None) != (codes is None):
-        raise UserError("codes: goes with --masks: a table of the classes of their codes; pass both, or neither")
+        raise UserError("codes: the table goes with --masks; pass both, or neither")
     target = target.resolve()
     if any(source.resolve() in (target, *target.parents) for source in (slides, masks or slides)):
-        raise UserError(f"OUT: {target} is, or lies in, the folder of the slides or masks; keep them apart")
+        raise UserError(f"OUT: {target} is the folder of the slides or masks, or is in it; keep them apart")
     pairs = _pairs(slides, masks)
     classes, table = ([], {}) if codes is None else read_codes(codes, code_column, class_column)
     kept = _kept(classes, drop)
@@ -95,7 +96,7 @@ def patches(
 
 
 def _pairs(slides: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
-    """(slide, its mask) by name; what is wrong in any of them is said now, from the headers."""
+    """(slide, its mask) by name. Raises `UserError` for what is wrong with any of them, by their headers."""
     if masks is not None and slides.is_file() and masks.is_file():
         pairs = [(slides, masks)]
     else:
@@ -116,13 +117,13 @@ def _pairs(slides: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
 
 
 def _by_name(path: Path, argument: str) -> dict[str, Path]:
-    """Name without extension -> image, of a folder or of one file."""
+    """{name without extension: image} of a folder or of one file."""
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{argument}: {path} is neither an image nor a folder of images")
     found: dict[str, Path] = {}
     for file in [path / name for name in list_images(path)] if path.is_dir() else [path]:
         if file.stem in found:
-            raise UserError(f"{argument}: {found[file.stem]} and {file} have one name; patches are named after it")
+            raise UserError(f"{argument}: {found[file.stem]} and {file} have the same name; patches are named after it")
         found[file.stem] = file
     if not found:
         raise UserError(f"{argument}: {path} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
@@ -133,11 +134,11 @@ def _size(path: Path, argument: str) -> tuple[int, int]:
     """(width, height) by the header."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size, of which more below
+            warnings.simplefilter("ignore")  # about its size, which is checked below
             with Image.open(path, formats=FORMATS) as image:
                 (width, height), lossy = image.size, image.format == "JPEG"
     except Image.DecompressionBombError:
-        width, height, lossy = LARGEST_IMAGE, 2, False  # at least
+        width, height, lossy = LARGEST_IMAGE, 2, False  # or more
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{argument}: {path} cannot be read as an image ({error})") from None
     if width * height > LARGEST_IMAGE:
@@ -173,7 +174,7 @@ def corners(height: int, width: int, patch: int, step: int) -> list[tuple[int, i
 
 
 def majority(labels: np.ndarray, classes: int) -> tuple[int, float]:
-    """(class with the most pixels of labels (H, W), its share); of several, the first."""
+    """(the class with the most pixels of labels (H, W), its share). Of several such classes, the first."""
     counts = np.bincount(labels.ravel(), minlength=classes)
     best = int(counts.argmax())
     return best, float(counts[best] / labels.size)
@@ -185,7 +186,7 @@ def is_white(pixels: np.ndarray, most: float) -> bool:
 
 
 def _attempt(target: Path, classes: list[str], cut: dict, pair: tuple[Path, Path | None]) -> UserError | None:
-    """Cut a slide, in a worker. The error that ends the run is returned: a loader dresses up what a worker raises."""
+    """Cut a slide, in a worker. The error that ends the run is returned, as in prepare._attempt."""
     try:
         _cut(target, classes, cut, *pair)
     except UserError as error:
@@ -196,16 +197,14 @@ def _attempt(target: Path, classes: list[str], cut: dict, pair: tuple[Path, Path
 
 def _cut(target: Path, classes: list[str], cut: dict, slide: Path, mask: Path | None) -> None:
     """Write the patches of a slide, and then the record that it is done."""
-    state = _state(slide, mask)  # before reading: what changes meanwhile is cut anew next time
+    state = _state(slide, mask)  # before reading: a file that then changes is cut again next time
     try:
         pixels = decode(slide).permute(1, 2, 0).numpy()
     except BadImage as error:
         raise UserError(f"SLIDES: {error}") from None
     labels = None if mask is None else label(read_mask(mask), cut["codes"], mask)
-    if labels is not None and labels.shape != pixels.shape[:2]:  # a slide that its EXIF data turn
-        raise UserError(
-            f"masks: {mask} is not of the size of {slide} as it is shown; is the slide turned by EXIF data?"
-        )
+    if labels is not None and labels.shape != pixels.shape[:2]:
+        raise UserError(f"masks: {mask} has another size than {slide} when it is upright; do EXIF data turn the slide?")
     _record(target, slide).unlink(missing_ok=True)
     _remove_old(target, slide.stem, cut["kept"])
     size, number, made = cut["patch"], 0, Counter()
@@ -233,7 +232,7 @@ def _cut(target: Path, classes: list[str], cut: dict, slide: Path, mask: Path | 
 
 
 def _open_target(target: Path, cut: dict) -> None:
-    """Make the folders of `target`, unless something there is not ours."""
+    """Make the folders of `target`. Raises `UserError` if something in it was not made by this command."""
     if target.exists() and not target.is_dir():
         raise UserError(f"OUT: {target} is a file; expected a new folder, or one of an earlier run")
     settings = json.dumps({key: value for key, value in cut.items() if value not in ({}, [""])})
@@ -241,7 +240,7 @@ def _open_target(target: Path, cut: dict) -> None:
     if made_with.exists():
         if made_with.read_text("utf-8", errors="replace") != settings:
             raise UserError(
-                f"OUT: {target} was cut with other settings (see {made_with}); give those, or another folder"
+                f"OUT: {target} was made with other settings (see {made_with}); give those, or another folder"
             )
     elif target.exists() and any(target.iterdir()):
         raise UserError(f"OUT: {target} is not empty and was not made by this command; give a new or an empty folder")
@@ -254,7 +253,7 @@ def _open_target(target: Path, cut: dict) -> None:
 
 
 def _record(target: Path, slide: Path) -> Path:
-    """Says that a slide is done, made of what, and how many patches it has."""
+    """The file that records that a slide is done, the state of its sources, and the number of its patches."""
     return target / ".patches" / f"{slide.stem}.slide.json"
 
 
@@ -271,7 +270,7 @@ def _is_done(target: Path, slide: Path, mask: Path | None) -> bool:
 
 
 def _remove_old(target: Path, stem: str, kept: list[str]) -> None:
-    """Patches of an earlier state of the slide, or of a run that was killed before the slide was done."""
+    """Remove patches of an earlier state of the slide, or of a run that was killed before the slide was done."""
     of_slide = re.compile(re.escape(stem) + r"_\d+_[\d.]+\.png")
     for name in kept:
         for entry in os.scandir(target / name):
@@ -305,7 +304,7 @@ def main() -> None:
             patches(**vars(parser.parse_args()))
         return
     except KeyboardInterrupt:
-        pass  # past this block nothing holds the loader, and it ends its workers
+        pass  # after this block nothing refers to the DataLoader, so it ends its workers
     print("interrupted; the same command goes on", file=sys.stderr)
     sys.exit(130)
 

@@ -1,7 +1,7 @@
-"""Images of files decoded once, into memory that all processes and workers of a machine share.
+"""`--preload`: image files are decoded once, into memory that all processes and workers of a machine share.
 
-The memory is a file without a name (memfd): nothing can be left behind, however the run ends, and a container's small
-/dev/shm is no limit. Each process maps it read-only. A batch has the same bits as one that is read from the files.
+The memory is a file without a name (memfd): nothing is left behind, however the run ends, and the size of /dev/shm does
+not matter. Each process maps it read-only. A batch has the same bits as one that is read from the files.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from ssl.data.images import Images
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
 
-SHARE = 0.9  # of the free memory that the images may take
+SHARE = 0.9  # of the free memory: at most this much is taken
 
 
 def hold(data: Images, size: int) -> Images:
-    """`data` for views of `size` pixels with its files' images in memory; as it is if they are already, or no files.
+    """`data` with its images in memory, for views of `size` pixels. Unchanged if they are in memory or not in files.
 
-    All ranks call it. Raises `UserError`, on all of them, before anything is decoded if the images do not fit.
+    All ranks call it. If the images do not fit, it raises `UserError` on all ranks before anything is decoded.
     """
     if data.paths is None or data.resident is not None:
         return data
@@ -39,7 +39,7 @@ def hold(data: Images, size: int) -> Images:
     table = _measure(data, size)
     table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
     need = int(table.nbytes + table[:, 1].sum())
-    local = int(os.environ.get("LOCAL_RANK", 0))  # torchrun numbers the ranks of a machine one after another
+    local = int(os.environ.get("LOCAL_RANK", 0))  # the ranks of a machine have consecutive numbers
     say(f"preload     decoding {len(data)} images, {need / 1e9:.1f} GB, into memory")
     fd, trouble = -1, shortage(need)
     if trouble is None and local == 0:
@@ -66,14 +66,14 @@ def hold(data: Images, size: int) -> Images:
 
 
 def _agree(trouble: str | None) -> None:
-    """Raise `UserError` on every rank where any has trouble."""
+    """Raise `UserError` on every rank if any rank has trouble."""
     for words in gather_objects(trouble):
         if words is not None:
             raise UserError(f"preload: {words}")
 
 
 def _created(need: int) -> tuple[int, str | None]:
-    """A file of `need` bytes in memory, or what is wrong."""
+    """(descriptor of a file of `need` bytes in memory, None), or (-1, what is wrong)."""
     if not hasattr(os, "memfd_create"):
         return -1, "needs Linux; leave --preload out"
     try:
@@ -85,7 +85,7 @@ def _created(need: int) -> tuple[int, str | None]:
 
 
 def _measure(data: Images, size: int) -> np.ndarray:
-    """Table (N, 4) of 0, bytes to hold, height or 0 for a file, width, from the headers alone; ranks share the work."""
+    """Table (N, 4) of 0, bytes, height (0: held as a file), width, from the headers alone. Ranks share the work."""
     mine = range(rank(), len(data), world_size())
     with ThreadPoolExecutor(auto_workers()) as pool:
         measured = list(pool.map(lambda index: _size(data.paths[index], size, data.value_range), mine))
@@ -96,10 +96,10 @@ def _measure(data: Images, size: int) -> np.ndarray:
 
 
 def _size(path: str, size: int, value_range: Range | None) -> tuple[int, int, int]:
-    """(bytes, height, width) of the image as it will be held; zeros if it cannot be.
+    """(bytes, height, width) of the image as it will be held; zeros if it cannot be held.
 
-    A JPEG of at least four times the views' size is held as its file (height 0): it is decoded at a reduced size
-    if the crops allow it, which other pixels would come of than of the whole.
+    A JPEG of at least four times the size of the views is held as its file (height 0). Training decodes it at a reduced
+    size if the crops allow it, and the reduced image has other pixels than the whole one.
     """
     try:
         status = os.stat(path)
@@ -112,14 +112,14 @@ def _size(path: str, size: int, value_range: Range | None) -> tuple[int, int, in
             if isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
                 return status.st_size, 0, 0
             return 3 * width * height * (1 if value_range is None else 2), height, width
-    except Exception:  # whatever is wrong with it is told when it is wanted
+    except Exception:  # what is wrong with it is reported when training reads it
         return 0, 0, 0
 
 
 def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
     """Write this process's share of the images, and their rows of the table. Pillow decodes outside Python's lock."""
     rows = np.frombuffer(shared, np.int64, table.size).reshape(table.shape)
-    everything = np.frombuffer(shared, np.uint8)
+    memory = np.frombuffer(shared, np.uint8)
 
     def read(index: int) -> None:
         start, size, height, width = table[index].tolist()
@@ -133,7 +133,7 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
             else:
                 held = np.frombuffer(content(data.paths[index]), np.uint8)
             if len(held) == size:  # else the file has changed
-                everything[start : start + size] = held
+                memory[start : start + size] = held
                 rows[index] = start, size, height, width
 
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -146,18 +146,18 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
 
 
 def shortage(need: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> str | None:
-    """What to say where `need` bytes are too much for this machine, or for this job's or container's limit."""
+    """The error if `need` bytes are too much for this machine, this job or this container; else None."""
     free, whose = free_memory(proc, cgroups)
     if need <= SHARE * free:
         return None
     return (
-        f"the decoded images take {need / 1e9:.1f} GB, and of the {free / 1e9:.1f} GB that {whose} has free they may "
-        f"take {SHARE:.0%}. Make them smaller (python -m ssl.data.prepare), take fewer, or leave --preload out"
+        f"the decoded images take {need / 1e9:.1f} GB; they may take {SHARE:.0%} of the {free / 1e9:.1f} GB that "
+        f"{whose} has free. Make them smaller (python -m ssl.data.prepare), take fewer, or leave --preload out"
     )
 
 
 def free_memory(proc: Path, cgroups: Path) -> tuple[int, str]:
-    """(bytes, whose): what is free, counting files that the system merely caches, of the machine or a tighter limit."""
+    """(free bytes, whose): of this machine, or of a tighter limit of the job. Memory of cached files counts as free."""
     found = [(1 << 62, "this machine")]
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
@@ -174,11 +174,11 @@ def free_memory(proc: Path, cgroups: Path) -> tuple[int, str]:
 
 
 def _of_groups(root: Path, path: str, limit: str, usage: str, prefix: str) -> list[tuple[int, str]]:
-    """What the limit of a control group, and of each above it, leaves free."""
+    """The free bytes of a control group and of each group above it."""
     group, found = Path(path.lstrip("/")), []
     for part in (group, *group.parents):
         folder = root / part
-        with contextlib.suppress(OSError, ValueError):  # 'max' is no limit; what is not mounted here is none, too
+        with contextlib.suppress(OSError, ValueError):  # 'max' is no limit; a group may not be mounted here
             most = int((folder / limit).read_text())
             used = int((folder / usage).read_text())
             numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

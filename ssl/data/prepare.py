@@ -1,12 +1,12 @@
-"""A folder of large images -> a folder of small ones, which train faster.
+"""Make small copies of the images in a folder. Training on them is faster.
 
-`python -m ssl.data.prepare SRC DST --short_side 256` keeps folders and file names, so that DST is trained from with
-the flags of SRC, in the same order and with the same labels. Run it again and it makes only what is missing.
+`python -m ssl.data.prepare SRC DST --short_side 256` keeps folders and file names. So training on DST takes the same
+flags as on SRC, and has the same order and labels. Run it again, and it makes only the copies that are missing.
 
-An image is decoded as in training and reduced to the short side by antialiased bicubic; a file already that small is
-copied byte for byte. The name's extension says what is written: JPEG and WebP at `--quality`, PNG, TIFF, BMP and PPM
-without loss, in 8 bits or, grey of more, in 16, GIF in 256 colours without animation. Files that are no images are not
-copied. An image that cannot be read is listed in DST/bad_images.jsonl, and the rest is made.
+An image is decoded as in training and its short side is reduced, antialiased bicubic. A file that is already small is
+copied byte for byte. The extension of the name gives the format: JPEG and WebP with `--quality`; PNG, TIFF, BMP and PPM
+without loss, grey of more than 8 bits in 16 bits; GIF in 256 colours without animation. Other files are not copied. An
+image that cannot be read is listed in DST/bad_images.jsonl, and the others are made.
 
 Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
 """
@@ -35,29 +35,29 @@ from ssl.data.decode import decode, stored
 from ssl.data.listing import EXTENSIONS, list_images
 from ssl.errors import UserError, one_line_errors
 
-PARTIAL = ".partial-"  # beginning of the name of a file being written; hidden, so nobody takes it for an image
-DEEP = ("PNG", "TIFF", "PPM")  # formats that hold 16 bits
-ABANDONED = 3600  # seconds after which a partial file belongs to no run: one that was killed left it
+PARTIAL = ".partial-"  # the name of an unfinished file begins with this; it is hidden, so it does not count as an image
+DEEP = ("PNG", "TIFF", "PPM")  # formats with 16 bits
+ABANDONED = 3600  # seconds: an older partial file was left by a run that was killed
 
 
 def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95, workers: int | None = None) -> int:
-    """Fill `target` with small copies of the images below `source`; return how many sources cannot be read.
+    """Fill `target` with small copies of the images below `source`; return the number of images that cannot be read.
 
-    Those are listed with path and reason in target/bad_images.jsonl and have no copy. `workers` 0 works in this
-    process; unset, there are as many as cores. Raises `UserError` for folders that do not fit and where nothing can
+    These are listed with path and reason in target/bad_images.jsonl and have no copy. With 0 `workers` this process
+    does the work; unset, there is a worker for every core. Raises `UserError` for wrong folders, and if `target` cannot
     be written.
     """
     if short_side < 1:
         raise UserError(f"short_side: {short_side} is no size; expected pixels, at least 1, such as 256")
     if not 1 <= quality <= 100:
-        raise UserError(f"quality: {quality} is not one of JPEG's, 1 to 100; 95 is hardly told from the original")
+        raise UserError(f"quality: {quality} is not in 1 to 100; 95 can hardly be told from the original")
     if workers is not None and workers < 0:
-        raise UserError(f"workers: {workers} is no number of processes; leave it away for one a core")
+        raise UserError(f"workers: {workers} is no number of processes; leave it out to have one for every core")
     if not source.is_dir():
         raise UserError(f"SRC: {source} is not a folder{' (it is a file)' if source.exists() else ''}")
     source, target = source.resolve(), target.resolve()
     if source in (target, *target.parents) or target in source.parents:
-        raise UserError(f"DST: {target} and SRC {source} are one folder, or one lies in the other; keep them apart")
+        raise UserError(f"DST: {target} and SRC {source} are the same folder, or one is in the other; keep them apart")
     names = list_images(source)
     if not names:
         raise UserError(f"SRC: {source} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
@@ -77,7 +77,7 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 
     good = [name for name in names if name not in bad]
     if list_images(target) != good:
-        raise UserError(f"DST: {target} does not hold just the {len(good)} images made; did others write there?")
+        raise UserError(f"DST: {target} has other images than the {len(good)} made; did another program write there?")
     _record_sources(source, target, good)
     before, after = (sum((root / name).stat().st_size for name in good) / 1e6 for root in (source, target))
     say(
@@ -88,7 +88,8 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 
 
 def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
-    """Write down which files the copies were made of, so that weights that know a file are not judged on its copy."""
+    """Record the files that the copies were made of, so that weights that have learnt from a file are not judged on
+    its copy."""
     files = [str(source / name) for name in names]
     found = {"name": keys.of_words(keys.names(files, str(source))), "file": keys.of_files(files)}
     file = io.BytesIO()
@@ -100,7 +101,7 @@ def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
 
 
 def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) -> None:
-    """Make the folders of `target`, unless something there is not ours."""
+    """Make the folders of `target`. Raises `UserError` if something in it was not made by this command."""
     if target.exists() and not target.is_dir():
         raise UserError(f"DST: {target} is a file; expected a new folder, or one that prepare made")
     target.mkdir(parents=True, exist_ok=True)
@@ -119,13 +120,13 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
     surplus = sorted(set(list_images(target)) - set(names))
     if surplus:
         raise UserError(
-            f"DST: {target} holds {len(surplus)} images that {source} has not, the first {surplus[0]}; "
+            f"DST: {target} has {len(surplus)} images that are not in {source}, the first is {surplus[0]}; "
             "remove them, or give an empty folder"
         )
     for folder in sorted({name.parent for name in names}):
         if (source / folder).resolve().is_relative_to(target):
             raise UserError(f"SRC: {source / folder} is a link into DST; remove it")
-        if (target / folder).resolve() != target / folder:  # asked before mkdir, which would follow the link
+        if (target / folder).resolve() != target / folder:  # before mkdir, which would follow the link
             raise UserError(f"DST: {target / folder} is a link, or below one, and leads elsewhere; remove it")
         (target / folder).mkdir(parents=True, exist_ok=True)
     remove_abandoned(target)
@@ -134,26 +135,26 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
 def remove_abandoned(target: Path) -> None:
     """Remove the partial files that a killed run left below `target`."""
     for leftover in target.rglob(PARTIAL + "*"):
-        with contextlib.suppress(FileNotFoundError):  # another run may work here too; neither harms the other
+        with contextlib.suppress(FileNotFoundError):  # another run may work in the same folder and remove it
             if time.time() - leftover.lstat().st_ctime > ABANDONED:
                 leftover.unlink()
 
 
 def _is_done(source: Path, target: Path) -> bool:
-    """Whether `target` was made of `source` as it is now: it then bears the same time stamp."""
+    """Whether `target` was made from `source` as it is now: then both have the same time stamp."""
     try:
         made, original = target.lstat(), source.stat()
     except OSError:
         return False
-    same_time = abs(made.st_mtime_ns - original.st_mtime_ns) <= 10_000_000  # some file systems keep hundredths
+    same_time = abs(made.st_mtime_ns - original.st_mtime_ns) <= 10_000_000  # some file systems round to 0.01 s
     return stat.S_ISREG(made.st_mode) and made.st_size > 0 and same_time
 
 
 def in_workers(names: list[Path], attempt, workers: int, total: int) -> dict[Path, str]:
-    """`attempt` every name in `workers` processes; the reasons of those that are bad."""
+    """Call `attempt` for every name, in `workers` processes; return {bad name: reason}."""
     bad, start = {}, total - len(names)
     progress = Progress(total, start, "image")
-    # A loader, since it notices a worker that was killed, and its workers a parent that was.
+    # A DataLoader notices a worker that was killed, and its workers end when the parent was killed.
     outcomes = DataLoader(names, batch_size=None, num_workers=min(workers, len(names)), collate_fn=attempt)
     try:
         for done, (name, outcome) in enumerate(zip(names, outcomes), start + 1):
@@ -163,23 +164,23 @@ def in_workers(names: list[Path], attempt, workers: int, total: int) -> dict[Pat
                 bad[name] = outcome
             progress.update(done, f"{len(bad)} bad" if bad else "")
     except RuntimeError as error:
-        raise UserError(f"workers: {error}. Was there too little memory? Go on with fewer --workers") from None
+        raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
     finally:
         progress.close()
     return bad
 
 
 def _attempt(source: Path, target: Path, short_side: int, quality: int, name: Path) -> str | UserError | None:
-    """Make one small image, in a worker. Why the source is bad, or the error that ends the run, or None.
+    """Make one small image, in a worker. Returns why the source is bad, or the error that ends the run, or None.
 
-    Returned, not raised: a loader dresses up what a worker raises.
+    The error is returned, as a DataLoader changes the message of one that a worker raises.
     """
     path = source / name
     try:
-        taken = path.stat().st_mtime_ns  # before reading: a file that changes meanwhile is made anew next time
+        taken = path.stat().st_mtime_ns  # before reading: a file that then changes is made again next time
         content, height, width = shrink(path, short_side, quality)
     except (OSError, ValueError) as error:
-        (target / name).unlink(missing_ok=True)  # made of an earlier state of the source
+        (target / name).unlink(missing_ok=True)  # it was made from an earlier state of the source
         return str(error).removeprefix(f"{path}: ")
     try:
         write(target / name, content, (3, height, width), taken)
@@ -188,13 +189,13 @@ def _attempt(source: Path, target: Path, short_side: int, quality: int, name: Pa
 
 
 def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
-    """(content, height, width) of the file with the image at `path` made small.
+    """(content, height, width) of the file with the small copy of the image at `path`.
 
-    Raises `BadImage`, and OSError or ValueError where the file's format cannot hold the result.
+    Raises `BadImage`, and OSError or ValueError if the file's format cannot hold the result.
     """
     full: list[int] = []
 
-    def reduction(height: int, width: int) -> int:  # to twice the size: what bicubic makes of that looks the same
+    def reduction(height: int, width: int) -> int:  # to twice the final size at least; bicubic does the rest
         spare = min(height, width) / (2 * short_side)
         full.extend([height, width, max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)])
         return full[-1]
@@ -206,20 +207,20 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
     if min(height, width) <= short_side:
         return path.read_bytes(), height, width
     if levels.shape[:2] == (height, width):
-        factor = 1  # no JPEG
+        factor = 1  # it is no JPEG, and was not reduced
     box = (0, 0, width / factor, height / factor)
     # Rounded as torchvision's Resize does.
     height, width = (int(short_side * side / min(height, width)) for side in (height, width))
     kind = Image.registered_extensions()[path.suffix.lower()]
     if deep and kind not in DEEP:
-        raise ValueError(f"16-bit pixels cannot be written as {kind}; name it after what it is, {', '.join(DEEP)}")
+        raise ValueError(f"16-bit pixels cannot be written as {kind}; name it after its format, {', '.join(DEEP)}")
     image = Image.fromarray(levels.astype(np.float32) if deep else levels)
     image = image.resize((width, height), Image.Resampling.BICUBIC, box)
     levels = np.asarray(image)
     if deep:
         image = Image.fromarray(levels.round().clip(0, 65535).astype(np.uint16))
     elif (levels == levels[..., :1]).all():
-        image = image.convert("L")  # the same grey, in fewer bytes
+        image = image.convert("L")  # grey takes fewer bytes
     options = {"JPEG": {"quality": quality}, "WEBP": {"quality": quality}, "TIFF": {"compression": "tiff_deflate"}}
     file = io.BytesIO()
     image.save(file, kind, **options.get(kind, {}))
@@ -227,7 +228,7 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
 
 
 def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
-    """Write `path` whole or not at all; with `shape`, only if it reads back as an image of that shape."""
+    """Write the whole file or nothing. With `shape`, it must read back as an image of that shape."""
     unfinished = path.with_name(PARTIAL + secrets.token_hex(8))
     try:
         with open(unfinished, "xb") as file:
@@ -259,7 +260,7 @@ def main() -> None:
         with one_line_errors("prepare"):
             status = 1 if prepare(**vars(parser.parse_args())) else 0
     except KeyboardInterrupt:
-        status = 130  # past this block nothing holds the loader, and it ends its workers
+        status = 130  # after this block nothing refers to the DataLoader, so it ends its workers
     if status == 130:
         print("interrupted; the same command makes what is missing", file=sys.stderr)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Lists and tables that name images. What is wrong in one is said, with its line, before anything is made."""
+"""Lists and tables (CSV) that name images. An error names the file and the line."""
 
 import contextlib
 import csv
@@ -14,9 +14,9 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def read_lines(path: str | Path, setting: str) -> list[str]:
-    """The lines of a list, without the empty ones and without blanks at their ends.
+    """The lines of a list, without empty lines and without blanks at the ends of lines.
 
-    Bytes that are no UTF-8 are taken as they are, as in file names. Raises `UserError`, which begins with `setting`.
+    Bytes that are not UTF-8 are kept, as in file names. Raises `UserError`, which begins with `setting`.
     """
     path = Path(path)
     _check_size(path, setting)
@@ -24,25 +24,25 @@ def read_lines(path: str | Path, setting: str) -> list[str]:
         text = os.fsdecode(path.read_bytes()).removeprefix("\ufeff")
     except OSError as error:
         raise UserError(f"{setting}: cannot read {path} ({error})") from None
-    lines = text.split("\n")  # not splitlines: a name may hold U+2028 or a form feed
+    lines = text.split("\n")  # not splitlines: a name may contain U+2028 or a form feed
     return [line.strip() for line in lines if line.strip()]
 
 
 def _check_size(path: Path, setting: str) -> None:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would wait for its writer
         raise UserError(f"{setting}: cannot read {path}: it is not there, or no ordinary file")
     if path.stat().st_size > LARGEST_TABLE:
         raise UserError(f"{setting}: {path} has {path.stat().st_size:,} bytes, more than the {LARGEST_TABLE:,} read")
 
 
 def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
-    """The cells of `columns`, a tuple a row, as text.
+    """The cells of `columns` as text, a tuple for every row.
 
-    UTF-8 (with or without a byte-order mark), with a header, separated by commas, semicolons or tabs: by
-    what gives all `columns` in the header. Lines may end as on any system; empty lines are left out.
-    Raises `UserError` for what the standard csv module refuses when strict (and for a cell of more
-    than its 131,072 characters), for a row that is longer or shorter than the header, for NUL,
-    and for a column that is not there or there twice.
+    The file is UTF-8 (with or without a byte-order mark) and has a header. Cells are separated by commas, semicolons
+    or tabs: by the one that makes the header contain all `columns`. Lines may end as on any system; empty lines are
+    left out. Raises `UserError` for what the standard csv module refuses when strict (also a cell of more than 131,072
+    characters), for a row that is longer or shorter than the header, for NUL, and for a column that the header has not
+    or has twice.
     """
     path = Path(path)
     _check_size(path, "csv")
@@ -58,7 +58,7 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
 
 
 def _delimiter(path: Path, file, columns: list[str]) -> str:
-    """The one of DELIMITERS that parts the header into all `columns`; a comma where none does."""
+    """The one of DELIMITERS that makes the header contain all `columns`; a comma if none does."""
     headers = {}
     for delimiter in DELIMITERS:
         file.seek(0)
@@ -100,7 +100,7 @@ def _refuse_nul(path: Path, line: int, row: list[str]) -> None:
 
 
 def _one_hot_hint(header: list[str], reader) -> str:
-    """What to do, in brackets, where two columns or more hold only 0 and 1 in the first 1000 rows; else nothing."""
+    """What to do, in brackets, if two columns or more have only 0 and 1 in the first 1000 rows; else ''."""
     with contextlib.suppress(csv.Error):
         cells = zip(*itertools.islice((row for row in reader if row), 1000))
         binary = [name for name, column in zip(header, cells) if {cell.strip() for cell in column} <= ZERO_ONE]
@@ -110,11 +110,11 @@ def _one_hot_hint(header: list[str], reader) -> str:
 
 
 def shown(names: list[str]) -> str:
-    """The first thirty, each cut short, for an error about a name that is none of them."""
+    """The first thirty names, each cut to 50 characters, for an error about a name that is not among them."""
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     return (", ".join(repr(name[:50]) for name in names[:30]) or "none at all") + more
 
 
 def first_few(names: list) -> str:
-    """The first three, for an error."""
+    """The first three names, for an error."""
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")

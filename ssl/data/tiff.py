@@ -1,8 +1,8 @@
-"""TIFF files, read by their tags before Pillow sees them: what kind of pixels, which way up, how many pages.
+"""The tags of a TIFF file, read before Pillow reads its pixels: kind of pixels, orientation, pages.
 
-Pillow reads some kinds wrongly without an error and others not at all, and metadata that is damaged can keep it from
-good pixels. So it is given the first page with only the tags that its pixels need (`Tiff.alone`); the rest is known
-here. Everything read is bounded by the length of the file. Tags are those of TIFF 6.0 and of BigTIFF.
+Pillow reads some kinds of TIFF wrongly without an error and others not at all, and damaged metadata can keep it from
+good pixels. So Pillow gets the first page with only the tags that its pixels need (`Tiff.alone`). No more is read than
+the file is long. Tags are those of TIFF 6.0 and of BigTIFF.
 """
 
 import struct
@@ -10,37 +10,10 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
 SAMPLES, PLANAR, COLORMAP, EXTRA, FORMAT, SUBSAMPLING = 277, 284, 320, 338, 339, 530
-# These, and what says where the pixels lie and how they are packed: strips, tiles, predictor, JPEG's tables.
-NEEDED = {
-    WIDTH,
-    HEIGHT,
-    BITS,
-    COMPRESSION,
-    PHOTOMETRIC,
-    SAMPLES,
-    PLANAR,
-    COLORMAP,
-    EXTRA,
-    FORMAT,
-    SUBSAMPLING,
-    266,
-    273,
-    278,
-    279,
-    292,
-    293,
-    317,
-    322,
-    323,
-    324,
-    325,
-    332,
-    347,
-    *range(512, 522),
-    529,
-    531,
-    532,
-}
+# The tags that the pixels need: these, and those of strips, tiles, predictor and JPEG's tables.
+KINDS = {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, COLORMAP, EXTRA, FORMAT, SUBSAMPLING}
+PLACES = {266, 273, 278, 279, 292, 293, 317, 322, 323, 324, 325, 332, 347, *range(512, 522), 529, 531, 532}
+NEEDED = KINDS | PLACES
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # bytes by type
 CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # unsigned integers by type
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
@@ -61,7 +34,7 @@ COMPRESSIONS = {
     50001: "WebP",
     50002: "JPEG XL",
 }
-MOST = 65535  # tags of a page
+MOST = 65535  # tags of a page that are read
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,7 @@ class Tiff:
     pages: bool
 
     def values(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The integers of a tag; the default where it is not there or holds something else."""
+        """The integers of a tag; the default if it is not there or has no integers."""
         kind, count, data = self.tags.get(tag, (0, 0, b""))
         if kind not in CODES or not data:
             return default
@@ -84,18 +57,18 @@ class Tiff:
 
     @property
     def bits(self) -> int:
-        """Of the widest sample."""
+        """Bits of the widest sample."""
         return max(self.values(BITS, (1,)))
 
     @property
     def number(self) -> str:
-        """What a sample is: uint, int or float, or 'other'."""
+        """The type of a sample: uint, int, float or other."""
         kinds = set(self.values(FORMAT, (1,)))
         return {1: "uint", 2: "int", 3: "float"}.get(*kinds, "other") if len(kinds) == 1 else "other"
 
     @property
     def inverted(self) -> bool:
-        """Grey of more than 8 bits where 0 is white, which Pillow does not turn round."""
+        """Whether it is 16-bit grey where 0 is white, which Pillow does not invert."""
         return self.value(PHOTOMETRIC, -1) == WHITE_IS_ZERO and self.bits == 16
 
     def __str__(self) -> str:
@@ -111,7 +84,7 @@ class Tiff:
         return f"{self.bits}-bit{number} {what}{several}{planes}{white}" + (packed and f", with {packed} compression")
 
     def wrongly_read(self) -> bool:
-        """Whether Pillow would read other pixels than there are, without an error."""
+        """Whether Pillow would read wrong pixels without an error."""
         photometric = self.value(PHOTOMETRIC, -1)
         if self.value(SAMPLES, 1) > 1 and self.value(PLANAR, 1) == 2:
             return self.bits > 8 or photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE)
@@ -120,10 +93,11 @@ class Tiff:
         return photometric == -1 or (photometric == WHITE_IS_ZERO and self.number != "uint")
 
     def alone(self, content: bytes) -> bytes:
-        """The file with this page's needed tags at its end, and nothing else reached: for Pillow.
+        """The file as Pillow reads it: only this page, with only its needed tags, which are written at the end.
 
-        Always an ordinary TIFF, as BigTIFF of any byte order fits where offsets are below 4 GiB. A colour map of
-        8-bit levels becomes one of 16, as it should be, and `inverted` grey black-is-zero, for the caller to invert.
+        It is always an ordinary TIFF: a BigTIFF becomes one, as its offsets are below 4 GiB. A colour map of 8-bit
+        levels becomes one of 16 bits, as the standard asks. `inverted` grey is marked as black-is-zero; the caller
+        inverts it.
         """
         tags = {tag: entry for tag, entry in self.tags.items() if tag in NEEDED}
         if self.inverted:
@@ -135,7 +109,7 @@ class Tiff:
         entries, data = [], []
         place = start + 2 + 12 * len(tags) + 4
         for tag, (kind, count, value) in sorted(tags.items()):
-            if kind == 16:  # eight bytes, of BigTIFF alone
+            if kind == 16:  # eight bytes, only in a BigTIFF
                 kind = 4
                 value = struct.pack(f"{self.order}{count}I", *struct.unpack(f"{self.order}{count}Q", value))
             if len(value) > 4:
@@ -152,7 +126,7 @@ class Tiff:
 
 
 def read(content: bytes) -> Tiff | None:
-    """The first page's tags; None for what is no TIFF. Raises `ValueError` where the list of tags is damaged."""
+    """The tags of the first page; None if it is no TIFF. Raises `ValueError` if the list of tags is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(content[:2])
     if order is None or {*content[2:4]} not in ({0, 42}, {0, 43}):
         return None
@@ -171,7 +145,7 @@ def read(content: bytes) -> Tiff | None:
             if tag in tags or size == 0 or (tag not in NEEDED and tag != ORIENTATION):
                 continue
             if size > inline:
-                left -= size  # values that all lie in the file, each in its own place, are no longer than it
+                left -= size  # values that do not overlap are together no longer than the file
                 if left < 0:
                     raise ValueError("a TIFF whose tags are longer than the file")
                 (place,) = struct.unpack(order + offset, value)

@@ -1,4 +1,4 @@
-"""What a start says about the numbers and pages of a data set's files, found in some of them."""
+"""Lines and warnings at the start of a run about the values and pages of a data set's files, from a few of them."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ DEPTHS = (8, 10, 12, 14)  # bits that cameras have, kept in 16
 
 
 def tell_values(data: Images) -> None:
-    """Say on rank 0 which numbers are black and white, or that all are nearly black; and that there are more pages."""
+    """Say on rank 0 which values are black and white, or warn of values that are all nearly black or of more pages."""
     if not is_main():
         return
     if data.value_range is not None:
@@ -20,7 +20,7 @@ def tell_values(data: Images) -> None:
     indices = evenly_spaced(len(data), LOOKED_AT)
     pages, largest, most, exact = 0, [], set(), True
     for index in indices:
-        with contextlib.suppress(BadImage, OSError):  # told when it is wanted
+        with contextlib.suppress(BadImage, OSError):  # reported when training reads it
             if data.paths is not None:
                 pages += has_pages(data.paths[index])
                 found = stored(data.paths[index], lambda height, width: 8 if min(height, width) > 512 else 1)
@@ -37,7 +37,7 @@ def tell_values(data: Images) -> None:
 
 
 def _tell_range(largest: int, most: int, count: int, exact: bool) -> None:
-    """Warn if `largest` is a small part of `most`; a value range is of numbers that are read as stored, `exact`."""
+    """Warn if `largest` is at most a quarter of `most`. Only `exact` values, read as stored, can have a value range."""
     if not 0 < largest <= most // 4:
         return
     bits = next((bits for bits in DEPTHS if largest < 2**bits), 16) if most > 255 else int(largest).bit_length()

@@ -1,4 +1,7 @@
-"""What a loader worker does: files -> whole batches, decoded, cropped and resized, still uint8 (16 bit: floats)."""
+"""What a loader worker does: it decodes files, crops and resizes them, and returns whole batches.
+
+Pixels stay uint8; 16-bit pixels become floats in 0..1.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -20,9 +23,9 @@ BILINEAR = Image.Resampling.BILINEAR
 
 @dataclass
 class Batch:
-    """`views`: one (pixels, parameters) pair a view, for `augment.apply`; `index` (N,) into the data set.
+    """`views`: a pair (pixels, parameters) for each view, for `augment.apply`. `index` (N,) into the data set.
 
-    `seed` is for whatever the model draws. `bad` holds (path, reason) of files that others stand in for.
+    `seed` is for what the model draws. `bad`: (path, reason) of the files that other images replace.
     """
 
     views: list[tuple[Tensor, Tensor]]
@@ -42,7 +45,7 @@ class Batch:
 
 
 class TrainingFiles(Dataset):
-    """Whole micro-batches, by step · accumulate + micro: decoded, cropped and resized."""
+    """Whole micro-batches, by the number step · accumulate + micro: decoded, cropped and resized."""
 
     def __init__(self, data: Images, views: list[View], order: Order, rank: int):
         self.data, self.views, self.order, self.rank = data, views, order, rank
@@ -65,7 +68,7 @@ class TrainingFiles(Dataset):
         return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*place), bad)
 
     def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
-        """(index, crops) of an image, or of the first of its stand-ins that can be read; the others go to `bad`."""
+        """(index, crops) of an image, or of its first replacement that can be read. Unreadable ones go to `bad`."""
         for attempt in range(13):
             chosen = stand_in(index, attempt, len(self.data), self.order.seed)
             try:
@@ -76,7 +79,7 @@ class TrainingFiles(Dataset):
         raise UserError(f"a dozen images in a row cannot be read; is the data still there? The last was {last}")
 
     def _crops(self, index: int, draws: list[Tensor]) -> list[Tensor]:
-        """The image's crop (C, size, size) for every view, from the uniforms (1, 22) of each."""
+        """The image's crop (C, size, size) for every view, by the random numbers (1, 22) of each view."""
         boxes: list[list[int]] = []
         full = []
 
@@ -84,7 +87,7 @@ class TrainingFiles(Dataset):
             full.append(height)
             sides = torch.tensor([[height], [width]])
             boxes.extend(crop_boxes(crop, *sides, view)[0].tolist() for crop, view in zip(draws, self.views))
-            # As small as leaves every crop at least twice its final size: the rest is for a better filter.
+            # Every crop must stay at least twice its final size: a better filter does the rest.
             spare = min(min(box[2:]) / (2 * view.size) for box, view in zip(boxes, self.views))
             return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
 
@@ -96,15 +99,15 @@ class TrainingFiles(Dataset):
 def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> Tensor:
     """Crop pixels (C, H, W) to `box` (top, left, height, width) and resize to (C, size, size), bicubic.
 
-    `pixels` may be a reduced image: `box` is in units of one `factor` times as large.
+    If `pixels` are of an image reduced by `factor`, `box` is in pixels of the full image.
     """
     if factor == 1:
         top, left, height, width = box
         crop = _resizable(pixels[:, top : top + height, left : left + width])[None]
-        # What torchvision's resized_crop calls in the end, which takes a third longer.
+        # torchvision's resized_crop calls the same and takes a third longer.
         crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
         return crop.clamp_(0, 1) if crop.is_floating_point() else crop
-    top, left, height, width = (side / factor for side in box)  # Pillow takes boxes that end inside a pixel
+    top, left, height, width = (side / factor for side in box)  # may end inside a pixel, which Pillow allows
     limit = left + width, top + height
     corners = left, top, min(limit[0], pixels.shape[2]), min(limit[1], pixels.shape[1])
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC, corners)
@@ -112,7 +115,7 @@ def resized_crop(pixels: Tensor, box: list[int], size: int, factor: int = 1) -> 
 
 
 def _resizable(pixels: Tensor) -> Tensor:
-    """Pixels of a type that torch resizes: uint8 as they are, uint16 as floats in 0..1."""
+    """Pixels of a type that torch can resize: uint8 as they are, uint16 as floats in 0..1."""
     return pixels if pixels.dtype == torch.uint8 else to_unit(pixels)
 
 
@@ -120,7 +123,7 @@ def _resizable(pixels: Tensor) -> Tensor:
 
 
 class PlainFiles(Dataset):
-    """Batches of un-augmented images by slice, uint8 or floats in 0..1."""
+    """Batches of images by slice, not augmented, uint8 or floats in 0..1; with {row: (path, reason)} of bad ones."""
 
     def __init__(self, data: Images, size: int):
         self.data, self.size = data, size
@@ -138,20 +141,20 @@ class PlainFiles(Dataset):
 
 
 def central_crop(pixels: Tensor, size: int) -> Tensor:
-    """The middle (C, size, size) of pixels (C, H, W) whose short side was resized to size · 256/224, bilinear.
+    """The central square (C, size, size) of pixels (C, H, W) resized to a short side of size · 256/224, bilinear.
 
-    That much of the image is cut out first, with what the filter reaches beyond it: resized whole, an image of
-    40,000 × 3 pixels would take gigabytes.
+    The square, with a margin for the filter, is cut out before it is resized: an image of 40,000 × 3 pixels, resized
+    whole, would take gigabytes.
     """
     sides = np.array(pixels.shape[1:])
     resized = np.array([int(round(size * 256 / 224) * side / sides.min()) for side in sides])  # as torchvision's
     scale = sides / resized
     start = np.round((resized - size) / 2) * scale  # of the crop, in pixels of the image
     stop = np.minimum(start + size * scale, sides)  # rounding must not lead out of the image
-    reach = np.maximum(scale, 1)  # of a bilinear filter
+    reach = np.maximum(scale, 1)  # of the bilinear filter
     low, high = np.maximum(np.floor(start - reach), 0).astype(int), np.ceil(stop + reach).astype(int)
     near = _resizable(pixels[:, low[0] : high[0], low[1] : high[1]])
     box = tuple(np.concatenate([(start - low)[::-1], (stop - low)[::-1]]))  # left, top, right, bottom
-    # Pillow takes boxes that end inside a pixel. One channel at a time, for it knows no others than of bytes.
+    # One channel at a time: Pillow has floats in one channel only.
     parts = [np.array(Image.fromarray(channel.numpy()).resize((size, size), BILINEAR, box)) for channel in near]
     return torch.from_numpy(np.stack(parts))

@@ -1,1 +1,6 @@
-"""Data sets as people have them: folders, tables, arrays, known sets. Each becomes an `Images`."""
+"""Data sets as people have them. `datasets.load` makes each an `Images`.
+
+1. Kinds of data sets: `folders`, `table_images`, `arrays`, `lesions`, `slides`, `shapes`.
+2. What they share: `splits`, `unsplit`, `cut`, `classes`, `lookup`, `array_labels`.
+3. What a run asks of the images it has loaded: `labels`, `validation`, `leaks`.
+"""

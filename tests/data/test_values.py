@@ -101,8 +101,8 @@ def test_what_leaves_the_range_or_cannot_use_it_is_refused(tmp_path):
 
     refused(Image.fromarray(SCANS[0]), (0, 300), "its numbers, from 100 to 475, leave --value_range 0 300")
     refused(Image.fromarray(SCANS[0]), (200, 4095), "its numbers, from 100 to 475, leave --value_range 200 4095")
-    refused(Image.new("L", (4, 4)), RANGE, "has 8-bit pixels, 0 to 255, which --value_range 0 4095 goes beyond")
-    refused(Image.new("1", (4, 4)), (0, 255), "has pixels changed in reading, of which value_range cannot")
+    refused(Image.new("L", (4, 4)), RANGE, "has 8-bit pixels, 0 to 255; --value_range 0 4095 goes beyond them")
+    refused(Image.new("1", (4, 4)), (0, 255), "has pixels changed in reading, so --value_range cannot")
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(BadImage, match="its numbers, from nan to nan, leave"):
         decode(tmp_path / "a.tif", value_range=(0, 1))
@@ -120,7 +120,7 @@ def test_colours_of_sixteen_bits_have_no_range(tmp_path):
     assert decode(tmp_path / "a.pfm", value_range=(0, 1.5))[0].tolist() == [[10922, 65535]]
     for name in ("a.ppm", "a.pgm"):
         assert decode(tmp_path / name).shape == (3, 1, 2)
-        with pytest.raises(BadImage, match="of which value_range cannot be taken; save it as an array"):
+        with pytest.raises(BadImage, match="so --value_range cannot be used; save it as an array"):
             decode(tmp_path / name, value_range=(0, 255))
 
 
@@ -138,7 +138,7 @@ def test_arrays_of_other_types_need_a_range(tmp_path):
     mean, std = datasets.normalisation(data, None, None)  # of those that can be read
     assert 0 < mean[0] < 1 and 0 < std[0] < 1 and "4 images" in data.fingerprint(None)
     np.save(tmp_path / "b.npy", SCANS)
-    with pytest.raises(UserError, match="numbers of type uint16, 0 to 65535, which --value_range -1 4095 goes beyond"):
+    with pytest.raises(UserError, match="numbers of type uint16, 0 to 65535; --value_range -1 4095 goes beyond"):
         load(tmp_path / "b.npy", value_range=(-1, 4095))
 
 

@@ -134,7 +134,7 @@ def test_a_killed_loader_worker_is_started_again(new_run, undisturbed, chance):
     workers = descendants(chance.choice(ranks(process)))
     kill(chance.choice(workers), signal.SIGKILL)
     assert run.finish(process) == 0, run.last_words()
-    assert "loader workers died, and are started again" in run.printed()
+    assert "loader workers died; new ones are started" in run.printed()
     assert run.digest() == undisturbed().digest()
 
 
