@@ -1,4 +1,4 @@
-"""Labels of an array file: which arrays say one class an image, and what is wrong with the others."""
+"""Labels of an array file: one class for every image, or an error that says what the array holds instead."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ EXPECTED = "expected one class an image, (N,) or (N, 1): whole numbers, or names
 def one_class_each(array: np.ndarray, where: str) -> np.ndarray:
     """(N,) int64, negative where an image has no label; or (N,) text, empty where it has none.
 
-    Read are whole numbers (also as floats, NaN for none), False and True as 0 and 1, text, and rows (N, C) of one 1
-    and zeros elsewhere, as the number of the column. Raises `UserError` for all else, which says what it is.
+    The array may hold whole numbers (also as floats, NaN for no label), False and True for 0 and 1, text, or rows
+    (N, C) with a single 1 and zeros, where the class is the number of the column. Raises `UserError` for other arrays.
     """
     numeric = array.dtype.kind in "biuf"
     if array.ndim and array.size == len(array):
@@ -36,7 +36,7 @@ def one_class_each(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def refuse_signs(arrays: list[np.ndarray], where: str) -> None:
-    """Raise `UserError` where all labels of a file are -1 or 1: two classes for many, one and no label here."""
+    """Raise `UserError` if all labels of a file are -1 or 1. Many files mean two classes; here -1 means no label."""
     if np.unique(np.concatenate([array.reshape(-1) for array in arrays])).tolist() == [-1, 1]:
         raise UserError(
             f"data_dir: {where} are -1 and 1, but -1 means no label in arrays: write 0 and 1 for two classes"

@@ -1,9 +1,9 @@
-"""Images in one file of numpy arrays: .npz as MedMNIST's, or a .npy of images alone.
+"""Images in a file of numpy arrays: a .npz like those of MedMNIST, or a .npy of images without labels.
 
 A .npz holds {train,val,test}_images and {train,val,test}_labels, or `images` and `labels`; labels may be left
-out. Images are (N, H, W) or (N, H, W, C), with 1 to 16 channels, uint8 or uint16, or with a value range any integers
-or floating-point numbers; labels say one class an image, as `array_labels.one_class_each` reads them. Other arrays of
-the file are not read, which is said.
+out. Images are (N, H, W) or (N, H, W, C), with 1 to 16 channels, uint8 or uint16; with a value range also other
+integers and floating-point numbers. Labels are read by `array_labels.one_class_each`. A line names the other arrays of
+the file, which are not read.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ CHANNELS = 16  # at most
 
 
 def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
-    """(images, labels (N,), class names, whether they are a split of their own) for a split of `datasets.load`.
+    """(images, labels (N,), class names, whether the file has splits) for a split of `datasets.load`.
 
-    None for 'val' where there are not both val and test. Where the file has no labels they are -1, and there are no
-    classes; so it is for 'unlabelled' where labels are not one class an image. Raises `UserError` for a file that is
-    not as described above.
+    None for 'val' unless the file has both val and test. If the file has no labels, they are -1, and there are no
+    classes; the same for 'unlabelled' if the labels are not one class for every image. Raises `UserError` for a file
+    that is not as described above.
     """
     if path.suffix.lower() == ".npy":
         if split == "val":
@@ -55,7 +55,7 @@ def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stac
 
 @contextlib.contextmanager
 def _readable(path: Path):
-    """Make one `UserError` of the many errors that numpy and zipfile have for damaged files and Python objects."""
+    """Raise the many errors that numpy and zipfile have for damaged files and Python objects as `UserError`."""
     try:
         yield
     except Exception as error:
@@ -77,7 +77,7 @@ def _stack(images: np.ndarray, value_range: Range | None) -> Stack:
 
 
 def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
-    """{split: how the names of its arrays begin}; only {'': ''} where the file is not split."""
+    """{split: the beginning of its arrays' names}; {'': ''} if the file has no splits."""
     found = {}
     for name in ["images"] if "images" in names else names:
         prefix = name.removesuffix("images")
@@ -110,7 +110,7 @@ def _prefix(path: Path, prefixes: dict[str, str], names: list[str], split: str) 
 
 
 def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of a .npz, which has to be unpacked into memory."""
+    """An array of a .npz, unpacked into memory."""
     size = sum(member.file_size for member in file.zip.infolist() if member.filename == f"{name}.npy")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
@@ -119,11 +119,11 @@ def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
             "save the images alone as a .npy, which is read from the disk"
         )
     with _readable(path):
-        return np.asarray(file[name])  # a member that is no array comes as bytes, and is refused by its type
+        return np.asarray(file[name])  # a member that is no array comes as bytes; later checks refuse that type
 
 
 def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndarray:
-    """The array as (N, H, W, C), once it can only be that."""
+    """The array as (N, H, W, C). Raises `UserError` for another shape or type."""
     whole = array.dtype in (np.uint8, np.uint16)
     if not whole and array.dtype.kind not in "iuf":
         raise UserError(f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16")
@@ -149,7 +149,7 @@ def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndar
 def _labels(
     path: Path, file: np.lib.npyio.NpzFile, prefix: str, prefixes: list[str], count: int, needed: bool
 ) -> tuple[Tensor, list[str]]:
-    """(labels (N,), names of the classes): what stands in the labels of any split is a class."""
+    """(labels (N,), names of the classes). The labels of all splits together are the classes."""
     unlabelled = torch.full((count,), -1)
     if f"{prefix}labels" not in file.files:
         return unlabelled, []

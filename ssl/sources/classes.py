@@ -1,4 +1,4 @@
-"""Names of classes: what a table's cells say, and no name for two classes."""
+"""Names of classes: cells of a table as labels, and checks that every name is one class."""
 
 import re
 import unicodedata
@@ -11,34 +11,16 @@ from ssl.console import say_once
 from ssl.data.tables import first_few
 from ssl.errors import UserError
 
-# Cells without a value, as pandas reads them, and two signs. "None" is not among them: it may be the name of a class.
-MISSING = {
-    "",
-    "?",
-    "-",
-    "NaN",
-    "nan",
-    "NAN",
-    "-NaN",
-    "-nan",
-    "NA",
-    "N/A",
-    "n/a",
-    "<NA>",
-    "#N/A",
-    "#NA",
-    "null",
-    "NULL",
-    "Null",
-}
-UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case: may be names, too
+# Cells without a value: those of pandas, and two signs. "None" is not among them, as it may be the name of a class.
+MISSING = {""} | set("? - NaN nan NAN -NaN -nan NA N/A n/a <NA> #N/A #NA null NULL Null".split())
+UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case; may be classes, too
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 
 
 def values(cells: list[str], column: str, without: str) -> list[str | None]:
-    """The cells of a column, None where there is no value. Of those equal as numbers, 1 and 1.0, all get the shortest.
+    """The cells of a column, None where there is no value. Equal numbers, 1 and 1.0, all get the shortest form.
 
-    Both are said, and values that may mean none. `without` is the end of the words on rows that have no value.
+    Both are reported, and so are words that may mean no value. `without` says what happens to rows without a value.
     """
     missing = Counter(cell for cell in cells if cell in MISSING)
     if missing:
@@ -46,8 +28,8 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
         say_once(f"table       {missing.total()} of {len(cells)} rows have no {column!r} ({kinds}): {without}")
     for word in sorted({cell for cell in cells if cell.lower() in UNKNOWN}):
         say_once(
-            f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it is taken as it "
-            "stands; leave the cell empty for no value"
+            f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it counts as a value; "
+            "leave the cell empty for no value"
         )
     spellings: dict[Decimal, set[str]] = {}
     for cell in set(cells):
@@ -58,25 +40,26 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
     if several:
         example = ", ".join(map(repr, several[0]))
         say_once(
-            f"table       {len(several)} values of {column!r} are written in several ways, as {example}: "
-            "what is equal as a number is one"
+            f"table       {len(several)} values of {column!r} are written in several ways, such as {example}: "
+            "equal numbers are one value"
         )
     one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
     return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
 
 
 def refuse_quantities(numbers: np.ndarray, where: str, expected: str, largest: float = np.inf) -> None:
-    """Raise `UserError`, which begins with `where`, if some of the numbers are not whole: they are no classes."""
+    """Raise `UserError`, which begins with `where`, if a number is not whole: then they are no classes."""
     broken = numbers[(numbers != np.floor(numbers)) | (abs(numbers) > largest)]
     if len(broken):
         raise UserError(f"{where} hold quantities such as {broken[0]:g}, no classes; {expected}")
 
 
 def one_label_each(labels: list[str], where: str, setting: str) -> None:
-    """Raise `UserError`, which begins with `setting`, where a label joins others, as 'ants|bees' beside 'ants'.
+    """Raise `UserError`, which begins with `setting`, if a label joins others, as 'ants|bees' beside 'ants' does.
 
-    With | or ; or as a list in brackets it joins others if one of its parts is a label, alone or in another such label.
-    With , + & / it does if all its parts are labels; where only some are, as of 'cat, domestic' and 'cat', it is said.
+    A label with | or ; or in the form of a list joins others if one of its parts is a label or is in another such
+    label. A label with , + & / joins others if all its parts are labels. If only some are, as of 'cat, domestic' beside
+    'cat', a warning names it.
     """
     known = set(labels)
     doubtful = []
@@ -103,7 +86,7 @@ def one_label_each(labels: list[str], where: str, setting: str) -> None:
 
 
 def _parts(label: str, separator: str) -> list[str]:
-    """What `separator` parts in a label, without blanks around; of a list in brackets, '[]', the items unquoted."""
+    """The parts of a label between `separator`, stripped of blanks; for '[]' the items of a list, unquoted."""
     if separator == "[]":
         listed = re.fullmatch(r"[\[{(](.*)[)}\]]", label, re.DOTALL)
         parts = [part.strip().strip("'\"") for part in listed[1].split(",")] if listed else []
@@ -113,7 +96,7 @@ def _parts(label: str, separator: str) -> list[str]:
 
 
 def tell_alike(classes: list[str], where: str) -> None:
-    """Say which two classes differ only in case, blanks or Unicode form, as Cat and cat: likely they are one."""
+    """Warn of two classes that differ only in case, blanks or Unicode form, such as Cat and cat."""
     first: dict[str, str] = {}
     for name in classes:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -123,13 +106,13 @@ def tell_alike(classes: list[str], where: str) -> None:
 
 
 def distinct(names: list[str], ids: list[str]) -> list[str]:
-    """The names; those that several classes share get the class's id after them, as 'crane (n02012849)'."""
+    """The names; a name of several classes gets the id of its class, as 'crane (n02012849)'."""
     times = Counter(names)
     return [f"{name} ({id_})" if times[name] > 1 else name for name, id_ in zip(names, ids)]
 
 
 def require_distinct(classes: list[str], dataset: str) -> None:
-    """Raise `UserError` where two classes have one name: results by class would mix them."""
+    """Raise `UserError` if two classes have the same name: results by class would mix them."""
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise UserError(

@@ -1,8 +1,9 @@
-"""The cut of images that come without splits: a tenth of them is the test split, and no seed chooses it.
+"""The test split of images that come without splits: a tenth of them, chosen by their names and not by a seed.
 
 An image is a test image if the key of its name is among the lowest tenth of all possible keys. So every script, run
-and machine cuts alike, and no image moves when others are added or removed. Of a table with groups (patients, lesions,
-slides) the key is the group's, and whole groups go. An image of an array has no name; its key is that of its pixels.
+and machine chooses the same, and no image changes its split when others are added or removed. If a table gives groups
+(patients, lesions, slides), the key is that of the group, so whole groups are chosen. An image of an array has no name;
+its key is that of its pixels.
 """
 
 import numpy as np
@@ -15,26 +16,26 @@ from ssl.errors import UserError
 TENTH = 2**64 // 10
 
 
-def cut(everything: Images, split: str, root: str | None, unlabelled: str) -> Images | None:
-    """`split` of images below `root` that come without splits: a tenth is 'test', the others are all else.
+def cut(all_images: Images, split: str, root: str | None, unlabelled: str) -> Images | None:
+    """`split` of images below `root` that come without splits: a tenth is 'test', the others are 'train'.
 
-    Without classes all images are trained on, and none is the test: `UserError`, which begins with `unlabelled`.
-    'all' are all, with classes: what there is to test on where nothing was learnt from them. Raises `UserError` where
-    no class has two images (or groups).
+    'all' are all images, to test on where nothing was learnt from them. Without classes all images are for training,
+    and there is no test: `UserError`, which begins with `unlabelled`. Raises `UserError` also if no class has two
+    images (or groups).
     """
     if split == "val":
         return None
-    if not everything.classes and split in ("test", "all"):
+    if not all_images.classes and split in ("test", "all"):
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")
-    if not everything.classes or split == "all":
-        return everything
-    test = test_images(everything.labels.numpy(), _keys(everything, root))
+    if not all_images.classes or split == "all":
+        return all_images
+    test = test_images(all_images.labels.numpy(), _keys(all_images, root))
     if split == "test" and not test.any():
         raise UserError(
             f"none of the {len(test)} images can be kept for the test: every class has one image, or is in one group "
             "(patient, lesion, slide). Give more of them, or splits of your own"
         )
-    return everything.subset(torch.from_numpy((test if split == "test" else ~test).nonzero()[0]))
+    return all_images.subset(torch.from_numpy((test if split == "test" else ~test).nonzero()[0]))
 
 
 def _keys(data: Images, root: str | None) -> np.ndarray:
@@ -47,11 +48,11 @@ def _keys(data: Images, root: str | None) -> np.ndarray:
 
 
 def test_images(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Mask (N,) of the test images, of labels (N,) and keys (N,) uint64; images of one key stay together.
+    """Mask (N,) of the test images, by labels (N,) and keys (N,) uint64. Images with the same key stay together.
 
-    Those of the lowest tenth of keys. A class that would lose more than half of its images gets its highest keys back.
-    One that would have no test image gets the lowest key that takes no more than half of it, or, where there is none,
-    that leaves it some; and that leaves every other class some.
+    The lowest tenth of keys is the test. A class that would lose more than half of its images gets the highest of these
+    keys back. A class without a test image gives its lowest key that has at most half of its images, or else its lowest
+    key of all; never a key that would leave a class without training images.
     """
     test = keys < TENTH
     order = np.argsort(labels, kind="stable")

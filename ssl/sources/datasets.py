@@ -1,7 +1,7 @@
-"""Data sets by name. All look alike: `len`, `pixels(index)`, labels and class names.
+"""Data sets by name. `load` makes each an `Images`.
 
-A data set small enough (images of at most 64 pixels, as CIFAR) is held as one tensor,
-`resident`; batches of it are cut and resized on the training device without workers.
+Small images of one size (at most 64 pixels, as in CIFAR) are held as one tensor, `Images.resident`. Their batches are
+cropped and resized on the training device, without workers.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from ssl.sources.table_images import Columns, table
 from ssl.sources.unsplit import unsplit, with_labels
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# name: (image size, mean, std). Statistics of the training pixels, in 0..1; None: measured.
+# Name: (image size, mean, std of the training pixels in 0..1). None: they are measured.
 KNOWN = {
     "shapes": (32, *IMAGENET),
     "CIFAR10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -50,13 +50,13 @@ KNOWN = {
     "fake": (224, *IMAGENET),
     **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
-EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # no files with a range of their own
-SMALL = 64  # pixels: up to here an image counts as small
+EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # always 8 bits, so without a value range
+SMALL = 64  # pixels: an image of at most this size is small
 RESIDENT_BYTES = 4 << 30
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
-    """The data set that is meant, by another name of it or where only one of the two settings, or none, was given."""
+    """The name of the data set, from its name, perhaps another one, and the folder or file; both may be unset."""
     if dataset is None:
         is_array = data_dir is not None and data_dir.lower().endswith(arrays.SUFFIXES)
         return "array" if is_array else "folder" if data_dir else "shapes"
@@ -66,12 +66,12 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
         raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
     if dataset in ("shapes", "fake") and data_dir:
-        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir away, or use --dataset folder")
+        raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir out, or use --dataset folder")
     return dataset
 
 
 def resolve(settings: DataSettings) -> None:
-    """Set which data set is meant (`resolve_name`), and make paths absolute: config.yaml is read from anywhere."""
+    """Set the name of the data set (`resolve_name`) and make paths absolute: config.yaml is read from any folder."""
     settings.dataset = resolve_name(settings.dataset, settings.data_dir)
     for name in ("data_dir", "csv", "class_list", "splits_folder"):
         if (path := getattr(settings, name)) is not None:
@@ -97,13 +97,13 @@ def load(
     value_range: Range | None = None,
     seed: int = 0,
 ) -> Images | None:
-    """Split 'train', 'val', 'test', 'all' or 'unlabelled' (what to pre-train on) of a data set.
+    """A split of a data set: 'train', 'val', 'test', 'all' or 'unlabelled'.
 
-    'unlabelled' is train except where a data set has more images without labels (STL10). 'val'
-    is None where a data set has no validation split of its own. 'all' is what a model that has learnt
-    from none of them is tested on: the test split, or everything where nothing is set apart. What
-    comes without splits is cut 90/10 (ssl/data/cut.py). `value_range` as of `Images`. `seed` is of 'fake' alone.
-    Raises `UserError` where the data is not there or not what it should be.
+    'val' is None if the data set has no validation split of its own. 'unlabelled' is what to pre-train on: train, and
+    images without labels where there are some (STL10). 'all' is what to test a model on that has learnt from none of
+    the images: the test split, or all images if there are no splits. Images without splits are divided 90/10
+    (`cut.cut`). `value_range` as in `Images`. Only 'fake' uses `seed`. Raises `UserError` if the data is not there or
+    not as expected.
     """
     columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
     _require_fitting(name, csv, columns, splits_folder, test_slides, value_range)
@@ -119,8 +119,8 @@ def load(
     if name == "shapes":
         if (image_size or 32) > 2 * SMALL:
             raise UserError(
-                f"image_size: the embedded set `shapes` would be drawn at {image_size} pixels, minutes and gigabytes "
-                "of it; name your images with --data_dir or --dataset, or pass --image_size 32"
+                f"image_size: to draw the built-in data set `shapes` at {image_size} pixels would take minutes and "
+                "gigabytes; name your images with --data_dir or --dataset, or pass --image_size 32"
             )
         pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
         return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
@@ -136,7 +136,7 @@ def load(
     else:
         if download and is_main():
             _torchvision(name, data_dir or "data", split, download)
-        barrier()  # the others read what rank 0 fetched
+        barrier()  # the others read what rank 0 has downloaded
         data = _torchvision(name, data_dir or "data", split, False)
     if data is None:
         return None
@@ -145,7 +145,7 @@ def load(
 
 
 def load_as(settings: ImageSettings, split: str) -> Images | None:
-    """`load` what `settings` say."""
+    """`load` a split of the data set that `settings` name."""
     return load(settings.dataset, settings.data_dir, split, **{name: getattr(settings, name) for name in _OPTIONS})
 
 
@@ -165,10 +165,10 @@ _OPTIONS = [name for name, kind in inspect.signature(load).parameters.items() if
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
-    """(mean, std) by channel of pixels in 0..1: as given, or as known of the data set, or else measured.
+    """(mean, std) of pixels in 0..1, a value for each channel: as given, or as known of the data set, or measured.
 
-    Measured on 1000 images, evenly spread, to six digits, so that all machines agree; a channel that is the same
-    everywhere has std 1. Raises `UserError` unless what is given has one value a channel.
+    They are measured on 1000 images, evenly spaced, and rounded to six digits, so that all machines agree. A constant
+    channel gets std 1. Raises `UserError` if a given list does not have a value for each channel.
     """
     for name, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) != data.channels:
@@ -195,22 +195,22 @@ def _require_fitting(
     test_slides: list[str] | None,
     value_range: Range | None,
 ) -> None:
-    """Raise `UserError` for settings of a table where there is none, and for those that a data set does not have."""
+    """Raise `UserError` for settings of a table without a table, and for settings that the data set does not have."""
     if value_range is not None and name in EIGHT_BITS:
-        raise UserError(f"value_range: is of image files and arrays; {name} has 8 bits, all of them used")
+        raise UserError(f"value_range: is for image files and arrays; {name} uses the whole range of 8 bits")
     if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
-        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset away")
+        raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset out")
     for part in ("label", "positive", "group", "split"):
         setting = part if part == "positive" else f"{part}_column"
         if getattr(columns, part) is not None and (csv is None or name != "folder"):
             known = f"; those of {name} are known" if name in (*lesions.TABLES, *SLIDES) else "; pass it as --csv FILE"
-            raise UserError(f"{setting}: is of a table{known}")
+            raise UserError(f"{setting}: is for a table{known}")
     if columns.positive is not None and columns.label is None:
         raise UserError("positive: says which labels count as positive; pass their column as --label_column")
     if splits_folder is not None and name != "isic2019":
-        raise UserError("splits_folder: is of isic2019; the splits of your own table are its --split_column")
+        raise UserError("splits_folder: is for isic2019; name the splits of your own table with --split_column")
     if test_slides is not None and name not in SLIDES:
-        raise UserError(f"test_slides: is of data sets whose images are named after slides: {', '.join(SLIDES)}")
+        raise UserError(f"test_slides: is for data sets whose images are named after slides: {', '.join(SLIDES)}")
 
 
 def _existing(data_dir: str | None, name: str) -> Path:
@@ -226,7 +226,7 @@ def _existing(data_dir: str | None, name: str) -> Path:
 
 
 def _array(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
-    """A .npz or .npy file, with or without splits of its own."""
+    """A split of a .npz or .npy file."""
     path = Path(data_dir or "").expanduser()
     if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
         raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
@@ -239,7 +239,7 @@ def _array(data_dir: str | None, split: str, value_range: Range | None) -> Image
     if missing:
         say_once(
             f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
-            "text): they are not judged, and only pre-trained on"
+            "text): they are only used for pre-training"
         )
     if is_split:
         return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
@@ -248,10 +248,10 @@ def _array(data_dir: str | None, split: str, value_range: Range | None) -> Image
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:
-    """Noise with random labels, for measuring throughput: as many images as CIFAR-10 or, if large, ImageNet has.
+    """Noise with random labels, to measure throughput: as many images as CIFAR-10 has, or, if they are large, ImageNet.
 
-    Small ones are resident. Large ones are a pool of 64, a little larger than the views as
-    stored photographs are, and take the way of files without being read or decoded.
+    Small images are resident. Large ones are a pool of 64, a little larger than the views, as photographs are. Workers
+    handle them like files, without reading or decoding.
     """
     small = image_size <= SMALL
     count = {True: (50_000, 10_000), False: (1_281_167, 50_000)}[small][split == "test"]
@@ -291,7 +291,7 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
 
 
 def _make_resident(data: Images, value_range: Range | None) -> Images:
-    """Hold a file data set in memory if its images are small and all of one size; without those that cannot be read."""
+    """Hold files in memory if their images are small and all of one size; files that cannot be read are left out."""
     data = replace(data, value_range=value_range)
     if data.resident is not None:
         return data
@@ -312,7 +312,7 @@ def _make_resident(data: Images, value_range: Range | None) -> Images:
         resident[index] = pixels
         return True
 
-    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside the interpreter lock
+    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside Python's lock
         same = all(pool.map(read, range(len(data)), chunksize=256))
     if not same:
         return data

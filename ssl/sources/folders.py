@@ -1,4 +1,4 @@
-"""Data sets in folders of image files: as people have them, and as ImageNet is."""
+"""Data sets in folders of image files: your own, and ImageNet."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from ssl.sources.classes import distinct, tell_alike
 from ssl.sources.splits import seeming_splits, split_folders, split_of
 from ssl.sources.unsplit import unsplit
 
-# The class lists of Van Gansbeke et al. (2020), SCAN, whose numbers others compare with: data/imagenet_subsets/ of
-# github.com/wvangansbeke/Unsupervised-Classification. SHA-256 of the sorted wnids, a line each.
+# The class lists of Van Gansbeke et al. (2020), SCAN, which published numbers use: data/imagenet_subsets/ of
+# github.com/wvangansbeke/Unsupervised-Classification. SHA-256 of the sorted wnids, one in a line.
 SUBSETS = {
     "ImageNet50": "ac8134b3c52e7579be212659e3c9d22131e0a655d237b7aa7016ea6a88c12b12",
     "ImageNet100": "fe8959b5f87ec66368fda940dcf709500cbf530debef6b263ed7befa161e91b2",
@@ -28,16 +28,16 @@ LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wva
 
 
 def folder(root: Path, split: str) -> Images | None:
-    """ROOT/{train,val,test}/CLASS/*, or ROOT/CLASS/*, or images without classes.
+    """A split of ROOT/{train,val,test}/CLASS/*, or of ROOT/CLASS/*, or of images without classes.
 
-    Split folders may have any name of `splits.NAMES`. Where there is no test/, val/ judges, and there is no split
-    'val'. 'all' is test/, or what judges, or everything where nothing is set apart. Raises `UserError` where it is not
-    clear whether a folder is a split or a class.
+    Split folders may have any name of `splits.NAMES`. If there is no test/, val/ is the test, and there is no split
+    'val'. 'all' is the test, or all images if there are no split folders. Raises `UserError` if it is not clear whether
+    a folder is a split or a class.
     """
     parts = split_folders(root)
     if not parts:
         return _without_splits(root, split)
-    _tell_what_is_beside(root, parts)
+    _report_unread(root, parts)
     judging = [part for part in ("test", "val") if part in parts]
     if split == "all" and ("test" in parts or "train" not in parts):
         return _tree(parts[judging[0]])
@@ -64,24 +64,24 @@ def _without_splits(root: Path, split: str) -> Images | None:
             f"data_dir: {root} has {', '.join(f'{name}/' for name in seeming[:5])}: are they splits or classes? Rename "
             "splits to train/ and test/ (or val/), and classes to other words, or pass one folder as --data_dir"
         )
-    everything = _tree(root)
+    all_images = _tree(root)
     _no_splits_below(root, split)
     words = f"data_dir: {root} holds images without class folders"
-    if not everything.classes and split != "unlabelled":  # to find it may mean to look at every path
-        words += ", such as " + next(Path(path).name for path in everything.paths if Path(path).parent == root)
+    if not all_images.classes and split != "unlabelled":  # the search may look at every path
+        words += ", such as " + next(Path(path).name for path in all_images.paths if Path(path).parent == root)
     instead = "train/ and test/ folders would be splits of your own"
-    return unsplit(everything, split, str(root), str(root), instead, words)
+    return unsplit(all_images, split, str(root), str(root), instead, words)
 
 
-def _tell_what_is_beside(root: Path, parts: dict[str, Path]) -> None:
-    """Say which images beside the split folders are not read. Raise `UserError` where a split may be a class."""
+def _report_unread(root: Path, parts: dict[str, Path]) -> None:
+    """Name the images beside the split folders, which are not read. Raise `UserError` if a split may be a class."""
     beside = sorted(path for path in root.iterdir() if path not in parts.values() and not is_junk(path.name))
     folders = [f"{path.name}/" for path in beside if path.is_dir() and holds_images(path)]
     if folders and len(parts) == 1:
         only = next(iter(parts.values())).name
         raise UserError(
-            f"data_dir: {root} has {only}/ beside {first_few(folders)}: is {only} a split or a class? Put train/ and "
-            "test/ (or val/) side by side with class folders in each, or pass the one folder to read as --data_dir"
+            f"data_dir: {root} has {only}/ beside {first_few(folders)}: is {only} a split or a class? Make two folders "
+            "train/ and test/ (or val/) with class folders in each, or pass the folder to read as --data_dir"
         )
     unread = folders + [path.name for path in beside if is_image(path.name)]
     if unread:
@@ -90,11 +90,11 @@ def _tell_what_is_beside(root: Path, parts: dict[str, Path]) -> None:
 
 
 def _no_splits_below(root: Path, split: str) -> None:
-    """Folders of `root` that hold splits themselves: an error for who judges, a warning for who pre-trains on all."""
+    """Find a folder in `root` that holds splits: `UserError` where labels are used, a warning for pre-training."""
     for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)):
         below = {split_of(entry.name) for entry in os.scandir(root / name) if entry.is_dir()}
         if ("train" in below and below & {"val", "test"}) or seeming_splits(root / name):
-            words = f"{root / name} holds splits of its own, so their test images are among the images of {root}"
+            words = f"{root / name} has splits of its own, so their test images are among the images of {root}"
             if split != "unlabelled":
                 raise UserError(f"data_dir: {words}; pass that folder, or put the images into train/CLASS, test/CLASS")
             say_once(f"data        *** {words} ***")
@@ -102,7 +102,7 @@ def _no_splits_below(root: Path, split: str) -> None:
 
 
 def _tree(folder: Path) -> Images:
-    """All images below a folder; the first folder below it is the class, if every image is in one."""
+    """All images below a folder. The first folder of each path is the class, if every image is in one."""
     files, others = list_files(folder)
     if not files:
         found = f"; {not_read(others)}" if others else ""
@@ -137,7 +137,7 @@ def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) 
 
 
 def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Images:
-    """ROOT/{train,val}/wnid/*.JPEG; for a subset only the classes of `class_list`, in its order."""
+    """A split of ROOT/{train,val}/WNID/*.JPEG; of a subset only the classes of `class_list`, in its order."""
     part = "val" if split == "test" else "train"
     folder = split_folders(root).get(part)
     if folder is None:
@@ -149,7 +149,7 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
         if len(data.classes) != 1000:
             raise UserError(
                 f"data_dir: {root} is not ImageNet: {folder.name}/ has {len(data.classes)} class folders, not 1000. "
-                "For images of your own leave --dataset away"
+                "For images of your own leave --dataset out"
             )
         return data
     if class_list is None:
@@ -159,7 +159,7 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
     if len(wnids) != expected:
         raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
     if split != "test" and hashlib.sha256("\n".join(sorted(wnids)).encode()).hexdigest() != SUBSETS[name]:
-        say(f"class list  *** not the {name} of Van Gansbeke et al. (2020): its numbers do not compare with theirs ***")
+        say(f"class list  *** not the {name} of Van Gansbeke et al. (2020): do not compare results with theirs ***")
     paths, labels = [], []
     for label, wnid in enumerate(wnids):
         files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
@@ -171,9 +171,9 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
 
 
 def read_class_list(path: str) -> tuple[list[str], list[str]]:
-    """Lines 'wnid name' -> (wnids, names); a class's label is its line number from 0.
+    """(wnids, names) of the lines 'wnid name' of a file. The label of a class is its line number, from 0.
 
-    A name of two classes, as ImageNet's crane, is told apart by the wnid: 'crane (n02012849)'.
+    A name of two classes, as ImageNet's crane, gets the wnid: 'crane (n02012849)'.
     """
     lines = [line.split(maxsplit=1) for line in read_lines(path, "class_list")]
     wnids = [line[0] for line in lines]

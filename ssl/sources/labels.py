@@ -1,4 +1,4 @@
-"""Which labels may be used: a share of every class by seed, or the images on a list. And whether they will do."""
+"""The labels that training may use: all, a share of every class, or those on a list; and checks that they suffice."""
 
 import os
 
@@ -12,7 +12,7 @@ from ssl.errors import UserError, nearest
 
 
 def check_choice(percent: float, files: str | None) -> None:
-    """Raise `UserError` for settings train_percent and train_files that cannot be."""
+    """Raise `UserError` for impossible settings train_percent and train_files."""
     if not 0 < percent <= 100:
         raise UserError(f"train_percent: {percent:g} is not a share of the labels; expected more than 0, at most 100")
     if files and percent != 100:
@@ -27,12 +27,13 @@ def choose(train: Images, percent: float, files: str | None, seed: int) -> Image
 
 
 def stratified(labels: Tensor, percent: float, seed: int) -> Tensor:
-    """Indices of `percent` (0 to 100] of every class, rounded, at least one; of one seed, fewer are part of more."""
+    """Indices of `percent` (0 to 100] of every class, rounded, at least one. With the same seed, a smaller share is a
+    part of a larger one."""
     return first_of_classes(labels, seed, lambda count: max(1, round(count * percent / 100))).nonzero()[:, 0]
 
 
 def listed(data: Images, path: str) -> Tensor:
-    """Indices of the images named in the file `path`, one a line: a file name, or the end of a path."""
+    """Indices of the images that the file `path` names, one in a line: a file name, or the end of a path."""
     if data.paths is None:
         raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
     names = read_lines(path, "train_files")
@@ -70,13 +71,13 @@ def require_classes(data: Images, data_dir: str | None) -> None:
 
 
 def require_each(data: Images, least: int, why: str) -> None:
-    """Raise `UserError` naming the class of which there are fewer than `least` images to train on."""
+    """Raise `UserError` if a class has fewer than `least` training images; `why` ends the message."""
     counts = torch.bincount(data.labels, minlength=len(data.classes))
     absent = [name for name, count in zip(data.classes, counts.tolist()) if not count]
     if absent:
         raise UserError(
-            f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}; nothing can "
-            "be learnt about them. Add images, or choose other splits"
+            f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}. Add images, "
+            "or choose other splits"
         )
     if int(counts.min()) < least:
         name, count = data.classes[int(counts.argmin())], int(counts.min())

@@ -1,8 +1,8 @@
-"""Leaks: what is in two splits at once, so that a model would be judged on what it has learnt from.
+"""Leaks: images that are in two splits, so that a model would be judged on what it has learnt from.
 
-The same file, the same name of a table, or the same patient, lesion or slide is an error. The same bytes under two
-names are a warning: published sets hold such pairs, and who keeps to a published split cannot take them out. For the
-same reason so is a lesion on both sides of ISIC 2019's published splits.
+The same file, the same name in a table, and the same patient, lesion or slide in two splits are errors. The same bytes
+under two names are a warning: published data sets have such pairs, and a published split cannot be changed. For the
+same reason a lesion in two of ISIC 2019's published splits is a warning.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from ssl.distributed import is_main
 from ssl.errors import UserError, one_line
 from ssl.sources.lesions import SMALLER, TABLES
 
-MOST_READ = 256 << 20  # bytes that are read to find equal files; sizes alone come with the list of a folder
+MOST_READ = 256 << 20  # bytes that are read to find equal files
 
 
 def check(splits: dict[str, Images | None]) -> None:
-    """Raise `UserError` where two of the splits ('train', 'val', 'test') share images or groups; warn of equal files.
+    """Raise `UserError` if two of the splits ('train', 'val', 'test') share images or groups; warn of equal files.
 
-    Rank 0 alone looks. Images that are no files can only share groups.
+    Only rank 0 checks. Of images that are no files only the groups are compared.
     """
     if not is_main():
         return
@@ -43,7 +43,7 @@ def check(splits: dict[str, Images | None]) -> None:
 
 
 def _compare(things: dict[str, dict], what: str, tell: Callable[[str], None]) -> None:
-    """Tell of every two splits what they share; `things` maps a split to {identity: word for it}."""
+    """Call `tell` for every two splits that share `things`: {split: {identity: its name}}."""
     for here, there in combinations(things, 2):
         shared = things[here].keys() & things[there].keys()
         if shared:
@@ -52,7 +52,7 @@ def _compare(things: dict[str, dict], what: str, tell: Callable[[str], None]) ->
 
 
 def _stop(words: str) -> None:
-    raise UserError(f"leak: {words}; what was learnt from cannot judge. Take them out of one of the two")
+    raise UserError(f"leak: {words}. Remove them from one of the two: a model cannot be judged on what it learns from")
 
 
 def _warn(words: str) -> None:
@@ -60,7 +60,7 @@ def _warn(words: str) -> None:
 
 
 def _files(data: Images) -> dict[tuple, tuple[int, str]]:
-    """{(device, inode): (size, path)}: a link to a file is that file. One look at the folder's entry each."""
+    """{(device, inode): (size, path)}, so that a link to a file is that file."""
     found = {}
     for path in data.paths:
         try:
@@ -72,7 +72,7 @@ def _files(data: Images) -> dict[tuple, tuple[int, str]]:
 
 
 def ids(data: Images) -> list[str | None]:
-    """The names of files; None where a split uses names twice, as 0001.jpg in several folders: they are no ids then."""
+    """The names of files; all None if a name occurs twice, as 0001.jpg in several folders: then names are no ids."""
     names = [Path(path).stem.removesuffix(SMALLER) for path in data.paths]
     return names if Counter(names).most_common(1)[0][1] == 1 else [None] * len(names)
 
@@ -82,10 +82,9 @@ def _names(data: Images) -> dict[str, str]:
 
 
 def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, dict[tuple, str]]:
-    """For every split {(size, checksum): path} of its files of which another split may hold an equal.
+    """For every split {(size, checksum): path} of the files whose size another split has, too.
 
-    Only files whose size two splits know are read, and of these no more than MOST_READ, the
-    rarest sizes first; it is said where that was not all.
+    At most MOST_READ bytes are read, the sizes with the fewest bytes first. A line says so if that was not all.
     """
     of_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for split, files in found.items():
@@ -97,7 +96,7 @@ def _equal_files(found: dict[str, dict[tuple, tuple[int, str]]]) -> dict[str, di
     for size in sorted(sizes, key=lambda size: (size * len(of_size[size]), size)):
         read += size * len(of_size[size])
         if read > MOST_READ:
-            say(f"leak        files of equal size were compared up to {MOST_READ >> 20} MiB, the others not")
+            say(f"leak        only {MOST_READ >> 20} MiB of the files of equal size were compared")
             break
         for split, path in of_size[size]:
             try:

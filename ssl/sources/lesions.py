@@ -1,7 +1,7 @@
-"""Skin lesions, melanoma (positive) or not, by the tables published with them.
+"""Data sets of skin lesions, melanoma (positive) or not, with the tables published with them.
 
-`data_dir` is the folder in which the image files lie. ISIC 2019 is read by the split files in
-`splits_folder`; the others are tests alone, each by one table, `csv`. Facts:
+`data_dir` is the folder of the image files. ISIC 2019 is read by the split files in `splits_folder`. The others are
+only tests, each read by one table, `csv`:
 
 | data set | table | positive | images (positive) |
 |---|---|---|---|
@@ -25,7 +25,7 @@ from ssl.sources.lookup import find_images, images_in
 from ssl.sources.splits import SPLITS
 from ssl.sources.table_images import BINARY
 
-# name: (column of the label, the labels of class 0 and of class 1, * for anything)
+# Name: (column of the label, (pattern of class 0, of class 1)).
 _ISIC = ("label", ("0", "1"))
 _DERM7PT = ("diagnosis", ("1.*", "3.2*"))
 TABLES = {
@@ -35,20 +35,20 @@ TABLES = {
     "derm7pt-dermoscopic": _DERM7PT,
     "pad-ufes-20": _ISIC,
 }
-OTHER_NAMES = {  # by which the published code and its description know them
+OTHER_NAMES = {  # in the published code and its description
     "isic": "isic2019",
     "isic20": "isic2020",
     "atlas-clinical": "derm7pt-clinical",
     "atlas-dermato": "derm7pt-dermoscopic",
     "derm7pt-dermato": "derm7pt-dermoscopic",
 }
-METADATA = "ISIC_2019_Training_Metadata.csv"  # says which images are of one lesion
+METADATA = "ISIC_2019_Training_Metadata.csv"  # the lesion of every image
 PREFIX = "ISIC_2019_Training_Input/"
-SMALLER = "_downsampled"  # how the names of some of ISIC 2019's files end
+SMALLER = "_downsampled"  # the end of the names of some files of ISIC 2019
 
 
 def load(name: str, root: Path, split: str, csv: str | None, splits_folder: str | None) -> Images:
-    """A split of one of TABLES, in its table's order. Raises `UserError` for what is not there or not as published."""
+    """A split of one of TABLES, in its table's order. Raises `UserError` for what is missing or not as published."""
     if name == "isic2019":
         if splits_folder is None or csv is not None:
             raise UserError(
@@ -76,7 +76,7 @@ def load(name: str, root: Path, split: str, csv: str | None, splits_folder: str 
 
 
 def read_labels(name: str, file: Path) -> list[tuple[str, int]]:
-    """(image, 1 for melanoma or 0) for every row of a table of the data set `name`."""
+    """(image, 1 for melanoma or 0) of every row of a table of the data set `name`."""
     column, patterns = TABLES[name]
     rows = read_table(file, ["image", column])
     if not rows:
@@ -92,22 +92,22 @@ def read_labels(name: str, file: Path) -> list[tuple[str, int]]:
 
 
 def tell_twins(file: Path) -> list[str]:
-    """Name the sibling folders whose train file holds the same images: as a repetition they say nothing new."""
+    """Warn of the folders beside it whose train file has the same images; return them. They are no independent runs."""
     names, twins = {image for image, _ in read_labels("isic2019", file)}, []
     for other in sorted(file.parent.absolute().parent.glob(f"*/{file.name}")):
-        with contextlib.suppress(UserError, OSError):  # another's fault is none of this run
+        with contextlib.suppress(UserError, OSError):  # an error in another folder does not concern this run
             if not other.samefile(file) and {image for image, _ in read_labels("isic2019", other)} == names:
                 twins.append(other.parent.name)
     if twins:
         say(
-            f"splits      *** {file} holds the same {len(names):,} images as {', '.join(twins)}: "
+            f"splits      *** {file} has the same {len(names):,} images as {', '.join(twins)}: "
             "results on them are no independent repetitions ***"
         )
     return twins
 
 
 def lesions_of(names: tuple[str, ...], *folders: Path) -> list[str | None] | None:
-    """The lesion that each image is of, by METADATA, should it lie in one of the folders."""
+    """The lesion of each image, by METADATA in one of the folders; None if it is in none of them."""
     file = next((folder / METADATA for folder in folders if (folder / METADATA).is_file()), None)
     if file is None:
         return None

@@ -1,4 +1,4 @@
-"""The files that the names in a table stand for."""
+"""The image files that the names in a table mean."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from ssl.errors import UserError
 
 
 def find_images(root: Path, names: list[str]) -> list[str]:
-    """The files below `root` that a table's names stand for, in their order.
+    """The image files below `root` that a table's names mean, in their order.
 
-    A name is a path relative to `root`; it may lack the extension if there is one such image. Where there is none, the
-    name may lack folders, and differ in case or Unicode form, or have backslashes, if that fits just one image.
-    Raises `UserError` for names that lead out of `root`, for images that are not there, or stand
-    for two files, and for two names of one image.
+    A name is a path relative to `root`. The extension may be missing if only one image fits. If no image fits, folders
+    may be missing, the case or Unicode form may differ, and \\ may separate folders, as long as only one image fits.
+    Raises `UserError` for a name that leads out of `root`, for one that fits no image or several, and for two names of
+    one image.
     """
     places = [_inside(root, name) for name in names]
     folders = {folder: images_in(root / folder) for folder in {place.parent for place in places}}
@@ -36,7 +36,7 @@ def find_images(root: Path, names: list[str]) -> list[str]:
             continue
         path = str(root / fitting[0])
         if path in first_row:
-            raise UserError(f"csv: {name!r} stands in rows {first_row[path]} and {row}; an image may stand there once")
+            raise UserError(f"csv: {name!r} is in rows {first_row[path]} and {row}; an image may be there only once")
         first_row[path] = row
         paths.append(path)
     lost = [name for name in missing if not elsewhere[name]]
@@ -54,9 +54,9 @@ def find_images(root: Path, names: list[str]) -> list[str]:
 
 
 def _advice(root: Path, lost: list[str]) -> str:
-    """What to do about names that fit no image below `root`: they may without their folders, or without extension.
+    """What to do about names that fit no image below `root`. They may fit without their folders or their extension.
 
-    Without its folders a name may fit another image, test/1.png that of train/1.png, so none is taken by itself.
+    This is only advice, as a name without its folders may fit another image: test/1.png that of train/1.png.
     """
     last = [re.split(r"[/\\]", name)[-1] for name in lost]
     fitting = _elsewhere(root, last)
@@ -65,8 +65,8 @@ def _advice(root: Path, lost: list[str]) -> str:
         folders = sorted({name.removesuffix(end) for name, end in zip(lost, last)})
         places = sorted({str((root / path).parent) for path in paths})
         return (
-            f"without {first_few(folders)} each is one image in {first_few(places)}: if these are meant, take the "
-            "folders out of the names, or pass the --data_dir that the names are relative to"
+            f"without {first_few(folders)} each is one image in {first_few(places)}: if these are meant, remove the "
+            "folders from the names, or pass the --data_dir that the names are relative to"
         )
     without_extension = os.path.splitext(lost[0])[0]
     other = _elsewhere(root, [without_extension])[without_extension]
@@ -74,7 +74,7 @@ def _advice(root: Path, lost: list[str]) -> str:
 
 
 def images_in(folder: Path) -> dict[str, list[str]]:
-    """Name, with and without its extension -> the image files of that name in a folder."""
+    """{name, with and without extension: the image files of that name in a folder}."""
     entries = os.scandir(folder) if folder.is_dir() else ()
     files = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
     names: dict[str, list[str]] = defaultdict(list)
@@ -93,8 +93,8 @@ def _inside(root: Path, name: str) -> PurePosixPath:
 
 
 def _elsewhere(root: Path, names: list[str]) -> dict[str, list[str]]:
-    """{name: the images anywhere below `root` whose path ends with it}, whatever the case and the Unicode form."""
-    ending: dict[str, list[str]] = defaultdict(list)  # of the path as it is compared, with and without extension
+    """{name: the images anywhere below `root` whose path ends with it}, in any case and Unicode form."""
+    ending: dict[str, list[str]] = defaultdict(list)  # last part of a path -> (path as compared, path)
     for path in map(str, list_images(root) if names else []):
         for end in {_compared(path), _compared(os.path.splitext(path)[0])}:
             ending[end.rpartition("/")[2]].append((end, path))

@@ -1,9 +1,8 @@
-"""`shapes`: a small procedurally drawn data set, for demonstrations without a download.
+"""`shapes`: a small data set that is drawn by the computer, for demonstrations without a download.
 
-An image shows one textured shape on a textured ground, and two dots that say nothing. Its
-class is the kind of shape; colours, textures, place, size, rotation, light and noise
-are drawn per image and tell nothing of the class. Everything is vectorised over the
-images, and the same seed gives the same pixels.
+An image shows a textured shape and two dots on a textured ground. Its class is the kind of shape. Colours, textures,
+place, size, rotation, light, noise and dots are random and independent of the class. The same seed gives the same
+pixels.
 """
 
 import math
@@ -11,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-# Each function takes points u, v in units of the shape's radius and returns the signed distance
-# to the outline (negative inside), exact near the edge up to corners: enough for antialiasing.
+# Each function takes points u, v in units of the shape's radius and returns the signed distance to the outline,
+# negative inside. It is exact near the outline except at corners, which is enough for antialiasing.
 
 
 def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
@@ -69,7 +68,7 @@ CLASSES = tuple(shape.__name__[1:] for shape in _SHAPES)
 
 _IMAGES = {"train": 20_000, "test": 4_000}
 _SEEDS = {"train": 1, "test": 2}
-_CHUNK = 1000  # images drawn at a time; part of what a seed means
+_CHUNK = 1000  # images drawn at a time; another number gives other images
 
 
 def shapes(split: str, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ def shapes(split: str, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def render(labels: Tensor, size: int, seed: int) -> Tensor:
-    """One image per label (N,) in 0..9, drawn from the stream of `seed`: (N, 3, size, size) uint8."""
+    """An image (3, size, size) for each label (N,) in 0..9, by `seed`: (N, 3, size, size) uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([_render_chunk(chunk, size, generator) for chunk in labels.split(_CHUNK)])
 
@@ -100,7 +99,7 @@ def _render_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tens
     axis = (torch.arange(size) + 0.5) / size * 2 - 1  # the image spans -1..1
     y, x = axis[:, None], axis[None, :]
 
-    # Grey levels of ground and figure differ, by either sign, so a grey view still shows the shape.
+    # Ground and figure differ in grey level, so that a grey view still shows the shape.
     middle, gap = uniform(0.4, 0.6, 1), uniform(0.3, 0.5, 1)
     gap = torch.where(uniform(0, 1, 1) < 0.5, gap, -gap)
     ground = _paint(middle - gap / 2, uniform, x, y)
@@ -124,8 +123,8 @@ def _render_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tens
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _place(radius: Tensor, centre: Tensor, turn: Tensor, x: Tensor, y: Tensor):
-    """Pixels in a shape's own frame: u, v (N, size, size), and the radius (N, 1, 1) they are in units of."""
+def _place(radius: Tensor, centre: Tensor, turn: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, v, radius): the pixels in a shape's own frame, u and v (N, size, size) in units of the radius (N, 1, 1)."""
     radius, angle = radius[:, None, None], 2 * math.pi * turn[:, None, None]
     x, y = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
     u = (x * angle.cos() + y * angle.sin()) / radius

@@ -1,11 +1,11 @@
-"""Patches of whole-slide images, named after their slide: the test is hospitals or slides, never single patches.
+"""Patches of whole-slide images, named after their slide. The test is of whole slides or hospitals, not of patches.
 
 `data_dir` is ROOT/CLASS/SLIDE_*.png, as `ssl.data.patches` writes them, or for pre-training ROOT/SLIDE_*.png.
-A slide is called as The Cancer Genome Atlas does, TCGA-A1-A0SK-DX1: project, hospital, patient, slide.
+Slides have the names of The Cancer Genome Atlas, TCGA-A1-A0SK-DX1: project, hospital, patient, slide.
 
-Which slides are the test is said by a table with the columns slide_name and split, or by a list.
-What is pre-trained on is all that is not test. `Images.groups` are patients, so that whoever holds out a part of
-train for validation holds out whole patients: patches overlap, and one in train would give away its neighbour.
+A table with the columns slide_name and split, or a list, says which slides are the test. Pre-training uses all patches
+that are not test. `Images.groups` are the patients, so that whole patients are held out for validation: patches
+overlap, and a patch in train would show a part of its neighbour.
 """
 
 import re
@@ -30,9 +30,8 @@ _TISSUE_6 = {
     "StromaNOS": "stroma",
     "PlasmaCellInfiltrate": "plasma_cell_infiltrate",
 }
-# Data set: {folder: class}; folders that are not named are left out. Those of tissue_5 are the super classes of
-# the region codes, those of tissue_6 and tissue_8 are main classes, those of cell_7 are nuclei, 64 pixels.
-# 'slides' takes every folder for a class of its own.
+# Data set: {folder: class}; other folders are left out. tissue_5 has super classes of the region codes, tissue_6 and
+# tissue_8 have main classes, cell_7 has nuclei of 64 pixels. Of 'slides' every folder is a class.
 FOLDERS: dict[str, dict[str, str]] = {
     "slides": {},
     "tissue_5": {"TUMOR": "tumor", "STROMA": "stroma", "TILS": "tils", "JUNK": "junk", "WHITE": "white"},
@@ -48,7 +47,7 @@ FOLDERS: dict[str, dict[str, str]] = {
         "apoptotic_body": "apoptotic_body",
     },
 }
-# The classes that a result is also given for by themselves, and the others ('minor') by themselves.
+# The major classes. Results are also given for these alone, and for the others ('minor') alone.
 MAJOR = {
     "tissue_5": ["tumor", "stroma"],
     "tissue_6": ["tumor", "stroma"],
@@ -58,7 +57,7 @@ MAJOR = {
 
 
 class Slide(NamedTuple):
-    """Where a patch is from. `patient` is TCGA-A1-A0SK: of two hospitals, A0SK may be two people."""
+    """The slide of a patch. `patient` is TCGA-A1-A0SK, as A0SK in another hospital may be another person."""
 
     name: str
     hospital: str
@@ -79,15 +78,15 @@ def slides(
 ) -> Images | None:
     """Split 'train', 'val', 'test' or 'unlabelled' of one of FOLDERS below `root`.
 
-    `csv` has the columns slide_name and split (train, val, test); slides it does not name are
-    train, if it has no train rows. Or `test` lists hospitals (A1), patients (TCGA-A1-A0SK) or
-    slides. 'val' is None unless the table has it. Raises `UserError` for names that are not as
-    above, for a patient in two splits, for a split without patches and for folders that are not there.
+    `csv` is a table with the columns slide_name and split (train, val, test). If it has no train rows, the slides that
+    it does not name are train. Or `test` lists hospitals (A1), patients (TCGA-A1-A0SK) or slides. 'val' is None unless
+    the table has it. Raises `UserError` for other names of files, for a patient in two splits, for a split without
+    patches and for missing folders.
     """
     if (csv is None) == (test is None):
         raise UserError(
             f"test_slides: which of the slides are the test of {dataset}? Pass hospitals or slides as --test_slides, "
-            "or a table with the columns slide_name and split as --csv; one of the two"
+            "or a table with the columns slide_name and split as --csv; not both"
         )
     files = list_images(root)
     if not files:
@@ -115,12 +114,12 @@ def slides(
     if split != "unlabelled":
         data = data.subset((data.labels >= 0).nonzero()[:, 0])
     if not len(data):
-        raise UserError(f"test_slides: no patch in {root} is left for {split}; the others are of other splits")
+        raise UserError(f"test_slides: no patch in {root} is left for {split}; all are in other splits")
     return data
 
 
 def _labels(dataset: str, root: Path, files: list[Path]) -> tuple[torch.Tensor, list[str]]:
-    """(class numbers (N,), -1 for files of folders that the data set does not name; the classes)."""
+    """(class numbers (N,), -1 for files in folders that the data set does not name; the classes)."""
     if any(len(file.parts) == 1 for file in files):
         raise UserError(
             f"data_dir: {root} holds patches without class folders; without labels there is nothing to learn"
@@ -139,8 +138,8 @@ def _labels(dataset: str, root: Path, files: list[Path]) -> tuple[torch.Tensor, 
 
 
 def _by_list(there: set[Slide], test: list[str]) -> dict[str, str]:
-    """{slide: its split} where `test` lists hospitals, patients or slides."""
-    test = [word.zfill(2) for word in test]  # hospital 05, which YAML takes for a number
+    """{slide: its split}, if `test` lists hospitals, patients or slides."""
+    test = [word.zfill(2) for word in test]  # YAML reads hospital 05 as a number
     known = sorted({word for slide in there for word in slide})
     for word in test:
         if word not in known:
@@ -153,7 +152,7 @@ def _by_list(there: set[Slide], test: list[str]) -> dict[str, str]:
 
 
 def _by_table(there: set[Slide], csv: str, split: str) -> dict[str, str]:
-    """{slide: its split} by the rows of a table; slides that it does not name are train."""
+    """{slide: its split} by the rows of a table. Slides that it does not name are train."""
     parts: dict[str, str] = {}
     for row, (name, cell) in enumerate(read_table(csv, ["slide_name", "split"]), 1):
         name, part = name.strip(), split_of(cell.strip())
@@ -169,14 +168,14 @@ def _by_table(there: set[Slide], csv: str, split: str) -> dict[str, str]:
             "only those that are not train"
         )
     absent = sorted(parts.keys() - names)
-    if absent and split in ("train", "unlabelled"):  # said once
+    if absent and split in ("train", "unlabelled"):  # for one split, so that it is said once
         some = one_line(first_few(absent))
         say(f"slides      *** {len(absent)} of the {len(parts)} slides in {csv} have no patches: {some} ***")
     return {name: parts.get(name, "train") for name in names}
 
 
 def _no_leak(there: set[Slide], part: dict[str, str]) -> None:
-    """Raise `UserError` where a patient has slides in two splits."""
+    """Raise `UserError` if a patient has slides in two splits."""
     of_patient = defaultdict(dict)
     for slide in sorted(there):
         of_patient[slide.patient][part[slide.name]] = slide.name

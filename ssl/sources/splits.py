@@ -1,4 +1,4 @@
-"""The splits of a data set, and what folders, cells of a table and arrays call them."""
+"""The names of splits: in folders, cells of a table and arrays."""
 
 import re
 from pathlib import Path
@@ -20,13 +20,13 @@ def split_of(name: str) -> str | None:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """{split: its folder in `root`}. Raises `UserError` where two folders are the same split."""
+    """{split: its folder in `root`}. Raises `UserError` if two folders are the same split."""
     found: dict[str, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name)):
         split = split_of(folder.name)
         if split in found:
             raise UserError(
-                f"data_dir: {found[split]} and {folder.name}/ beside it both mean the split {split!r}; put their "
+                f"data_dir: {found[split]} and {folder.name}/ beside it are both the split {split!r}; put all their "
                 "images into one of them, or rename one"
             )
         if split:
@@ -35,9 +35,10 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def seeming_splits(root: Path) -> list[str]:
-    """The folders in `root` where they seem to be splits under other names, as training_set and test_set; else none.
+    """The folders in `root` if they seem to be splits with other names, such as training_set and test_set; else [].
 
-    They seem so if each folder with images has a split's word in its name, and one is train and another is not.
+    They seem to be splits if every folder with images has the word of a split in its name, one of them train and one
+    another split.
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
     meant = {path: _split_in(path.name) for path in folders}
@@ -49,6 +50,6 @@ def seeming_splits(root: Path) -> list[str]:
 
 
 def _split_in(name: str) -> str | None:
-    """The split whose word, also with s or set at its end, is in `name`: 'test' for tests, test-images, test2017."""
+    """The split whose word is in `name`, also with s or set at its end: 'test' for tests, test-images, test2017."""
     words = re.sub(r"[\W\d_]+", " ", name.lower()).split()
     return next(filter(None, (split_of(re.sub("(s|set)$", "", word)) for word in words)), None)

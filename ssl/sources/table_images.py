@@ -1,4 +1,4 @@
-"""A table as a data set: which images, with which labels, of which groups, in which splits."""
+"""A data set given by a table (CSV): its images, labels, groups and splits."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BINARY = ["negative", "positive"]
 
 @dataclass(frozen=True)
 class Columns:
-    """What a table's columns are called. `positive` are the labels of class 1, where all others are class 0."""
+    """The names of a table's columns. `positive`: these labels are class 1, and all others are class 0."""
 
     image: str = "image"
     label: str | None = None
@@ -32,24 +32,24 @@ class Columns:
 def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     """The images below `root` that a table names, in byte order of their paths.
 
-    Splits are the table's own, or else cut by the names (ssl/data/cut.py), whole groups together; where it has no
-    test rows, its val rows judge. Rows without a label are -1 in the split 'unlabelled' and in no other.
-    Raises `UserError` as `read_table` and `find_images` do, for an unknown split, several labels in a cell,
-    labels that are quantities, and a split without images.
+    Splits are those of the table, or chosen by the names (`cut.cut`), whole groups together. If the table has no test
+    rows, its val rows are the test. Images without a label are only in the split 'unlabelled', as -1. Raises
+    `UserError` as `read_table` and `find_images` do, and for an unknown split, several labels in a cell, labels that
+    are quantities, and a split without images.
     """
     names = [columns.image, columns.label, columns.group, columns.split]
     rows = read_table(csv, [name for name in names if name is not None])
     if not rows:
         raise UserError(f"csv: {csv} has a header and no rows")
     cells = iter([[cell.strip() for cell in column] for column in zip(*rows)])
-    next(cells)  # a file's name may begin or end with a blank
+    next(cells)  # names of files stay as they are: they may begin or end with a blank
     labels, groups, splits = (None if name is None else next(cells) for name in names[1:])
     paths = find_images(root, [row[0] for row in rows])
     order = sorted(range(len(rows)), key=lambda row: os.fsencode(paths[row]))
     numbers, classes = _classes(csv, labels, columns, len(rows))
     if groups is not None:
         groups = values(groups, columns.group, "each is a group of its own")
-    everything = Images(
+    all_images = Images(
         "folder",
         torch.tensor(numbers)[order],
         classes,
@@ -60,27 +60,27 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
     if splits is None:
         instead = "--split_column names splits of your own"
-        return unsplit(everything, split, str(root), csv, instead, unlabelled)
+        return unsplit(all_images, split, str(root), csv, instead, unlabelled)
     part = _part(csv, splits, columns.split, "test" if split == "all" else split)
     if part is None:
         return None
     if part in ("test", "val") and not classes:
         raise UserError(f"{unlabelled}; without labels there is nothing to judge")
-    own = everything.subset(torch.tensor([at for at, row in enumerate(order) if split_of(splits[row]) == part]))
+    own = all_images.subset(torch.tensor([at for at, row in enumerate(order) if split_of(splits[row]) == part]))
     return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
 
 
 def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -> tuple[list[int], list[str]]:
-    """(class number of every row, -1 where it has none; names of the classes)."""
+    """(class number of every row, -1 for none; names of the classes)."""
     if labels is None:
         return [-1] * count, []
     where = f"column {columns.label!r} of {csv}"
-    labels = values(labels, columns.label, "they are not judged, and only pre-trained on")
+    labels = values(labels, columns.label, "they are only used for pre-training")
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
     if all(NUMBER.fullmatch(label) for label in found):
-        expected = "expected names or whole numbers; leave --label_column away to pre-train without labels"
+        expected = "expected names or whole numbers; leave --label_column out to pre-train without labels"
         refuse_quantities(np.array(found, dtype=float), f"csv: the labels in {where}", expected)
     one_label_each(found, where, "csv")
     if columns.positive is None:
@@ -93,12 +93,12 @@ def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -
                 f"positive: {value!r} is none of the labels in {where}: {shown(found)}{nearest(value, found)}"
             )
     if len(set(columns.positive)) == len(found):
-        raise UserError(f"positive: all labels in {where} are named, so none is negative")
+        raise UserError(f"positive: names all labels in {where}, so no label is negative")
     return [-1 if label is None else int(label in columns.positive) for label in labels], BINARY
 
 
 def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:
-    """The value of the split column whose rows are asked for; None for 'val' where there is none, or it judges."""
+    """The split in the table that is `split`; None for 'val' if the table has none, or if its val is the test."""
     unknown = [(row, value) for row, value in enumerate(splits, 1) if split_of(value) is None]
     if unknown:
         row, value = unknown[0]

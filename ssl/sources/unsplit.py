@@ -1,4 +1,4 @@
-"""What each split gets of images that come without splits, and of images without labels."""
+"""Splits of images that come without splits, some of them perhaps without labels."""
 
 import torch
 
@@ -9,16 +9,15 @@ from ssl.sources.cut import cut
 
 
 def unsplit(
-    everything: Images, split: str, root: str | None, where: str, instead: str, unlabelled: str
+    all_images: Images, split: str, root: str | None, where: str, instead: str, unlabelled: str
 ) -> Images | None:
-    """`split` of images that `cut` parts. How many are held out is said, and `instead` how to have other splits;
-    it is said, too, if none can be.
+    """`split` of images that `cut` divides. A line says how many are held out; `instead` says how to have other splits.
 
-    Images without a label are in 'unlabelled' alone, and not there if their group is in the test.
+    Images without a label are only in 'unlabelled', and not there if their group is in the test.
     """
-    labelled = with_labels(everything, where)
+    labelled = with_labels(all_images, where)
     part = cut(labelled, split, root, unlabelled)
-    if split not in ("train", "unlabelled") or not everything.classes:
+    if split not in ("train", "unlabelled") or not all_images.classes:
         return part
     held_out = len(labelled) - len(part)
     if held_out:
@@ -28,17 +27,17 @@ def unsplit(
             f"held out    *** none of {len(labelled)} images of {where}: every class has one image, or is in one "
             "group, so there is nothing to judge on ***"
         )
-    if split == "train" or len(labelled) == len(everything):
+    if split == "train" or len(labelled) == len(all_images):
         return part
     test = set(_identities(labelled)) - set(_identities(part))
     groups = {group for one, group in zip(_identities(labelled), labelled.groups or ()) if group and one in test}
-    group_of = everything.groups or [None] * len(everything)
-    stays = [one not in test and group not in groups for one, group in zip(_identities(everything), group_of)]
-    return everything.subset(torch.tensor(stays).nonzero()[:, 0])
+    group_of = all_images.groups or [None] * len(all_images)
+    stays = [one not in test and group not in groups for one, group in zip(_identities(all_images), group_of)]
+    return all_images.subset(torch.tensor(stays).nonzero()[:, 0])
 
 
 def with_labels(data: Images, where: str) -> Images:
-    """The images that have a label, or all where there are no classes. Raises `UserError` where none is left."""
+    """The images that have a label, or all if there are no classes. Raises `UserError` if none has a label."""
     known = data.labels >= 0
     if not data.classes or known.all():
         return data

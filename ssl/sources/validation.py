@@ -1,4 +1,4 @@
-"""On which images an encoder is judged while it learns: a validation split, or labels held out of train."""
+"""The images on which an encoder is judged during training: a validation split, or labels held out of train."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,13 @@ from ssl.distributed import barrier, world_size
 from ssl.errors import UserError
 from ssl.sources import leaks
 
-OTHER_DRAWS = 1 << 63  # added to the seed of validation views: a training's seed is smaller
+OTHER_DRAWS = 1 << 63  # added to the seed, so that validation views differ from training views; seeds are smaller
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Labelled images of `parts`, end to end; those in the mask `judges` (N,) are scored, a head learns the others.
-
-    `images` are the validation images, labelled or not; `seen`: training, too, sees them, though not their labels.
+    """`parts`: labelled images, one part after another. Those in the mask `judges` (N,) are scored; a head learns from
+    the others. `images`: the validation images, labelled or not. `seen`: training sees them, too, without their labels.
     """
 
     parts: list[Images]
@@ -29,7 +28,7 @@ class Validation:
     seen: bool
 
     def split(self, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows that a head learns from, and rows that are scored; of those in the mask `read` (N,), if given."""
+        """(rows that a head learns from, rows that are scored), both labelled, and in the mask `read` (N,) if given."""
         known = self.labels() >= 0
         known = known if read is None else known & read
         return (known & ~self.judges).nonzero()[:, 0], (known & self.judges).nonzero()[:, 0]
@@ -39,15 +38,15 @@ class Validation:
 
 
 def find_validation(settings, data: Images, load: Callable[[str], Images | None], learns: bool) -> Validation | None:
-    """What to judge on while `data` is trained on; None where the settings ask for nothing. All ranks call it.
+    """The images to judge on while training learns from `data`; None if the settings do not ask for it.
 
-    The validation split if there is one, else a tenth of every class by seed, whole groups where they are
-    known: training, which reads no labels, goes on seeing those images. Never the test split. `load` reads a split;
-    `learns` says that training learns from labels. Raises `UserError` for what cannot be judged.
+    All ranks call it. It is the validation split if there is one, else a tenth of every class by seed, in whole groups
+    where they are known. In that case training still sees these images, but not their labels. The test split is never
+    used. `load` reads a split; `learns`: training learns from labels. Raises `UserError` if judging is impossible.
     """
     if not (settings.eval_every or settings.ssl_val_interval):
         if settings.eval_at_start:
-            raise UserError("eval_at_start: is the first of the evaluations of --eval_every; set that, too")
+            raise UserError("eval_at_start: needs --eval_every; set that, too")
         return None
     name = "eval_every" if settings.eval_every else "ssl_val_interval"
     train = data if data.classes else load("train")
@@ -57,8 +56,8 @@ def find_validation(settings, data: Images, load: Callable[[str], Images | None]
             _require_classes(part)
     if own is None and learns:
         raise UserError(
-            f"{name}: this run learns from the labels of all its images, so none of them can judge it; give it a "
-            "validation split (val/ beside train/ and test/, or --split_column), or judge it by evaluate.py alone"
+            f"{name}: this run learns from the labels of all its images, so it cannot be judged on them; give it a "
+            "validation split (val/ beside train/ and test/, or --split_column), or judge it only with evaluate.py"
         )
     if own is None:
         _, held = held_out(train, 0.1, settings.seed)
@@ -74,7 +73,7 @@ def find_validation(settings, data: Images, load: Callable[[str], Images | None]
     leaks.check({"train": train, "val": own})
     barrier()
     judges = torch.arange(len(train) + len(own)) >= len(train)
-    # Slides of the validation are pre-trained on.
+    # Pre-training on slides uses those of the validation, too.
     seen = data is not train and None not in (data.paths, own.paths) and own.paths[0] in data.paths
     return Validation([train, own], judges, own, seen)
 
@@ -86,28 +85,28 @@ def _require_classes(images: Images) -> None:
             "labels, or --csv FILE --label_column NAME"
         )
     if len(images.classes) < 2:
-        raise UserError(f"eval_every: {images.name} has images of one class, {images.classes[0]!r}: nothing to tell")
+        raise UserError(f"eval_every: {images.name} has images of only one class, {images.classes[0]!r}")
 
 
 def _require_two_of_a_class(settings, labels: Tensor) -> None:
-    """What the probe of `eval_every` needs: it chooses its rates by images that its heads have not learnt."""
+    """Raise `UserError` unless a class has two images: the probe chooses its learning rate by held-out images."""
     labels = labels[labels >= 0]
     if settings.eval_every and settings.eval_head == "probe" and int(torch.bincount(labels).max()) < 2:
         raise UserError(
-            f"eval_every: of the {len(labels)} labelled training images no two are of one class; the probe needs them "
-            "to choose its rates by. Add images, or leave --eval_every away"
+            f"eval_every: of the {len(labels)} labelled training images no two are of one class; the probe needs two "
+            "to choose its learning rate. Add images, or leave --eval_every out"
         )
 
 
 def validation_order(settings, count: int, order: Order) -> Order:
-    """Global batches of `count` validation images, as large as those of training or as there are images.
+    """Global batches of `count` validation images, as large as those of training, or smaller if there are too few.
 
-    Raises `UserError` where they are not enough for two a global batch.
+    Raises `UserError` if there are fewer than two images, or fewer than one for each micro-batch of a global batch.
     """
     share = count // (world_size() * order.accumulate)
     if share < 1 or count < 2:
         raise UserError(
             f"ssl_val_interval: {count} validation images are too few for {world_size()} processes × accumulate "
-            f"{order.accumulate}; leave it away, or add images"
+            f"{order.accumulate}; leave it out, or add images"
         )
     return Order(count, min(order.batch_size, share), order.accumulate, world_size(), settings.seed + OTHER_DRAWS)

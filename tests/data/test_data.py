@@ -115,21 +115,21 @@ def test_control_without_the_names_splits_would_be_learnt_as_classes(tmp_path, m
 @pytest.mark.parametrize(
     "make, split, expected",
     [
-        (("train", "Training", "test"), "train", r"Training and train/ beside it both mean the split 'train'"),
-        (("train", "test", "val", "dev"), "val", r"dev and val/ beside it both mean the split 'val'"),
+        (("train", "Training", "test"), "train", r"Training and train/ beside it are both the split 'train'"),
+        (("train", "test", "val", "dev"), "val", r"dev and val/ beside it are both the split 'val'"),
         (("train", "control"), "unlabelled", r"train/ beside 'control/': is train a split or a class"),
         (("Test", "control", "other"), "train", r"Test/ beside 'control/', 'other/': is Test a split or a class"),
         (("dev", "ops"), "all", r"dev/ beside 'ops/': is dev a split or a class"),
         (("test",), "unlabelled", r"has test/ but no train/ to learn from"),
         (("val", "test"), "train", r"has test/ but no train/ to learn from"),
-        (("all/train", "all/test"), "train", r"/all holds splits of its own.*pass that folder"),
-        (("bottle/train", "bottle/test", "cable/train"), "test", r"/bottle holds splits of its own"),
+        (("all/train", "all/test"), "train", r"/all has splits of its own.*pass that folder"),
+        (("bottle/train", "bottle/test", "cable/train"), "test", r"/bottle has splits of its own"),
         (("test_set", "training_set"), "unlabelled", r"has test_set/, training_set/: are they splits or classes\?"),
         (("train_images", "val-images", "Test images"), "train", r"Rename splits to train/ and test/ \(or val/\)"),
         (("trains", "tests"), "all", r"has tests/, trains/: are they splits"),
         (("train2017", "val2017"), "test", r"has train2017/, val2017/: are they splits"),
         (("images_train", "valset"), "train", r"has images_train/, valset/: are they splits"),
-        (("all/train_data", "all/test_data"), "train", r"/all holds splits of its own"),
+        (("all/train_data", "all/test_data"), "train", r"/all has splits of its own"),
     ],
 )
 def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, make, split, expected):
@@ -171,7 +171,7 @@ def test_images_beside_the_splits_are_said_not_to_be_read(tmp_path, capsys):
 def test_pre_training_on_folders_with_splits_of_their_own_is_warned_of(tmp_path, capsys):
     tree(tmp_path, splits=("a/train", "a/test", "b"))
     assert len(datasets.load("folder", str(tmp_path), "unlabelled").classes) == 2
-    assert f"{tmp_path / 'a'} holds splits of its own, so their test images are among" in capsys.readouterr().out
+    assert f"{tmp_path / 'a'} has splits of its own, so their test images are among" in capsys.readouterr().out
 
 
 def test_extensions_are_those_of_the_formats_that_are_read():

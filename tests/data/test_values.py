@@ -195,7 +195,7 @@ def test_the_range_goes_with_the_run_and_must_be_one(tmp_path):
         assert settings.value_range == (0, 255)
     with pytest.raises(UserError, match="value_range: expected black < white, got 5 and 5"):
         ranges.check(evaluate.Settings(value_range=(5, 5)))
-    with pytest.raises(UserError, match="value_range: is of image files and arrays; shapes has 8 bits"):
+    with pytest.raises(UserError, match="value_range: is for image files and arrays; shapes uses the whole"):
         datasets.load("shapes", None, "train", value_range=RANGE)
 
 

@@ -486,9 +486,7 @@ def test_features_that_do_not_belong_end_with_words(judged, tmp_path, monkeypatc
 
 def test_a_class_of_test_that_train_has_not(tmp_path, monkeypatch):
     write(tmp_path, unread=range(2, 35, 3))
-    with pytest.raises(
-        UserError, match="1 of 3 classes have no training images: 'c'; nothing can be learnt about them"
-    ):
+    with pytest.raises(UserError, match="1 of 3 classes have no training images: 'c'"):
         in_process(monkeypatch, "--features", tmp_path)
 
 

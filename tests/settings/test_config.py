@@ -343,7 +343,7 @@ def test_any_rows_are_read_or_refused_with_the_file(tmp_path_factory, rows, row)
 
 def test_rows_where_there_are_none_to_choose_are_refused(tmp_path):
     assert "has no rows to choose from" in refused_rows(tmp_path, "--row", "1", text="lr: 1\n")
-    assert "which this script does not do" in refused_rows(tmp_path, cls=Example)
+    assert "has rows of settings, but this script has no --row" in refused_rows(tmp_path, cls=Example)
     with pytest.raises(UserError, match="pass it as --config FILE"):
         config.parse(WithRows, ["--row", "1"])
 

@@ -108,7 +108,7 @@ def test_split_folders_with_the_same_training_images_are_named(tmp_path, capsys)
     capsys.readouterr()
     datasets.load("isic2019", images, "train", splits_folder=splits)
     said = capsys.readouterr().out
-    assert "holds the same 9 images as shuffled: results on them are no independent repetitions" in said
+    assert "has the same 9 images as shuffled: results on them are no independent repetitions" in said
     datasets.load("isic2019", images, "test", splits_folder=splits)
     assert capsys.readouterr().out == ""  # every folder repeats the same test, as published
 
@@ -166,11 +166,11 @@ def test_what_is_not_as_published_is_refused(tmp_path):
     assert "pass the folder they are in as --splits_folder" in refusal(datasets.load, "isic2019", images, "train")
     assert "val_split_1.csv" in refusal(datasets.load, "isic2019", images, "val", splits_folder=images)
     for options, expected in (
-        ({"label_column": "MEL"}, "label_column: is of a table; those of isic2019 are known"),
+        ({"label_column": "MEL"}, "label_column: is for a table; those of isic2019 are known"),
         ({"csv": "x.csv"}, "and no --csv"),
     ):
         assert expected in refusal(datasets.load, "isic2019", images, "train", splits_folder=splits, **options)
-    assert "splits_folder: is of isic2019" in refusal(datasets.load, "folder", images, "train", splits_folder=splits)
+    assert "splits_folder: is for isic2019" in refusal(datasets.load, "folder", images, "train", splits_folder=splits)
     table = write(tmp_path / "t.csv", [["image", "label"], ["a", "0"], ["b", "10"], ["c", "mel"]])
     assert "labels outside the classes: '10', 'mel'" in refusal(lesions.read_labels, "pad-ufes-20", table)
     table = write(tmp_path / "t.csv", [["image", "labels"], ["a", "0"]])

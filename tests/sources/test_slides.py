@@ -225,7 +225,7 @@ def test_pretraining_without_class_folders(tmp_path):
     "options, words",
     [
         ({}, "--test_slides"),
-        ({"test_slides": ["A1"], "csv": "split.csv"}, "one of the two"),
+        ({"test_slides": ["A1"], "csv": "split.csv"}, "not both"),
         ({"test_slides": ["A3"]}, r"'A3' is no hospital.* did you mean 'A\d'\?; the hospitals are A1, A2, BH"),
         ({"test_slides": ["A1", "A2", "BH", "GI", "HN"]}, "no patch .* is left for train"),
         ({"test_slides": ["A1"], "label_column": "dx"}, "label_column: .* those of slides are known"),
@@ -264,7 +264,7 @@ def test_strange_names_and_empty_folders(tmp_path):
 
 def test_other_data_sets_have_no_slides(tmp_path):
     tree(tmp_path)
-    with pytest.raises(UserError, match="test_slides: is of data sets whose"):
+    with pytest.raises(UserError, match="test_slides: is for data sets whose"):
         datasets.load("folder", str(tmp_path), "train", test_slides=["A1"])
 
 

@@ -156,7 +156,7 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
         (["sub/../../outside.png"], "leads out of"),
         (["a", ""], "a row names no image"),
         (["two"], "'two' could be two.jpg or two.png; write the folder and the extension"),
-        (["a", "a.png"], "'a.png' stands in rows 1 and 2"),
+        (["a", "a.png"], "'a.png' is in rows 1 and 2"),
         (["notes.txt"], "1 of 1 images are not in"),
         (["sub"], "1 of 1 images are not in"),
         (["pipe.png"], "1 of 1 images are not in"),
@@ -204,7 +204,7 @@ def test_a_name_in_another_form_is_found_where_one_file_fits(tmp_path, capsys, f
         (["one/a.png"], ["x/a.png", "y/a.png"], r"2 of 2 images are not in .*; is --data_dir"),
         (["one/a.png"], ["e/a.png"], r"1 of 1 images are not in"),  # half a folder's name
         (["sub/a.jpg"], ["a.png"], r"1 of 1 images are not in .*'a\.png'; there is 'sub/a\.jpg'"),
-        (["sub/a.jpg"], ["a", "sub/A.jpg"], r"'sub/A\.jpg' stands in rows 1 and 2"),
+        (["sub/a.jpg"], ["a", "sub/A.jpg"], r"'sub/A\.jpg' is in rows 1 and 2"),
         (["sub/a.jpg"], ["..\\sub\\a.jpg"], r"1 of 1 images are not in"),
     ],
 )
@@ -262,7 +262,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     table, root = table_of(tmp_path), str(tmp_path / "images")
     for name, options, expected in (
         ("shapes", {"csv": table}, "csv: names images of your own"),
-        ("folder", {"label_column": "dx"}, "label_column: is of a table"),
+        ("folder", {"label_column": "dx"}, "label_column: is for a table"),
         ("folder", {"csv": table, "image_column": "name"}, "'name' is not among the columns"),
     ):
         with pytest.raises(UserError, match=expected):
@@ -291,7 +291,7 @@ def test_rows_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys
     assert numbers(parts["unlabelled"]) == numbers(parts["train"]) | unlabelled
     said = capsys.readouterr().out
     assert said.count("11 of 40 rows have no 'dx' (2 empty, 1 NaN, 1 nan, 1 NA, 1 null, ") == 1
-    assert said.count("2 of 40 rows have 'Unknown' as 'dx': it is taken as it stands; leave the cell empty") == 1
+    assert said.count("2 of 40 rows have 'Unknown' as 'dx': it counts as a value; leave the cell empty") == 1
     assert said.count(f"{len(parts['test'])} of 29 images of {options['csv']} for the test; --split_column") == 1
 
 
@@ -352,8 +352,8 @@ def test_labels_and_groups_that_are_equal_as_numbers_are_one(tmp_path, capsys):
     assert [data.classes[label] for label in data.labels.tolist()] == [wanted[i % 3][i % 4] for i in range(40)]
     assert data.groups[:3] == ["7", "7", "7a"]
     said = capsys.readouterr().out
-    assert "3 values of 'dx' are written in several ways, as '+1', '01.00', '1', '1.0': what is equal" in said
-    assert "1 values of 'patient' are written in several ways, as '7', '7.0'" in said
+    assert "3 values of 'dx' are written in several ways, such as '+1', '01.00', '1', '1.0': equal numbers" in said
+    assert "1 values of 'patient' are written in several ways, such as '7', '7.0'" in said
 
 
 def test_a_group_that_is_missing_is_no_group(tmp_path, capsys):
@@ -543,7 +543,7 @@ def test_positive_labels_against_all_others(tmp_path):
         lambda: datasets.load("folder", root, "train", csv=table, positive=["mel"])
     )
     for column in ("group_column", "split_column"):
-        assert f"{column}: is of a table; pass it as --csv" in refusal(
+        assert f"{column}: is for a table; pass it as --csv" in refusal(
             lambda column=column: datasets.load("folder", root, "train", **{column: "part"})
         )
         assert "'pert' is not among the columns" in refusal(
