@@ -80,6 +80,11 @@ def decode(
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def reduction_to(spare: float) -> int:
+    """How much smaller an image may be decoded, 1, 2, 4 or 8, if it is `spare` times as large as it has to be."""
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
+
+
 def content(path: str | Path) -> bytes:
     """The bytes of the file. Pillow reads from them, so a header that claims too much cannot make it take memory."""
     status = os.stat(path)

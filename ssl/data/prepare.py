@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from ssl.console import Progress, say
 from ssl.data import keys
 from ssl.data.cores import auto_workers
-from ssl.data.decode import decode, stored
+from ssl.data.decode import decode, reduction_to, stored
 from ssl.data.listing import EXTENSIONS, list_images
 from ssl.errors import UserError, one_line_errors
 
@@ -196,8 +196,7 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
     full: list[int] = []
 
     def reduction(height: int, width: int) -> int:  # to twice the final size at least; bicubic does the rest
-        spare = min(height, width) / (2 * short_side)
-        full.extend([height, width, max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)])
+        full.extend([height, width, reduction_to(min(height, width) / (2 * short_side))])
         return full[-1]
 
     found = stored(path, reduction)

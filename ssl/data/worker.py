@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssl.augment import View, crop_boxes, draw, to_unit
-from ssl.data.decode import BadImage
+from ssl.data.decode import BadImage, reduction_to
 from ssl.data.images import Images
 from ssl.data.order import Order, stand_in
 from ssl.errors import UserError
@@ -89,7 +89,7 @@ class TrainingFiles(Dataset):
             boxes.extend(crop_boxes(crop, *sides, view)[0].tolist() for crop, view in zip(draws, self.views))
             # Every crop must stay at least twice its final size: a better filter does the rest.
             spare = min(min(box[2:]) / (2 * view.size) for box, view in zip(boxes, self.views))
-            return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= spare)
+            return reduction_to(spare)
 
         pixels = self.data.pixels(index, reduction)
         factor = round(full[0] / pixels.shape[1])
