@@ -50,6 +50,11 @@ def list_files(folder: Path) -> tuple[list[Path], Counter]:
     return sorted(images, key=os.fsencode), others
 
 
+def no_images(folder: Path) -> str:
+    """The words of an error about a folder without images."""
+    return f"{folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})"
+
+
 def holds_images(folder: Path) -> bool:
     return any(is_image(path.name) for path in _files(folder))
 

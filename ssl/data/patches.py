@@ -31,7 +31,7 @@ from PIL import Image
 from ssl.console import say
 from ssl.data.cores import auto_workers
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
-from ssl.data.listing import EXTENSIONS, list_images
+from ssl.data.listing import list_images, no_images
 from ssl.data.masks import label, read_codes, read_mask
 from ssl.data.prepare import in_workers, remove_abandoned, write
 from ssl.errors import UserError, one_line_errors
@@ -126,7 +126,7 @@ def _by_name(path: Path, argument: str) -> dict[str, Path]:
             raise UserError(f"{argument}: {found[file.stem]} and {file} have the same name; patches are named after it")
         found[file.stem] = file
     if not found:
-        raise UserError(f"{argument}: {path} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{argument}: {no_images(path)}")
     return found
 
 

@@ -32,7 +32,7 @@ from ssl.console import Progress, say
 from ssl.data import keys
 from ssl.data.cores import auto_workers
 from ssl.data.decode import decode, reduction_to, stored
-from ssl.data.listing import EXTENSIONS, list_images
+from ssl.data.listing import list_images, no_images
 from ssl.errors import UserError, one_line_errors
 
 PARTIAL = ".partial-"  # the name of an unfinished file begins with this; it is hidden, so it does not count as an image
@@ -60,7 +60,7 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
         raise UserError(f"DST: {target} and SRC {source} are the same folder, or one is in the other; keep them apart")
     names = list_images(source)
     if not names:
-        raise UserError(f"SRC: {source} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"SRC: {no_images(source)}")
     try:
         _open_target(source, target, {"short_side": short_side, "quality": quality}, names)
     except OSError as error:

@@ -10,7 +10,7 @@ import torch
 
 from ssl.console import say, say_once
 from ssl.data.images import Images, Paths
-from ssl.data.listing import EXTENSIONS, holds_images, is_image, is_junk, list_files, list_images, not_read
+from ssl.data.listing import holds_images, is_image, is_junk, list_files, list_images, no_images, not_read
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError
 from ssl.sources.classes import distinct, tell_alike
@@ -106,7 +106,7 @@ def _tree(folder: Path) -> Images:
     files, others = list_files(folder)
     if not files:
         found = f"; {not_read(others)}" if others else ""
-        raise UserError(f"data_dir: {folder} has no images (looked for {', '.join(sorted(EXTENSIONS))}){found}")
+        raise UserError(f"data_dir: {no_images(folder)}{found}")
     if others:
         say_once(f"data        in {folder} {not_read(others)}")
     paths = [str(folder / path) for path in files]

@@ -17,7 +17,7 @@ import torch
 
 from ssl.console import say
 from ssl.data.images import Images, Paths
-from ssl.data.listing import EXTENSIONS, list_images
+from ssl.data.listing import list_images, no_images
 from ssl.data.tables import first_few, read_table
 from ssl.errors import UserError, nearest, one_line
 from ssl.sources.splits import SPLITS, split_of
@@ -90,7 +90,7 @@ def slides(
         )
     files = list_images(root)
     if not files:
-        raise UserError(f"data_dir: {root} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"data_dir: {no_images(root)}")
     of_file = [slide_of(file.name) for file in files]
     strange = [str(file) for file, slide in zip(files, of_file) if slide is None]
     if strange:
