@@ -26,8 +26,6 @@ def read_codes(path: Path, code_column: str, class_column: str) -> tuple[list[st
         number = classes.setdefault(name, len(classes))
         if table.setdefault(int(code), number) != number:
             raise UserError(f"codes: {path} row {row}: code {code} has two classes; the other is in a row before")
-    if not table:
-        raise UserError(f"codes: {path} has a header and no rows")
     return list(classes), table
 
 

@@ -41,8 +41,8 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
     The file is UTF-8 (with or without a byte-order mark) and has a header. Cells are separated by commas, semicolons
     or tabs: by the one that makes the header contain all `columns`. Lines may end as on any system; empty lines are
     left out. Raises `UserError` for what the standard csv module refuses when strict (also a cell of more than 131,072
-    characters), for a row that is longer or shorter than the header, for NUL, and for a column that the header has not
-    or has twice.
+    characters), for a table without rows, for a row that is longer or shorter than the header, for NUL, and for a
+    column that the header has not or has twice.
     """
     path = Path(path)
     _check_size(path, "csv")
@@ -50,11 +50,14 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(path, file, columns)
             file.seek(0)
-            return _cells(path, csv.reader(file, strict=True, delimiter=delimiter), columns)
+            rows = _cells(path, csv.reader(file, strict=True, delimiter=delimiter), columns)
     except UnicodeDecodeError as error:
         raise UserError(f"csv: cannot read {path} as UTF-8 ({error}); save it as CSV in UTF-8") from None
     except (OSError, csv.Error) as error:
         raise UserError(f"csv: cannot read {path} as a table ({error})") from None
+    if not rows:
+        raise UserError(f"csv: {path} has a header and no rows")
+    return rows
 
 
 def _delimiter(path: Path, file, columns: list[str]) -> str:

@@ -39,8 +39,6 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     """
     names = [columns.image, columns.label, columns.group, columns.split]
     rows = read_table(csv, [name for name in names if name is not None])
-    if not rows:
-        raise UserError(f"csv: {csv} has a header and no rows")
     cells = iter([[cell.strip() for cell in column] for column in zip(*rows)])
     next(cells)  # names of files stay as they are: they may begin or end with a blank
     labels, groups, splits = (None if name is None else next(cells) for name in names[1:])
