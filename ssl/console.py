@@ -1,5 +1,6 @@
 """Lines and the progress bar of a run. Only rank 0 prints."""
 
+import argparse
 import contextlib
 import functools
 import sys
@@ -23,6 +24,18 @@ def say(text: str = "") -> None:
 def say_once(text: str) -> None:
     """`say` it as one printable line, once per process: several splits of the data lead to the same words."""
     say(one_line(text))
+
+
+def argument_parser(command: str, about: str) -> argparse.ArgumentParser:
+    """The parser of `python -m command`. `about`, the docstring of its module, is the text of --help."""
+    description, _, details = about.partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m {command}",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 class Progress:

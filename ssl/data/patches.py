@@ -14,7 +14,6 @@ too. (In published patches white pixels outvoted the mask; --white 0.5 comes nea
 Run it again, and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
 """
 
-import argparse
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl.console import say
+from ssl.console import argument_parser, say
 from ssl.data.cores import auto_workers
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import list_images, no_images
@@ -279,14 +278,7 @@ def _remove_old(target: Path, stem: str, kept: list[str]) -> None:
 
 
 def main() -> None:
-    about, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m ssl.data.patches",
-        description=about,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argument_parser("ssl.data.patches", __doc__)
     parser.add_argument("slides", metavar="SLIDES", type=Path, help="an image, or a folder of them")
     parser.add_argument("target", metavar="OUT", type=Path, help="folder to fill: new, empty, or of an earlier run")
     parser.add_argument("--masks", type=Path, help="an image, or a folder of them; without, there are no classes")

@@ -11,7 +11,6 @@ image that cannot be read is listed in DST/bad_images.jsonl, and the others are 
 Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -28,7 +27,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl.console import Progress, say
+from ssl.console import Progress, argument_parser, say
 from ssl.data import keys
 from ssl.data.cores import auto_workers
 from ssl.data.decode import decode, reduction_to, stored
@@ -242,14 +241,7 @@ def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: in
 
 
 def main() -> None:
-    about, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m ssl.data.prepare",
-        description=about,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argument_parser("ssl.data.prepare", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="folder of images, however nested")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to fill: new, empty, or of an earlier run")
     parser.add_argument("--short_side", type=int, default=256, metavar="N", help="pixels; never enlarged (default 256)")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl.checkpoints import torch_file
-from ssl.console import say, table
+from ssl.console import argument_parser, say, table
 from ssl.errors import UserError, one_line_errors
 from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, make_images, ranks
 
@@ -143,14 +143,7 @@ def surroundings(folder: Path) -> str:
 
 
 def parse() -> argparse.Namespace:
-    about, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m ssl.faultcheck",
-        description=about,
-        epilog=details,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("ssl.faultcheck", __doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder, on the disk the job will use")
     parser.add_argument("--processes", type=int, default=2, help="1 to 8, as torchrun's --nproc_per_node (default 2)")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of ranks in one run (default 5)")

@@ -8,25 +8,17 @@ python -m ssl.report RUN [RUN ...]
     neighbours, projection, correlation and spectrum. They are kept in the run folder.
 """
 
-import argparse
 from pathlib import Path
 
 from ssl.checkpoints import run_reader
-from ssl.console import say
+from ssl.console import argument_parser, say
 from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
 from ssl.report import encoder_pictures, page
 
 
 def main() -> None:
-    about, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m ssl.report",
-        description=about,
-        epilog=details,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("ssl.report", __doc__)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of train.py or finetune.py")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--pictures", action="store_true", help="make pictures of the encoders, some minutes each")
