@@ -83,3 +83,9 @@ def test_a_wrong_import_is_found(tmp_path, file, line, said):
         source.write(f"\n\n{line}\n")
     found = mistakes(copy)
     assert len(found) == 1 and found[0].startswith(said)
+
+
+@pytest.mark.parametrize("name", ["settings", "data", "sources"])
+def test_the_docstring_of_a_wing_names_its_files(name):
+    words = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text("utf-8")))
+    assert [path.stem for path in (PACKAGE / name).glob("[!_]*.py") if f"`{path.stem}" not in words] == []
