@@ -50,7 +50,7 @@ FIRST_HOUR = [
     (["--data_dir", "{photos}"], "global batch, .* is larger than the data set", "--batch_size 2 is the largest"),
     (["--dataset", "cifar10"], "dataset: 'cifar10' is none of", "did you mean CIFAR10"),
     (["--datset", "CIFAR10"], "unknown setting --datset", "did you mean 'dataset'"),
-    (["--image_size", "224"], "`shapes` would be drawn at 224 pixels", "--data_dir or --dataset"),
+    (["--image_size", "224"], "`shapes` at 224 pixels would take minutes", "--data_dir or --dataset"),
     (["--lr", "fast"], "lr: ", "number"),
     (["--init", "{resnet}"], "not weights of this encoder", "it fits --encoder resnet18"),
     (["--resume", "{resnet}"], "not a checkpoint of train.py", "expected"),

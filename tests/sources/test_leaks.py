@@ -74,7 +74,7 @@ def test_a_group_in_two_splits_is_an_error_and_unknown_groups_are_none(tmp_path,
     known = images(train, groups=["p1", "p2", None])
     assert said(capsys, train=known, test=images(test, groups=["p3", None])) == ""
     words = refused(train=known, test=images(test, groups=["p2", None]))
-    assert words.startswith("leak: 1 patients, lesions or slides of test are in train too: 'p2'; what was learnt")
+    assert words.startswith("leak: 1 patients, lesions or slides of test are in train too: 'p2'. Remove them")
 
 
 def test_groups_of_a_published_split_are_a_warning(tmp_path, capsys):
@@ -111,7 +111,7 @@ def test_only_equal_sizes_are_read_and_no_more_than_the_limit(tmp_path, capsys, 
     monkeypatch.setattr(leaks.Path, "read_bytes", lambda path: seen.append(path.name) or read_bytes(path))
     monkeypatch.setattr(leaks, "MOST_READ", 500)
     words = said(capsys, train=images(train), test=images(test))
-    assert "1 images, byte for byte" in words and "the others not" in words
+    assert "1 images, byte for byte" in words and "MiB of the files of equal size were compared" in words
     assert sorted(seen) == ["few.png", "same.png"]
     monkeypatch.setattr(leaks, "MOST_READ", 10_000)
     seen.clear()

@@ -536,7 +536,7 @@ def test_positive_labels_against_all_others(tmp_path):
     said = refusal(lambda: datasets.load("folder", root, "train", positive=["mell"], **options))
     assert said.startswith("positive: 'mell' is none of the labels in column 'dx'")
     assert said.endswith("'bkl', 'mel', 'nv'; did you mean 'mel'?")
-    assert "none is negative" in refusal(
+    assert "no label is negative" in refusal(
         lambda: datasets.load("folder", root, "train", positive=["mel", "nv", "bkl"], **options)
     )
     assert "pass their column as --label_column" in refusal(
