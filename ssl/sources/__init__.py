@@ -2,6 +2,6 @@
 
 1. Kinds of data sets: `folders`, `table_images`, `arrays`, `lesions`, `slides`, `shapes`.
 2. What they share: `splits`, `unsplit`, `cut`, `classes`, `lookup`, `array_labels`.
-3. What a run asks of the images it has loaded: `labels`, `validation`, `leaks`.
+3. What a run asks of the images it has loaded: `labels`, `labelled`, `validation`, `leaks`.
 4. The recipe in configs/ for a data set: `recipe`.
 """
