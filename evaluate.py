@@ -338,8 +338,7 @@ def extract(
     encoder: nn.Module, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
     """Features (N, width) of all images that can be read, un-augmented, in order, on every rank; and these images."""
-    how = reading(settings, device) | {"title": f"features, {name}"}
-    h, read, unread = inference.outputs(encoder, data, **how)
+    h, read, unread = inference.outputs(encoder, data, **reading(settings, device), title=f"features, {name}")
     if not unread:
         return h, data
     tell_left_out(unread, len(data), settings.max_bad_fraction)
@@ -351,14 +350,12 @@ def linear_evaluation(
 ) -> dict:
     """The published protocol: a linear head on augmented views of a frozen encoder; its accuracies on test.
 
-    Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The
-    result is the last epoch's: choosing the best one would be choosing on the test split.
-    It is the same on any number of processes, to rounding.
+    Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The result is the last epoch's:
+    the best one would be chosen on the test split. It is the same on any number of processes, to rounding.
     """
     test_x, test = extract(encoder, test, settings, device, "test")
     mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
-    crop_and_flip = dict(jitter_prob=0.0, grayscale=0.0, blur_prob=0.0, solarize_prob=0.0)
-    view = View(settings.image_size, **crop_and_flip)
+    view = View(settings.image_size, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0)  # crop and flip alone
     order = Order(len(train), min(settings.linear_batch, len(train)), 1, 1, settings.seed)
     shares = Shares(order, world_size())
     weight = shares.counts(rank()).to(device) * world_size() / order.global_batch  # DDP takes the mean over the ranks
@@ -367,11 +364,10 @@ def linear_evaluation(
     head = nn.Linear(width, len(train.classes))
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    head = head.to(device)
+    head.to(device)
     runner = distributed.parallel(head, device)
-    optimizer = torch.optim.SGD(
-        head.parameters(), settings.linear_lr, momentum=0.9, weight_decay=settings.linear_weight_decay
-    )
+    decay = settings.linear_weight_decay
+    optimizer = torch.optim.SGD(head.parameters(), settings.linear_lr, momentum=0.9, weight_decay=decay)
     total = settings.linear_epochs * order.steps_per_epoch
     batches = training_batches(train, [view], shares, 0, total, settings.workers, device)
     progress = Progress(total, 0)

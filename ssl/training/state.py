@@ -15,26 +15,13 @@ from ssl.training.health import Health
 from ssl.training.judging import Judge
 
 # Settings of train.py that may differ between a run and its continuation: they do not change what is learnt.
-FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {
-    "label_column",
-    "max_steps",
-    "save_steps",
-    "save_epochs",
-    "log_every",
-    "health_every",
-    "init_format",
-    "accumulate",
-    "max_bad_steps",
-    "eval_every",
-    "eval_head",
-    "eval_at_start",
-    "ssl_val_interval",
-    "linear_epochs",
-    "linear_batch",
-    "linear_lr",
-    "linear_weight_decay",
-    "linear_momentum",
-}
+FREE_TO_CHANGE = shared.FREE_TO_CHANGE | set(
+    """
+    label_column max_steps save_steps save_epochs log_every health_every init_format accumulate max_bad_steps
+    eval_every eval_head eval_at_start ssl_val_interval linear_epochs linear_batch linear_lr
+    linear_weight_decay linear_momentum
+    """.split()
+)
 CHECKPOINT = Kind(
     "train.py",
     dict.fromkeys(("model", "optimizer", "scaler", "guard", "bad_images", "settings", "identity", "versions"), dict)
