@@ -260,6 +260,7 @@ def test_epochs_projector_and_blur_follow_images_and_their_size():
     assert [auto.projector("barlow_twins", n) for n in (50_000, 1_281_167)] == ["2048-2048-2048", "8192-8192-8192"]
     assert auto.projector("simclr", 50_000) == "512-128"
     assert [auto.blur_prob("barlow_twins", size) for size in (32, 64, 65, 224)] == [[0, 0]] * 2 + [[1.0, 0.1]] * 2
+    assert auto.blur_prob("a method of yours", 224) == [1.0, 0.1]
 
 
 def test_only_what_says_auto_is_resolved_and_with_a_reason():

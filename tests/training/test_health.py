@@ -197,13 +197,13 @@ class Watched:
     Views share only the `shared` first of their 12 numbers.
     """
 
-    def __init__(self, folder, collapse=False, lambd=5e-3, lr=1e-3, shared=0):
+    def __init__(self, folder, collapse=False, lambd=5e-3, lr=1e-3, shared=0, criterion=None):
         torch.manual_seed(0)
         self.encoder, self.head = nn.Linear(12, 16), nn.Linear(16, 8)
         if collapse:
             nn.init.zeros_(self.head.weight)
         model = nn.Sequential(self.encoder, self.head)
-        self.criterion = BarlowTwinsLoss(lambd, check=False)
+        self.criterion = criterion or BarlowTwinsLoss(lambd, check=False)
         self.optimizer = torch.optim.SGD(parameter_groups(model, lr, lr, 0.0), lr=lr)
         self.health = Health(1, 100, 0, self.encoder, self.criterion, self.optimizer)
         self.noise = (torch.arange(12) >= shared).float()
@@ -255,6 +255,22 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     first, *others = capsys.readouterr().out.splitlines()
     assert f"{len(others)} rules hold (20 readings" in first and len(others) == len(watched.health.holding)
     assert any(line.strip().startswith("dimensional collapse: embeddings use 0 of 8") for line in others)
+
+
+class Distance(nn.Module):
+    """A loss of somebody else: it has parts of its own, and nobody knows what to expect of it."""
+
+    def forward(self, z1, z2):
+        self.parts = {"distance": (z1 - z2).square().mean()}
+        return self.parts["distance"]
+
+
+def test_a_loss_that_health_does_not_know_is_measured_all_the_same(tmp_path):
+    watched = Watched(tmp_path, criterion=Distance())
+    best = [watched.step(number)[1] for number in range(1, 9)]
+    line = json_lines(tmp_path / "metrics.jsonl")[-1]
+    assert line["health_embedding_rankme"] > 1 and "health_loss_of_unrelated" not in line
+    assert not any(best)  # the score is the share of that loss
 
 
 def test_without_its_second_term_the_loss_makes_all_dimensions_one_and_that_is_said(tmp_path):
