@@ -81,7 +81,7 @@ def expected(folder: Path, x: torch.Tensor) -> torch.Tensor:
 def test_encoder_pt_is_torchvisions_already(resnet_run, capsys):
     before = sorted(os.listdir(resnet_run))
     export.main([str(resnet_run), "--to", "torchvision"])
-    assert "encoder.pt: it is that already: identical features" in capsys.readouterr().out
+    assert "encoder.pt: it has this format already: identical features" in capsys.readouterr().out
     assert sorted(os.listdir(resnet_run)) == before
 
 

@@ -34,7 +34,7 @@ def test_wrong_arguments_are_named(monkeypatch, tmp_path, arguments, words):
 
 
 def test_a_folder_that_is_there_is_left_alone(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="is there already; faultcheck wants a folder of its own"):
+    with pytest.raises(UserError, match="exists already; name a new folder"):
         check(monkeypatch, "--output_dir", tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="output_dir: cannot write to"):

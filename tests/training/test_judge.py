@@ -409,7 +409,7 @@ def test_a_validation_split_is_scored_and_unlabelled_images_are_neither_learnt_n
     "how, words",
     [
         ({"data": Images("array", torch.full((9,), -1), [])}, "eval_every: needs labels, and array has none here"),
-        ({"data": labelled(classes=1)}, "images of one class, '0'"),
+        ({"data": labelled(classes=1)}, "images of only one class, '0'"),
         ({"data": labelled(), "learns": True}, "eval_every: this run learns from the labels of all its images"),
         ({"data": labelled(), "own": labelled(classes=4)}, "the classes 0, 1, 2, 3, train of 3 channels and 0, 1, 2"),
         ({"data": labelled(3), "own": labelled(20)}, "of the 3 labelled training images no two are of one class"),
