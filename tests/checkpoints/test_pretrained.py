@@ -425,7 +425,7 @@ def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simcl
     size = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--image_size", 32]
     judge = ["evaluate.py", "--data_dir", images, "--protocol", "features", "--workers", 1]
     for name, how in (
-        ("foreign", ["--init", simclr_file, *size]),
+        ("foreign", ["--model_path", simclr_file, *size]),
         ("second", ["--model_path", tmp_path / "run", "--image_size", 32]),  # what the run was used to, on named data
     ):
         run(*judge, *how, "--output_dir", tmp_path / name)
