@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ssl import optim
 from ssl.checkpoints import run_folder, torch_file
 from ssl.console import say
 from ssl.errors import UserError
@@ -68,6 +74,25 @@ def find_state(
     if told:
         say(f"changed     {'; '.join(told)}")
     return state
+
+
+def load_state(
+    state: dict, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, **others: Any
+) -> None:
+    """Load model, optimizer, scaler and `others` from a checkpoint. The options of the optimizer stay this run's.
+
+    What the checkpoint lacks of `others` is loaded from {}. Raises `UserError` where the checkpoint is of another model
+    or optimizer, which --resume_force allows to try.
+    """
+    try:
+        model.load_state_dict(state["model"])
+        optim.load_state(optimizer, state["optimizer"])
+        if state["scaler"]:  # empty where the run was not in float16 so far
+            scaler.load_state_dict(state["scaler"])
+        for name, part in others.items():
+            part.load_state_dict(state.get(name, {}))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
 
 
 def _read(run: run_folder.RunFolder, resume: str, kind: Kind) -> tuple[dict | None, Path]:

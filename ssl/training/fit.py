@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ssl import distributed, optim
-from ssl.checkpoints.resume import Kind
+from ssl import distributed
+from ssl.checkpoints import resume
 from ssl.distributed import is_main, world_size
-from ssl.errors import UserError
 from ssl.settings import shared
 
 # Settings of finetune.py that may differ between a run and its continuation: they do not change what is learnt.
 FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {"runs", "test_only", "model_path"}
-CHECKPOINT = Kind(
+CHECKPOINT = resume.Kind(
     "finetune.py",
     dict.fromkeys(("model", "best", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)
     | {"step": int, "step_of_run": int, "number": int, "history": list},
@@ -80,18 +79,9 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a checkpoint; the options of the optimizer stay this run's.
-
-        Raises `UserError` where the checkpoint is of another model or optimizer, as `--resume_force` lets happen.
-        """
+        """Continue from a checkpoint. Raises `UserError` as `resume.load_state`."""
         if "loss_sum" in state:  # a checkpoint of an earlier version has none
             self.loss_sum.fill_(state["loss_sum"] if is_main() else 0.0)
             self.loss_images = state["loss_images"]
         self.step, self.history, self.best = state["step_of_run"], state["history"], state["best"]
-        try:
-            self.model.load_state_dict(state["model"])
-            optim.load_state(self.optimizer, state["optimizer"])
-            if state["scaler"]:  # empty where the run was not in float16 so far
-                self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+        resume.load_state(state, self.model, self.optimizer, self.scaler)

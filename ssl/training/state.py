@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ssl import optim
-from ssl.checkpoints.resume import Kind
+from ssl.checkpoints import resume
 from ssl.data.bad_images import BadImages
-from ssl.errors import UserError
 from ssl.settings import shared
 from ssl.training.guard import Guard
 from ssl.training.health import Health
@@ -22,7 +20,7 @@ FREE_TO_CHANGE = shared.FREE_TO_CHANGE | set(
     linear_weight_decay linear_momentum
     """.split()
 )
-CHECKPOINT = Kind(
+CHECKPOINT = resume.Kind(
     "train.py",
     dict.fromkeys(("model", "optimizer", "scaler", "guard", "bad_images", "settings", "identity", "versions"), dict)
     | {"step": int, "retries": int},
@@ -61,18 +59,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over `state`, except the bad images; the optimizer's options stay those of this run.
-
-        Raises `UserError` where it is of another model or optimizer, which --resume_force allows to try.
-        """
-        try:
-            self.model.load_state_dict(state["model"])
-            optim.load_state(self.optimizer, state["optimizer"])
-            if state["scaler"]:  # empty where the run was not in float16 so far
-                self.scaler.load_state_dict(state["scaler"])
-            self.guard.load_state_dict(state["guard"])
-            self.health.load_state_dict(state.get("health", {}))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+        """Take over `state`, except the bad images. Raises `UserError` as `resume.load_state`."""
+        resume.load_state(state, self.model, self.optimizer, self.scaler, guard=self.guard, health=self.health)
         self.judge.load_state_dict(state.get("judge", {}))
         self.step, self.retries = state["step"], state["retries"]
