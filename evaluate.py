@@ -104,7 +104,7 @@ def main() -> None:
     settle_threads()
     folder = results_folder(settings)
     say(f"device      {distributed.describe(device, settings.device)}")
-    say(f"precision   {name_of('off')}")
+    say(f"precision   {name_of('off', device)}")
     published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{published}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
@@ -148,7 +148,7 @@ def main() -> None:
         before = {key: value.clone() for key, value in subject.state_dict().items()}
         if name == "trained" and "features" in protocols:
             about = dataclasses.asdict(settings) | {"steps": weights["steps"]}
-            how = reading(settings, device)
+            how = inference.reading(settings, device) | {"size": settings.image_size}
             images |= features.write(folder, subject, images, about, settings.max_bad_fraction, **how)
             pairs = [features.load(folder, device).splits[x].pair() for x in ("train", "test")] if is_main() else []
         elif set(protocols) != {"linear"}:
@@ -328,17 +328,12 @@ def judge(
     return judged
 
 
-def reading(settings: Settings, device: torch.device) -> dict:
-    """How `inference` reads images."""
-    names = ("batch_size", "workers", "mean", "std")
-    return {name: getattr(settings, name) for name in names} | {"size": settings.image_size, "device": device}
-
-
 def extract(
     encoder: nn.Module, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
     """Features (N, width) of all images that can be read, un-augmented, in order, on every rank; and these images."""
-    h, read, unread = inference.outputs(encoder, data, **reading(settings, device), title=f"features, {name}")
+    how = inference.reading(settings, device) | {"size": settings.image_size, "title": f"features, {name}"}
+    h, read, unread = inference.outputs(encoder, data, **how)
     if not unread:
         return h, data
     tell_left_out(unread, len(data), settings.max_bad_fraction)

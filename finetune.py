@@ -175,7 +175,7 @@ def main() -> None:
     ended = min(state["number"], settings.runs) if state else 0
     results = [best_model.read_results(folder_of(settings, folder, number)) for number in range(ended)]
     for number in range(ended, settings.runs):
-        trial = make_trial(settings, folder, splits, number)
+        trial = first if number == 0 else make_trial(settings, folder, splits, number)
         files.make_folder(trial.folder)
         before = folder if number else learnt_from.begun_with(folder, state, settings)
         used = [(trial.train, "labels"), (trial.val, "choice")]
@@ -422,7 +422,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     data = datasets.load_labelled(settings, split)
     say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {introduce.class_counts(data)}")
-    say(f"precision   {name_of(settings.amp)}")
+    say(f"precision   {name_of(settings.amp, device)}")
     tell_values(data)
     learnt_from.check(first, data, settings.data_dir)
     results = []

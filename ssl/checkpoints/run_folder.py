@@ -82,10 +82,9 @@ class RunFolder:
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` make the file `name` in the folder, whole or not at all. Raises `UserError` where it cannot."""
-        partial = self.folder / f"{name}.partial-{os.getpid()}"
         try:
-            write(partial)
-            os.replace(partial, self.folder / name)
+            with files.replacing(self.folder / name) as partial:
+                write(partial)
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.folder} ({error})") from None
 

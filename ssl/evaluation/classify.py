@@ -47,8 +47,7 @@ def score(
     `title` names the progress bar; None: there is none. Raises `UserError` where too many images cannot be read, or
     none can.
     """
-    reading = {name: getattr(settings, name) for name in ("batch_size", "workers", "mean", "std")}
-    reading |= {"device": device, "title": title}
+    reading = inference.reading(settings, device) | {"title": title}
     if copies is None:
         size = settings.image_size
         found, read, unread = inference.outputs(partial(_log_probabilities, predict), data, size=size, **reading)

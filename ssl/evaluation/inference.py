@@ -1,6 +1,7 @@
 """Outputs of a network for all images of a data set, each image once, on any number of processes."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from ssl.data.order import SequentialOrder
 from ssl.distributed import gather_objects, gather_rows, world_size
 from ssl.encoders import reads
 from ssl.errors import UserError, one_line
+
+
+def reading(settings: Any, device: torch.device) -> dict[str, Any]:
+    """How the `settings` of a script say that images are read: arguments of the functions below."""
+    return {name: getattr(settings, name) for name in ("batch_size", "workers", "mean", "std")} | {"device": device}
 
 
 @torch.no_grad()

@@ -82,5 +82,5 @@ class FitSession:
             "versions": run_folder.versions(),
         }
         weights = fit.best.get("model", state["model"])
-        encoder = {name: value for name, value in weights.items() if name.startswith("encoder.")}
-        self.run.save(state, {name.removeprefix("encoder."): value for name, value in encoder.items()}, wait)
+        of_encoder = [name for name in weights if name.startswith("encoder.")]
+        self.run.save(state, {name.removeprefix("encoder."): weights[name] for name in of_encoder}, wait)

@@ -21,7 +21,7 @@ def tell_start(script: str, settings: TrainingSettings, origin: dict[str, str], 
     files = [where for where in dict.fromkeys(origin.values()) if where not in ("default", "command line")]
     say(f"recipe      {' < '.join([f'the defaults of {script}', *map(os.path.relpath, files)])}")
     say(f"device      {describe(device, settings.device)}")
-    say(f"precision   {name_of(settings.amp)}")
+    say(f"precision   {name_of(settings.amp, device)}")
 
 
 def tell_auto(settings, found: dict[str, tuple[object, str]]) -> None:

@@ -45,9 +45,10 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.float32, enabled=dtype is not None)
 
 
-def name_of(amp: str) -> str:
-    """bf16, fp16 or float32, as the first lines of a run say it."""
-    return "float32 (not TF32)" if amp == "off" else amp
+def name_of(amp: str, device: torch.device) -> str:
+    """bf16, fp16 or float32, as the first lines of a run say it. Only a GPU has TF32."""
+    float32 = "float32 (not TF32)" if device.type == "cuda" else "float32"
+    return float32 if amp == "off" else amp
 
 
 def has_precision(amp: str, device: torch.device) -> bool:

@@ -34,6 +34,8 @@ def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     distributed.join("cuda")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert precision.name_of("off", torch.device("cuda")) == "float32 (not TF32)"
+    assert precision.name_of("off", CPU) == "float32"  # which has no TF32 that one could mean
 
 
 def test_what_a_cpu_imitates_is_told_once(tmp_path, monkeypatch, capsys):
