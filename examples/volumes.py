@@ -26,9 +26,12 @@ class Block(nn.Module):
     def __init__(self, channels: int, out: int):
         super().__init__()
         self.path = nn.Sequential(
-            nn.Conv3d(channels, out, 3, stride=2, padding=1, bias=False), nn.BatchNorm3d(out), nn.ReLU(),
-            nn.Conv3d(out, out, 3, padding=1, bias=False), nn.BatchNorm3d(out),
-        )  # fmt: skip
+            nn.Conv3d(channels, out, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm3d(out),
+            nn.ReLU(),
+            nn.Conv3d(out, out, 3, padding=1, bias=False),
+            nn.BatchNorm3d(out),
+        )
         self.shortcut = nn.Sequential(nn.Conv3d(channels, out, 1, stride=2, bias=False), nn.BatchNorm3d(out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +102,17 @@ def main() -> None:
         }
     for seed in args.seeds:
         model = BarlowTwins(
-            ResNet3d, proj_input_dim=64, proj_hidden_dim=256, proj_output_dim=256, lambd=0.01, learning_rate=1e-3,
-            max_epochs=args.epochs, views=view, batch_size=128, random_state=seed,
-        )  # fmt: skip
+            ResNet3d,
+            proj_input_dim=64,
+            proj_hidden_dim=256,
+            proj_output_dim=256,
+            lambd=0.01,
+            learning_rate=1e-3,
+            max_epochs=args.epochs,
+            views=view,
+            batch_size=128,
+            random_state=seed,
+        )
 
         @torch.no_grad()
         def untrained(x: Tensor, encoder: nn.Module = model.encoder) -> Tensor:
@@ -111,8 +122,11 @@ def main() -> None:
         model.fit(data["train"][0])
         after = judge(model.transform, data)
         loss = model.history[-1]["loss"]
-        print(f"seed {seed}: AUC val / test, untrained {before[0]:.3f} / {before[1]:.3f}, "
-              f"trained {after[0]:.3f} / {after[1]:.3f}, loss {loss:.3g}", flush=True)  # fmt: skip
+        print(
+            f"seed {seed}: AUC val / test, untrained {before[0]:.3f} / {before[1]:.3f}, "
+            f"trained {after[0]:.3f} / {after[1]:.3f}, loss {loss:.3g}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

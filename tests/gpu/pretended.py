@@ -31,10 +31,26 @@ COPIES = {"_to_copy", "copy_"}  # between devices
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # Operations for which the host waits on CUDA: it needs a number, or a size that depends on numbers.
 WAITING = {
-    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "unique_consecutive",
-    "_unique", "_unique2", "bincount", "histc", "repeat_interleave", "multinomial",
-    "_linalg_eigh", "_linalg_svd", "_linalg_check_errors", "linalg_eig", "linalg_lstsq", "linalg_matrix_exp",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "unique_consecutive",
+    "_unique",
+    "_unique2",
+    "bincount",
+    "histc",
+    "repeat_interleave",
+    "multinomial",
+    "_linalg_eigh",
+    "_linalg_svd",
+    "_linalg_check_errors",
+    "linalg_eig",
+    "linalg_lstsq",
+    "linalg_matrix_exp",
+}
 
 events: collections.Counter[tuple[str, str, str]] = collections.Counter()  # (wait or copy, operation, file:line)
 
@@ -209,18 +225,32 @@ def pretend() -> contextlib.ExitStack:
     there = lambda *_, **__: True  # noqa: E731
     stack = contextlib.ExitStack()
     for where, names in (
-        (torch.cuda, {
-            "_lazy_init": nothing, "is_available": there, "device_count": lambda: 1, "current_device": lambda: 0,
-            "set_device": nothing, "get_device_name": lambda *_: "pretended GPU", "is_bf16_supported": there,
-            "manual_seed": nothing, "manual_seed_all": nothing, "empty_cache": nothing, "synchronize": nothing,
-            "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8), "set_rng_state": nothing,
-            "Stream": Stream, "stream": lambda stream: stream, "current_stream": Stream,
-        }),
+        (
+            torch.cuda,
+            {
+                "_lazy_init": nothing,
+                "is_available": there,
+                "device_count": lambda: 1,
+                "current_device": lambda: 0,
+                "set_device": nothing,
+                "get_device_name": lambda *_: "pretended GPU",
+                "is_bf16_supported": there,
+                "manual_seed": nothing,
+                "manual_seed_all": nothing,
+                "empty_cache": nothing,
+                "synchronize": nothing,
+                "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+                "set_rng_state": nothing,
+                "Stream": Stream,
+                "stream": lambda stream: stream,
+                "current_stream": Stream,
+            },
+        ),
         (torch.accelerator, {"is_available": there, "current_accelerator": lambda *_: GPU}),
         (torch.cuda.amp.common, {"amp_definitely_not_available": lambda: False}),
         (torch.Tensor, {"pin_memory": pin_memory, "record_stream": nothing}),
         (torch.optim.Optimizer, {"_accelerator_graph_capture_health_check": nothing}),
-    ):  # fmt: skip
+    ):
         for name, pretended in names.items():
             stack.enter_context(mock.patch.object(where, name, pretended, create=True))
     before = torch._C._only_lift_cpu_tensors()
