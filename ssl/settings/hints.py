@@ -5,11 +5,13 @@ docs/from-other-projects.md lists the same names of other projects.
 
 import ast
 import contextlib
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
 from ssl.errors import nearest
 
+NEAR = 0.75  # how similar a word must be to be suggested (difflib)
 SCRIPTS = ("train.py", "evaluate.py", "finetune.py")
 
 # Our name: names in other projects, with _ for -. A name with two meanings stands twice; the script's setting is meant.
@@ -102,21 +104,24 @@ def hint(name: str, settings: Iterable[str]) -> str:
     if scripts := _scripts_with(name):
         here = f"; here that is {OF_OTHER_SCRIPTS[name]!r}" if OF_OTHER_SCRIPTS.get(name) in settings else ""
         return f"; it is a setting of {scripts}{here}"
-    if name.startswith("ssl_model."):  # dal-toolbox's code has ssl_model., its documents have model.
-        name = name.removeprefix("ssl_")
+    name = name.removeprefix("ssl_") if name.startswith("ssl_model.") else name  # dal-toolbox writes both
     if name in WITHOUT:
         return f"; here is no such setting, {WITHOUT[name]}"
-    meant = [ours for ours, theirs in NAMES.items() if name in theirs.split()]
+    meant = sorted(
+        (ours for ours, theirs in NAMES.items() if name in theirs.split()), key=lambda ours: ours not in settings
+    )
     for ours in meant:
-        if ours in settings:
-            return f"; here that is {ours!r}, see docs/from-other-projects.md"
-    for ours in meant:
-        if scripts := _scripts_with(ours):
-            return f"; here that is {ours!r} of {scripts}, see docs/from-other-projects.md"
+        scripts = "" if ours in settings else _scripts_with(ours)
+        if ours in settings or scripts:
+            return f"; here that is {ours!r}{scripts and f' of {scripts}'}, see docs/from-other-projects.md"
     for ours in settings:
         if ours.startswith(f"{name}_"):
             return f"; did you mean {ours!r}?"
-    return nearest(name, settings, 0.75) or "; --help lists the settings"
+    if near := nearest(name, settings, NEAR):
+        return near
+    spellings = {theirs: ours for ours in settings for theirs in NAMES.get(ours, "").split()}
+    misspelt = difflib.get_close_matches(name.lower(), spellings, 1, NEAR)
+    return f"; did you mean {spellings[misspelt[0]]!r}?" if misspelt else "; --help lists the settings"
 
 
 def word_for(value, words: Iterable) -> str:
@@ -124,7 +129,7 @@ def word_for(value, words: Iterable) -> str:
     for ours in words:
         if str(value).lower() in WORDS.get(ours, "").split():
             return f"; did you mean {ours!r}?"
-    return nearest(value, words)
+    return nearest(value, words, NEAR)
 
 
 def _scripts_with(setting: str) -> str:
