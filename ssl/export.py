@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl import files
 from ssl.checkpoints import pretrained, safetensors, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import say
@@ -127,62 +127,37 @@ def prove(theirs: Tensor, ours: Tensor, target: str, exactly: bool = True) -> st
     )
 
 
-@contextlib.contextmanager
-def unfinished(path: Path):
-    """A temporary name beside `path`. At the end the file is renamed to `path`; after an error it is removed."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        yield partial
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write {path} ({error})") from None
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+# Targets: each writes the encoder to `path`, and returns a sentence on the proof ----------------
 
 
-# Targets: each writes and proves, and returns (path, a sentence on the proof) ---------------
+def to_torchvision(export: Export, path: Path) -> str:
+    torch_file.save(export.weights(), path)
+    return prove_torchvision(export, path)
 
 
-def to_torchvision(export: Export, folder: Path) -> tuple[Path, str]:
+def prove_torchvision(export: Export, path: Path) -> str:
+    """Say how features agree if torchvision reads the weights at `path`."""
     name = export.resnet("torchvision")
-
-    def proof(path: Path) -> str:
-        plain = torchvision.models.get_model(name, weights=None)
-        outcome = plain.load_state_dict(torch.load(path, weights_only=True), strict=False)
-        if outcome.missing_keys != ["fc.weight", "fc.bias"] or outcome.unexpected_keys:
-            raise UserError(f"to: torchvision's {name} does not take these weights ({outcome}); nothing was written")
-        plain.fc = nn.Identity()
-        return prove(features(plain.eval(), export), features(export.encoder, export), "torchvision")
-
-    here = Path(export.source.path)
-    if here.name == "encoder.pt":
-        return here, f"it has this format already: {proof(here)}"
-    target = folder / "encoder.torchvision.pt"
-    with unfinished(target) as partial:
-        torch_file.save(export.weights(), partial)
-        words = proof(partial)
-    return target, words
+    plain = torchvision.models.get_model(name, weights=None)
+    outcome = plain.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    if outcome.missing_keys != ["fc.weight", "fc.bias"] or outcome.unexpected_keys:
+        raise UserError(f"to: torchvision's {name} does not take these weights ({outcome}); nothing was written")
+    plain.fc = nn.Identity()
+    return prove(features(plain.eval(), export), features(export.encoder, export), "torchvision")
 
 
-def to_safetensors(export: Export, folder: Path) -> tuple[Path, str]:
-    target = folder / "encoder.safetensors"
-    with unfinished(target) as partial:
-        normalisation = {name: json.dumps(values) for name, values in export.normalisation().items()}
-        safetensors.write(export.weights(), partial, {"format": "pt"} | normalisation)
-        back = export.rebuilt()
-        pretrained.fill(back, safetensors.read(partial), str(partial))
-        words = prove(features(back, export), features(export.encoder, export), "safetensors")
-    return target, words
+def to_safetensors(export: Export, path: Path) -> str:
+    normalisation = {name: json.dumps(values) for name, values in export.normalisation().items()}
+    safetensors.write(export.weights(), path, {"format": "pt"} | normalisation)
+    back = export.rebuilt()
+    pretrained.fill(back, safetensors.read(path), str(path))
+    return prove(features(back, export), features(export.encoder, export), "safetensors")
 
 
-def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
+def to_timm(export: Export, path: Path) -> str:
     name = export.resnet("timm")
     size = export.about["image_size"]
-    cfg = {
+    about = {
         "architecture": name,
         "num_classes": 0,
         "num_features": features(export.encoder, export, 1).shape[1],
@@ -195,34 +170,31 @@ def to_timm(export: Export, folder: Path) -> tuple[Path, str]:
             **export.normalisation(),
         },
     }
-    target = folder / "timm"
-    with unfinished(target) as partial:
-        partial.mkdir()
-        safetensors.write(export.weights(), partial / "model.safetensors", {"format": "pt"})
-        files.write_text(json.dumps(cfg, indent=2) + "\n", partial / "config.json")
-        words = "unchecked: timm is not installed"
-        if importlib.util.find_spec("timm"):
-            import timm
+    path.mkdir()
+    weights = path / "model.safetensors"
+    safetensors.write(export.weights(), weights, {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if importlib.util.find_spec("timm") is None:
+        return "unchecked: timm is not installed"
+    import timm
 
-            theirs = timm.create_model(name, num_classes=0, checkpoint_path=str(partial / "model.safetensors")).eval()
-            words = prove(features(theirs, export), features(export.encoder, export), "timm")
-    return target, words
+    theirs = timm.create_model(name, num_classes=0, checkpoint_path=str(weights)).eval()
+    return prove(features(theirs, export), features(export.encoder, export), "timm")
 
 
-def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
+def to_onnx(export: Export, path: Path) -> str:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"to: onnx needs PyTorch's exporter, which needs more packages: pip install {' '.join(missing)}"
         )
-    target = folder / "encoder.onnx"
     images = fixed_images(2, export.about["channels"], export.about["image_size"])
-    with unfinished(target) as partial, _quiet():
+    with _quiet():
         try:
             torch.onnx.export(
                 export.encoder,
                 (images,),
-                str(partial),
+                str(path),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -233,11 +205,11 @@ def to_onnx(export: Export, folder: Path) -> tuple[Path, str]:
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"to: onnx: PyTorch cannot export this encoder ({type(error).__name__}: {first})") from None
-        run = _onnx_runner(partial)
+        run = _onnx_runner(path)
         for count in (2, 3):  # also another number of images than in the export
             ours = features(export.encoder, export, count)
             words = prove(features(run, export, count), ours, "onnx", exactly=False)
-    return target, words
+    return words
 
 
 def _onnx_runner(path: Path) -> Callable:
@@ -265,7 +237,31 @@ def _quiet():
             logging.disable(logging.NOTSET)
 
 
-TARGETS = {"torchvision": to_torchvision, "safetensors": to_safetensors, "timm": to_timm, "onnx": to_onnx}
+TARGETS = {
+    "torchvision": (to_torchvision, "encoder.torchvision.pt"),
+    "safetensors": (to_safetensors, "encoder.safetensors"),
+    "timm": (to_timm, "timm"),
+    "onnx": (to_onnx, "encoder.onnx"),
+}
+
+
+def write(name: Target, export: Export, folder: Path) -> str:
+    """Write the encoder for the target `name`; return the path and the proof in words. After an error nothing stays."""
+    source = Path(export.source.path)
+    if name == "torchvision" and source.name == "encoder.pt":
+        return f"{source}: it has this format already: {prove_torchvision(export, source)}"
+    convert, file = TARGETS[name]
+    path = folder / file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as unfinished:
+            words = convert(export, Path(unfinished) / file)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            os.replace(Path(unfinished) / file, path)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write {path} ({error})") from None
+    return f"{path}: {words}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -276,29 +272,16 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.path is None:
         raise UserError("path: name a run folder or a file: python -m ssl.export RUN_OR_FILE --to safetensors")
     torch.manual_seed(0)
-    export = Export(
-        *restore(
-            settings.path,
-            settings.encoder,
-            settings.encoder_kwargs,
-            settings.stem,
-            settings.image_size,
-            settings.init_format,
-        )
-    )
+    names = ("path", "encoder", "encoder_kwargs", "stem", "image_size", "init_format")
+    export = Export(*restore(**{name: getattr(settings, name) for name in names}))
     folder = Path(settings.output_dir or Path(export.source.path).parent)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot make {folder} ({error})") from None
     h = features(export.encoder, export)
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
     say(f"checksum    {checksum(h)} of its features of two fixed images")
     pixels = " ".join(f"{name} {values}" for name, values in export.normalisation().items())
     say(f"images      in 0..1, normalised with {pixels or 'the mean and std that train.py measured on its data'}")
     for name in dict.fromkeys(settings.to):
-        path, words = TARGETS[name](export, folder)
-        say(f"{name:<11} {path}: {words}")
+        say(f"{name:<11} {write(name, export, folder)}")
 
 
 if __name__ == "__main__":

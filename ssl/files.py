@@ -1,14 +1,19 @@
-"""Small files of a run: written whole or not at all, and read even where they are cut short."""
+"""Write files whole or not at all, and read small ones even if they are cut short."""
 
 import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ssl.distributed import is_main, rank
+from ssl.distributed import is_main
 from ssl.errors import UserError
+
+PARTIAL = ".partial-"  # names of unfinished files begin so; they are hidden, so they do not count as images
+ABANDONED = 3600  # seconds; a partial file that is older was left by a process that was killed
 
 
 def make_folder(folder: Path) -> Path:
@@ -23,6 +28,17 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write to. At the end it takes the place of `path`; after an error it is removed."""
+    partial = path.with_name(PARTIAL + secrets.token_hex(8))
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` so that `path` is always a whole file, old or new. Raises OSError where it cannot be written."""
     write_bytes(text.encode(), path)
@@ -34,15 +50,12 @@ def write_bytes(content: bytes, path: str | Path) -> None:
         partial.write_bytes(content)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. At the end it takes the place of `path`; after an error it is removed."""
-    partial = path.with_name(f"{path.name}.partial-{rank()}-{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def remove_abandoned(partial: Iterable[Path]) -> None:
+    """Remove those of the `partial` files that a killed process left. Another process may be writing the others."""
+    for path in partial:
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it, too
+            if time.time() - path.lstat().st_ctime > ABANDONED:
+                path.unlink()
 
 
 def holds(path: Path, text: str) -> bool:

@@ -61,8 +61,8 @@ class RunFolder:
                 self.lock = _lock(folder / "lock")
             except OSError as error:
                 raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
-            for leftover in folder.glob("*.partial-*"):
-                leftover.unlink(missing_ok=True)
+            for partial in folder.glob(f"*{files.PARTIAL}*"):  # left by a process that was killed
+                partial.unlink(missing_ok=True)
             before = self._written()
             self.step, self.length = before.get("step", 0), before.get("of", 0)
             self.saved_step = before.get("saved_step")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ssl import files
 from ssl.checkpoints import pickle_check, standins
 from ssl.errors import UserError
 
@@ -19,19 +20,14 @@ def save(value: object, path: str | Path, before: Callable[[], None] = lambda: N
     from PyTorch, where it cannot be written; the old file is then unchanged.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with files.replacing(path) as partial:
         with open(partial, "wb") as file:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
-        damaged = _damaged(partial)
-        if damaged:
-            raise OSError(f"{partial} reads back with a wrong checksum in {damaged}; is the disk sound?")
+        if damaged := _damaged(partial):
+            raise OSError(f"{path} reads back with a wrong checksum in {damaged}; is the disk sound?")
         before()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # so that the new name, too, survives a power cut

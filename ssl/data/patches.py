@@ -27,12 +27,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ssl import files
 from ssl.console import argument_parser, say
 from ssl.data.cores import auto_workers
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import list_images, no_images
 from ssl.data.masks import label, read_codes, read_mask
-from ssl.data.prepare import in_workers, remove_abandoned, write
+from ssl.data.prepare import in_workers, write
 from ssl.errors import UserError, one_line_errors
 
 WHITE = 220  # a pixel is white if its darkest channel is at least this
@@ -247,7 +248,7 @@ def _open_target(target: Path, cut: dict) -> None:
         if folder.is_symlink():
             raise UserError(f"OUT: {folder} is a link and leads elsewhere; remove it")
         folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target)
+    files.remove_abandoned(target.rglob(files.PARTIAL + "*"))
     write(made_with, settings.encode())
 
 

@@ -11,14 +11,11 @@ image that cannot be read is listed in DST/bad_images.jsonl, and the others are 
 Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
 """
 
-import contextlib
 import io
 import json
 import os
-import secrets
 import stat
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -27,16 +24,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ssl import files
 from ssl.console import Progress, argument_parser, say
 from ssl.data import keys
 from ssl.data.cores import auto_workers
 from ssl.data.decode import decode, reduction_to, stored
 from ssl.data.listing import list_images, no_images
 from ssl.errors import UserError, one_line_errors
+from ssl.files import PARTIAL
 
-PARTIAL = ".partial-"  # the name of an unfinished file begins with this; it is hidden, so it does not count as an image
 DEEP = ("PNG", "TIFF", "PPM")  # formats with 16 bits
-ABANDONED = 3600  # seconds: an older partial file was left by a run that was killed
 
 
 def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95, workers: int | None = None) -> int:
@@ -89,8 +86,8 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
     """Record the files that the copies were made of, so that weights that have learnt from a file are not judged on
     its copy."""
-    files = [str(source / name) for name in names]
-    found = {"name": keys.of_words(keys.names(files, str(source))), "file": keys.of_files(files)}
+    paths = [str(source / name) for name in names]
+    found = {"name": keys.of_words(keys.names(paths, str(source))), "file": keys.of_files(paths)}
     file = io.BytesIO()
     torch.save({kind: torch.from_numpy(of.view(np.int64)) for kind, of in found.items()}, file)
     try:
@@ -128,15 +125,7 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
         if (target / folder).resolve() != target / folder:  # before mkdir, which would follow the link
             raise UserError(f"DST: {target / folder} is a link, or below one, and leads elsewhere; remove it")
         (target / folder).mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target)
-
-
-def remove_abandoned(target: Path) -> None:
-    """Remove the partial files that a killed run left below `target`."""
-    for leftover in target.rglob(PARTIAL + "*"):
-        with contextlib.suppress(FileNotFoundError):  # another run may work in the same folder and remove it
-            if time.time() - leftover.lstat().st_ctime > ABANDONED:
-                leftover.unlink()
+    files.remove_abandoned(target.rglob(PARTIAL + "*"))
 
 
 def _is_done(source: Path, target: Path) -> bool:
@@ -227,17 +216,12 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
 
 def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
     """Write the whole file or nothing. With `shape`, it must read back as an image of that shape."""
-    unfinished = path.with_name(PARTIAL + secrets.token_hex(8))
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(content)
-        if shape and decode(unfinished).shape != shape:
+    with files.replacing(path) as partial:
+        partial.write_bytes(content)
+        if shape and decode(partial).shape != shape:
             raise OSError("it reads back as another image; is the disk sound?")
         if time_stamp is not None:
-            os.utime(unfinished, ns=(time_stamp, time_stamp))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            os.utime(partial, ns=(time_stamp, time_stamp))
 
 
 def main() -> None:

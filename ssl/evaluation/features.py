@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ssl import files
 from ssl.checkpoints import torch_file
 from ssl.console import say
 from ssl.data.bad_images import tell_left_out
@@ -29,7 +30,7 @@ from ssl.evaluation.feature_rows import Rows, at_a_time
 
 SPLITS = ("train", "val", "test")
 SHARD = 1 << 29  # bytes; what rank 0 holds while it writes, and again while the last one is written
-OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt(\.partial-\d+)?")
+OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt")
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,10 @@ def finish(folder: Path, splits: dict[str, dict], classes: list[str], encoder: s
     path = folder / "features.pt"
     _save({**splits, "classes": classes, "encoder": encoder, "settings": settings}, path)
     ours = {name for split in splits.values() for name in split.get("shards", ())}
-    for old in folder.glob("features-*.pt*"):
+    for old in folder.glob("features-*.pt"):
         if OUR_SHARD.fullmatch(old.name) and old.name not in ours:
             old.unlink(missing_ok=True)
+    files.remove_abandoned(folder.glob(files.PARTIAL + "*"))
     return path
 
 

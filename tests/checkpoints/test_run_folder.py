@@ -99,7 +99,8 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
 
 
 def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path):
-    (tmp_path / "checkpoint.pt.partial-1").touch()
+    for name in (".partial-0123", "checkpoint.pt.partial-1"):  # the second is of an older version
+        (tmp_path / name).touch()
     RunFolder(tmp_path, 2)
     assert not list(tmp_path.glob("*partial*"))
 

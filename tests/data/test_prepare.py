@@ -16,6 +16,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageOps
 
+from ssl import files
 from ssl.data import keys
 from ssl.data import prepare as room
 from ssl.data.decode import decode, stored
@@ -47,8 +48,8 @@ def tree(root: Path, each=3) -> Path:
 
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below `root`, hidden ones too; what the copies were made of is test_learnt_from.py's."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.name != keys.SOURCES)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+    found = (path for path in root.rglob("*") if path.is_file() and path.name != keys.SOURCES)
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 
 def small(tmp_path: Path, **options) -> Path:
@@ -264,12 +265,12 @@ def test_a_second_run_makes_what_is_missing_or_changed_and_no_more(tmp_path, cap
 def test_what_a_killed_run_left_is_no_image_and_goes_in_time(tmp_path, monkeypatch):
     tree(tmp_path / "src")
     target = small(tmp_path)
-    leftover = target / "val" / "cat" / (room.PARTIAL + "0123")
+    leftover = target / "val" / "cat" / (files.PARTIAL + "0123")
     leftover.write_bytes(b"half an im")
     small(tmp_path)
     assert leftover.exists()  # it could be another run's
     assert len(datasets.load("folder", str(target), "test")) == 6
-    monkeypatch.setattr(room, "ABANDONED", -1)
+    monkeypatch.setattr(files, "ABANDONED", -1)
     small(tmp_path)
     assert not leftover.exists() and len(contents(target)) == 12 + 1
 
@@ -329,7 +330,7 @@ def test_an_interrupted_run_leaves_no_debris(tmp_path, whole_group):
     status, said = stopped_in_the_middle(tmp_path, signal.SIGINT, whole_group)
     assert status == 130
     assert "interrupted" in said and "Traceback" not in said
-    assert not list((tmp_path / "dst").glob(room.PARTIAL + "*"))
+    assert not list((tmp_path / "dst").glob(files.PARTIAL + "*"))
 
 
 def _die(name):
@@ -421,7 +422,7 @@ def test_a_file_that_cannot_be_written_ends_the_run(tmp_path):
     (target / "a.png").mkdir()
     with pytest.raises(UserError, match=r"DST: cannot write .*a\.png"):
         small(tmp_path)
-    assert not list(target.rglob(room.PARTIAL + "*"))
+    assert not list(target.rglob(files.PARTIAL + "*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "rubbish", "another size"])

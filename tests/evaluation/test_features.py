@@ -123,6 +123,15 @@ def test_a_crash_at_any_moment_leaves_the_old_features_or_the_new(tmp_path, monk
     assert len(files(tmp_path)) == 5  # the old shards, and those of writings that crashed, are gone
 
 
+def test_what_a_killed_writer_left_goes_in_time(tmp_path, monkeypatch):
+    (tmp_path / ".partial-0123").touch()
+    write(tmp_path)
+    assert ".partial-0123" in files(tmp_path)  # another process may be writing it
+    monkeypatch.setattr(torch_file.files, "ABANDONED", -1)
+    write(tmp_path)
+    assert ".partial-0123" not in files(tmp_path)
+
+
 def test_an_unfinished_first_writing_does_not_look_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "finish", lambda *_: None)
     write(tmp_path)
