@@ -42,12 +42,14 @@ from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings
 from ssl.sources import datasets, labels
 from ssl.sources.labelled import choose_labels, identity_of, load_splits
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, early_stopping, introduce, stopping, trainable
+from ssl.training import best_model, early_stopping, introduce, trainable
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
 from ssl.training.forward import rehearse
-from ssl.training.precision import autocast, choose_precision, name_of, resolve_precision
+from ssl.training.precision import autocast, choose_precision, name_of
+from ssl.training.start import patience, start
+from ssl.training.stopping import StopRequests
 from ssl.training.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
@@ -115,7 +117,7 @@ def main() -> None:
     # Run folder
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
     run = RunFolder(folder, settings.keep_checkpoints)
-    requests = stopping.StopRequests(folder, patience=1.5 * settings.timeout_minutes)
+    requests = StopRequests(folder, patience(settings))
     settle_threads(run_folder.threads_of(folder))
 
     # Images
@@ -144,15 +146,16 @@ def main() -> None:
     dtype = choose_precision(settings.amp, device)
 
     # What the run folder holds: a checkpoint to continue from, if there is one
+    loaded = run_folder.checksum(run_folder.copied(model.encoder.state_dict()))
     identity = {
         "global_batch": first.order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
-        "init_weights": run_folder.checksum(untouched) if settings.init else None,
+        "init_encoder": loaded if settings.init else None,
         "data": identity_of(first.train, settings.data_dir),
         "val_data": identity_of(first.val, settings.data_dir),
         "test_data": identity_of(test, settings.data_dir),
     }
-    state = resume.find_state(run, settings, identity, CHECKPOINT)
+    state = resume.find_state(run, settings, identity, CHECKPOINT, ["init_encoder"])  # old checkpoints have none
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
         views, statistics = [random_view(settings)], (settings.mean, settings.std)
@@ -215,7 +218,7 @@ def fine_tune(
     batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, device)
     log = EpochLog(trial.folder, fit, last)
     while not session.asked and not early_stopping.finished(fit.history, settings):
-        batch = session.read(batches, fit)  # this rank's images
+        (batch,) = session.read(batches, fit.total_step())  # this rank's images
         set_lrs(fit, settings, order.steps_per_epoch)
         model.train()
         if settings.freeze:
@@ -230,7 +233,7 @@ def fine_tune(
         fit.scaler.update()
         fit.optimizer.zero_grad(set_to_none=True)
         fit.count_step(loss, order.batch_size)
-        session.end_step(fit)
+        session.count(fit.total_step())  # all ranks now know whether the run was asked to stop
 
         if fit.step % order.steps_per_epoch == 0:
             end_epoch(settings, trial, fit, session, log, device)
@@ -469,15 +472,6 @@ def check(settings: Settings) -> None:
         raise UserError("warmup_epochs: is of the cosines; set --schedule cosine, or leave it away")
     if settings.jitter[3] > 0.5:
         raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
-
-
-def start(settings: Settings) -> torch.device:
-    """Join the other processes, settle the precision, and return the device."""
-    # The watchdog names the rank that hangs. Where it cannot, a collective gives up after so many minutes.
-    limit = 360 if settings.download else 1.5 * settings.timeout_minutes
-    device = distributed.start(settings.gpus, settings.device, limit, settings.deterministic)
-    settings.amp = resolve_precision(settings.amp, device)
-    return device
 
 
 if __name__ == "__main__":

@@ -42,18 +42,20 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
-from ssl.training import introduce, stopping, trainable
+from ssl.training import introduce, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
-from ssl.training.forward import Embed, blank_batch, rehearse, targets, try_step, whole_loss
+from ssl.training.forward import Embed, blank_batch, rehearse, targets, try_step
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.health import Health
 from ssl.training.judging import Judge
-from ssl.training.precision import choose_precision, resolve_precision
-from ssl.training.session import Session
+from ssl.training.precision import choose_precision
+from ssl.training.start import patience, start
 from ssl.training.state import CHECKPOINT, TrainState
+from ssl.training.stopping import StopRequests
 from ssl.training.threads import settle_threads
+from ssl.training.train_session import TrainSession
 from ssl.training.training_log import TrainingLog
 
 ROOT = Path(__file__).resolve().parent
@@ -149,15 +151,12 @@ def main() -> None:
     if settings.init:
         inherit.take_architecture(settings, origin)
     check(settings)
-    patience = 1.5 * settings.timeout_minutes  # ranks wait that long for each other; the watchdog speaks before
-    limit = 360 if settings.download else patience
-    device = distributed.start(settings.gpus, settings.device, limit, settings.deterministic)
-    settings.amp = resolve_precision(settings.amp, device)
+    device = start(settings)
 
     # Run folder, before what may take long: no other run may use it, and it says how this one ends
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
     run = RunFolder(folder, settings.keep_checkpoints)
-    requests = stopping.StopRequests(folder, patience)
+    requests = StopRequests(folder, patience(settings))
     settle_threads(run_folder.threads_of(folder))
 
     # Images
@@ -212,6 +211,8 @@ def main() -> None:
     introduce.tell_start("train.py", settings, origin, device)
     introduce.tell_images(settings, data, with_labels)
     introduce.tell_training(settings, order, scale)
+    if validation:
+        introduce.tell_judging(settings, validation, order)
     say(f"run folder  {folder}" + (f", continuing at step {first} of {last}" if first else ""))
     run.begin(first, last)
 
@@ -229,17 +230,13 @@ def main() -> None:
     try_batch = partial(try_step, model, embed, optimizer, shape)
     failures.advise(partial(failures.batch_that_fits, try_batch, settings.batch_size, settings.accumulate))
     workers = auto_workers() if settings.workers is None else settings.workers
-    loss_of = partial(whole_loss, embed, criterion)
-    judge = Judge(
-        settings, validation, folder, model, loss_of, run.keep_best, views, order, statistics, workers, device
-    )
-    state = TrainState(model, optimizer, scaler, guard, health, judge, bad_images)
+    judge = Judge(settings, validation, run, order, workers, model=model, embed=embed, criterion=criterion)
+    state = TrainState(model, optimizer, scaler, guard, health, judge)
 
     # Continue, or begin
     feed = partial(training_batches, data, views, order, stop=last, workers=workers, device=device)
-    log = TrainingLog(run, data, order, last)
-    about = {"settings": dataclasses.asdict(settings), "identity": identity}
-    session = Session(settings, state, run, requests, feed, log, about)
+    log = TrainingLog(run, data, order, last, bad_images)
+    session = TrainSession(settings, run, requests, bad_images, identity, state=state, feed=feed, log=log)
     blank = partial(blank_batch, len(views), settings.batch_size, *shape[:2], device)
     rehearse(model, lambda: sum(z.float().sum() for z in embed(blank())))
     session.begin(before)
@@ -255,11 +252,7 @@ def main() -> None:
         except Diverged as error:
             session.go_back(error)
     session.close()
-    distributed.leave()
-    run.end("preempted" if session.asked else "finished", session.asked or "")
-    if session.asked:
-        say(f"\nstopped by {session.asked} at step {state.step} of {last}, saved; the same command continues")
-        stopping.leave_preempted()
+    session.end(f"step {state.step} of {last}")
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     health.sum_up()
     judge.sum_up()
@@ -267,7 +260,7 @@ def main() -> None:
         say(f"judge it    python evaluate.py --model_path {folder}")
 
 
-def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.Module, session: Session) -> None:
+def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.Module, session: TrainSession) -> None:
     """The loop: from the step of `state` to the last one, or until the run is asked to stop."""
     model, optimizer, scaler, guard, health = state.model, state.optimizer, state.scaler, state.guard, state.health
     steps_per_epoch = session.log.order.steps_per_epoch
@@ -279,7 +272,7 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
         health.begin(state.step + 1)  # it measures every so many steps
         set_lr(optimizer, lr_factor(settings, state.step, steps_per_epoch) * settings.retry_lr**state.retries)
 
-        batches = session.read()  # this rank's micro-batches: two views of every image
+        batches = session.read_step()  # this rank's micro-batches: two views of every image
         if settings.accumulate == 1:
             z = embed(batches[0])  # embeddings (n, D) of view 1 and of view 2
             loss = criterion(*z, *targets(criterion, batches))  # of the global batch, the same on every rank

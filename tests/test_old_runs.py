@@ -1,7 +1,6 @@
 """Runs and files of an earlier version go on with this code. tests/old_runs/README.md says how they were made."""
 
 import json
-import platform
 import shutil
 from pathlib import Path
 
@@ -40,8 +39,6 @@ def go_on(kind: str, old: Path) -> dict:
         return model.fit(samples(), resume=True).net.state_dict()
     folder = old / FITS[kind]
     own = ["--init", old / "pretrain"] if kind == "finetune.py" else []
-    if own and platform.machine() not in ("x86_64", "AMD64"):
-        own.append("--resume_force")  # the run's checksum covers a drawn head, and other processors draw it otherwise
     run(kind, "--config", folder / "config.yaml", "--output_dir", folder, "--data_dir", old / "images.npz", *own)
     return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 

@@ -44,9 +44,9 @@ def find_state(
 ) -> dict | None:
     """The checkpoint that this run continues from; None where there is none.
 
-    `identity` is what must be the same besides the settings: the global batch, the images. `filled` are settings that
-    were filled from the data; they may be null in the checkpoint. Raises `UserError` for a checkpoint of another run,
-    unless `settings.resume_force`.
+    `identity` is what must be the same besides the settings: the global batch, the images. What `filled` names may be
+    null or missing in the checkpoint: settings filled from the data, and what older versions did not write. Raises
+    `UserError` for a checkpoint of another run, unless `settings.resume_force`.
     """
     if settings.resume == "none" and torch_file.kept(run.folder):
         raise UserError(f"output_dir: {run.folder} already holds a run; choose another --output_dir, or --resume auto")

@@ -13,6 +13,7 @@ from ssl.distributed import describe, world_size
 from ssl.encoders import SMALL_IMAGE, stem_for
 from ssl.errors import one_line
 from ssl.settings.shared import TrainingSettings
+from ssl.sources.validation import Validation, validation_order
 from ssl.training.precision import name_of
 
 
@@ -62,6 +63,27 @@ def tell_training(settings, order: Order, lr_scale: float) -> None:
     )
     say(f"lr          weights {settings.lr * lr_scale:g}, biases and norms {bias_lr * lr_scale:g} ({why})")
     say(f"length      {settings.epochs} epochs of {order.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up")
+
+
+def tell_judging(settings, validation: Validation, order: Order) -> None:
+    """How often train.py judges its encoder, by what, and on which images."""
+    where = "a tenth of train, by seed" if len(validation.parts) == 1 else "the validation split"
+    where += "; training, too, sees these images, without labels" if validation.seen else ""
+    if settings.eval_every:
+        train, held_out = (len(rows) for rows in validation.split())
+        head = "evaluate.py's probe"
+        if settings.eval_head == "fixed":
+            head = "the SimCLR study's fixed head (which finds less than evaluate.py's probe)"
+        say(f"judge       {_every(settings.eval_every)}: k-NN and {head}, of {train} images on {held_out}, {where}")
+    if settings.ssl_val_interval:
+        count = len(validation.images)
+        batch = validation_order(settings, count, order).global_batch
+        fewer = f" (no more than the {count} images allow)" if batch < order.global_batch else ""
+        say(f"val loss    {_every(settings.ssl_val_interval)}: in global batches of {batch}{fewer}, of {where}")
+
+
+def _every(epochs: int) -> str:
+    return "every epoch" if epochs == 1 else f"every {epochs} epochs"
 
 
 def tell_fine_tuning(settings, source: Source | None, splits: dict[str, Images | None], order: Order) -> None:

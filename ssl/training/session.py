@@ -1,149 +1,61 @@
-"""What surrounds the steps of a training: reading data, stop requests, the watchdog, judging, saves, and going back."""
+"""What every step of a training has around it: data, requests to stop, and the watchdog."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 
-from torch import Tensor
-
-from ssl.checkpoints.run_folder import DIVERGED, RunFolder, versions
+from ssl import distributed
+from ssl.checkpoints.run_folder import RunFolder, versions
 from ssl.console import say
+from ssl.data.bad_images import BadImages
 from ssl.data.worker import Batch
-from ssl.distributed import is_main
-from ssl.errors import UserError
-from ssl.training.diverged import Diverged
-from ssl.training.state import CHECKPOINT, TrainState
-from ssl.training.stopping import StopRequests
-from ssl.training.training_log import TrainingLog
+from ssl.training import stopping
 from ssl.training.watchdog import Watchdog
 
 
 class Session:
-    """`begin` once; `open`, the steps, and after going back the same again; then `close`. All ranks call all of it.
+    """Call `read` before and `count` after every step, and `end` once. All ranks call all of it.
 
-    `feed(step)` reads this rank's micro-batches from a step on. `about` is what a checkpoint holds besides the state.
-    `asked` says what asked the run to stop; None: nothing did.
+    `identity` is what must be the same in a continued run (`resume.find_state`). `asked` says what asked the run to
+    stop; None: nothing did.
     """
 
     def __init__(
-        self,
-        settings,
-        state: TrainState,
-        run: RunFolder,
-        requests: StopRequests,
-        feed: Callable[[int], Iterator[Batch]],
-        log: TrainingLog,
-        about: dict,
+        self, settings, run: RunFolder, requests: stopping.StopRequests, bad_images: BadImages, identity: dict
     ):
-        self.settings, self.state, self.run, self.requests = settings, state, run, requests
-        self.feed, self.log, self.about = feed, log, about
+        self.settings, self.run, self.requests, self.bad_images = settings, run, requests, bad_images
+        self.identity = identity
+        self.watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
         self.asked: str | None = None
 
-    def begin(self, before: dict | None) -> None:
-        """Continue from the checkpoint `before`. Without one, save the state as it is: the run can go back to it."""
-        if before is not None:
-            self._load(before)
-        if is_main() and self.run.saved_step is None:
-            self.save()
-        self.watchdog = Watchdog(self.settings.timeout_minutes * 60, self.run.failed)
-
-    def open(self) -> None:
-        """Begin to read data, and to write logs, at the step of the state."""
-        self.batches = self.feed(self.state.step)
-        self.log.open(self.state)
-
-    def close(self) -> None:
-        """Save the last step, if it is not saved yet, and close the logs."""
-        if self.state.step == self.log.last and not self.state.judge.due(self.state.step):
-            self.asked = None  # the run has ended: there is nothing left to stop
-        self.watchdog.rest()
-        self.batches.close()
-        self.log.write_bad(self.state)
-        if is_main():
-            self.run.settle()
-            if self.run.saved_step != self.state.step:
-                self.save(wait=True)
-        self.log.progress.close()
-        self.log.close(self.state)
-
-    # Around a step ----------------------------------------------------------------------
-
-    def is_over(self) -> bool:
-        return self.asked is not None or self.state.step >= self.log.last
-
-    def read(self) -> list[Batch]:
-        """This rank's micro-batches of the next step."""
+    def read(self, batches: Iterator[Batch], step: int, micro_batches: int = 1) -> list[Batch]:
+        """This rank's micro-batches, with which `step` becomes `step` + 1."""
         self.requests.ask()
-        self.watchdog.beat(self.state.step, "reading data")
-        with self.log.waiting():
-            micro_batches = [next(self.batches) for _ in range(self.settings.accumulate)]
-        for batch in micro_batches:
-            self.state.bad_images.note(batch.bad)
-        self.watchdog.beat(self.state.step, "computing")
-        return micro_batches
+        self.watchdog.beat(step, "reading data")
+        read = [next(batches) for _ in range(micro_batches)]
+        for batch in read:
+            self.bad_images.note(batch.bad)
+        self.watchdog.beat(step, "computing")
+        return read
 
-    def count_step(self) -> None:
-        """One step more is made. Whoever asked to stop before it began is now known to all ranks."""
-        self.state.step += 1
-        self.run.step = self.state.step
+    def count(self, step: int) -> None:
+        """`step` steps are made. A request that came before the last of them began is now known to all ranks."""
+        self.run.step = step
         self.asked = self.requests.answer()
 
-    def read_health(self, loss: Tensor, norm: Tensor) -> None:
-        """Measure and judge the health of the run, and keep the encoder if it is the best."""
-        state, settings = self.state, self.settings
-        epoch, skipped = state.step / self.log.order.steps_per_epoch, state.guard.left_out
-        best = state.health.read(state.step, epoch, loss, norm, skipped, self.log.data_wait(), self.log.metrics)
-        if best and not (settings.eval_every or state.judge.best):  # labels choose the best encoder, where they can
-            self.run.keep_best(state.model.encoder.state_dict(), state.health.best)
+    def end(self, place: str = "") -> None:
+        """Write how the run ended. If it was asked to stop, the process ends here, at `place` of the run."""
+        self.watchdog.rest()
+        distributed.leave()
+        self.run.end("preempted" if self.asked else "finished", self.asked or "")
+        if self.asked:
+            say(f"\nstopped by {self.asked} at {place}, saved; the same command continues")
+            stopping.leave_preempted()
 
-    def judge_if_due(self) -> None:
-        """Judge the encoder by labels, or by the loss on validation images."""
-        state = self.state
-        if self.asked or not state.judge.due(state.step):
-            return
-        with self.log.paused():
-            self.asked = state.judge.judge(state.step, self.log.metrics, self._go_on_judging)
-        if is_main() and not self.asked and self.run.saved_step == state.step:
-            self.save()  # the checkpoint of this step does not hold what was found
-
-    def _go_on_judging(self) -> str | None:
-        self.watchdog.beat(self.state.step, "evaluating")
-        self.requests.ask()
-        return self.requests.answer()
-
-    # Checkpoints ------------------------------------------------------------------------
-
-    def save(self, wait: bool = False) -> None:
-        """Rank 0 alone."""
-        state = self.state.state_dict() | {"encoder_best": self.run.best, **self.about, "versions": versions()}
-        self.run.save(state, self.state.model.encoder.state_dict(), wait)
-
-    def save_if_due(self) -> None:
-        if is_main() and not self.is_over() and self._save_is_due() and not self.state.guard.last_step_was_bad():
-            self.save()
-
-    def _save_is_due(self) -> bool:
-        steps, epochs = self.settings.save_steps, self.settings.save_epochs
-        every = [steps, epochs and epochs * self.log.order.steps_per_epoch]
-        return any(n and self.state.step % n == 0 for n in every) or self.run.due(self.settings.save_minutes)
-
-    def _load(self, before: dict) -> None:
-        self.state.load_state_dict(before)
-        self.run.best = before.get("encoder_best", {}) if is_main() else {}
-
-    def go_back(self, diverged: Diverged) -> None:
-        """To the newest checkpoint, once, and on with learning rates times `retry_lr`. Then `open` again."""
-        if self.state.retries:
-            raise UserError(f"{diverged}, again after going back with lr × {self.settings.retry_lr:g}. {DIVERGED}")
-        self.batches.close()
-        self.log.close(self.state)
-        self.run.settle()
-        newest = self.run.newest(CHECKPOINT.fits)
-        if newest is None:
-            raise UserError(f"{diverged}, and no checkpoint could be saved. {DIVERGED}")
-        self._load(newest)
-        self.state.retries = 1
-        self.run.step = self.state.step
-        say(
-            f"*** {diverged}; going back to step {self.state.step}, with lr × {self.settings.retry_lr:g} from there ***"
-        )
-        if is_main():
-            self.save()
+    def about(self) -> dict:
+        """What a checkpoint holds besides the state of the training."""
+        return {
+            "bad_images": self.bad_images.known | self.bad_images.met,
+            "settings": dataclasses.asdict(self.settings),
+            "identity": self.identity,
+            "versions": versions(),
+        }

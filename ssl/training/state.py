@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ssl.checkpoints import resume
-from ssl.data.bad_images import BadImages
 from ssl.settings import shared
 from ssl.training.guard import Guard
 from ssl.training.health import Health
@@ -41,7 +40,6 @@ class TrainState:
     guard: Guard
     health: Health
     judge: Judge
-    bad_images: BadImages
     step: int = 0
     retries: int = 0
 
@@ -54,12 +52,11 @@ class TrainState:
             "retries": self.retries,
             "guard": self.guard.state_dict(),
             "health": self.health.state_dict(),
-            "bad_images": self.bad_images.known | self.bad_images.met,
             "judge": self.judge.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over `state`, except the bad images. Raises `UserError` as `resume.load_state`."""
+        """Continue from `state`. Raises `UserError` as `resume.load_state`."""
         resume.load_state(state, self.model, self.optimizer, self.scaler, guard=self.guard, health=self.health)
         self.judge.load_state_dict(state.get("judge", {}))
         self.step, self.retries = state["step"], state["retries"]

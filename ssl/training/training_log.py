@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import Progress
+from ssl.data.bad_images import BadImages
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.training.bad_steps import BadSteps
@@ -21,8 +22,8 @@ class TrainingLog:
     `data` and `order` say which images a step is of. `last` is the step at which the run ends.
     """
 
-    def __init__(self, run: RunFolder, data: Images, order: Order, last: int):
-        self.run, self.data, self.order, self.last = run, data, order, last
+    def __init__(self, run: RunFolder, data: Images, order: Order, last: int, bad_images: BadImages):
+        self.run, self.data, self.order, self.last, self.bad_images = run, data, order, last, bad_images
         self.bad_steps = BadSteps(run.folder)
         self.progress: Progress | None = None
 
@@ -101,4 +102,4 @@ class TrainingLog:
         for ago, ranks in state.guard.read(overflow_is_bad=not tries):
             step = state.step - ago
             self.bad_steps.write(step, state.retries, ranks, lambda at=step - 1: self.order.names(self.data, at))
-        return state.bad_images.agree()
+        return self.bad_images.agree()

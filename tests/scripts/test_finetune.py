@@ -692,7 +692,7 @@ def test_other_weights_to_start_from_are_another_run(tmp_path, images, encoder):
     run("finetune.py", *settings, "--init", tmp_path / "moved.pt")  # the same, elsewhere
     torch.save({name: value + 1 for name, value in torch.load(encoder).items()}, tmp_path / "other.pt")
     done = run("finetune.py", *settings, "--init", tmp_path / "other.pt", check=False)
-    assert done.returncode == 2 and "init weights: '" in done.stderr
+    assert done.returncode == 2 and "init encoder: '" in done.stderr
 
 
 def test_a_class_that_no_training_image_has_is_named(images, tmp_path):

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from ssl.evaluation.metrics import share, wilson
 from ssl.files import json_lines
 from ssl.sources import datasets, validation
 from ssl.training import health, judging, stopping, watchdog
+from ssl.training.forward import Embed
 from ssl.training.log import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -443,30 +445,19 @@ def test_validation_batches_are_as_large_as_trainings_or_as_there_are_images():
         validation.validation_order(settings(), 1, of_training)
 
 
-def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
+def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path, monkeypatch):
     data = datasets.load("folder", str(images), "train", image_size=32)
     own = datasets.load("folder", str(images), "val", image_size=32)
     asked = dataclasses.replace(settings(eval_every=None, ssl_val_interval=1), batch_size=8, image_size=32)
     chosen, _ = choose(data, own, eval_every=None, ssl_val_interval=1)
     seen = []
 
-    def loss_of(net, micro_batches):
+    def loss_of(embed, criterion, net, micro_batches):
         seen.append(micro_batches[0])
         return torch.tensor(float(len(seen))), {"contrastive_acc1": torch.tensor(0.5)}
 
-    judge = judging.Judge(
-        asked,
-        chosen,
-        tmp_path,
-        Model(),
-        loss_of,
-        None,
-        train.make_views(asked),
-        Order(64, 8, 1, 1, 0),
-        datasets.IMAGENET,
-        0,
-        torch.device("cpu"),
-    )
+    monkeypatch.setattr(judging, "whole_loss", loss_of)
+    judge = judge_of(asked, chosen, tmp_path, Order(64, 8, 1, 1, 0))
     metrics = Metrics(tmp_path / "metrics.jsonl", 0)
     judge.judge(8, metrics, lambda: None)
     judge.judge(16, metrics, lambda: None)
@@ -486,10 +477,9 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path):
 
 
 def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
-    how = settings(image_size=8, eval_every=None)
-    judge = judging.Judge(
-        how, None, tmp_path, Model(), None, None, [], Order(9, 9, 1, 1, 0), datasets.IMAGENET, 0, torch.device("cpu")
-    )
+    mean, std = datasets.IMAGENET
+    how = settings(image_size=8, eval_every=None, mean=mean, std=std)
+    judge = judge_of(how, None, tmp_path, Order(9, 9, 1, 1, 0))
     files = [*map(str, sorted((images / "val").rglob("*.png"))[:4]), *map(str, (images / "test").rglob("*.png"))]
     data = Images("folder", torch.zeros(10, dtype=torch.long), ["a"], paths=files)
     features, read = judge._features(nn.Flatten(), data, lambda: None)
@@ -506,6 +496,12 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Flatten()
+
+
+def judge_of(settings: train.Settings, validation, folder: Path, order: Order) -> judging.Judge:
+    model, run = Model(), SimpleNamespace(folder=folder)
+    embed = Embed(model, train.make_views(settings), datasets.IMAGENET, torch.device("cpu"), None)
+    return judging.Judge(settings, validation, run, order, 0, model=model, embed=embed, criterion=None)
 
 
 # Nothing is lost, nothing comes twice
