@@ -100,8 +100,8 @@ def measure(settings: train.Settings, data: Images, device: torch.device, steps:
     return numbers
 
 
-def bottleneck(numbers: dict, device: str, cores: int, compiled: bool) -> str:
-    """What a run waits for, and what can be done about it. `cores`: this process's share of the machine's."""
+def bottleneck(numbers: dict, device: str, most: int, compiled: bool) -> str:
+    """What a run waits for, and what can be done about it. `most`: the workers that it has cores for."""
     real, rate = numbers["parts"]["real"], numbers["parts"]["synthetic"]["samples_per_second"]
     who, wait = "the GPU" if device == "cuda" else "the processor", real["data_wait"]
     shares = {part: share for part, share in real["shares"].items() if part != "wait"}
@@ -111,8 +111,8 @@ def bottleneck(numbers: dict, device: str, cores: int, compiled: bool) -> str:
             f"input: {who} waits {wait:.0%} of the time for images; {workers} workers bring {brings:.0f} samples/s, "
             f"training without waiting takes {rate:.0f}. "
         )
-        if workers < cores:
-            return words + f"Pass --workers {cores}, the cores this process may use"
+        if workers < most:
+            return words + f"Pass --workers {most}: this process has cores for them"
         if brings > rate:
             return words + "Alone they are fast enough: training and they want the same cores. Give the job more cores"
         needed = -(-workers * rate // brings)

@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 def auto_workers() -> int:
-    """The number of loader workers of this process: the usable cores, divided by the processes of this machine."""
+    """The number of loader workers of this process: its share of the cores but one, which the training needs."""
+    return max(1, core_share() - 1)
+
+
+def core_share() -> int:
+    """The usable cores, divided by the processes of this machine; at least one."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from ssl import files
 from ssl.console import argument_parser, say
-from ssl.data.cores import auto_workers
+from ssl.data.cores import core_share
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import list_images, no_images
 from ssl.data.masks import label, read_codes, read_mask
@@ -80,7 +80,7 @@ def patches(
         _open_target(target, cut)
         missing = [pair for pair in pairs if not _is_done(target, *pair)]
         attempt = partial(_attempt, target, classes, cut)
-        in_workers(missing, attempt, auto_workers() if workers is None else workers, len(pairs))
+        in_workers(missing, attempt, core_share() if workers is None else workers, len(pairs))
         total = Counter(dict.fromkeys(kept, 0))
         for slide, _ in pairs:
             total.update(json.loads(_record(target, slide).read_text("utf-8"))["patches"])

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ssl.console import say
-from ssl.data.cores import auto_workers
+from ssl.data.cores import core_share
 from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode
 from ssl.data.held import Held, path_of
 from ssl.data.images import Images
@@ -87,7 +87,7 @@ def _created(need: int) -> tuple[int, str | None]:
 def _measure(data: Images, size: int) -> np.ndarray:
     """Table (N, 4) of 0, bytes, height (0: held as a file), width, from the headers alone. Ranks share the work."""
     mine = range(rank(), len(data), world_size())
-    with ThreadPoolExecutor(auto_workers()) as pool:
+    with ThreadPoolExecutor(core_share()) as pool:
         measured = list(pool.map(lambda index: _size(data.paths[index], size, data.value_range), mine))
     table = np.zeros((len(data), 4), np.int64)
     for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
@@ -137,7 +137,7 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
                 rows[index] = start, size, height, width
 
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    with ThreadPoolExecutor(auto_workers()) as pool:
+    with ThreadPoolExecutor(core_share()) as pool:
         for _ in pool.map(read, range(local, len(data), count)):
             pass
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from ssl import files
 from ssl.console import Progress, argument_parser, say
 from ssl.data import keys
-from ssl.data.cores import auto_workers
+from ssl.data.cores import core_share
 from ssl.data.decode import decode, reduction_to, stored
 from ssl.data.listing import list_images, no_images
 from ssl.errors import UserError, one_line_errors
@@ -64,7 +64,7 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 
     missing = [name for name in names if not _is_done(source / name, target / name)]
     attempt = partial(_attempt, source, target, short_side, quality)
-    bad = in_workers(missing, attempt, auto_workers() if workers is None else workers, len(names))
+    bad = in_workers(missing, attempt, core_share() if workers is None else workers, len(names))
     bad_file = target / "bad_images.jsonl"
     bad_file.unlink(missing_ok=True)
     if bad:

@@ -83,7 +83,7 @@ class MachineSettings:
     # Machine
     gpus: int | None = None  # start so many processes here, as torchrun would
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    workers: int | None = None  # loader processes per process; unset: the cores it may use
+    workers: int | None = None  # loader processes per process; unset: the cores it may use, but one
 
 
 @dataclass

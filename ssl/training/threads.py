@@ -11,7 +11,7 @@ import time
 import torch
 
 from ssl.console import say
-from ssl.data.cores import auto_workers
+from ssl.data.cores import core_share
 from ssl.distributed import gather_objects
 
 CLEARLY = 0.8  # fewer threads are taken if they need less than this share of the time
@@ -27,7 +27,7 @@ def settle_threads(kept: int | None = None) -> None:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
-    cores = min(torch.get_num_threads(), auto_workers())
+    cores = min(torch.get_num_threads(), core_share())
     known = kept is not None and kept <= cores
     threads = min(gather_objects(kept if known else unhindered(cores)))
     torch.set_num_threads(threads)

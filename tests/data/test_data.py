@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
 from ssl.data import cores, listing, loader
-from ssl.data.cores import auto_workers, usable_cores
+from ssl.data.cores import auto_workers, core_share, usable_cores
 from ssl.data.decode import FORMATS, decode
 from ssl.data.hold_out import split_validation
 from ssl.data.images import Images
@@ -674,9 +674,9 @@ def test_cores_are_those_a_process_may_use(tmp_path, monkeypatch, files, environ
     assert usable_cores(tmp_path) == expected
 
 
-def test_processes_of_one_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(cores, "usable_cores", lambda: 64)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert auto_workers() == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert auto_workers() == 1
+@pytest.mark.parametrize("cores_here, processes, share, workers", [(64, 8, 8, 7), (16, 1, 16, 15), (64, 100, 1, 1)])
+def test_processes_of_one_machine_share_its_cores(monkeypatch, cores_here, processes, share, workers):
+    monkeypatch.setattr(cores, "usable_cores", lambda: cores_here)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert core_share() == share
+    assert auto_workers() == workers  # one core stays free for the training, where there is more than one

@@ -217,7 +217,7 @@ def numbers(wait=0.0, workers=4, brings=800.0, rate=1000.0, communication=0.0, *
         (
             numbers(0.34),
             "input: the GPU waits 34% of the time for images; 4 workers bring 800 samples/s, training "
-            "without waiting takes 1000. Pass --workers 16, the cores this process may use",
+            "without waiting takes 1000. Pass --workers 16: this process has cores for them",
         ),
         (numbers(0.34, workers=0), "Pass --workers 16"),
         (numbers(0.34, workers=16), "20 workers on as many cores would do, or smaller files"),

@@ -23,7 +23,7 @@ def machine(monkeypatch):
     def make(cores=8, **took) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 64)  # what PyTorch takes on its own
-        monkeypatch.setattr(threads, "auto_workers", lambda: cores)
+        monkeypatch.setattr(threads, "core_share", lambda: cores)
         monkeypatch.setattr(threads, "seconds", lambda number, cores: took[f"on_{number}"])
         monkeypatch.setattr(torch, "set_num_threads", make.chosen.append)
 
