@@ -42,6 +42,7 @@ from ssl.evaluation.probes import knn, probe, tenth_apart
 from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
+from ssl.settings.kinds import coerce
 from ssl.settings.shared import EncoderSettings, LabelSettings, MachineSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.training import best_model
@@ -188,7 +189,7 @@ def judge_features(settings: Settings) -> None:
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
     folder = results_folder(settings)
     if settings.seed is None:
-        settings.seed = config.coerce(found.settings.get("seed", 0), int, "features: seed")
+        settings.seed = coerce(found.settings.get("seed", 0), int, "features: seed")
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
     width = found.splits["train"].rows.shape[1]
     say(f"features    {settings.features}: {counts}, {width} a sample, {len(found.classes)} classes")
@@ -275,7 +276,7 @@ def require_enough(train: Images | Split, protocols: list[str]) -> None:
 
 def judged_size(settings: Settings, run: dict, data: Images) -> int:
     """Small images are judged as they are if the encoder reads them; others at the size the run trained on."""
-    trained = config.coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
+    trained = coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
     if data.resident is None or min(data.resident.shape[2:]) == trained:
         return trained
     encoder, _ = build_encoder(settings.encoder, trained, settings.stem, settings.encoder_kwargs, data.channels)

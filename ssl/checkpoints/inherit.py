@@ -9,6 +9,7 @@ from ssl.checkpoints import pretrained, restore
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.settings import config
+from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
 from ssl.sources.datasets import EIGHT_BITS
@@ -23,7 +24,7 @@ def fill(settings: Any, run: dict) -> None:
     kinds = {f.name: f.type for f in dataclasses.fields(settings)}
 
     def of_run(name: str):
-        return config.coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
+        return coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
 
     if settings.seed is None:
         settings.seed = of_run("seed")
@@ -46,7 +47,7 @@ def take_settings(settings: Any, origin: dict[str, str]) -> None:
     unset = [name for name, value in vars(settings).items() if value is None]
     fill(settings, run)
     if settings.image_size is None:
-        settings.image_size = config.coerce(run.get("image_size"), int | None, "the run's image_size")
+        settings.image_size = coerce(run.get("image_size"), int | None, "the run's image_size")
     filled = [name for name in unset if name in run and getattr(settings, name) is not None]
     config.lay_over(origin, filled, "the run of --init")
 

@@ -9,7 +9,7 @@ from torch import nn
 from ssl.checkpoints import layouts, pretrained, torch_file
 from ssl.encoders import build_encoder, is_known, stem_for
 from ssl.errors import UserError
-from ssl.settings import config
+from ssl.settings.kinds import coerce
 
 
 def architecture(
@@ -75,4 +75,4 @@ def restore(
 
 
 def _of_run(run: dict, name: str, kind: Any) -> Any:
-    return config.coerce(run.get(name), kind, f"config.yaml of the run: {name}")
+    return coerce(run.get(name), kind, f"config.yaml of the run: {name}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ssl.checkpoints import run_reader, safetensors
 from ssl.settings import config
+from ssl.settings.kinds import coerce
 from ssl.sources import datasets
 
 
@@ -26,4 +27,4 @@ def normalisation(path: Path, content: object) -> list[list[float] | None]:
         about = run_reader.json_object(path.with_name("about.json"), [], needed=False)
         other = {"mean": known[1], "std": known[2]} | about
     found = (other.get(name) if run.get(name) is None else run[name] for name in ("mean", "std"))
-    return [config.coerce(values, list[float] | None, f"{path}: mean or std of its run") for values in found]
+    return [coerce(values, list[float] | None, f"{path}: mean or std of its run") for values in found]

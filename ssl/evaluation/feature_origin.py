@@ -6,7 +6,7 @@ from ssl.checkpoints.restore import restore
 from ssl.data.images import Images
 from ssl.errors import UserError, one_line
 from ssl.evaluation.features import Features, encoder_checksum
-from ssl.settings import config
+from ssl.settings.kinds import coerce
 from ssl.sources import datasets, labels
 
 
@@ -19,7 +19,7 @@ def require(found: Features, settings) -> None:
     if settings.dataset or settings.data_dir:
         settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
         images = {name: datasets.load_labelled(settings, name) for name in ("train", "test")}
-        percent = config.coerce(found.settings.get("train_percent", 100), float, "features: train_percent")
+        percent = coerce(found.settings.get("train_percent", 100), float, "features: train_percent")
         images["train"] = labels.choose(images["train"], percent, None, settings.seed)
         require_images(found, images, settings.features, settings.data_dir)
 

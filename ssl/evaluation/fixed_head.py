@@ -12,7 +12,8 @@ from ssl.errors import UserError
 from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows, at_a_time
 from ssl.schedules import warmup_cosine
-from ssl.settings import config, ranges
+from ssl.settings import ranges
+from ssl.settings.kinds import coerce
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Head:
 def head_of(run: Mapping) -> Head:
     """As in the settings of a run, anybody's; what they do not have is the study's. Raises `UserError`."""
     found = {
-        field.name: config.coerce(run[field.name], field.type, f"config.yaml of the run: {field.name}")
+        field.name: coerce(run[field.name], field.type, f"config.yaml of the run: {field.name}")
         for field in dataclasses.fields(Head)
         if field.name in run
     }

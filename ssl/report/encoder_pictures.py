@@ -28,7 +28,7 @@ from ssl.errors import UserError
 from ssl.evaluation import inference
 from ssl.report import projections
 from ssl.report.view_page import OTHER, ROWS, SAME, FixedOrder, page
-from ssl.settings import config
+from ssl.settings.kinds import coerce
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 from ssl.training import health_rules
@@ -84,7 +84,7 @@ def make(folder: Path, run: Run) -> None:
 def image_settings(run: Run) -> ImageSettings:
     """The images of a run, by its config.yaml. Raises `UserError` for values of a wrong type."""
     given = {
-        field.name: config.coerce(value, field.type, f"config.yaml of the run: {field.name}")
+        field.name: coerce(value, field.type, f"config.yaml of the run: {field.name}")
         for field in dataclasses.fields(ImageSettings)
         if (value := run.settings.get(field.name)) is not None
     }
@@ -181,7 +181,7 @@ def _view(values: object) -> View:
     kinds = typing.get_type_hints(View)
     if not isinstance(values, dict) or not set(values) <= set(kinds):
         raise UserError("about.json: the views are of another version; continue the run, or leave --pictures out")
-    return View(**{name: config.coerce(value, kinds[name], f"about.json: {name}") for name, value in values.items()})
+    return View(**{name: coerce(value, kinds[name], f"about.json: {name}") for name, value in values.items()})
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -1,5 +1,6 @@
 """Settings of the scripts.
 
-`shared` has the fields that several scripts have. `config` reads them from YAML and the command line; `hints` says what
-an unknown name means. `ranges` checks the values. `auto` replaces the word auto by a number.
+1. `shared`: the fields that several scripts have.
+2. `config` reads them from YAML and the command line, with `kinds`, their types; `manual` is --help.
+3. `hints` says what an unknown name may mean; `ranges` checks numbers; `auto` replaces the word auto by a number.
 """

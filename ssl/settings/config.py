@@ -7,16 +7,12 @@ A later layer overrides an earlier one:
 4. `--key value` on the command line.
 
 A file can extend another: `extends: FILE` (a path relative to the file), or `extends: auto`, the recipe of the method
-and data set. `coerce` checks the values of every layer. The comment behind a field is its help text.
+and data set. `kinds.coerce` checks the values of every layer.
 """
 
 import dataclasses
-import inspect
-import math
-import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +21,9 @@ import yaml
 
 from ssl.console import say, table
 from ssl.errors import UserError
-from ssl.settings.hints import hint, word_for
+from ssl.settings.hints import hint
+from ssl.settings.kinds import coerce, plain
+from ssl.settings.manual import manual
 
 LARGEST_FILE = 100_000  # bytes
 DEEPEST = 50  # levels of nested brackets
@@ -107,75 +105,6 @@ def read_yaml(path: str | Path) -> dict:
 
 def write_yaml(path: str | Path, values: dict) -> None:
     Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None), encoding="utf-8")
-
-
-# Types ------------------------------------------------------------------------
-
-
-AUTO = typing.Literal["auto"]
-
-
-def _alternatives(kind) -> tuple:
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def _plain(kind):
-    """X of `X | None`, `X | Literal["auto"]`; any other kind as it is."""
-    return next((arg for arg in _alternatives(kind) if arg not in (type(None), AUTO)), kind)
-
-
-def coerce(value, kind, where: str):
-    """`value` as type `kind`, or a `UserError` that begins with `where`.
-
-    Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...], `X | None` and
-    `X | Literal["auto"]`. An integer becomes a float, and a number a word, where that is the kind; no other value
-    changes its type. Numbers must be finite.
-    """
-    if _plain(kind) is not kind:
-        other = type(None) if value is None else AUTO if value == "auto" else None
-        return value if other in _alternatives(kind) else coerce(value, _plain(kind), where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{word_for(value, args)}")
-        return value
-    if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            value = [value]
-        if origin is tuple and len(value) != len(args):
-            raise UserError(f"{where}: expected {len(args)} values, got {value!r}")
-        kinds = args if origin is tuple else args * len(value)
-        return [coerce(item, item_kind, where) for item, item_kind in zip(value, kinds)]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if type(value) is not kind:
-        raise UserError(f"{where}: {value!r} is not {_ARTICLE[kind]}")
-    if kind is int and abs(value) > 2**64:
-        raise UserError(f"{where}: an integer of {len(str(value))} digits is too large")
-    if kind is str and not _could_name_a_file(value):
-        raise UserError(f"{where}: {value!r} has characters that no file name can have")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{where}: {value!r} is not a finite number")
-    return value
-
-
-def _could_name_a_file(word: str) -> bool:
-    """Whether a word has neither NUL nor lone surrogates: most words become paths, and the system refuses those."""
-    try:
-        return b"\0" not in os.fsencode(word)
-    except UnicodeEncodeError:
-        return False
-
-
-_ARTICLE = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a word",
-    dict: "a mapping like {key: value}",
-}
 
 
 def _check(values: dict, cls, where: str) -> dict:
@@ -274,7 +203,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             raise UserError(f"command line: unknown setting --{key}{hint(key, kinds)}")
         if not equals:
             following = []
-            takes_many = typing.get_origin(_plain(kinds[key])) in (list, tuple)
+            takes_many = typing.get_origin(plain(kinds[key])) in (list, tuple)
             while position < len(arguments) and not arguments[position].startswith("--"):
                 following.append(arguments[position])
                 position += 1
@@ -337,40 +266,3 @@ def lay_over(origin: dict[str, str], names: Iterable[str], where: str) -> None:
     for name in names:
         origin.pop(name)
         origin[name] = where
-
-
-def manual(cls) -> str:
-    """The text of --help: the settings of a class and of its base classes, with the comments in their source.
-
-    The class's own settings come first. A setting that a base class also has stands among those of the base class.
-    """
-    kinds, found = typing.get_type_hints(cls), {}
-    bases = [part for base in cls.__bases__ for part in reversed(base.__mro__)]
-    for part in filter(dataclasses.is_dataclass, [cls, *bases]):
-        heading = ""
-        for line in inspect.getsource(part).splitlines():
-            if match := re.match(r"\s+# (.+)", line):
-                heading = match[1]
-            elif match := re.match(r"\s+(\w+): .+? = (.+?)  # (.+)", line):
-                name, default, comment = match.groups()
-                _, shown = found.pop(name, (heading, _help_line(name, default, comment, kinds[name])))
-                found[name] = heading, shown
-    lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
-    for heading in dict.fromkeys(heading for heading, _ in found.values()):
-        lines += ["", heading, *(shown for own, shown in found.values() if own == heading)]
-    return "\n".join(lines)
-
-
-def _help_line(name: str, default: str, comment: str, kind) -> str:
-    listed = re.match(r"field\(default_factory=lambda: (.+)\)", default)
-    default = re.sub(r"[\[\](),\"]", "", listed[1] if listed else default)  # as typed on the command line
-    choices = _choices(kind)
-    comment = f"{comment} ({choices})" if choices else comment
-    return f"  --{name:<26} {comment} [{'unset' if default in ('None', '') else default}]"
-
-
-def _choices(kind) -> str:
-    """'a|b' where a field's values are words of a list."""
-    kind = _plain(kind)
-    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
-    return "|".join(map(str, typing.get_args(inner))) if typing.get_origin(inner) is typing.Literal else ""

@@ -17,6 +17,7 @@ from ssl.errors import UserError
 from ssl.evaluation import features, metrics, results
 from ssl.files import json_text
 from ssl.settings import config
+from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA
 
 CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
@@ -77,7 +78,7 @@ def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, fre
     keep = (free | set(DATA) if own_data else free - set(DATA)) - {"amp"}
     for field in dataclasses.fields(settings):
         if origin[field.name] == "default" and field.name not in keep and field.name in saved:
-            value = config.coerce(saved[field.name], field.type, f"{path}: {field.name}")
+            value = coerce(saved[field.name], field.type, f"{path}: {field.name}")
             setattr(settings, field.name, value)
     if origin["encoder"] == "default":
         restore.require_known(settings.encoder, settings.encoder_kwargs)
