@@ -13,10 +13,11 @@ def singular_values(x: Tensor) -> Tensor:
     """The min(N, D) singular values of x (N, D), the largest first, from the smaller of xxᵀ and xᵀx.
 
     Values below 10⁻⁷ of the largest come from rounding and become 0. Raises `RuntimeError` if x is not finite.
+    The product is computed on the device, its eigenvalues on the CPU: a GPU is slow at so small a matrix in float64.
     """
     x = x.double()
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
-    sigma = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+    sigma = torch.linalg.eigvalsh(gram.cpu()).to(x.device).clamp_min(0).sqrt().flip(0)
     return torch.where(sigma > 1e-7 * sigma[:1], sigma, 0)
 
 

@@ -116,6 +116,11 @@ def test_a_run_is_judged_and_continued(trained):
     assert [line["step"] for line in lines] == list(range(1, 9))
 
 
+def test_a_reading_of_health_computes_eigenvalues_on_the_cpu(trained):
+    happened = {what for _, what, place, _ in json.loads(trained.with_suffix(".json").read_text()) if "spread" in place}
+    assert "copy to the CPU" in happened and "_linalg_eigh" not in happened
+
+
 def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
     script, events = running.ROOT / "evaluate.py", tmp_path / "events.json"
     on = ("--device", "cuda", "--workers", 0, "--data_dir", images, "--probe_epochs", 2)
