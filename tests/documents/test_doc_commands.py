@@ -41,7 +41,7 @@ OTHERS = {
     "ssl.data.patches": patches,
     "benchmarks/throughput.py": throughput,
 }
-# Not run here: test_scripts.py, test_faultcheck.py and test_benchmarks.py run them, or a person who sets up.
+# Not run here: test_common.py, test_faultcheck.py and test_benchmarks.py run them, or a person who sets up.
 ELSEWHERE = (
     "scripts/demo",
     "scripts/test",

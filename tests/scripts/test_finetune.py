@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import math
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,16 +22,13 @@ from sklearn.metrics import roc_auc_score
 
 import evaluate
 import finetune
-from ssl.augment import View, apply, draw
 from ssl.checkpoints import restore, run_reader, torch_file
-from ssl.data.images import Images, Paths
-from ssl.data.loader import crop_boxes, crop_resize
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
-from ssl.evaluation import classify, features, inference, metrics
+from ssl.evaluation import features, metrics
 from ssl.report import page
 from ssl.settings import config
-from ssl.training import best_model, early_stopping
+from ssl.training import best_model
 
 TINY = {
     "--encoder": "ssl.encoders.SmallResNet",
@@ -523,49 +518,7 @@ def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp
     assert "val data: " in done.stderr and "labels" in done.stderr
 
 
-# Scores of all images ---------------------------------------------------------------------
-
-
-class Net(torch.nn.Module):
-    def forward(self, x):
-        return torch.stack([x.mean((1, 2, 3)), x[:, 0].std((1, 2)), x[:, :, 8].mean((1, 2))], 1)
-
-
-@pytest.mark.parametrize("source", ["memory", "files"])
-def test_the_mean_over_views_is_that_of_views_made_one_by_one(images, source):
-    paths = sorted(images.glob("test/*/*.png"))
-    pixels = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in paths])
-    where = {"resident": pixels} if source == "memory" else {"paths": Paths(map(str, paths))}
-    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], **where)
-    view = View(24, (0.5, 1.0), vertical_flip=0.5, rotation=20.0, blur_prob=0.0)
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.2]
-    options = dict(batch_size=8, workers=0, device=torch.device("cpu"), mean=mean, std=std, title=None)
-    found, read, bad = inference.mean_over_views(Net(), data, view, 4, seed=5, **options)
-    assert found.shape == (21, 3) and bool(read.all()) and not bad
-    expected = torch.zeros(21, 3)
-    for copy in range(4):
-        for i in range(21):
-            crop, params = draw(5, copy, torch.tensor([i]), 0, view)
-            box = crop_boxes(crop, torch.tensor([32]), torch.tensor([32]), view)
-            x = apply(crop_resize(pixels[i : i + 1], box, 24), params, view, torch.tensor(mean), torch.tensor(std))
-            expected[i] += Net()(x)[0] / 4
-    assert torch.allclose(found, expected, atol=1e-5 if source == "memory" else 5e-3)  # files: crops of whole levels
-
-
-def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path):
-    shutil.copytree(images / "test", tmp_path / "test")
-    paths = sorted((tmp_path / "test").glob("*/*.png"))
-    paths[4].write_bytes(b"no image")
-    data = Images("folder", torch.arange(21) % 3, ["a", "b", "c"], paths=Paths(map(str, paths)))
-    options = dict(batch_size=8, workers=0, device=torch.device("cpu"), mean=[0.0] * 3, std=[1.0] * 3, title=None)
-    for _, read, bad in (
-        inference.outputs(Net(), data, size=32, **options),
-        inference.mean_over_views(Net(), data, View(32, blur_prob=0.0), 2, seed=0, **options),
-    ):
-        assert read.tolist() == [i != 4 for i in range(21)] and list(bad) == [str(paths[4])]
-
-
-# Schedules, stopping --------------------------------------------------------------------
+# Schedules ------------------------------------------------------------------------------
 
 
 def fit_of(settings, history=()) -> finetune.Fit:
@@ -619,34 +572,6 @@ def test_cosine_by_epoch_is_that_of_torch():
         if step % 3 == 2:
             reference.step()
             scheduler.step()
-
-
-def test_training_ends_when_patience_does_and_the_first_best_is_taken():
-    settings = small_settings(patience=3, epochs=10)
-    losses = [0.9, 0.5, 0.6, 0.5, 0.7]
-    history = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate(losses)]
-    assert [early_stopping.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
-    assert early_stopping.best_of(history, settings)["epoch"] == 2
-    history = [{"epoch": i + 1, "val_loss": 1 / (i + 1)} for i in range(10)]
-    assert not early_stopping.finished(history[:9], settings) and early_stopping.finished(history, settings)
-
-
-def test_what_is_watched_may_be_the_auc():
-    settings = small_settings(watch="auc")
-    history = [{"epoch": 1, "val_loss": 0.1, "val_auc": 0.7}, {"epoch": 2, "val_loss": 0.2, "val_auc": 0.8}]
-    assert early_stopping.best_of(history, settings)["epoch"] == 2
-    labels = torch.tensor([0, 1, 1, 0])
-    splits = {"train": Images("folder", labels, ["a", "b"]), "val": Images("folder", labels[:1], ["a", "b"])}
-    with pytest.raises(UserError, match="needs validation images of every class"):  # before training
-        finetune.choose_labels(settings, splits, 0)
-    finetune.choose_labels(small_settings(), splits, 0)
-    with pytest.raises(UserError, match="undefined; they need every class"):
-        early_stopping.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(UserError, match="not finite in epoch 4; training has diverged"):
-        early_stopping.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})
 
 
 # Labels ---------------------------------------------------------------------------------
@@ -705,25 +630,6 @@ def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
 def test_a_major_class_that_there_is_not_is_named_before_training(images, tmp_path):
     done = run("finetune.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--major", "rings"), check=False)
     assert done.returncode == 2 and "did you mean 'ring'?" in done.stderr and not (tmp_path / "metrics.jsonl").exists()
-
-
-def test_images_to_judge_of_which_none_can_be_read(tmp_path):
-    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    data = Images("folder", torch.arange(3) % 2, ["a", "b"], paths=Paths(paths))
-    settings = small_settings(workers=0, mean=[0.0] * 3, std=[1.0] * 3)
-    with pytest.raises(UserError, match="none of the 3 images to judge can be read"):
-        classify.score(Net(), data, settings, torch.device("cpu"))
-
-
-def test_runs_that_have_not_ended_are_not_tested(tmp_path):
-    for name in ("seed_10", "seed_2", "seed_11"):
-        (tmp_path / name).mkdir()
-        torch_file.save(dict.fromkeys(best_model.CONTENTS), tmp_path / name / "best.pt")
-    with pytest.raises(UserError, match="has it ended"):
-        best_model.models(tmp_path)
-    for name in ("seed_10", "seed_2"):
-        (tmp_path / name / "results.json").touch()
-    assert list(best_model.models(tmp_path)) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
 
 
 def test_a_leak_between_splits_is_named(images, tmp_path):

@@ -391,3 +391,37 @@ def test_the_embedded_set_can_be_tried_for_one_epoch(tmp_path, monkeypatch, caps
     with pytest.raises(UserError, match="far enough"):
         train.main()
     assert "auto        warmup_epochs 0.1 (a tenth of the run, 10 at most)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path):
+    for settings in with_rows(path):
+        assert path.stem.startswith((settings.method, "lesions", "tissue"))
+        train.check(settings)
+
+
+def test_there_are_recipes():
+    assert {"barlow_twins_imagenet", "simclr_svhn", "supcon_imagenet", "lesions_ucl"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    "asked, expected",
+    [
+        ({}, "barlow_twins_shapes"),
+        ({"method": "simclr", "dataset": "SVHN"}, "simclr_svhn"),
+        ({"dataset": "SVHN"}, "barlow_twins_cifar10"),
+        ({"dataset": "CIFAR100", "method": "supcon"}, "supcon_cifar10"),
+        ({"data_dir": "x", "method": "supcon"}, "supcon_imagenet"),
+        ({"data_dir": "x", "image_size": 32}, "barlow_twins_cifar10"),
+        ({"data_dir": "x"}, "barlow_twins_folder"),
+        ({"dataset": "CIFAR100", "method": "simclr"}, "simclr_cifar10"),
+        ({"dataset": "ImageNet", "image_size": 64}, "barlow_twins_imagenet"),
+        ({"dataset": "ImageNet100", "image_size": 64}, "barlow_twins_imagenet100"),
+        ({"dataset": "ImageNet50"}, "barlow_twins_imagenet100"),
+        ({"dataset": "ImageNet200", "method": "simclr"}, "simclr_imagenet100"),
+        ({"dataset": "ImageNet200", "method": "supcon"}, "supcon_imagenet"),
+        ({"dataset": "STL10"}, "barlow_twins_stl10"),
+    ],
+)
+def test_the_recipe_under_a_run_is_that_of_the_method_and_the_data(asked, expected):
+    assert train.find_recipe(asked).stem == expected

@@ -1,0 +1,34 @@
+"""One small run of train.py and what evaluate.py says of it, for the tests of all scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import run, tiny
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    done = run("train.py", "--data_dir", images, "--output_dir", folder, *tiny())
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(trained, tmp_path_factory) -> tuple[dict, Path, str]:
+    folder = tmp_path_factory.mktemp("judged")
+    done = run(
+        "evaluate.py",
+        "--model_path",
+        trained,
+        "--protocol",
+        "all",
+        "--linear_epochs",
+        "2",
+        "--random_init",
+        "--raw_pixels",
+        "--output_dir",
+        folder,
+    )
+    return json.loads((folder / "results.json").read_text()), folder, done.stdout

@@ -1,0 +1,51 @@
+"""What the scripts have in common: the demo that calls them, and their manual."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT, run
+
+import evaluate
+import finetune
+import train
+from ssl.settings import config
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_the_promised_table(tmp_path):
+    for name in ("scripts", "ssl", "configs", "train.py", "evaluate.py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    done = subprocess.run([tmp_path / "scripts" / "demo", "--max_steps", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((tmp_path / "runs" / "demo" / "results.json").read_text())
+    assert table.pop("of")["data"]["test_images"] == 4000
+    assert set(table) == {"raw_pixels", "random_init", "trained"}
+    for row in table.values():
+        assert set(row) == {"probe", "knn", "probe_interval", "knn_interval"}
+        for judge in ("probe", "knn"):
+            low, high = row[f"{judge}_interval"]
+            assert 0 < low < row[judge] < high < 1
+    for words in ("raw pixels", "untrained encoder", "trained encoder", "linear probe", "k-NN"):
+        assert words in done.stdout
+
+
+def test_help_is_a_manual():
+    printed = run("train.py", "--help").stdout
+    assert "images per process" in printed and "Views" in printed
+
+
+@pytest.mark.parametrize("script", [train, evaluate, finetune])
+def test_help_names_every_setting_with_a_comment_and_its_choices(script):
+    manual = config.manual(script.Settings)
+    for field in dataclasses.fields(script.Settings):
+        line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
+        assert len(line.split()) > 2
+        assert "[[" not in line and "[(" not in line
+    assert "(linear|probe|knn|fixed|features|all) [probe knn]" in config.manual(evaluate.Settings)

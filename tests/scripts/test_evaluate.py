@@ -1,0 +1,111 @@
+"""evaluate.py as a person runs it: real processes, a small encoder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import run, tiny
+
+import evaluate
+from ssl.checkpoints import inherit, pretrained
+from ssl.encoders import SmallResNet
+
+
+def test_results_have_the_promised_form(judged):
+    results, _, printed = judged
+    for subject in (results, results["random_init"]):
+        assert {"acc1", "acc5", "lr", "weight_decay"} <= set(subject["probe"])
+        for judge in ("probe", "knn", "linear"):
+            low, high = subject[judge]["acc1_interval"]
+            assert 0 <= low <= subject[judge]["acc1"] <= high <= 1 and high - low > 0.1 and subject[judge]["n"] == 21
+            assert subject[judge]["balanced_accuracy"] == pytest.approx(subject[judge]["acc1"])  # seven of every class
+    assert results["linear"]["acc5"] == results["probe"]["acc5"] == "undefined"  # three classes
+    assert {"probe", "knn"} == set(results["raw_pixels"])
+    assert "untrained encoder" in printed and "raw pixels" in printed
+
+
+def test_features_are_plain_tensors_in_order(judged, images):
+    features = torch.load(judged[1] / "features.pt", weights_only=True)
+    assert features["train"]["features"].shape == (64, 32) and features["test"]["features"].shape == (21, 32)
+    for name, label in zip(features["test"]["names"], features["test"]["labels"].tolist()):
+        assert features["classes"][label] == Path(name).parent.name
+
+
+def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
+    done = run("evaluate.py", "--model_path", trained, "--train_percent", "10", "--output_dir", tmp_path)
+    assert "6 train, 21 test" in done.stdout
+    names = sorted(p.name for p in (images / "train").rglob("*.png"))[:30]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    listed = ["evaluate.py", "--model_path", trained, "--train_files", tmp_path / "list.txt", "--output_dir", tmp_path]
+    assert "30 train, 21 test" in run(*listed).stdout
+    (tmp_path / "list.txt").write_text("nowhere.png\n")
+    assert "1 of the 1 names" in run(*listed, check=False).stderr
+
+
+def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
+    run(
+        "train.py",
+        "--output_dir",
+        tmp_path,
+        *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
+        "--mean",
+        "0.5",
+        "0.4",
+        "0.3",
+        "--std",
+        "0.2",
+        "0.2",
+        "0.3",
+    )
+    settings = evaluate.Settings(model_path=str(tmp_path))
+    inherit.fill(settings, pretrained.run_settings(settings.model_path))
+    assert (settings.dataset, settings.seed, settings.image_size, settings.stem) == ("shapes", 7, 24, "small")
+    source = pretrained.load_encoder(SmallResNet(8, 2), tmp_path)
+    assert (source.mean, source.std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.3])
+    elsewhere = evaluate.Settings(model_path=str(tmp_path), dataset="CIFAR10")
+    inherit.fill(elsewhere, pretrained.run_settings(elsewhere.model_path))
+    assert (elsewhere.mean, elsewhere.seed, elsewhere.image_size) == (None, 7, None)
+    assert elsewhere.encoder == "ssl.encoders.SmallResNet" and elsewhere.encoder_kwargs == {"width": 8, "stages": 2}
+
+
+def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_path):
+    common = ["evaluate.py", "--model_path", trained / "encoder.pt", "--output_dir", tmp_path]
+    run(*common, "--protocol", "knn")
+    first = (tmp_path / "results.json").read_text()
+    assert list(json.loads(first)) == ["knn", "of"]
+    for protocols in (["knn", "probe"], ["knn", "probe"], ["probe"]):  # the second finds what the first has found
+        done = run(*common, "--protocol", *protocols)
+        now = json.loads((tmp_path / "results.json").read_text())
+        assert set(now) == {*protocols, "of"}
+    assert "results.json (those before are in results.2.json)" in done.stdout
+    assert (tmp_path / "results.1.json").read_text() == first
+    assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe", "of"}
+    assert not (tmp_path / "results.3.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--model_path", "nowhere"], "nowhere: no such file or run folder"),
+        (["--k", "0"], "k: 0 must be at least 1"),
+        (
+            ["--protocol", "lnear"],
+            "'lnear' is none of linear, probe, knn, fixed, features, all; did you mean 'linear'?",
+        ),
+        (["--encoder", "resnet18"], "not weights of this encoder"),
+        (["--image_size", "0"], "image_size: 0 must be at least 1"),
+        (["--output_dir", "/dev/null"], "output_dir: cannot make /dev/null"),
+    ],
+)
+def test_bad_settings_of_evaluate_stop_with_one_line(trained, arguments, expected):
+    settings = {"--model_path": str(trained)} | dict(zip(arguments[::2], arguments[1::2]))
+    done = run("evaluate.py", *[word for pair in settings.items() for word in pair], check=False)
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_model_path_or_a_network_the_message_says_what_to_do(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    done = run("evaluate.py", "--data_dir", images, check=False)
+    assert done.returncode == 2 and "cannot be downloaded" in done.stderr and "--model_path" in done.stderr

@@ -1,0 +1,344 @@
+"""train.py as a person runs it: real processes, small encoders, every promise of the README."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from running import metrics, run, tiny, weights
+
+import train
+from ssl.checkpoints import inherit
+from ssl.errors import UserError
+from ssl.settings import config
+from ssl.sources.shapes import CLASSES, render
+
+
+def test_the_run_folder_says_where_settings_came_from(trained):
+    about = json.loads((trained / "about.json").read_text())
+    assert about["origin"]["data_dir"] == "command line" and about["origin"]["momentum"] == "default"
+    assert len(about["views"]) == 2 and about["images"] == 64 and len(about["mean"]) == len(about["std"]) == 3
+
+
+def test_a_run_leaves_a_folder_that_says_everything(trained, images):
+    assert {"config.yaml", "metrics.jsonl", "checkpoint.pt", "encoder.pt"} <= set(os.listdir(trained))
+    lines = metrics(trained)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {
+        "epoch",
+        "loss",
+        "on_diagonal",
+        "off_diagonal",
+        "lr_weights",
+        "lr_biases",
+        "samples_per_second",
+        "data_wait",
+    } <= set(lines[0])
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    assert saved["data_dir"] == str(images) and saved["dataset"] == "folder"
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 8 and any(name.startswith("encoder.") for name in state["model"])
+
+
+def test_the_first_and_last_lines_tell_what_and_why_and_what_next(trained):
+    printed = (trained / "printed.txt").read_text()
+    for words in (
+        "configs/barlow_twins_cifar10.yaml",
+        "CPU",
+        "16 per process × 1 × accumulate 1 = 16 (global)",
+        "(0.3 × global batch 16 / 256)",
+        f"python evaluate.py --model_path {trained}",
+    ):
+        assert words in printed
+
+
+def test_the_saved_settings_rerun_the_run(trained, tmp_path):
+    run("train.py", "--config", trained / "config.yaml", "--output_dir", tmp_path)
+    assert torch.equal(weights(tmp_path), weights(trained))
+
+
+def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, images, tmp_path):
+    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny()]
+    run(*again, "--max_steps", "3")
+    with open(tmp_path / "metrics.jsonl", "a") as file:  # steps a crash threw away, the last cut short
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    assert "continuing at step 3 of 8" in run(*again).stdout
+    assert torch.equal(weights(tmp_path), weights(trained))
+    drop = ("samples_per_second", "data_wait")
+    assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path)] == [
+        {k: v for k, v in line.items() if k not in drop} for line in metrics(trained)
+    ]
+
+
+def test_what_was_forced_to_change_has_changed_and_another_precision_continues(images, tmp_path):
+    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", "off")]
+    run(*again, "--max_steps", "3")
+    force = ["--lr", "0.5", "--weight_decay", "0.25", "--resume_force"]
+    done = run(*again[:-1], "fp16", *force, "--max_steps", "5")
+    assert "lr: 0.3 -> 0.5" in done.stdout and "amp: 'off' -> 'fp16'" in done.stdout
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    weights_group = state["optimizer"]["param_groups"][0]
+    assert weights_group["base_lr"] == pytest.approx(0.5 * 16 / 256) and weights_group["weight_decay"] == 0.25
+    assert state["step"] == 5 and state["scaler"]["scale"] > 0
+
+
+def test_an_interrupted_balanced_run_continues_to_the_same_weights(images, tmp_path):
+    common = ["train.py", "--data_dir", images, "--method", "supcon", "--balanced", *tiny(), "--output_dir"]
+    run(*common, tmp_path / "whole")
+    run(*common, tmp_path / "parts", "--max_steps", "3")
+    assert "continuing at step 3 of 8" in run(*common, tmp_path / "parts").stdout
+    assert torch.equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
+    done = run("train.py", "--max_steps", "1", "--output_dir", tmp_path, *tiny())
+    assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
+
+
+def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 8, "--max_steps", 1), "--warmup_start", "1"]
+    for mode in ("exact", "split"):
+        run(*common, "--output_dir", tmp_path / mode, "--accumulate", "2", "--accumulate_mode", mode)
+    exact, split = (metrics(tmp_path / mode)[0] for mode in ("exact", "split"))
+    assert split["loss"] != pytest.approx(exact["loss"], rel=1e-3)
+    # lambd 0.005 and loss_scale 0.1 of the recipe: the parts are means, too
+    assert split["loss"] == pytest.approx(0.1 * (split["on_diagonal"] + 0.005 * split["off_diagonal"]), rel=1e-4)
+
+
+def test_supcon_learns_from_labels_and_says_so(images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny("--max_steps", 1), "--base_temperature", "null"]
+    done = run(*common, "--method", "supcon", "--temperature", "0.2", "--output_dir", tmp_path / "supcon")
+    assert "labels      of 64 images, 3 classes" in done.stdout and "supcon_cifar10.yaml" in done.stdout
+    run(*common, "--method", "simclr", "--temperature", "0.2", "--output_dir", tmp_path / "simclr")
+    with_labels, without = (metrics(tmp_path / name)[0]["loss"] for name in ("supcon", "simclr"))
+    assert with_labels != pytest.approx(without, rel=1e-3)  # where they start from the same weights
+    done = run(*common, "--method", "supcon", "--output_dir", tmp_path / "balanced", "--balanced")
+    assert "3 classes, every class shown as often" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--method", "supcon"], "method supcon: needs labels, and folder has none here"),
+        (["--method", "simclr", "--balanced"], "balanced: needs labels, and folder has none here"),
+    ],
+)
+def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments, expected):
+    for i, pixels in enumerate(render(torch.zeros(20, dtype=torch.long), 32, 0)):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "flat" / f"{i}.png")
+    done = run(
+        "train.py", "--data_dir", tmp_path / "flat", "--output_dir", tmp_path / "run", *tiny(), *arguments, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"train.py: error: {expected}")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_that_learns_from_labels_is_not_continued_with_others(tmp_path):
+    pixels = render(torch.arange(32) % 3, 32, 0).permute(0, 2, 3, 1).numpy()
+    labels = (torch.arange(32) % 3).numpy()
+    common = [
+        "train.py",
+        "--data_dir",
+        tmp_path / "data.npz",
+        "--output_dir",
+        tmp_path / "run",
+        *tiny("--max_steps", 1),
+        "--method",
+        "supcon",
+    ]
+    np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
+    run(*common)
+    np.savez(tmp_path / "data.npz", images=pixels, labels=labels[::-1].copy())
+    done = run(*common, check=False)
+    assert done.returncode == 2 and "labels: '" in done.stderr
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "sgd", "adam", "adamw"])
+def test_every_optimizer_and_clipping_run(images, tmp_path, optimizer):
+    options = ["--optimizer", optimizer, "--clip_grad", "1", "--lr_scaling", "none", "--lr", "1e-3", "--max_steps", "2"]
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), *options)
+    assert len(metrics(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_follows_float32(trained, images, tmp_path, amp):
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", amp, "--max_steps", 2))
+    for half, full in zip(metrics(tmp_path), metrics(trained)):
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.1)
+
+
+def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny(), "--init", trained, "--max_steps", "1"]
+    assert f"{trained / 'encoder.pt'}" in run(*common, "--output_dir", tmp_path).stdout
+    # The learning rate of the first step is 0: only running statistics have moved.
+    key = "stem.0.weight"
+    before, after = (torch.load(f / "encoder.pt", weights_only=True)[key] for f in (trained, tmp_path))
+    assert torch.equal(before, after)
+
+
+def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_path):
+    shown = {"encoder": "resnet18", "encoder_kwargs": {}, "stem": "small"}  # not as the recipe of shapes has it
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "encoder.pt").touch()
+    config.write_yaml(tmp_path / "run" / "config.yaml", shown | {"image_size": 96})
+    config.write_yaml(tmp_path / "mine.yaml", {"encoder": "resnet34"})
+
+    def chosen(*arguments) -> dict:
+        words = ["--init", str(tmp_path / "run"), *map(str, arguments)]
+        settings, origin = config.parse(train.Settings, words, recipe=train.find_recipe)
+        inherit.take_architecture(settings, origin)
+        assert list(origin.values())[-1] == origin["encoder"] or origin["encoder"] != "the run of --init"  # it has won
+        return {name: getattr(settings, name) for name in shown} | {"origin": origin["encoder"]}
+
+    assert chosen() == shown | {"origin": "the run of --init"}
+    assert chosen("--encoder", "resnet50")["encoder"] == "resnet50"
+    assert chosen("--stem", "imagenet") == shown | {"stem": "imagenet", "origin": "the run of --init"}
+    assert chosen("--config", tmp_path / "mine.yaml")["encoder"] == "resnet34"
+    config.write_yaml(tmp_path / "run" / "config.yaml", {"encoder": "somebody.Net"})
+    with pytest.raises(UserError, match="importing that runs its code"):
+        chosen()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (
+            ["--batch_size", "100"],
+            "global batch, 100 per process × 1 processes × accumulate 1 = 100, is larger than the",
+        ),
+        (["--warmup_epochs", "2"], "warmup_epochs: 2.0 must be fewer than epochs (2)"),
+        (["--dataset", "CIFAR11"], "dataset: 'CIFAR11' is none of"),
+        (["--projector", "16-x"], "projector: '16-x' is not a list of widths"),
+        (["--encoder", "resnet99"], "encoder: 'resnet99' is neither"),
+        (["--lerning_rate", "1"], "unknown setting --lerning_rate"),
+        (["--init", "nowhere"], "nowhere: no such file or run folder"),
+        (["--resume", "nowhere.pt"], "resume: nowhere.pt does not exist"),
+        (["--gpus", "0"], "gpus: 0 is not a number of processes"),
+        (["--dataset", "ImageNet"], "is not ImageNet"),
+    ],
+)
+def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected):
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path / "r", *tiny(*arguments), check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("train.py: error: ") and expected in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "r" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--batch_size 1", "batch_size: 1 is too small"),
+        ("--workers -1", "workers: -1 must not be negative"),
+        ("--momentum -1", "momentum: -1.0 must not be negative"),
+        ("--seed 9223372036854775808", "seed: 9223372036854775808 is too large"),
+        ("--std 0 0 0", "std: [0.0, 0.0, 0.0] must be positive"),
+        ("--jitter -1 9 3 4", "jitter: [-1.0, 9.0, 3.0, 4.0] must not be negative"),
+        ("--blur_sigma 2 1", "blur_sigma: expected 0 < smallest <= largest, got 2 and 1"),
+        ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
+        ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
+        ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
+        ("--rotation 200", "rotation: 200.0 degrees is not in 0..180"),
+        ("--rotation_prob 2", "rotation_prob: 2.0 is not in 0..1"),
+        ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
+        ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),
+        ("--blur_kernel 4", "blur_kernel: 4 must be odd"),
+        ("--warmup_start 2", "warmup_start: 2.0 is not in 0..1"),
+        ("--schedule step", "decay_epochs: schedule step needs"),
+        ("--schedule cosine_by_epoch --warmup_epochs 1.5", "warmup_epochs: 1.5 must be whole"),
+        ("--temperature 0", "temperature: 0.0 must be positive"),
+    ],
+)
+def test_values_that_cannot_work_are_named(arguments, expected):
+    settings, _ = config.parse(train.Settings, arguments.split())
+    with pytest.raises(UserError, match=re.escape(expected)):
+        train.check(settings)
+
+
+def test_schedules_follow_the_epochs():
+    by_epoch = train.Settings(epochs=20, warmup_epochs=10, schedule="cosine_by_epoch", warmup_start=0.01, final_lr=0.0)
+    factors = [train.lr_factor(by_epoch, step, 5) for step in range(100)]
+    assert factors[0] == factors[4] == 0.01 and factors[5] == pytest.approx(0.01 + 0.99 / 10) and factors[50] == 1
+    steps = train.Settings(epochs=20, warmup_epochs=2, schedule="step", decay_epochs=[5, 15], decay_rate=0.1)
+    factors = [train.lr_factor(steps, step, 5) for step in (5, 10, 24, 25, 74, 75)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01])
+    short = train.Settings(epochs=2, warmup_epochs=1.6)  # at one step an epoch
+    assert [train.lr_factor(short, step, 1) for step in range(2)] == [0, 1]
+
+
+def test_resume_none_wants_a_fresh_folder(trained, images, tmp_path):
+    run("train.py", "--data_dir", images, "--output_dir", tmp_path / "new", *tiny("--max_steps", 1), "--resume", "none")
+    assert len(metrics(tmp_path / "new")) == 1
+    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--resume", "none", check=False)
+    assert done.returncode == 2 and "already holds a run" in done.stderr
+
+
+def test_a_run_continues_from_a_checkpoint_elsewhere_and_then_from_its_own(trained, images, tmp_path):
+    common = ["train.py", "--data_dir", images, *tiny()]
+    run(*common, "--output_dir", tmp_path / "first", "--max_steps", "3")
+    again = [*common, "--output_dir", tmp_path / "second", "--resume", tmp_path / "first" / "checkpoint.pt"]
+    assert "continuing at step 3 of 5" in run(*again, "--max_steps", "5").stdout
+    assert (tmp_path / "second" / "config.yaml").exists()
+    assert "continuing at step 5 of 8" in run(*again).stdout
+    assert torch.equal(weights(tmp_path / "second"), weights(trained))
+
+
+def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
+    shutil.copytree(images, tmp_path / "moved")
+    shutil.copytree(trained, tmp_path / "run")  # whose config.yaml then names these images; others judge `trained`
+    common = ["train.py", "--data_dir", tmp_path / "moved", "--output_dir", tmp_path / "run", *tiny()]
+    assert "continuing at step 8 of 8" in run(*common).stdout  # the same images elsewhere
+    next((tmp_path / "moved" / "train").rglob("*.png")).rename(tmp_path / "moved" / "train" / CLASSES[0] / "z.png")
+    done = run(*common, check=False)
+    assert done.returncode == 2 and "data: '64 images, names " in done.stderr
+
+
+@pytest.mark.parametrize("method", ["barlow_twins", "supcon"])
+def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp_path, method):
+    done = run(
+        "train.py",
+        "--data_dir",
+        images,
+        "--output_dir",
+        tmp_path,
+        *tiny(),
+        "--lr",
+        "1e30",
+        "--method",
+        method,
+        "--warmup_start",
+        "1",
+        "--save_steps",
+        "1",
+        "--max_bad_steps",
+        "2",
+        check=False,
+    )
+    assert done.returncode == 2 and "training has diverged" in done.stderr and "no finite gradient" in done.stderr
+    assert weights(tmp_path).isfinite().all()  # of the step before
+
+
+@pytest.mark.slow
+def test_a_compiled_run_follows_the_eager_one(images, tmp_path):
+    few_kernels = tiny("--max_steps", 2, "--encoder_kwargs", "{width: 8, stages: 1}", "--projector", "8")
+    for name, option in (("compiled", ["--compile"]), ("eager", [])):
+        run("train.py", "--data_dir", images, "--output_dir", tmp_path / name, *few_kernels, *option)
+    losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("compiled", "eager")]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_run_with_other_settings_is_not_continued(trained, images):
+    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--lambd", "0.1", check=False)
+    assert done.returncode == 2 and "lambd: 0.005 -> 0.1" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_not_started_over(trained, images, tmp_path):
+    content = (trained / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), check=False)
+    assert done.returncode == 2 and f"{tmp_path / 'checkpoint.pt'}: damaged" in done.stderr

@@ -1,0 +1,85 @@
+"""Accumulation: exact and split, beside a step on the whole batch."""
+
+import pytest
+import torch
+
+import train
+from ssl.data.worker import Batch
+from ssl.encoders import SmallResNet
+from ssl.training.accumulation import accumulate_exact, accumulate_split
+
+
+class Dropping(SmallResNet):
+    """An encoder that draws while it trains."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+DROPPING = ("test_accumulation.Dropping", {"width": 8, "stages": 1})
+WIDE = ("wide_resnet_28_10", {"depth": 10, "widen_factor": 1})
+
+
+@pytest.mark.parametrize(
+    "method, micro_batches, encoder",
+    [
+        ("barlow_twins", 2, DROPPING),
+        ("barlow_twins", 4, DROPPING),
+        ("supcon", 4, DROPPING),
+        ("simclr", 2, WIDE),
+    ],
+)
+def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches, encoder):
+    settings = train.Settings(
+        method=method, image_size=16, projector="12-8", sync_bn=False, encoder=encoder[0], encoder_kwargs=encoder[1]
+    )
+    torch.manual_seed(0)
+    model = train.Model(settings).train()
+    criterion = train.make_criterion(settings)
+    views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    labels = torch.tensor([0, 1, 1, 2, -1, 0, 2, 2, 0, 1, -1, 2, 0, 0, 1, 1])
+    batches = [
+        Batch(
+            list(zip(*(view.chunk(micro_batches) for view in views)))[i],
+            torch.arange(16 // micro_batches),
+            labels.chunk(micro_batches)[i],
+            seed=i,
+        )
+        for i in range(micro_batches)
+    ]
+
+    def embed(batch):
+        torch.manual_seed(batch.seed)
+        return model(*batch.views)
+
+    embed.net = model
+    with torch.no_grad():  # with the graph of all of it in memory, as one would wish to do it
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+    z1, z2 = (torch.cat(view) for view in zip(*(embed(batch) for batch in batches)))
+    whole = criterion(z1, z2, labels) if method == "supcon" else criterion(z1, z2)
+    whole.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    statistics = {k: v.clone() for k, v in model.state_dict().items()}
+
+    model.zero_grad()
+    model.load_state_dict(before)
+    loss = accumulate_exact(batches, embed, criterion, lambda loss: loss.backward())
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    for p, grad in zip(model.parameters(), expected):
+        assert torch.allclose(p.grad, grad, rtol=1e-4, atol=1e-6)
+    for name, value in model.state_dict().items():  # running statistics count each micro-batch once
+        assert torch.allclose(value, statistics[name], rtol=1e-5), name
+
+
+def test_split_accumulation_takes_the_labels_of_each_micro_batch():
+    criterion = train.make_criterion(train.Settings(method="supcon"))
+    z, labels = torch.randn(2, 3, 8, 6).unbind(), torch.randint(3, (3, 8))
+    batches = [Batch([], torch.arange(8), of_batch, seed=i) for i, of_batch in enumerate(labels)]
+
+    def embed(batch):
+        return tuple(view[batch.seed] for view in z)
+
+    embed.net = torch.nn.Identity()
+    loss = accumulate_split(batches, embed, criterion, lambda loss: None)
+    each = [criterion(a, b, of_batch) for a, b, of_batch in zip(*z, labels)]
+    assert loss.item() == pytest.approx(sum(each).item() / 3, rel=1e-6)

@@ -1,0 +1,18 @@
+"""The best model of a fine-tuning, as a file that others send."""
+
+import pytest
+
+from ssl.checkpoints import torch_file
+from ssl.errors import UserError
+from ssl.training import best_model
+
+
+def test_runs_that_have_not_ended_are_not_tested(tmp_path):
+    for name in ("seed_10", "seed_2", "seed_11"):
+        (tmp_path / name).mkdir()
+        torch_file.save(dict.fromkeys(best_model.CONTENTS), tmp_path / name / "best.pt")
+    with pytest.raises(UserError, match="has it ended"):
+        best_model.models(tmp_path)
+    for name in ("seed_10", "seed_2"):
+        (tmp_path / name / "results.json").touch()
+    assert list(best_model.models(tmp_path)) == [tmp_path / "seed_2" / "best.pt", tmp_path / "seed_10" / "best.pt"]
