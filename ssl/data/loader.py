@@ -74,21 +74,21 @@ def _resident_batches(
         for micro in range(order.accumulate):
             epoch, index, repeats = order.indices(step, micro, rank())
             # index_select: on a CPU ten times as fast as pixels[index]
-            chosen = pixels.index_select(0, _sent(index, device)).view(kind)
+            chosen = pixels.index_select(0, sent(index, device)).view(kind)
             shown = []
             for number, view in enumerate(views):
                 crop, params = draw(order.seed, epoch, index, number, view, repeats)
                 height, width = side.expand(len(index), 2).unbind(1)
-                boxes = _sent(crop_boxes(crop, height, width, view), device)
+                boxes = sent(crop_boxes(crop, height, width, view), device)
                 most = _at_a_time(chosen[0].numel(), device)
                 parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
-                shown.append((torch.cat(parts), _sent(params, device)))
-            labels = _sent(data.labels[index], device)
-            yield Batch(shown, _sent(index, device), labels, order.batch_seed(step, micro, rank()))
+                shown.append((torch.cat(parts), sent(params, device)))
+            labels = sent(data.labels[index], device)
+            yield Batch(shown, sent(index, device), labels, order.batch_seed(step, micro, rank()))
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device. It is pinned, as a copy from other memory waits until the GPU has done all earlier work."""
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. It is pinned first: a copy from other memory waits until the GPU has done all earlier work."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 

@@ -18,7 +18,7 @@ NET = {"--encoder": "nets.WithoutBuffers", "--encoder_kwargs": "{}"}
 
 # What a step sends to the device without a wait. This list may only become shorter.
 SENT = {
-    "ssl/data/loader.py _sent",  # of a data set in memory: which images, their boxes, operations and labels
+    "ssl/data/loader.py sent",  # of a data set in memory: which images, their boxes, operations and labels
     "ssl/data/worker.py <lambda>",  # of files: pixels, operations, index, labels
 }
 # Where the host waits in every step. This list may only become shorter; train.py, finetune.py and heads have none.
