@@ -1,4 +1,4 @@
-"""Data sets as people have them. `datasets.load` makes each an `Images`.
+"""Data sets as people have them. `datasets.load_as` reads each as an `Images`.
 
 1. Kinds of data sets: `folders`, `table_images`, `arrays`, `lesions`, `slides`, `shapes`.
 2. What they share: `splits`, `unsplit`, `cut`, `classes`, `lookup`, `array_labels`.

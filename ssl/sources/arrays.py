@@ -16,19 +16,43 @@ from torch import Tensor
 
 from ssl.console import say_once
 from ssl.data.decode import Range, require_fitting
+from ssl.data.images import Images
 from ssl.data.stack import Stack
 from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
 from ssl.sources.array_labels import one_class_each, refuse_signs
 from ssl.sources.classes import one_label_each
 from ssl.sources.splits import split_of
+from ssl.sources.unsplit import unsplit, with_labels
 
 SUFFIXES = (".npz", ".npy")
 CHANNELS = 16  # at most
 
 
+def load(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
+    """A split of a .npz or .npy file."""
+    path = Path(data_dir or "").expanduser()
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
+    found = read(path, "test" if split == "all" else split, value_range)
+    if found is None:
+        return None
+    stored, labels, classes, is_split = found
+    data = Images("array", labels, classes, stored=stored)
+    missing = int((labels < 0).sum()) if classes else 0
+    if missing:
+        say_once(
+            f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
+            "text): they are only used for pre-training"
+        )
+    if is_split:
+        return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
+    instead = "train_images and test_images would be splits of your own"
+    return unsplit(data, split, None, str(path), instead, f"data_dir: {path} holds images without labels")
+
+
 def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
-    """(images, labels (N,), class names, whether the file has splits) for a split of `datasets.load`.
+    """(images, labels (N,), class names, whether the file has splits) for a split of `datasets.load_as`.
 
     None for 'val' unless the file has both val and test. If the file has no labels, they are -1, and there are no
     classes; the same for 'unlabelled' if the labels are not one class for every image. Raises `UserError` for a file

@@ -1,24 +1,16 @@
-"""Data sets by name. `load` makes each an `Images`.
-
-Small images of one size (at most 64 pixels, as in CIFAR) are held as one tensor, `Images.resident`. Their batches are
-cropped and resized on the training device, without workers.
-"""
+"""Data sets by name. `load_as` reads a split of one as an `Images`."""
 
 import contextlib
-import inspect
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ssl.augment import to_unit
-from ssl.console import say_once
 from ssl.data.bad_images import tell_left_out
-from ssl.data.decode import BadImage, Range
+from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
+from ssl.data.resident import SMALL, make_resident
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 from ssl.settings.shared import DataSettings, ImageSettings, LabelSettings
@@ -30,8 +22,7 @@ from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
 from ssl.sources.shapes import shapes
 from ssl.sources.slides import FOLDERS as SLIDES
 from ssl.sources.slides import slides
-from ssl.sources.table_images import Columns, table
-from ssl.sources.unsplit import unsplit, with_labels
+from ssl.sources.table_images import table
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Name: (image size, mean, std of the training pixels in 0..1). None: they are measured.
@@ -51,8 +42,6 @@ KNOWN = {
     **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
 EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # always 8 bits, so without a value range
-SMALL = 64  # pixels: an image of at most this size is small
-RESIDENT_BYTES = 4 << 30
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
@@ -78,75 +67,51 @@ def resolve(settings: DataSettings) -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
 
 
-def load(
-    name: str,
-    data_dir: str | None,
-    split: str,
-    *,
-    image_size: int | None = None,
-    download: bool = False,
-    class_list: str | None = None,
-    csv: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    positive: list[str] | None = None,
-    group_column: str | None = None,
-    split_column: str | None = None,
-    splits_folder: str | None = None,
-    test_slides: list[str] | None = None,
-    value_range: Range | None = None,
-    seed: int = 0,
-) -> Images | None:
-    """A split of a data set: 'train', 'val', 'test', 'all' or 'unlabelled'.
+def load(name: str, data_dir: str | None, split: str, **others) -> Images | None:
+    """`load_as` of a data set by its name and place; `others` are other fields of `ImageSettings`."""
+    return load_as(ImageSettings(name, data_dir, **others), split)
+
+
+def load_as(settings: ImageSettings, split: str) -> Images | None:
+    """A split of the data set that `settings` name: 'train', 'val', 'test', 'all' or 'unlabelled'.
 
     'val' is None if the data set has no validation split of its own. 'unlabelled' is what to pre-train on: train, and
     images without labels where there are some (STL10). 'all' is what to test a model on that has learnt from none of
     the images: the test split, or all images if there are no splits. Images without splits are divided 90/10
-    (`cut.cut`). `value_range` as in `Images`. Only 'fake' uses `seed`. Raises `UserError` if the data is not there or
-    not as expected.
+    (`cut.cut`). Raises `UserError` if the data is not there or not as expected.
     """
-    columns = Columns(image_column or "image", label_column, positive, group_column, split_column)
-    _require_fitting(name, csv, columns, splits_folder, test_slides, value_range)
-    if split == "all" and name not in ("folder", "array"):
-        split = "test"
-    if name in lesions.TABLES:
-        return _make_resident(lesions.load(name, _existing(data_dir, name), split, csv, splits_folder), value_range)
-    if name in SLIDES:
-        data = slides(name, _existing(data_dir, name), split, csv, test_slides)
-        return data and _make_resident(data, value_range)
-    if split == "val" and name not in ("folder", "array"):
-        return None
-    if name == "shapes":
-        if (image_size or 32) > 2 * SMALL:
-            raise UserError(
-                f"image_size: to draw the built-in data set `shapes` at {image_size} pixels would take minutes and "
-                "gigabytes; name your images with --data_dir or --dataset, or pass --image_size 32"
-            )
-        pixels, labels = shapes("test" if split == "test" else "train", image_size or 32)
-        return Images(name, labels, list(SHAPE_CLASSES), resident=pixels)
-    if name == "fake":
-        return _fake(split, image_size or KNOWN[name][0], seed)
-    if name == "folder":
-        root = _existing(data_dir, name)
-        data = folder(root, split) if csv is None else table(root, csv, columns, split)
-    elif name == "array":
-        data = _array(data_dir, split, value_range)
-    elif name.startswith("ImageNet"):
-        data = imagenet(_existing(data_dir, name), name, split, class_list)
-    else:
-        if download and is_main():
-            _torchvision(name, data_dir or "data", split, download)
-        barrier()  # the others read what rank 0 has downloaded
-        data = _torchvision(name, data_dir or "data", split, False)
+    _require_fitting(settings)
+    data = _read(settings, split)
     if data is None:
         return None
-    require_distinct(data.classes, name)
-    return _make_resident(data, value_range)
+    require_distinct(data.classes, data.name)
+    return make_resident(data, settings.value_range)
 
 
-def load_as(settings: ImageSettings, split: str) -> Images | None:
-    """`load` a split of the data set that `settings` name."""
-    return load(settings.dataset, settings.data_dir, split, **{name: getattr(settings, name) for name in _OPTIONS})
+def _read(settings: ImageSettings, split: str) -> Images | None:
+    name, data_dir = settings.dataset, settings.data_dir
+    if name == "folder":
+        root = _existing(data_dir, name)
+        return folder(root, split) if settings.csv is None else table(root, settings, split)
+    if name == "array":
+        return arrays.load(data_dir, split, settings.value_range)
+    split = "test" if split == "all" else split
+    if name in lesions.TABLES:
+        return lesions.load(name, _existing(data_dir, name), split, settings.csv, settings.splits_folder)
+    if name in SLIDES:
+        return slides(name, _existing(data_dir, name), split, settings.csv, settings.test_slides)
+    if split == "val":
+        return None
+    if name == "shapes":
+        return _shapes(split, settings.image_size or KNOWN[name][0])
+    if name == "fake":
+        return _fake(split, settings.image_size or KNOWN[name][0], settings.seed or 0)
+    if name.startswith("ImageNet"):
+        return imagenet(_existing(data_dir, name), name, split, settings.class_list)
+    if settings.download and is_main():
+        _torchvision(name, data_dir or "data", split, download=True)
+    barrier()  # the other ranks read what rank 0 has downloaded
+    return _torchvision(name, data_dir or "data", split, download=False)
 
 
 def load_labelled(settings: LabelSettings, split: str) -> Images | None:
@@ -159,9 +124,6 @@ def load_labelled(settings: LabelSettings, split: str) -> Images | None:
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
         require_classes(data, settings.data_dir)
     return data
-
-
-_OPTIONS = [name for name, kind in inspect.signature(load).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
 
 
 def normalisation(data: Images, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:
@@ -187,29 +149,22 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     return list(mean or known_mean), list(std or known_std)
 
 
-def _require_fitting(
-    name: str,
-    csv: str | None,
-    columns: Columns,
-    splits_folder: str | None,
-    test_slides: list[str] | None,
-    value_range: Range | None,
-) -> None:
+def _require_fitting(settings: ImageSettings) -> None:
     """Raise `UserError` for settings of a table without a table, and for settings that the data set does not have."""
-    if value_range is not None and name in EIGHT_BITS:
+    name, with_table = settings.dataset, settings.csv is not None
+    if settings.value_range is not None and name in EIGHT_BITS:
         raise UserError(f"value_range: is for image files and arrays; {name} uses the whole range of 8 bits")
-    if csv is not None and name not in ("folder", *lesions.TABLES, *SLIDES):
+    if with_table and name not in ("folder", *lesions.TABLES, *SLIDES):
         raise UserError("csv: names images of your own; pass their folder as --data_dir, and leave --dataset out")
-    for part in ("label", "positive", "group", "split"):
-        setting = part if part == "positive" else f"{part}_column"
-        if getattr(columns, part) is not None and (csv is None or name != "folder"):
+    for setting in ("label_column", "positive", "group_column", "split_column"):
+        if getattr(settings, setting) is not None and not (with_table and name == "folder"):
             known = f"; those of {name} are known" if name in (*lesions.TABLES, *SLIDES) else "; pass it as --csv FILE"
             raise UserError(f"{setting}: is for a table{known}")
-    if columns.positive is not None and columns.label is None:
+    if settings.positive is not None and settings.label_column is None:
         raise UserError("positive: says which labels count as positive; pass their column as --label_column")
-    if splits_folder is not None and name != "isic2019":
+    if settings.splits_folder is not None and name != "isic2019":
         raise UserError("splits_folder: is for isic2019; name the splits of your own table with --split_column")
-    if test_slides is not None and name not in SLIDES:
+    if settings.test_slides is not None and name not in SLIDES:
         raise UserError(f"test_slides: is for data sets whose images are named after slides: {', '.join(SLIDES)}")
 
 
@@ -222,29 +177,17 @@ def _existing(data_dir: str | None, name: str) -> Path:
     return folder
 
 
-# Others -----------------------------------------------------------------------
+# Made and downloaded data sets --------------------------------------------------
 
 
-def _array(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
-    """A split of a .npz or .npy file."""
-    path = Path(data_dir or "").expanduser()
-    if not path.is_file() or path.suffix.lower() not in arrays.SUFFIXES:
-        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
-    found = arrays.read(path, "test" if split == "all" else split, value_range)
-    if found is None:
-        return None
-    stored, labels, classes, is_split = found
-    data = Images("array", labels, classes, stored=stored)
-    missing = int((labels < 0).sum()) if classes else 0
-    if missing:
-        say_once(
-            f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
-            "text): they are only used for pre-training"
+def _shapes(split: str, image_size: int) -> Images:
+    if image_size > 2 * SMALL:
+        raise UserError(
+            f"image_size: to draw the built-in data set `shapes` at {image_size} pixels would take minutes and "
+            "gigabytes; name your images with --data_dir or --dataset, or pass --image_size 32"
         )
-    if is_split:
-        return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
-    instead = "train_images and test_images would be splits of your own"
-    return unsplit(data, split, None, str(path), instead, f"data_dir: {path} holds images without labels")
+    pixels, labels = shapes("test" if split == "test" else "train", image_size)
+    return Images("shapes", labels, list(SHAPE_CLASSES), resident=pixels)
 
 
 def _fake(split: str, image_size: int, seed: int) -> Images:
@@ -288,47 +231,3 @@ def _torchvision(name: str, data_dir: str, split: str, download: bool) -> Images
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.as_tensor(data.targets if hasattr(data, "targets") else data.labels).long()
     return Images(name, labels, list(getattr(data, "classes", map(str, range(10)))), resident=pixels)
-
-
-def _make_resident(data: Images, value_range: Range | None) -> Images:
-    """Hold files in memory if their images are small and all of one size; files that cannot be read are left out."""
-    data = replace(data, value_range=value_range)
-    if data.resident is not None:
-        return data
-    first = _first_readable(data)
-    if max(first.shape[1:]) > SMALL or len(data) * first.numel() > RESIDENT_BYTES:
-        return data
-    resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
-    bad: dict[int, tuple[str, str]] = {}
-
-    def read(index: int) -> bool:
-        try:
-            pixels = data.pixels(index)
-        except BadImage as error:
-            bad[index] = error.path, error.reason
-            return True
-        if pixels.shape != first.shape:
-            return False
-        resident[index] = pixels
-        return True
-
-    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside Python's lock
-        same = all(pool.map(read, range(len(data)), chunksize=256))
-    if not same:
-        return data
-    data = replace(data, resident=resident, stored=None, bad=tuple(bad[index] for index in sorted(bad)))
-    if not bad:
-        return data
-    good = torch.ones(len(data), dtype=torch.bool)
-    good[list(bad)] = False
-    return data.subset(good.nonzero()[:, 0])
-
-
-def _first_readable(data: Images) -> Tensor:
-    for index in range(len(data)):
-        try:
-            return data.pixels(index)
-        except BadImage as error:
-            if index == min(len(data) - 1, 100):
-                raise UserError(f"data_dir: none of the first {index + 1} images can be read; {error}") from None
-    raise AssertionError("a data set has images")

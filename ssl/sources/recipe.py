@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ssl.data.resident import SMALL
 from ssl.sources import datasets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -12,7 +13,7 @@ def find_recipe(asked: dict) -> Path | None:
     method = asked.get("method", "barlow_twins")
     name = datasets.resolve_name(asked.get("dataset"), asked.get("data_dir"))
     size = asked.get("image_size", datasets.KNOWN[name][0])
-    similar = "cifar10" if size <= datasets.SMALL and not name.startswith("ImageNet") else "imagenet"
+    similar = "cifar10" if size <= SMALL and not name.startswith("ImageNet") else "imagenet"
     own = "imagenet100" if name in ("ImageNet50", "ImageNet200") else name.lower()
     own = similar if name == "folder" and similar == "cifar10" else own
     paths = [CONFIGS / f"{method}_{name}.yaml" for name in (own, similar)]

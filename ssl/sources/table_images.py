@@ -1,7 +1,6 @@
 """A data set given by a table (CSV): its images, labels, groups and splits."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from ssl.data.images import Images, Paths
 from ssl.data.tables import read_table, shown
 from ssl.errors import UserError, nearest
+from ssl.settings.shared import DataSettings
 from ssl.sources.classes import NUMBER, one_label_each, refuse_quantities, tell_alike, values
 from ssl.sources.lookup import find_images
 from ssl.sources.splits import SPLITS, split_of
@@ -18,35 +18,25 @@ from ssl.sources.unsplit import unsplit, with_labels
 BINARY = ["negative", "positive"]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The names of a table's columns. `positive`: these labels are class 1, and all others are class 0."""
-
-    image: str = "image"
-    label: str | None = None
-    positive: list[str] | None = None
-    group: str | None = None
-    split: str | None = None
-
-
-def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
-    """The images below `root` that a table names, in byte order of their paths.
+def table(root: Path, settings: DataSettings, split: str) -> Images | None:
+    """The images below `root` that the table `settings.csv` names, in byte order of their paths.
 
     Splits are those of the table, or chosen by the names (`cut.cut`), whole groups together. If the table has no test
     rows, its val rows are the test. Images without a label are only in the split 'unlabelled', as -1. Raises
     `UserError` as `read_table` and `find_images` do, and for an unknown split, several labels in a cell, labels that
     are quantities, and a split without images.
     """
-    names = [columns.image, columns.label, columns.group, columns.split]
+    csv = settings.csv
+    names = [settings.image_column or "image", settings.label_column, settings.group_column, settings.split_column]
     rows = read_table(csv, [name for name in names if name is not None])
     cells = iter([[cell.strip() for cell in column] for column in zip(*rows)])
     next(cells)  # names of files stay as they are: they may begin or end with a blank
     labels, groups, splits = (None if name is None else next(cells) for name in names[1:])
     paths = find_images(root, [row[0] for row in rows])
     order = sorted(range(len(rows)), key=lambda row: os.fsencode(paths[row]))
-    numbers, classes = _classes(csv, labels, columns, len(rows))
+    numbers, classes = _classes(settings, labels, len(rows))
     if groups is not None:
-        groups = values(groups, columns.group, "each is a group of its own")
+        groups = values(groups, settings.group_column, "each is a group of its own")
     all_images = Images(
         "folder",
         torch.tensor(numbers)[order],
@@ -59,7 +49,7 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     if splits is None:
         instead = "--split_column names splits of your own"
         return unsplit(all_images, split, str(root), csv, instead, unlabelled)
-    part = _part(csv, splits, columns.split, "test" if split == "all" else split)
+    part = _part(csv, splits, settings.split_column, "test" if split == "all" else split)
     if part is None:
         return None
     if part in ("test", "val") and not classes:
@@ -68,12 +58,12 @@ def table(root: Path, csv: str, columns: Columns, split: str) -> Images | None:
     return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
 
 
-def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -> tuple[list[int], list[str]]:
+def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tuple[list[int], list[str]]:
     """(class number of every row, -1 for none; names of the classes)."""
     if labels is None:
         return [-1] * count, []
-    where = f"column {columns.label!r} of {csv}"
-    labels = values(labels, columns.label, "they are only used for pre-training")
+    where = f"column {settings.label_column!r} of {settings.csv}"
+    labels = values(labels, settings.label_column, "they are only used for pre-training")
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
@@ -81,18 +71,18 @@ def _classes(csv: str, labels: list[str] | None, columns: Columns, count: int) -
         expected = "expected names or whole numbers; leave --label_column out to pre-train without labels"
         refuse_quantities(np.array(found, dtype=float), f"csv: the labels in {where}", expected)
     one_label_each(found, where, "csv")
-    if columns.positive is None:
+    if settings.positive is None:
         tell_alike(found, where)
         number = {name: label for label, name in enumerate(found)}
         return [-1 if label is None else number[label] for label in labels], found
-    for value in columns.positive:
+    for value in settings.positive:
         if value not in found:
             raise UserError(
                 f"positive: {value!r} is none of the labels in {where}: {shown(found)}{nearest(value, found)}"
             )
-    if len(set(columns.positive)) == len(found):
+    if len(set(settings.positive)) == len(found):
         raise UserError(f"positive: names all labels in {where}, so no label is negative")
-    return [-1 if label is None else int(label in columns.positive) for label in labels], BINARY
+    return [-1 if label is None else int(label in settings.positive) for label in labels], BINARY
 
 
 def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:

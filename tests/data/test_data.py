@@ -343,7 +343,7 @@ def test_two_classes_of_one_name_are_told_apart_by_their_wnid_or_refused(tmp_pat
 
 def test_a_data_set_with_two_classes_of_one_name_is_refused(monkeypatch):
     data = Images("CIFAR10", torch.arange(3), ["a", "b", "a"], resident=torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
-    monkeypatch.setattr(datasets, "_torchvision", lambda *_: data)
+    monkeypatch.setattr(datasets, "_torchvision", lambda *_, **__: data)
     with pytest.raises(UserError, match="CIFAR10 has several classes called 'a'"):
         datasets.load("CIFAR10", None, "train")
 

@@ -99,8 +99,8 @@ def test_a_signal_while_data_is_looked_for_is_not_lost(new_run, altered):
     run = new_run(
         1,
         script=altered(
-            "import time\nfrom ssl.sources import datasets\nload = datasets.load\n"
-            "datasets.load = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
+            "import time\nfrom ssl.sources import datasets\nload = datasets.load_as\n"
+            "datasets.load_as = lambda *a, **k: (print('looking', flush=True), time.sleep(2), load(*a, **k))[2]"
         ),
     )
     process = run.launch()
