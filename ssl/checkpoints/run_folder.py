@@ -186,7 +186,7 @@ class RunFolder:
         for patience in (5, 5, None) if wait else (None,):
             self._note_outcome(block=True)
             self.tried = time.monotonic()
-            self.pending = self.pool.submit(self._save, state["step"], copied(state), copied(encoder))
+            self.pending = self.pool.submit(self._save, *copied([state, encoder]))
             if wait:
                 self._note_outcome(block=True)
                 if self.trouble is None:
@@ -205,7 +205,8 @@ class RunFolder:
         if is_main():
             self.best = {"weights": copied(encoder), "about": dict(about)}
 
-    def _save(self, step: int, state: dict, encoder: dict) -> None:
+    def _save(self, state: dict, encoder: dict) -> None:
+        step = state["step"]
         if not all(weight.isfinite().all() for weight in state["model"].values()):
             raise UserError(f"the weights are not finite at step {step}, and were not saved; {DIVERGED}")
         torch_file.save(
@@ -248,12 +249,22 @@ class RunFolder:
 
 
 def copied(value: Any) -> Any:
-    """`value` with every tensor copied to the CPU, so that a thread can write it while training goes on."""
+    """`value` with every tensor copied to the CPU, so that a thread can write it while training goes on.
+
+    Copies from a GPU go to pinned memory, so the host waits once for all of them.
+    """
+    copies = _begin_copies(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return copies
+
+
+def _begin_copies(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", non_blocking=True, copy=True)  # pins the copy
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _begin_copies(item) for key, item in value.items()}
+    return [_begin_copies(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def checksum(weights: dict[str, torch.Tensor]) -> str:

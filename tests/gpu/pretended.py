@@ -53,6 +53,7 @@ WAITING = {
 }
 
 events: collections.Counter[tuple[str, str, str]] = collections.Counter()  # (wait or copy, operation, file:line)
+arriving: list[tuple[torch.Tensor, torch.Tensor]] = []  # copies from the GPU that nothing has waited for, their numbers
 
 
 class OnGpu(torch.Tensor):
@@ -131,6 +132,8 @@ def compute(func, args: tuple, kwargs: dict):
     if on_gpu and to is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     out = func(*tree_map(held, args), **tree_map(held, kwargs))
+    if name == "_to_copy" and ours and not on_gpu and kwargs.get("non_blocking"):
+        return on_its_way(out)
     known = {id(x.held): x for x in ours}  # what is changed in place is given back itself
 
     def back(x):
@@ -147,11 +150,25 @@ def note_copy(name: str, args: tuple, kwargs: dict, to_gpu: bool) -> None:
         to_gpu = isinstance(target, OnGpu)
     from_gpu = isinstance(source, OnGpu)
     if from_gpu and not to_gpu:
-        note("wait", "copy to the CPU")
+        waits = not (name == "_to_copy" and kwargs.get("non_blocking"))
+        note("wait" if waits else "copy", "copy to the CPU")
     elif to_gpu and not from_gpu:
         non_blocking = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
         waits = not (non_blocking and getattr(source, "pinned", False))
         note("wait" if waits else "copy", "copy to the GPU")
+
+
+def on_its_way(copy: torch.Tensor) -> torch.Tensor:
+    """A copy from the GPU that is not waited for: zeros until the host has waited."""
+    arriving.append((copy, copy.clone()))
+    return copy.zero_()
+
+
+def synchronize(*_) -> None:
+    note("wait", "synchronize")
+    for copy, numbers in arriving:
+        copy.copy_(numbers)
+    arriving.clear()
 
 
 def note_indexing(name: str, base: torch.Tensor, indices, *values) -> None:
@@ -238,7 +255,8 @@ def pretend() -> contextlib.ExitStack:
                 "manual_seed": nothing,
                 "manual_seed_all": nothing,
                 "empty_cache": nothing,
-                "synchronize": nothing,
+                "is_initialized": there,
+                "synchronize": synchronize,
                 "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
                 "set_rng_state": nothing,
                 "Stream": Stream,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import running
+import torch
 from drawn import class_folders
 from running import tiny
 
@@ -119,6 +120,17 @@ def test_a_run_is_judged_and_continued(trained):
 def test_a_reading_of_health_computes_eigenvalues_on_the_cpu(trained):
     happened = {what for _, what, place, _ in json.loads(trained.with_suffix(".json").read_text()) if "spread" in place}
     assert "copy to the CPU" in happened and "_linalg_eigh" not in happened
+
+
+def test_a_save_waits_once_for_all_its_tensors(images, tmp_path):
+    settings = {"--data_dir": images, "--optimizer": "adamw"}
+    _, few = train(tmp_path / "few", settings | {"--save_steps": 8}, steps=8)
+    _, many = train(tmp_path / "many", settings | {"--save_steps": 2}, steps=8)
+    waits = {place: count for (kind, place), count in (many - few).items() if kind == "wait"}
+    asked = "ssl/training/guard.py last_step_was_bad"  # is this step one to save?
+    assert waits == {"ssl/checkpoints/run_folder.py copied": 3, asked: 3}
+    one, other = running.weights(tmp_path / "few"), running.weights(tmp_path / "many")
+    assert torch.equal(one, other) and one.any()  # copies that nothing waited for would be zeros
 
 
 def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
