@@ -74,22 +74,17 @@ def hold_out_groups(labels: Tensor, groups: Sequence[str | None], fraction: floa
         for label in members[names[place]]:
             of_class[label].append(names[place])
     left, taken, held = Counter(labels.tolist()), Counter(), set()
-
-    def can_go(group) -> bool:
-        return group not in held and all(left[label] > count for label, count in members[group].items())
-
-    def take(group) -> None:
-        held.add(group)
-        taken.update(members[group])
-        left.subtract(members[group])
-
     for label, total in sorted(left.items(), key=lambda item: (item[1], item[0])):
         share = max(1, round(total * fraction))
-        for group in of_class[label]:
-            count = members[group][label]
-            if can_go(group) and abs(taken[label] + count - share) < abs(taken[label] - share):
-                take(group)
-        possible = [group for group in of_class[label] if can_go(group)]
-        if not taken[label] and possible:
-            take(min(possible, key=lambda group: members[group].total()))
+        smallest_first = sorted(of_class[label], key=lambda group: members[group].total())
+        # First the groups in random order. If none of them is taken, the smallest that can be.
+        tries = [(group, False) for group in of_class[label]] + [(group, True) for group in smallest_first]
+        for group, is_last_try in tries:
+            is_nearer = abs(taken[label] + members[group][label] - share) < abs(taken[label] - share)
+            is_wanted = not taken[label] if is_last_try else is_nearer
+            some_stay = all(left[other] > count for other, count in members[group].items())
+            if is_wanted and some_stay and group not in held:
+                held.add(group)
+                taken.update(members[group])
+                left.subtract(members[group])
     return torch.tensor([(index if group is None else group) in held for index, group in enumerate(groups)])

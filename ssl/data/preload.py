@@ -54,14 +54,8 @@ def hold(data: Images, size: int) -> Images:
     _agree(trouble)
     held = Held(fd, len(data), np.arange(len(data)), data.value_range)
     files = int(((held.table[:, 2] == 0) & (held.table[:, 1] > 0)).sum())
-    say(
-        f"preload     done in {time.monotonic() - began:.0f} s"
-        + (
-            f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
-            if files
-            else ""
-        )
-    )
+    large = f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
+    say(f"preload     done in {time.monotonic() - began:.0f} s{large if files else ''}")
     return replace(data, held=held)
 
 

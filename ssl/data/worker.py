@@ -3,6 +3,7 @@
 Pixels stay uint8; 16-bit pixels become floats in 0..1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,13 +36,14 @@ class Batch:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-        views = [(move(pixels), move(params)) for pixels, params in self.views]
-        return replace(self, views=views, index=move(self.index), labels=move(self.labels))
+        return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        views = [(pixels.pin_memory(), params.pin_memory()) for pixels, params in self.views]
-        return replace(self, views=views, index=self.index.pin_memory(), labels=self.labels.pin_memory())
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        views = [(move(pixels), move(params)) for pixels, params in self.views]
+        return replace(self, views=views, index=move(self.index), labels=move(self.labels))
 
 
 class TrainingFiles(Dataset):

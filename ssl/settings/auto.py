@@ -1,11 +1,13 @@
-"""The numbers that `auto` stands for: those of published runs with such a batch, image size and number of images.
+"""The values that `auto` stands for: those of published runs with a similar batch, image size and number of images.
 
-Pure functions. Each value comes with its reason. Sources: the authors' table of learning rates for 300 epochs of
+Each value comes with its reason. Sources: the authors' table of learning rates for 300 epochs of
 Barlow Twins on ImageNet (facebookresearch/barlowtwins, issue 7), and solo-learn's published settings for smaller sets.
 """
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from ssl.errors import UserError
 
@@ -21,13 +23,8 @@ BLUR = {"simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}  # view 1 and view 2; other 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
     """The value at `x` > 0 between `points` (x, y), linear in log x; outside them the value of the nearest one."""
-    x = min(max(x, points[0][0]), points[-1][0])
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        if x == x1:
-            return y1
-        if x < x1:
-            return y0 + (y1 - y0) * math.log(x / x0) / math.log(x1 / x0)
-    return points[-1][1]
+    known, values = np.array(points).T
+    return float(np.interp(math.log(x), np.log(known), values))
 
 
 def learning_rate(global_batch: int) -> float:
@@ -60,9 +57,9 @@ def warmup(asked: float | str, epochs: int, schedule: str) -> float:
 
 
 def shorten_warmup(settings, origin: dict[str, str]) -> None:
-    """Set the warm-up to auto where it is not shorter than the run, and whoever set the epochs did not set it.
+    """Set the warm-up to auto if it is not shorter than the run, and the file that set the epochs did not set it.
 
-    A warm-up from the command line, or from the same file as the epochs, stays.
+    A warm-up from the command line stays.
     """
     length, ramp = settings.epochs, settings.warmup_epochs
     deliberate = origin["warmup_epochs"] in ("command line", origin["epochs"])
@@ -79,9 +76,9 @@ def settle(settings, global_batch: int, images: int) -> dict[str, tuple[object, 
 
 
 def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[object, str]]:
-    """{name: (value, reason)} of the settings that are 'auto', and of no others.
+    """{name: (value, reason)} of the settings that are 'auto'.
 
-    Raises `UserError` where the learning rate is auto and the table has none for this method and optimizer.
+    Raises `UserError` if the learning rate is auto, and it is not known for this method and optimizer.
     """
     method, size = settings["method"], settings["image_size"]
     known = (method, settings["optimizer"], settings["lr_scaling"]) == ("barlow_twins", "lars", "linear")

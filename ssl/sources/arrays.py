@@ -61,7 +61,9 @@ def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stac
     if path.suffix.lower() == ".npy":
         if split == "val":
             return None
-        images = _mapped(path, value_range)
+        with _readable(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = _images(array, str(path), value_range)
         return _stack(images, value_range), torch.full((len(images),), -1), [], False
     with _readable(path):
         file = np.load(path, allow_pickle=False)
@@ -88,12 +90,6 @@ def _readable(path: Path):
         raise UserError(
             f"data_dir: {path} cannot be read as numpy arrays ({type(error).__name__}: {reason}){advice}"
         ) from None
-
-
-def _mapped(path: Path, value_range: Range | None) -> np.ndarray:
-    with _readable(path):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _images(array, str(path), value_range)
 
 
 def _stack(images: np.ndarray, value_range: Range | None) -> Stack:

@@ -114,13 +114,9 @@ def _tree(folder: Path) -> Images:
         return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
-    empty = [
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not is_junk(entry.name) and entry.name not in number
-    ]
-    if empty:
-        raise UserError(f"data_dir: class folder {folder / sorted(empty)[0]} has no images; fill or remove it")
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not is_junk(entry.name) and entry.name not in number:
+            raise UserError(f"data_dir: class folder {entry} has no images; fill or remove it")
     tell_alike(classes, f"class folders of {folder}")
     return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
 

@@ -16,11 +16,8 @@ def load_splits(settings) -> dict[str, Images | None]:
     splits = {split: datasets.load_labelled(settings, split) for split in ("train", "val", "test")}
     first = splits["train"]
     for name, data in splits.items():
-        if data is not None and (data.channels, data.classes) != (first.channels, first.classes):
-            raise UserError(
-                f"data_dir: {name} has images of {data.channels} channels and the classes {', '.join(data.classes)}, "
-                f"train of {first.channels} channels and {', '.join(first.classes)}"
-            )
+        if data is not None:
+            labels.require_like(data, first, f"data_dir: {name}")
     labels.require_named(settings.major, first.classes)
     leaks.check(splits)
     barrier()

@@ -70,6 +70,15 @@ def require_classes(data: Images, data_dir: str | None) -> None:
         raise UserError(f"data_dir: {data_dir} has images of one class, {data.classes[0]!r}; there is nothing to tell")
 
 
+def require_like(data: Images, train: Images, words: str) -> None:
+    """Raise `UserError`, which begins with `words`, unless `data` has the channels and classes of `train`."""
+    if (data.channels, data.classes) != (train.channels, train.classes):
+        raise UserError(
+            f"{words} has images of {data.channels} channels and the classes {', '.join(data.classes)}, train of "
+            f"{train.channels} channels and {', '.join(train.classes)}"
+        )
+
+
 def require_each(data: Images, least: int, why: str) -> None:
     """Raise `UserError` if a class has fewer than `least` training images; `why` ends the message."""
     counts = torch.bincount(data.labels, minlength=len(data.classes))

@@ -11,7 +11,7 @@ from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.distributed import barrier, world_size
 from ssl.errors import UserError
-from ssl.sources import leaks
+from ssl.sources import labels, leaks
 
 OTHER_DRAWS = 1 << 63  # added to the seed, so that validation views differ from training views; seeds are smaller
 
@@ -64,11 +64,7 @@ def find_validation(settings, data: Images, load: Callable[[str], Images | None]
         judges = torch.zeros(len(train), dtype=torch.bool).index_fill_(0, held, True)
         _require_two_of_a_class(settings, train.labels[~judges])
         return Validation([train], judges, train.subset(held), True)
-    if (own.channels, own.classes) != (train.channels, train.classes):
-        raise UserError(
-            f"{name}: the validation split has images of {own.channels} channels and the classes "
-            f"{', '.join(own.classes)}, train of {train.channels} channels and {', '.join(train.classes)}"
-        )
+    labels.require_like(own, train, f"{name}: the validation split")
     _require_two_of_a_class(settings, train.labels)
     leaks.check({"train": train, "val": own})
     barrier()
