@@ -14,7 +14,6 @@ ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__ini
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -130,7 +129,8 @@ def main() -> None:
 
     # Model
     torch.manual_seed(settings.seed)
-    model = Model(settings, len(all_train.classes), all_train.channels)
+    dtype = choose_precision(settings.amp, device)
+    model = Model(settings, len(all_train.classes), all_train.channels, dtype)
     source = load_init(model.encoder, settings)
     inherit.normalisation(settings, source, all_train)
     model.encoder.requires_grad_(not settings.freeze)
@@ -139,18 +139,16 @@ def main() -> None:
     if settings.sync_bn:
         model = distributed.synchronise(model, device)
     model = model.to(device, memory_format=torch.channels_last)
-    untouched = run_folder.copied(model.state_dict())
+    loaded = run_folder.copied(model.encoder.state_dict())
     net = distributed.parallel(model, device)
     if settings.compile:
         net = torch.compile(net)
-    dtype = choose_precision(settings.amp, device)
 
     # What the run folder holds: a checkpoint to continue from, if there is one
-    loaded = run_folder.checksum(run_folder.copied(model.encoder.state_dict()))
     identity = {
         "global_batch": first.order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
-        "init_encoder": loaded if settings.init else None,
+        "init_encoder": run_folder.checksum(loaded) if settings.init else None,
         "data": identity_of(first.train, settings.data_dir),
         "val_data": identity_of(first.val, settings.data_dir),
         "test_data": identity_of(test, settings.data_dir),
@@ -171,10 +169,9 @@ def main() -> None:
     size = settings.image_size
     blank = torch.zeros(first.order.batch_size, all_train.channels, size, size, device=device)
     blank = blank.contiguous(memory_format=torch.channels_last)
-    rehearse(model, lambda: forward(net, dtype, blank).sum())
+    rehearse(model, lambda: net(blank).sum())
 
     # Runs: the same again from other seeds
-    predict = partial(forward, model, dtype)
     ended = min(state["number"], settings.runs) if state else 0
     results = [best_model.read_results(folder_of(settings, folder, number)) for number in range(ended)]
     for number in range(ended, settings.runs):
@@ -184,7 +181,7 @@ def main() -> None:
         used = [(trial.train, "labels"), (trial.val, "choice")]
         learnt_from.write(folder, before, used, [test], settings.data_dir)
         distributed.barrier()
-        begin_weights(model, untouched, trial.seed)
+        begin_weights(model, loaded, trial.seed)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         fit = Fit(number, model, make_optimizer(settings, model), scaler, steps_before=number * longest)
         if state is not None:
@@ -194,11 +191,7 @@ def main() -> None:
         fine_tune(settings, trial, fit, net, session, device)
 
         model.load_state_dict(fit.best["model"])
-        model.eval()
-        found = classify.test(predict, test, settings, device, make_copies(settings, trial.seed), trial.folder)
-        of = best_model.identity(settings, model, test)
-        epochs, best = len(fit.history), fit.best["best"]
-        results.append({"seed": trial.seed, "epochs": epochs, "best": best, "test": found, "of": of})
+        results.append({"epochs": len(fit.history)} | score(settings, model, fit.best, test, trial.folder))
         if is_main():
             files.write_text(files.json_text(results[-1]), trial.folder / "results.json")
     session.end()
@@ -213,7 +206,6 @@ def fine_tune(
     model, order = fit.model, trial.order
     view = random_view(settings)
     mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
-    dtype = choose_precision(settings.amp, device)
     last = settings.epochs * order.steps_per_epoch
     batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, device)
     log = EpochLog(trial.folder, fit, last)
@@ -226,7 +218,7 @@ def fine_tune(
 
         torch.manual_seed(batch.seed)  # for dropout
         (x,) = finish(batch, [view], mean, std)  # random views, on the device
-        logits = forward(net, dtype, x)
+        logits = net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()
         fit.scaler.step(fit.optimizer)
@@ -253,8 +245,7 @@ def end_epoch(
     session.watchdog.pause()  # while no step is made
     distributed.share_buffers(fit.model)
     fit.model.eval()
-    predict = partial(forward, fit.model, choose_precision(settings.amp, device))
-    epoch |= classify.validate(predict, trial.val, settings, device)
+    epoch |= classify.validate(fit.model, trial.val, settings, device)
     early_stopping.require_finite(epoch)
     fit.history.append(epoch)
     log.write(fit, speed, bad_images)
@@ -275,25 +266,23 @@ def end_epoch(
 
 
 class Model(nn.Module):
-    """Encoder and linear head: images (n, C, H, W) -> logits (n, classes)."""
+    """Encoder and linear head: normalised pixels (n, C, H, W) -> logits (n, classes).
 
-    def __init__(self, settings: Settings, classes: int, channels: int):
+    The encoder computes in mixed precision (`dtype`, None: in float32).
+    """
+
+    def __init__(self, settings: Settings, classes: int, channels: int, dtype: torch.dtype | None = None):
         super().__init__()
+        self.dtype = dtype
         self.encoder, width = build_encoder(
             settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, channels
         )
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.encoder(x)
-        with torch.autocast(x.device.type, enabled=False):  # bf16 has too few digits to order images by
-            return self.head(h.float())
-
-
-def forward(net: nn.Module, dtype: torch.dtype | None, x: Tensor) -> Tensor:
-    """Logits (n, classes) of normalised pixels (n, C, H, W), in mixed precision (`dtype`, None: in float32)."""
-    with autocast(dtype, x.device):
-        return net(x).float()
+        with autocast(self.dtype, x.device):
+            h = self.encoder(x)
+        return self.head(h.float())  # in float32: bf16 has too few digits to order images by
 
 
 def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | None:
@@ -305,12 +294,12 @@ def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | Non
     return None
 
 
-def begin_weights(model: Model, untouched: dict, seed: int) -> None:
-    """The weights at the beginning of a run: the encoder's as loaded, the head's from N(0, 0.01), biases 0.
+def begin_weights(model: Model, encoder: dict[str, Tensor], seed: int) -> None:
+    """The weights at the beginning of a run: `encoder`'s as loaded, the head's from N(0, 0.01), its biases 0.
 
-    As the published linear evaluation of Barlow Twins does it.
+    The head is that of the published linear evaluation of Barlow Twins.
     """
-    model.load_state_dict(untouched)
+    model.encoder.load_state_dict(encoder)
     weight = torch.empty(model.head.weight.shape).normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         model.head.weight.copy_(weight)
@@ -395,12 +384,18 @@ def random_view(settings: Settings) -> View:
     )
 
 
-def make_copies(settings: Settings, seed: int) -> classify.Copies | None:
-    """The random views whose mean score counts in a test; None: the plain image's counts."""
-    return classify.Copies(settings.copies, random_view(settings), seed) if settings.copies > 1 else None
-
-
 # Test ------------------------------------------------------------------------------
+
+
+def score(
+    settings: Settings, model: Model, best: dict, test: Images, folder: Path, split: str = "test"
+) -> dict[str, object]:
+    """What `model`, of the content `best` of a best.pt, finds on the images `test`. Writes files into `folder`."""
+    device = next(model.parameters()).device
+    copies = classify.Copies(settings.copies, random_view(settings), best["seed"]) if settings.copies > 1 else None
+    found = classify.test(model.eval(), test, settings, device, copies, folder)
+    of = best_model.identity(settings, model, test, split)
+    return {"seed": best["seed"], "best": best["best"], "test": found, "of": of}
 
 
 def test_only(settings: Settings, origin: dict[str, str]) -> None:
@@ -429,17 +424,14 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     tell_values(data)
     learnt_from.check(first, data, settings.data_dir)
     results = []
-    for path, content in models.items():
-        shown = best_model.with_classes_of(content, path, data)
+    for path, best in models.items():
+        shown = best_model.with_classes_of(best, path, data)
         labels.require_named(settings.major, shown.classes)
-        model = Model(settings, len(shown.classes), data.channels)
-        best_model.load_weights(model, content, path)
-        model = model.to(device, memory_format=torch.channels_last).eval()
-        predict = partial(forward, model, choose_precision(settings.amp, device))
+        model = Model(settings, len(shown.classes), data.channels, choose_precision(settings.amp, device))
+        best_model.load_weights(model, best, path)
+        model = model.to(device, memory_format=torch.channels_last)
         place = files.make_folder(folder if len(models) == 1 else folder / path.parent.name)
-        found = classify.test(predict, shown, settings, device, make_copies(settings, content["seed"]), place)
-        of = best_model.identity(settings, model, shown, split)
-        results.append({"seed": content["seed"], "best": content["best"], "test": found, "of": of})
+        results.append(score(settings, model, best, shown, place, split))
     distributed.leave()
     run.end("finished", "")
     best_model.report(results, folder)
@@ -463,13 +455,13 @@ def check(settings: Settings) -> None:
     settings.warmup_epochs = auto.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)
     if settings.model_path is not None and not settings.test_only:
-        raise UserError("model_path: is what --test_only tests; the encoder to start from is --init")
+        raise UserError("model_path: names the model that --test_only tests; the encoder to start from is --init")
     ranges.check(settings)
     ranges.check_training(settings)
     if settings.init is None and not settings.test_only and settings.method not in (None, "baseline"):
         raise UserError("method says how to read a file of weights; name it with --init")
     if settings.warmup_epochs and settings.schedule == "plateau":
-        raise UserError("warmup_epochs: is of the cosines; set --schedule cosine, or leave it away")
+        raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")
     if settings.jitter[3] > 0.5:
         raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
 

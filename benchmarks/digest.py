@@ -103,7 +103,7 @@ def main() -> None:
                     command[0] = repo / f"{script}.py"
                     command += [word for key, value in settings.items() for word in (f"--{key}", value)]
                 first, found = {"NAN": "6"} if "NaN" in name else {}, []
-                for environment in [first | {"STOP": "8"}, {}] if stop else [first]:
+                for environment in [first | {"STOP": "7"}, {}] if stop else [first]:
                     done = forked.run(
                         Path(__file__).with_name("digest_run.py"),
                         *command,

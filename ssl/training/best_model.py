@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves: best.pt, the model of its best epoch, and results.json. With several runs, one each."""
+"""What a fine-tuning leaves behind: best.pt, the model of its best epoch, and results.json; of several runs, each."""
 
 import contextlib
 import dataclasses
@@ -21,10 +21,11 @@ from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA
 
 CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
+SHOWN = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")  # metrics that are printed
 
 
 def write_best(place: Path, best: dict) -> None:
-    """Raises `UserError` where it cannot be written. Nothing is where there is no best epoch yet."""
+    """Write best.pt, if there is a best epoch yet. Raises `UserError` where it cannot be written."""
     try:
         if best and is_main():
             torch_file.save(best, place / "best.pt")
@@ -35,7 +36,7 @@ def write_best(place: Path, best: dict) -> None:
 
 
 def read_results(place: Path) -> dict:
-    """What a run that had ended before this process left."""
+    """The results.json of a run that ended in an earlier process."""
     try:
         return json.loads((place / "results.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -115,29 +116,35 @@ def identity(settings, model: nn.Module, test: Images, split: str = "test") -> d
 
 
 def report(found: list[dict], folder: Path) -> None:
-    """results.json and the last lines. With several runs: the mean over the runs ± their standard deviation."""
+    """Write results.json, and print the last lines. With several runs: their mean ± their standard deviation."""
     if not is_main():
         return
-    summary = found[0]
-    if len(found) > 1:
-        summary = {"mean": metrics.over_runs([result["test"] for result in found]), "runs": found}
+    if len(found) == 1:
+        summary, seeds = found[0], ""
+        rows = _rows_of_one(summary["test"])
+    else:
+        summary = {"mean": metrics.over_runs([one["test"] for one in found]), "runs": found}
+        seeds = f", {len(found)} seeds"
+        rows = _rows_of_mean(summary["mean"])
     files.write_text(json_text(summary), folder / "results.json")
-    names = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")
-    several = len(found) > 1
-    rows = [["test", *(["mean", "± sd"] if several else ["value", "95 % interval"])]]
-    for name in names:
-        if several and name in summary["mean"]:
-            mean, deviation = (summary["mean"][name][part] for part in ("mean", "std"))
-            rows.append([name, *(f"{v:.4f}" if isinstance(v, float) else str(v or "-") for v in (mean, deviation))])
-        elif not several and found[0]["test"][name] is not None:
-            value, interval = found[0]["test"][name], found[0]["test"].get(f"{name}_interval")
-            rows.append(
-                [
-                    name,
-                    value if isinstance(value, str) else f"{value:.4f}",
-                    "{:.4f}–{:.4f}".format(*interval) if interval else "",
-                ]
-            )
     say("\n" + table(rows))
-    say(f"n = {found[0]['test']['images']} test images" + (f", {len(found)} seeds" if several else "") + "\n")
+    say(f"n = {found[0]['test']['images']} test images{seeds}\n")
     say(f"results     {folder / 'results.json'}")
+
+
+def _rows_of_one(test: dict) -> list[list[str]]:
+    """A table of the metrics of one run that are defined for its classes."""
+    shown = [name for name in SHOWN if test[name] is not None]
+    intervals = [test.get(f"{name}_interval") for name in shown]
+    words = ["{:.4f}–{:.4f}".format(*interval) if interval else "" for interval in intervals]
+    return [["test", "value", "95 % interval"], *([name, _number(test[name]), w] for name, w in zip(shown, words))]
+
+
+def _rows_of_mean(mean: dict[str, dict]) -> list[list[str]]:
+    """A table of metrics as `metrics.over_runs` gives them."""
+    shown = [name for name in SHOWN if name in mean]
+    return [["test", "mean", "± sd"], *([n, _number(mean[n]["mean"]), _number(mean[n]["std"])] for n in shown)]
+
+
+def _number(value: float | str | None) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value or "-")

@@ -22,9 +22,9 @@ def check(settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    set_of_fixed = [name for name, usual in vars(fixed_head.Head()).items() if getattr(settings, name) != usual]
-    if set_of_fixed and settings.eval_head != "fixed":
-        raise UserError(f"{set_of_fixed[0]}: is of the fixed head; pass --eval_head fixed, or leave it away")
+    changed = [name for name, default in vars(fixed_head.Head()).items() if getattr(settings, name) != default]
+    if changed and settings.eval_head != "fixed":
+        raise UserError(f"{changed[0]}: only the fixed head has it; set --eval_head fixed, or leave {changed[0]} out")
     if settings.init is None and settings.init_format:
         raise UserError("init_format says how to read a file; name it with --init")
     if settings.schedule == "step" and not settings.decay_epochs:

@@ -28,7 +28,7 @@ from ssl.errors import UserError
 from ssl.evaluation import features, metrics
 from ssl.report import page
 from ssl.settings import config
-from ssl.training import best_model
+from ssl.training import best_model, start
 
 TINY = {
     "--encoder": "ssl.encoders.SmallResNet",
@@ -197,9 +197,9 @@ def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp
 
 
 def test_the_settings_a_run_leaves_name_the_precision_that_auto_became(monkeypatch):
-    monkeypatch.setattr(finetune, "resolve_precision", lambda amp, device: {"auto": "bf16"}[amp])
+    monkeypatch.setattr(start, "resolve_precision", lambda amp, device: {"auto": "bf16"}[amp])
     settings = finetune.Settings()
-    finetune.start(settings)
+    start.start(settings)
     assert settings.amp == "bf16"
 
 
@@ -593,13 +593,13 @@ def test_without_a_split_of_its_own_validation_is_cut_from_train_by_the_run_s_se
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model_path", "x"], "model_path: is what --test_only tests"),
+        (["--model_path", "x"], "model_path: names the model that --test_only tests"),
         (["--test_only"], "test_only needs --model_path"),
         (["--test_only", "--model_path", "/nowhere"], "holds no best.pt"),
         (["--patience", "0"], "patience: 0 must be at least 1"),
         (["--train_percent", "0"], "train_percent: 0 is not a share"),
         (["--method", "moco"], "name it with --init"),
-        (["--warmup_epochs", "2"], "is of the cosines"),
+        (["--warmup_epochs", "2"], "warmup_epochs: schedule plateau has no warm-up"),
         (["--method", "dino"], "none of simclr, swav, byol, moco, infomin, baseline"),
         (["--schedule", "cosine", "--warmup_epochs", "5", "--epochs", "5"], "must be fewer than epochs"),
     ],

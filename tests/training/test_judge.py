@@ -714,7 +714,7 @@ def test_the_command_at_the_end_of_a_run_judges_the_best_encoder_by_the_head_of_
 
 
 def test_settings_of_a_head_that_does_not_judge_are_refused():
-    with pytest.raises(UserError, match="linear_lr: is of the fixed head; pass --eval_head fixed"):
+    with pytest.raises(UserError, match="linear_lr: only the fixed head has it; set --eval_head fixed"):
         train.check(train.Settings(linear_lr=0.2, eval_every=1))
     train.check(train.Settings(linear_lr=0.2, eval_every=1, eval_head="fixed"))
 
