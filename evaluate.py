@@ -35,10 +35,9 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import feature_origin, features, fixed_head, inference, metrics, npz, results
+from ssl.evaluation import feature_origin, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.evaluation.features import Split
-from ssl.evaluation.probes import knn, probe, tenth_apart
 from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
@@ -99,7 +98,7 @@ def main() -> None:
     inherit.fill(settings, run)
     protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
     check(settings, protocols)
-    fixed = fixed_head.head_of(run if "fixed" in protocols else {})
+    fixed = fixed_head.settings_of(run if "fixed" in protocols else {})
     patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
     device = distributed.start(settings.gpus, settings.device, patience)
     settle_threads()
@@ -183,7 +182,7 @@ def judge_features(settings: Settings) -> None:
     settle_threads()
     failures.advise(lambda: "the features of all splits are there; pass --device cpu, or write fewer of them")
     run = pretrained.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
-    fixed = fixed_head.head_of(run)
+    fixed = fixed_head.settings_of(run)
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
@@ -309,7 +308,7 @@ def judge(
     classes: int,
     settings: Settings,
     protocols: list[str],
-    fixed: fixed_head.Head,
+    fixed: fixed_head.HeadSettings,
 ) -> dict:
     """Results of the protocols probe, knn and fixed. `train` and `test` are (features (N, F), labels (N,)).
 
@@ -322,10 +321,10 @@ def judge(
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
     if "probe" in protocols:
-        parts = tenth_apart(train, settings.seed)
-        judged["probe"] = probe(*parts, test, classes, settings.probe_epochs, seed=settings.seed)
+        parts = probes.hold_out_tenth(train, settings.seed)
+        judged["probe"] = probes.probe(*parts, test, classes, settings.probe_epochs, seed=settings.seed)
     if "knn" in protocols:
-        judged["knn"] = knn(train, test, classes, settings.k, settings.knn_temperature)
+        judged["knn"] = probes.knn(train, test, classes, settings.k, settings.knn_temperature)
     return judged
 
 
@@ -385,10 +384,7 @@ def linear_evaluation(
                 )
             progress.update(step + 1, f"linear  loss {loss.item():.3f}  epoch {epoch + 1}")
     progress.close()
-    with torch.no_grad():
-        scores, truth = head(test_x), test.labels.to(device)
-    found = metrics.of_hits(truth, metrics.hits(scores, truth))
-    return found | metrics.acc5(metrics.hits(scores, truth, 5), len(train.classes))
+    return probes.accuracies(probes.Heads.of(head), test_x, test.labels.to(device))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-AT_A_TIME = 1 << 23  # numbers: 32 MiB of float32, of which a few copies are made
+BLOCK = 1 << 23  # numbers: 32 MiB of float32, of which a few copies are made
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Rows:
         return replace(self, mean=mean, std=std)
 
 
-def at_a_time(rows: Tensor | Rows) -> int:
+def block_size(rows: Tensor | Rows) -> int:
     """How many rows to take at once."""
-    return max(1, min(1 << 16, AT_A_TIME // rows.shape[1]))
+    return max(1, min(1 << 16, BLOCK // rows.shape[1]))
 
 
 @torch.no_grad()
 def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
     """(mean, std), each (F,), of rows (N, F), std at least 1e-6; added up in float64, a block at a time."""
-    blocks = at_a_time(rows)
+    blocks = block_size(rows)
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.split(blocks)) / len(rows)
     square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))
     kind = rows.dtype if isinstance(rows, Tensor) else rows.parts[0].dtype

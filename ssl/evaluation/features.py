@@ -26,7 +26,7 @@ from ssl.data.tables import first_few
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.evaluation import inference, npz
-from ssl.evaluation.feature_rows import Rows, at_a_time
+from ssl.evaluation.feature_rows import Rows, block_size
 
 SPLITS = ("train", "val", "test")
 SHARD = 1 << 29  # bytes; what rank 0 holds while it writes, and again while the last one is written
@@ -94,7 +94,7 @@ def write(
             read.append(own.cpu())
             unread |= bad
         entries[name] = writer.finish() if is_main() else {}
-        unread = inference.of_all_ranks(unread)
+        unread = inference.from_all_ranks(unread)
         tell_left_out(unread, len(data), max_bad_fraction)
         kept[name] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
     if is_main():
@@ -258,7 +258,7 @@ def _require_part(where: str, part, classes: int) -> None:
             f"features: {where} has labels from {y.min()} to {y.max()}, and there are {classes} classes; expected "
             f"0 to {classes - 1}"
         )
-    count = at_a_time(x)
+    count = block_size(x)
     for number, block in enumerate(x.split(count)):
         finite = block.isfinite().all(1)
         if not finite.all():

@@ -1,4 +1,4 @@
-"""The linear evaluation of dal-toolbox's SimCLR study: one linear head, at one rate, on features as they are."""
+"""The linear evaluation of dal-toolbox's SimCLR study: one linear head with fixed settings, on features as they are."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,44 +9,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl.errors import UserError
-from ssl.evaluation import metrics
-from ssl.evaluation.feature_rows import Rows, at_a_time
+from ssl.evaluation import probes
+from ssl.evaluation.feature_rows import Rows
 from ssl.schedules import warmup_cosine
 from ssl.settings import ranges
 from ssl.settings.kinds import coerce
 
 
 @dataclass(frozen=True)
-class Head:
-    """How the head learns: settings of train.py, whose defaults are the study's."""
+class HeadSettings:
+    """How the head is trained. train.py has the same settings; the defaults are the study's."""
 
     linear_epochs: int = 90  # passes over the features
-    linear_batch: int = 4096  # or all there are
-    linear_lr: float = 0.1  # for 256 samples: multiplied by batch / 256
+    linear_batch: int = 4096  # samples in a batch; all of them where there are fewer
+    linear_lr: float = 0.1  # for a batch of 256: multiplied by batch / 256
     linear_weight_decay: float = 0.0
     linear_momentum: float = 0.9
 
 
-def head_of(run: Mapping) -> Head:
-    """As in the settings of a run, anybody's; what they do not have is the study's. Raises `UserError`."""
+def settings_of(run: Mapping) -> HeadSettings:
+    """The settings of the head in the config.yaml of a run; those it lacks are the study's. Raises `UserError`."""
     found = {
         field.name: coerce(run[field.name], field.type, f"config.yaml of the run: {field.name}")
-        for field in dataclasses.fields(Head)
+        for field in dataclasses.fields(HeadSettings)
         if field.name in run
     }
-    head = Head(**found)
-    ranges.check(head)
-    return head
+    settings = HeadSettings(**found)
+    ranges.check(settings)
+    return settings
 
 
 def fit_head(
-    features: Tensor | Rows, labels: Tensor, classes: int, how: Head, seed: int, alive: Callable[[], None]
+    features: Tensor | Rows, labels: Tensor, classes: int, how: HeadSettings, seed: int, alive: Callable[[], None]
 ) -> nn.Linear:
-    """A linear head on features (N, F) as they are, labels (N,): SGD with momentum, cosine by epoch.
+    """Train a linear head on features (N, F) as they are, with labels (N,): SGD with momentum, cosine by epoch.
 
-    `how` is a `Head`, or settings that have its five. Unlike in `probes.sweep` nothing is swept or standardised: where
-    features hardly vary, or images are few, it finds less than is in them, most of all in an untrained encoder. What an
-    epoch has beyond whole batches is left out, other samples every time. `alive` is called every epoch.
+    `how` may be any settings that have those of `HeadSettings`. Unlike `probes.sweep`, this tries one learning rate and
+    does not standardise the features. It finds less where features hardly vary, as in an untrained encoder, or where
+    samples are few. An epoch leaves out the incomplete last batch, which holds other samples every time. `alive` is
+    called in every epoch.
     """
     count, width = features.shape
     batch = min(how.linear_batch, count)
@@ -68,16 +69,20 @@ def fit_head(
 
 
 def judge(
-    train: tuple[Tensor | Rows, Tensor], test: tuple[Tensor | Rows, Tensor], classes: int, how: Head, seed: int
+    train: tuple[Tensor | Rows, Tensor],
+    test: tuple[Tensor | Rows, Tensor],
+    classes: int,
+    how: HeadSettings,
+    seed: int,
 ) -> dict:
-    """Accuracies on `test` of a head of `train`, (features (N, F), labels (N,)) each, and how it learnt.
+    """Train the head on `train`, (features (N, F), labels (N,)): its accuracies on `test`, and its settings.
 
-    Raises `UserError` where the head ends in NaN or Inf.
+    Raises `UserError` if the head ends in NaN or Inf.
     """
     head = fit_head(*train, classes, how, seed, lambda: None)
     if not head.weight.isfinite().all():
-        raise UserError("protocol fixed: the head ended in NaN or Inf; its rate is too high for such features: probe")
-    with torch.no_grad():
-        scores = torch.cat([head(x) for x in test[0].split(at_a_time(test[0]))])
-    found = metrics.of_hits(test[1], metrics.hits(scores, test[1]))
-    return found | metrics.acc5(metrics.hits(scores, test[1], 5), classes) | dataclasses.asdict(how)
+        raise UserError(
+            "protocol fixed: the head ended in NaN or Inf; its learning rate is too high for these features; take "
+            "--protocol probe"
+        )
+    return probes.accuracies(probes.Heads.of(head), *test) | dataclasses.asdict(how)

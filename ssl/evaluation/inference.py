@@ -40,7 +40,7 @@ def outputs(
         found[done : done + len(h)], read[done : done + len(h)] = h, own
         unread |= bad
         done += len(h)
-    return found, read, of_all_ranks(unread)
+    return found, read, from_all_ranks(unread)
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def stream(
     """`outputs` a batch at a time: (outputs (n, F), read (n,), bad), in order.
 
     Outputs are those of all ranks, on every rank; every rank must take all batches. `bad` {path: reason} are the files
-    that this rank could not read; `of_all_ranks` joins them.
+    that this rank could not read; `from_all_ranks` joins them.
     """
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     done = 0
@@ -131,7 +131,7 @@ def mean_over_views(
     read = (index == torch.arange(len(data), device=device)).all(0)
     found = found.mean(0)
     _require_finite(found, read, data, 0)
-    return found, read, of_all_ranks(unread)
+    return found, read, from_all_ranks(unread)
 
 
 def _require_finite(rows: Tensor, read: Tensor, data: Images, start: int) -> None:
@@ -155,6 +155,6 @@ def _wide(h: Tensor) -> Tensor:
     return h.to(torch.promote_types(h.dtype, torch.float32))
 
 
-def of_all_ranks(bad: dict[str, str]) -> dict[str, str]:
+def from_all_ranks(bad: dict[str, str]) -> dict[str, str]:
     """{path: reason} of every rank, on every rank."""
     return {path: reason for found in gather_objects(bad) for path, reason in found.items()}

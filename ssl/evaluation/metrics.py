@@ -49,7 +49,7 @@ def balanced(right: list[int], counts: list[int]) -> dict:
     return {"balanced_accuracy": mean, "balanced_accuracy_interval": [mean - below, mean + above]}
 
 
-def of_hits(labels: Tensor, first: Tensor) -> dict:
+def accuracy(labels: Tensor, first: Tensor) -> dict:
     """n, acc1 and balanced_accuracy with their intervals; labels (N,), `first` (N,): whether the best class was it."""
     labels, first = labels.cpu(), first.cpu()
     counts = torch.bincount(labels)

@@ -1,7 +1,7 @@
-"""Judges of frozen features: a grid of linear heads in one pass, and weighted k-NN.
+"""Judges of frozen features: a grid of linear heads trained in one pass, and weighted k-NN.
 
-Features are a tensor (N, F), or `feature_rows.Rows` where memory does not hold them: of those a batch, or a block of
-some ten MiB, is read at a time.
+Features are a tensor (N, F), or `feature_rows.Rows` where they are too large for the memory. Rows are read a batch, or
+a block of some ten MiB, at a time.
 """
 
 import math
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl import failures
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
-from ssl.evaluation.feature_rows import Rows, at_a_time, statistics
+from ssl.evaluation.feature_rows import Rows, block_size, statistics
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
@@ -23,12 +23,18 @@ WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
 
 @dataclass(frozen=True)
 class Heads:
-    """G linear heads on standardised features: weights (G, C, F), biases (G, C)."""
+    """G linear heads on features standardised by mean and std, each (F,): weights (G, C, F), biases (G, C)."""
 
     weight: Tensor
     bias: Tensor
     mean: Tensor
     std: Tensor
+
+    @classmethod
+    def of(cls, head: nn.Linear) -> "Heads":
+        """One head, on features as they are."""
+        weight, bias = head.weight.detach(), head.bias.detach()
+        return cls(weight[None], bias[None], weight.new_zeros(()), weight.new_ones(()))
 
     def scores(self, features: Tensor, head: int) -> Tensor:
         """Scores (N, C) that one head gives to features (N, F)."""
@@ -46,11 +52,11 @@ def fit_heads(
     seed: int,
     alive: Callable[[], None] = lambda: None,
 ) -> Heads:
-    """Train one softmax head for every (learning rate, weight decay) of `grid`, all at once.
+    """Train one softmax head for each (learning rate, weight decay) of `grid`, all at once.
 
-    features (N, F), labels (N,) in 0..classes-1. SGD with momentum 0.9 and a cosine from the
-    head's learning rate to 0; features are standardised with the mean and deviation of these N.
-    The heads share batches and nothing else: each ends as if trained alone. `alive` is called every epoch.
+    features (N, F), labels (N,) in 0..classes-1. SGD with momentum 0.9; the learning rate follows a cosine to 0.
+    Features are standardised with the mean and deviation of these N. The heads share the batches and nothing else: each
+    ends as if trained alone. `alive` is called in every epoch.
     """
     device, (count, width), heads = features.device, features.shape, len(grid)
     lrs, decays = (torch.tensor(column, device=device).view(-1, 1, 1) for column in zip(*grid))
@@ -84,18 +90,23 @@ def fit_heads(
 
 @torch.no_grad()
 def hits(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tensor, k: int = 1) -> Tensor:
-    """Whether each of the labels (N,) is among the k best classes of each `chosen` head; (heads, N) bool."""
-    count = at_a_time(features)
-    blocks = zip(features.split(count), labels.split(count))
+    """Whether each of the labels (N,) is among the k best classes of each `chosen` head: (heads, N) bool."""
+    blocks = zip(features.split(block_size(features)), labels.split(block_size(features)))
     found = [torch.stack([metrics.hits(heads.scores(x, head), y, k) for head in chosen]) for x, y in blocks]
     return torch.cat(found, dim=1)
 
 
-def tenth_apart(train: tuple[Rows, Tensor], seed: int) -> list[tuple[Rows, Tensor]]:
-    """(features, labels) in two parts: what heads learn, and a tenth of every class by `seed`, to choose one by."""
+def accuracies(heads: Heads, features: Tensor | Rows, labels: Tensor) -> dict:
+    """n, acc1, balanced_accuracy and acc5 of the first head, as `metrics` defines them, on features (N, F)."""
+    (first,), (among_five,) = (hits(heads, [0], features, labels, k) for k in (1, 5))
+    return metrics.accuracy(labels, first) | metrics.acc5(among_five, classes=heads.bias.shape[1])
+
+
+def hold_out_tenth(train: tuple[Rows, Tensor], seed: int) -> list[tuple[Rows, Tensor]]:
+    """[train, held out]: (features, labels) without a tenth of every class, by `seed`; and that tenth."""
     rows, labels = train
-    parts = split_validation(labels.cpu(), 0.1, seed)
-    return [(rows.subset(index.to(labels.device)), labels[index.to(labels.device)]) for index in parts]
+    parts = [index.to(labels.device) for index in split_validation(labels.cpu(), 0.1, seed)]
+    return [(rows.subset(index), labels[index]) for index in parts]
 
 
 def sweep(
@@ -107,18 +118,18 @@ def sweep(
     seed: int = 0,
     alive: Callable[[], None] = lambda: None,
 ) -> tuple[Heads, dict]:
-    """Heads of LRS × WEIGHT_DECAYS on `train`; the best on `held_out`, alone, and how it was chosen.
+    """Train heads of LRS × WEIGHT_DECAYS on `train`. Returns the one that is best on `held_out`, and its settings.
 
-    Arguments as of `probe`; `alive` as of `fit_heads`.
+    Arguments are those of `probe`, and `alive` of `fit_heads`.
     """
     grid = [(lr, decay) for lr in LRS for decay in WEIGHT_DECAYS]
     width = train[0].shape[1]
     gigabytes = 4 * 4 * len(grid) * classes * width / 2**30
     with failures.advising(
-        f"the probe trains {len(grid)} heads of {classes} classes × {width} features and needs {gigabytes:.2g} GiB for "
-        "them. Judge by --protocol knn alone (train.py: without --eval_every), or with --device cpu"
+        f"the probe trains {len(grid)} heads of {classes} classes × {width} features, which need {gigabytes:.2g} GiB. "
+        "Judge by --protocol knn alone (train.py: without --eval_every), or with --device cpu"
     ):
-        heads = fit_heads(*train, classes, grid, epochs, batch_size, seed, alive)
+        heads = fit_heads(*train, classes, grid, epochs, batch_size=batch_size, seed=seed, alive=alive)
         right = hits(heads, list(range(len(grid))), *held_out).sum(1).tolist()
     best = max(range(len(grid)), key=right.__getitem__)
     chosen = {"lr": grid[best][0], "weight_decay": grid[best][1], "held_out_n": len(held_out[1])}
@@ -135,15 +146,13 @@ def probe(
     batch_size: int = 256,
     seed: int = 0,
 ) -> dict:
-    """Sweep LRS × WEIGHT_DECAYS on `train`, choose by accuracy on `held_out`, report that one on `test`.
+    """Train heads of LRS × WEIGHT_DECAYS on `train`, choose one by its accuracy on `held_out`, judge it on `test`.
 
-    Each argument is (features (N, F), labels (N,)). The test split is scored by the
-    winner alone. Returns n, acc1, balanced_accuracy and acc5 of `test` (0..1, as `metrics` defines them), their
-    intervals, the winner's lr and weight_decay, and held_out_acc1 with its n and interval.
+    Each of the three is (features (N, F), labels (N,)). Only the chosen head sees the test split. Returns its
+    `accuracies` (0..1) with their intervals, its lr and weight_decay, and held_out_acc1 with its n and interval.
     """
-    heads, chosen = sweep(train, held_out, classes, epochs, batch_size, seed)
-    (first,), (among_five,) = (hits(heads, [0], *test, k) for k in (1, 5))
-    return {**metrics.of_hits(test[1], first), **metrics.acc5(among_five, classes), **chosen}
+    head, chosen = sweep(train, held_out, classes, epochs, batch_size, seed)
+    return accuracies(head, *test) | chosen
 
 
 @torch.no_grad()
@@ -154,33 +163,31 @@ def knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> dict:
-    """Weighted k-NN accuracy (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
+    """Accuracy of weighted k-NN (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
-    Each argument is (features (N, F), labels (N,)). Returns k, which is cut to the number of training samples, and n,
+    `train` and `test` are (features (N, F), labels (N,)). Returns k, at most the number of training samples, and n,
     acc1 and balanced_accuracy (0..1) with their intervals. Training samples are read once, a block at a time.
     """
     bank, labels = train
-    k, count = min(k, len(bank)), at_a_time(bank)
-    nearest = [
-        (queries.new_empty(len(queries), 0), labels.new_empty(len(queries), 0)) for queries in test[0].split(1024)
-    ]
-    for rows, own in zip(bank.split(count), labels.split(count)):
-        rows = _of_length_1(rows)
+    k = min(k, len(bank))
+    nearest = [(x.new_empty(len(x), 0), labels.new_empty(len(x), 0)) for x in test[0].split(1024)]  # cosines, labels
+    for rows, own in zip(bank.split(block_size(bank)), labels.split(block_size(bank))):
+        rows = _unit_length(rows)
         for number, queries in enumerate(test[0].split(1024)):
-            cosine, place = (_of_length_1(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
+            cosine, place = (_unit_length(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
             cosines, votes = (torch.cat(pair, dim=1) for pair in zip(nearest[number], (cosine, own[place])))
             cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
             nearest[number] = cosines, votes.gather(1, best)
-    first = []
+    correct = []
     for (cosines, votes), y in zip(nearest, test[1].split(1024)):
         scores = torch.zeros(len(y), classes, device=cosines.device, dtype=cosines.dtype)
-        # The winner is that of exp(cosine / T). The nearest weighs 1: weights cannot all vanish, and none overflows.
+        # The weights exp(cosine / T), divided by that of the nearest: not all can be 0, and none overflows.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        first.append(metrics.hits(scores.scatter_add_(1, votes, weights), y))
-    return {**metrics.of_hits(test[1], torch.cat(first)), "k": k}
+        correct.append(metrics.hits(scores.scatter_add_(1, votes, weights), y))
+    return metrics.accuracy(test[1], torch.cat(correct)) | {"k": k}
 
 
-def _of_length_1(rows: Tensor) -> Tensor:
-    """Rows (N, F) over their lengths. A power of two is taken out first: the square of 1e20 is not in float32."""
+def _unit_length(rows: Tensor) -> Tensor:
+    """Rows (N, F) divided by their lengths; first by a power of two, as float32 does not hold the square of 1e20."""
     _, power = torch.frexp(rows.abs().amax(1, keepdim=True))
     return F.normalize(torch.ldexp(rows, -power.clamp(-126, 126)), dim=1)

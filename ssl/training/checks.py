@@ -22,7 +22,7 @@ def check(settings) -> None:
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")
-    changed = [name for name, default in vars(fixed_head.Head()).items() if getattr(settings, name) != default]
+    changed = [name for name, default in vars(fixed_head.HeadSettings()).items() if getattr(settings, name) != default]
     if changed and settings.eval_head != "fixed":
         raise UserError(f"{changed[0]}: only the fixed head has it; set --eval_head fixed, or leave {changed[0]} out")
     if settings.init is None and settings.init_format:

@@ -23,9 +23,9 @@ from ssl.distributed import is_main, share_buffers
 from ssl.errors import UserError
 from ssl.evaluation import inference, plots
 from ssl.evaluation.feature_rows import Rows
-from ssl.evaluation.fixed_head import Head, fit_head
+from ssl.evaluation.fixed_head import HeadSettings, fit_head
 from ssl.evaluation.metrics import percent, share
-from ssl.evaluation.probes import Heads, hits, knn, sweep, tenth_apart
+from ssl.evaluation.probes import Heads, hits, hold_out_tenth, knn, sweep
 from ssl.files import json_lines
 from ssl.sources.validation import Validation, validation_order
 from ssl.training.forward import Embed, whole_loss
@@ -39,7 +39,7 @@ def accuracies(
     train: tuple[Rows, Tensor],
     held_out: tuple[Rows, Tensor],
     classes: int,
-    how: Head | None,
+    how: HeadSettings | None,
     seed: int,
     alive: Callable[[], None],
 ) -> dict:
@@ -53,11 +53,10 @@ def accuracies(
         alive()
         right += round(knn(train, part, classes)["acc1"] * len(part[1]))
     if how is None:
-        heads, _ = sweep(*tenth_apart(train, seed), classes, seed=seed, alive=alive)
+        heads, _ = sweep(*hold_out_tenth(train, seed), classes, seed=seed, alive=alive)
     else:
         with torch.enable_grad():
-            fixed = fit_head(*train, classes, how, seed, alive)
-        heads = Heads(fixed.weight[None], fixed.bias[None], *torch.tensor([0.0, 1.0], device=fixed.weight.device))
+            heads = Heads.of(fit_head(*train, classes, how, seed, alive))
     linear_right, train_right = (int(hits(heads, [0], *pair).sum()) for pair in (held_out, train))
     count = len(held_out[1])
     return {

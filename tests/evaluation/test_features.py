@@ -294,7 +294,7 @@ def test_another_encoder_and_another_data_set_are_refused(tmp_path):
 
 def test_probe_and_knn_of_pieces_are_those_of_a_tensor_to_the_bit(monkeypatch):
     (train, x), (test, y) = samples(300, 1), samples(100, 2)
-    monkeypatch.setattr("ssl.evaluation.feature_rows.AT_A_TIME", 64 * 6)  # many blocks
+    monkeypatch.setattr("ssl.evaluation.feature_rows.BLOCK", 64 * 6)  # many blocks
     pieces = [Rows(tuple(part.split(37)), CPU) for part in (x, y)]
     for whole, parts in ((x, pieces[0]), (y, pieces[1])):
         assert all(torch.equal(*both) for both in zip(statistics(whole), statistics(parts)))
@@ -311,7 +311,7 @@ def test_knn_in_blocks_is_knn_at_once(monkeypatch):
     (train, x), (test, y) = samples(500, 1), samples(200, 2)
     pairs = (x, train.labels), (y, test.labels)
     once = [probes.knn(*pairs, 3, k) for k in (1, 5, 500)]
-    monkeypatch.setattr("ssl.evaluation.feature_rows.AT_A_TIME", 6 * 9)
+    monkeypatch.setattr("ssl.evaluation.feature_rows.BLOCK", 6 * 9)
     assert [probes.knn(*pairs, 3, k) for k in (1, 5, 500)] == once
 
 
@@ -503,7 +503,7 @@ MEASURE = """
 import sys, threading, time, torch, ssl
 ssl.__path__ = [sys.argv[1] + "/ssl"]
 from ssl.evaluation import features, probes, feature_rows
-feature_rows.AT_A_TIME = 1 << 20
+feature_rows.BLOCK = 1 << 20
 torch.set_num_threads(1)
 
 def own():  # memory of this process that is not pages of files

@@ -10,7 +10,7 @@ OF = {"weights": {"steps": None}}
 def found(counts: list[int], right: list[int]) -> dict:
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     first = torch.cat([torch.arange(count) < hit for count, hit in zip(counts, right)])
-    return metrics.of_hits(labels, first)
+    return metrics.accuracy(labels, first)
 
 
 def test_classes_of_one_size_have_one_accuracy():

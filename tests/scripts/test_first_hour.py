@@ -162,11 +162,11 @@ def test_a_probe_of_many_classes_that_needs_too_much_memory_says_so_not_image_si
     monkeypatch.setattr(probes, "fit_heads", hungry)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         if script == "evaluate.py":
-            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"], fixed_head.Head())
+            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"], fixed_head.HeadSettings())
         else:
             judging.accuracies(rows, rows, 20_000, None, 0, lambda: None)
     words = failures.explain(caught.value)
-    assert "20 heads of 20000 classes × 8 features and needs 0.048 GiB" in words
+    assert "20 heads of 20000 classes × 8 features, which need 0.048 GiB" in words
     assert "--protocol knn" in words and "image_size" not in words and "batch" not in words
 
 

@@ -304,9 +304,11 @@ def test_features_that_hardly_vary_are_judged_by_what_is_in_them():
         return Rows((1 + 1e-3 * (noise + 3 * F.one_hot(labels, 8)),), torch.device("cpu")), labels
 
     fit, held = nearly_alike(90, 1), nearly_alike(60, 2)
-    probed, plain = (judging.accuracies(fit, held, 3, how, 0, lambda: None) for how in (None, fixed_head.Head()))
+    probed, plain = (
+        judging.accuracies(fit, held, 3, how, 0, lambda: None) for how in (None, fixed_head.HeadSettings())
+    )
     assert probed["linear_acc1"] > 0.8 and plain["linear_acc1"] < 0.5
-    parts = probes.tenth_apart(fit, 0)
+    parts = probes.hold_out_tenth(fit, 0)
     assert probed["linear_acc1"] == probes.probe(*parts, held, 3)["acc1"]
     assert {name: probed[name] for name in ("judged_n", "knn_acc1")} == {
         name: plain[name] for name in ("judged_n", "knn_acc1")
@@ -316,11 +318,11 @@ def test_features_that_hardly_vary_are_judged_by_what_is_in_them():
 @pytest.mark.parametrize(
     "count, how",
     [
-        (90, fixed_head.Head()),
-        (103, fixed_head.Head(linear_batch=40)),
+        (90, fixed_head.HeadSettings()),
+        (103, fixed_head.HeadSettings(linear_batch=40)),
         (
             103,
-            fixed_head.Head(
+            fixed_head.HeadSettings(
                 linear_epochs=7, linear_batch=40, linear_lr=0.5, linear_weight_decay=0.01, linear_momentum=0.5
             ),
         ),
@@ -693,7 +695,7 @@ def test_the_setting_may_change_from_one_start_to_the_next(images, unjudged, tmp
 
 def test_the_command_at_the_end_of_a_run_judges_the_best_encoder_by_the_head_of_the_run(tmp_path, monkeypatch, capsys):
     data = class_folders(tmp_path / "images", {"train": (64, 0), "val": (21, 1), "test": (21, 2)})
-    how = fixed_head.Head(
+    how = fixed_head.HeadSettings(
         linear_epochs=4, linear_batch=32, linear_lr=0.05, linear_weight_decay=0.1, linear_momentum=0.5
     )
     used, fit_head = [], judging.fit_head
@@ -721,15 +723,15 @@ def test_settings_of_a_head_that_does_not_judge_are_refused():
 
 def test_a_runs_settings_of_the_head_are_checked():
     assert (
-        fixed_head.head_of({}) == fixed_head.Head(90, 4096, 0.1, 0.0, 0.9)
-        and fixed_head.head_of({"linear_lr": 1}).linear_lr == 1.0
+        fixed_head.settings_of({}) == fixed_head.HeadSettings(90, 4096, 0.1, 0.0, 0.9)
+        and fixed_head.settings_of({"linear_lr": 1}).linear_lr == 1.0
     )
     for wrong in ({"linear_batch": 0}, {"linear_momentum": 1.0}, {"linear_lr": "fast"}, {"linear_epochs": None}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            fixed_head.head_of(wrong)
+            fixed_head.settings_of(wrong)
 
 
 def test_a_head_that_ends_in_nan_is_no_result():
     x, y = torch.full((8, 2), 1e38), torch.arange(8) % 2
     with pytest.raises(UserError, match="protocol fixed: the head ended in NaN or Inf"):
-        fixed_head.judge((x, y), (x, y), 2, fixed_head.Head(), 0)
+        fixed_head.judge((x, y), (x, y), 2, fixed_head.HeadSettings(), 0)
