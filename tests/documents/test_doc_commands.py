@@ -168,8 +168,9 @@ def small(script, values: dict) -> None:
         files = [getattr(settings, name, None) for name in ("init", "model_path")]
         published = any(file and not file.startswith("runs/") for file in files)
         settings.image_size = 80 if published else settings.image_size and 32
+        own_encoder = published or origin.get("encoder") == "command line"
         for name, value in values.items():
-            if origin[name] != "command line" and not (published and name.startswith("encoder")):
+            if origin[name] != "command line" and not (own_encoder and name.startswith("encoder")):
                 setattr(settings, name, value)
         return settings, origin
 

@@ -121,7 +121,7 @@ def is_there(name: str) -> bool:
         return (
             set((arguments or "").split(", ")) - {""} <= set(inspect.signature(thing).parameters) if arguments else True
         )
-    run_folder = (ROOT / "README.md").read_text("utf-8").partition("## A run folder")[2].partition("\n## ")[0]
+    run_folder = (ROOT / "docs" / "run-folder.md").read_text("utf-8")
     return first in SETTINGS or first in datasets.KNOWN or (ROOT / first).is_file() or f"`{first}`" in run_folder
 
 
