@@ -59,24 +59,30 @@ def remove_abandoned(partial: Iterable[Path]) -> None:
 
 
 def holds(path: Path, text: str) -> bool:
-    """Whether the file at `path` is just `text`; whatever else lies there is not waited for, nor read if longer."""
+    """Whether the file at `path` holds just `text`. Another kind of file, or one of another size, is not read."""
     content = text.encode()
     return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
+def json_object(path: Path) -> dict:
+    """The JSON object that a file of ours holds; {} where there is none, or it cannot be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def json_lines(path: Path) -> list[dict]:
-    """What a file of JSON objects holds, a line each; none where there is no file. A line cut short is left out."""
+    """The JSON objects of a file with one in each line; none where there is no file. A line cut short is left out."""
     found = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        found += [value] if isinstance(value, dict) else []
-    return found
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
 
 
 def json_text(value) -> str:
-    """JSON to read: indented, but a list of plain values, as a row of a matrix, on one line."""
-    text = json.dumps(value, indent=2)  # a line break in it is layout: within words it is written \\n
+    """JSON for people: indented, but a list of plain values, such as a row of a matrix, on one line."""
+    text = json.dumps(value, indent=2)  # its line breaks are layout: within words they are written \\n
     return re.sub(r'\[\n([^][{}"]*)\n *\]', lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"

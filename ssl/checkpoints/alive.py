@@ -29,11 +29,11 @@ def state(status: dict, step: float | None, moved: float) -> str:
     at = "no step" if step is None else f"step {step:.0f}"
     at += time.strftime(" at %Y-%m-%d %H:%M", time.localtime(moved))
     if not _visible(status):
-        return f"running on {status.get('host', 'an unknown host')}, as far as is known here; last sign {at}"
+        return f"running on {status.get('host', 'an unknown host')}, which cannot be checked from here; last sign: {at}"
     pid, started = status["pid"], status.get("started")
     there = _started(pid)
     if there is None or (started is not None and there != started):
-        return f"stopped without a word (there is no process {pid} any more); last sign {at}"
+        return f"ended without a status (there is no process {pid} any more); last sign: {at}"
     return "running"
 
 

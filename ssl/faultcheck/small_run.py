@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssl import files
 from ssl.checkpoints import torch_file
 from ssl.errors import UserError
 from ssl.sources.shapes import render
@@ -120,10 +121,7 @@ class SmallRun:
         return None
 
     def status(self) -> dict:
-        try:
-            return json.loads((self.folder / "status.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        return files.json_object(self.folder / "status.json")
 
     def printed(self) -> str:
         return self.log.read_text(errors="replace")

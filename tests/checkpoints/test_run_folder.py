@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl.checkpoints import alive, resume, run_folder, run_reader, torch_file
+from ssl.checkpoints import alive, lock, resume, run_folder, run_reader, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.errors import UserError
 from ssl.files import json_text
@@ -66,7 +66,7 @@ def run(tmp_path) -> RunFolder:
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_no_obstacle(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "LEAVING", 0.5)
+    monkeypatch.setattr(lock, "LEAVING", 0.5)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -142,13 +142,13 @@ def test_a_killed_run_is_told_from_one_that_runs(tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 12, "loss": 1.0}\n')
         os.utime(tmp_path / "metrics.jsonl", (2e9, 2e9))
         last = time.strftime("%Y-%m-%d %H:%M", time.localtime(2e9))
-        words = f"stopped without a word (there is no process {holder.pid} any more); last sign step 12 at {last}"
+        words = f"ended without a status (there is no process {holder.pid} any more); last sign: step 12 at {last}"
         assert run_reader.read(tmp_path).state == words and words in page.page([run_reader.read(tmp_path)])
         holder.wait()
-    assert told(pid=os.getpid()).startswith("stopped")  # its number was given to another, that began later
+    assert told(pid=os.getpid()).startswith("ended")  # its number was given to another, that began later
     assert told(pid=os.getpid(), started=None) == "running"  # of a version that did not say when
     for elsewhere in ({"host": "node7"}, {"pids": "pid:[1]"}, {"pid": [1]}):
-        assert re.match(r"running on .*, as far as is known here; last sign step 7 at 19", told(**elsewhere))
+        assert re.match(r"running on .*, which cannot be checked from here; last sign: step 7 at 19", told(**elsewhere))
     assert told(state="finished", host="node7") == "finished" and alive.state({}, None, 0) == "unknown"
 
 
@@ -245,11 +245,11 @@ def test_where_all_are_damaged_the_run_is_not_begun_anew(run):
     for path in torch_file.kept(run.folder):
         path.write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"none that is whole, and is not begun anew .*Put back a copy"):
+        with pytest.raises(UserError, match=r"none is whole, and the run does not start again .*Put back a copy"):
             run.newest(ours)
     for path in torch_file.kept(run.folder):
         os.replace(path, f"{path}.damaged")
-    with pytest.raises(UserError, match="none that is whole"):
+    with pytest.raises(UserError, match="none is whole"):
         run.newest(ours)
 
 

@@ -51,7 +51,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_touched(half):
         path.write_bytes(path.read_bytes()[:1000])
     before = {path.name: path.read_bytes() for path in half.folder.iterdir() if path.is_file()}
     assert half.finish() == 2
-    assert "is not begun anew" in half.last_words() and half.status()["state"] == "failed"
+    assert "the run does not start again" in half.last_words() and half.status()["state"] == "failed"
     after = {path.name: path.read_bytes() for path in half.folder.iterdir() if path.is_file()}
     assert {name for name in before if before[name] != after[name]} <= {"lock", "status.json"}
 
