@@ -1,44 +1,43 @@
 """Record which images weights have learnt from, and refuse to judge the weights on these.
 
-Before its first step a run writes `trained_on.pt` into its folder: keys (ssl/data/keys.py) of its images, how it uses
-them, and the record of the weights it began with (`--init`). The scripts compare every image that judges the weights
-with that record. Weights without it (exported files, other people's) are judged, and a line says that nothing is known.
+Before its first step a run writes `trained_on.pt` into its folder: keys of its images (`image_keys`), how it uses them,
+and the record of the weights it began with (`--init`). The scripts compare every image that judges the weights with
+that record. Weights without it (exported files, other people's) are judged, and a line says that nothing is known.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ssl.checkpoints import torch_file
+from ssl.checkpoints import image_keys, torch_file
+from ssl.checkpoints.image_keys import from_tensors, to_tensors
 from ssl.console import say
-from ssl.data import keys
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
 from ssl.settings import config
-from ssl.sources.leaks import ids
 
 FILE = "trained_on.pt"
-MOST_FILES = 200_000  # of a larger data set no file is opened: the key is its name and size
-MOST_BYTES = 4 << 30  # an unlabelled array that is larger is not read
 USES = ("labels", "pixels", "choice")  # learnt from with labels; without; an epoch was chosen on them
-# Kinds of keys. An image with a known name (below data_dir) is suspected; any other known key recognises it.
-KINDS = ("name", "file", "source", "size", "pixels", "id", "group")
 ALIKE = {"file": ("file", "source"), "source": ("file", "source")}  # another file may have been made of a file
+TO_DO = {
+    "test": "Remove them, or name other images (evaluate.py and --test_only take the run's own test split where no "
+    "--data_dir is given)",
+    "validation": "Leave --eval_every and --ssl_val_interval out, and judge with evaluate.py",
+}
+NONE = np.empty(0, np.uint64)
 
 
 @dataclass
 class Part:
     """The images that a run used in one way of USES: {kind: sorted keys}.
 
-    `shared` are keys that the run's own splits have on both sides, as some published sets do (`sources.leaks`).
+    `shared` are keys that the run's own splits have on both sides, as in some published sets (`sources.leaks`).
     """
 
     use: str
@@ -48,7 +47,7 @@ class Part:
 
 @dataclass
 class Record:
-    """What weights have learnt from. `unknown`: weights that they began with, and that have no record."""
+    """What weights have learnt from. `unknown`: weights without a record that they began with."""
 
     parts: list[Part] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -73,27 +72,20 @@ def write(
     if not is_main():
         return
     record = Record() if before is None else read(before)
-    others = [_keys(data, root) for data in apart]
+    others = [image_keys.find(data, root) for data in apart]
     for data, use in used:
-        own = _keys(data, root)
+        own = image_keys.find(data, root)
         if not {"file", "pixels"} & set(own) and data.pool is None:
             how = "by their names and sizes" if "size" in own else "not at all"
             say(f"learnt      {len(data):,} images are recorded {how}: they are too many to read now")
-        own = {kind: np.setdiff1d(found, [0]) for kind, found in own.items()}  # sorted, once each; 0 is no key
-        beside = {kind: np.concatenate([_NONE, *(other.get(kind, _NONE) for other in others)]) for kind in own}
-        both = {kind: np.intersect1d(own[kind], beside[kind]) for kind in own} if use == "labels" else {}
-        part = Part(use, own, both)
+        part = _part(use, own, others)
         if not any(_same(part, other) for other in record.parts):
             record.parts.append(part)
-    content = {
-        "unknown": record.unknown,
-        "parts": [
-            {"use": part.use, "keys": _as_tensors(part.keys), "shared": _as_tensors(part.shared)}
-            for part in record.parts
-        ],
-    }
+    parts = [
+        {"use": part.use, "keys": to_tensors(part.keys), "shared": to_tensors(part.shared)} for part in record.parts
+    ]
     try:
-        torch_file.save(content, folder / FILE)
+        torch_file.save({"unknown": record.unknown, "parts": parts}, folder / FILE)
     except (OSError, RuntimeError) as error:
         raise UserError(f"output_dir: cannot write {folder / FILE} ({error})") from None
 
@@ -114,7 +106,14 @@ def set_apart(load: Callable[[str], Images | None]) -> list[Images]:
     return [data for data in found if data is not None]
 
 
-_NONE = np.empty(0, np.uint64)
+def _part(use: str, found: dict[str, np.ndarray], others: list[dict[str, np.ndarray]]) -> Part:
+    """Images with the keys `found`. `others` are the keys of the splits that the run does not learn from."""
+    own = {kind: np.setdiff1d(values, [0]) for kind, values in found.items()}  # sorted, once each; 0 is no key
+    shared = {}
+    if use == "labels":
+        beside = {kind: np.concatenate([NONE, *(other.get(kind, NONE) for other in others)]) for kind in own}
+        shared = {kind: np.intersect1d(own[kind], beside[kind]) for kind in own}
+    return Part(use, own, shared)
 
 
 def _same(one: Part, other: Part) -> bool:
@@ -122,52 +121,6 @@ def _same(one: Part, other: Part) -> bool:
         here.keys() == there.keys() and all(np.array_equal(here[kind], there[kind]) for kind in here)
         for here, there in ((one.keys, other.keys), (one.shared, other.shared))
     )
-
-
-def _as_tensors(found: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {kind: torch.from_numpy(values.view(np.int64)) for kind, values in found.items()}
-
-
-def _keys(data: Images, root: str | Path | None, kinds: set[str] | None = None) -> dict[str, np.ndarray]:
-    """{kind: (N,) uint64} of N images below `root`; 0 where an image has no key. Unset `kinds`: those to record.
-
-    An id or a group that is only a number has no key: in another data set it may be another image.
-    """
-    found = {}
-    if data.paths is not None:
-        root = Path(root or "").expanduser()
-        found["name"] = keys.of_words(keys.names(data.paths, root))
-        few = len(data) <= MOST_FILES
-        if {"file", "source"} & kinds if kinds else few:
-            found["file"] = keys.of_files(data.paths)
-        if "size" in kinds if kinds else not few:
-            found["size"] = keys.of_sizes(data.paths)
-        if (root / keys.SOURCES).is_file():
-            found["source"] = _sources(root / keys.SOURCES, found["name"])
-        if data.named:
-            found["id"] = _of_ids(ids(data))
-    held = data.resident if data.stored is None else data.stored
-    readable = held is not None and (data.classes or np.prod(held.shape, dtype=np.int64) <= MOST_BYTES)
-    if readable and (not kinds or "pixels" in kinds):
-        found["pixels"] = keys.of_pixels(data)
-    if data.groups is not None:
-        found["group"] = _of_ids(data.groups)
-    return found
-
-
-def _sources(path: Path, names: np.ndarray) -> np.ndarray:
-    """(N,) uint64: keys of the files from which `ssl.data.prepare` made the images of a folder; 0 where unknown."""
-    content = torch_file.load(path)
-    try:
-        of_name = dict(zip(*(_as_arrays(content)[kind].tolist() for kind in ("name", "file"))))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise UserError(f"{path}: was not written by ssl.data.prepare; remove it") from None
-    return np.array([of_name.get(name, 0) for name in names.tolist()], np.uint64)
-
-
-def _of_ids(words: Iterable[str | None]) -> np.ndarray:
-    words = [word or "" for word in words]
-    return np.where([word.isdecimal() or not word for word in words], np.uint64(0), keys.of_words(words))
 
 
 # Read -----------------------------------------------------------------------------------
@@ -185,18 +138,14 @@ def read(weights: str | Path) -> Record:
         return Record(unknown=[str(weights)])
     content = torch_file.load(file)
     try:
-        parts = [Part(part["use"], _as_arrays(part["keys"]), _as_arrays(part["shared"])) for part in content["parts"]]
+        parts = [
+            Part(part["use"], from_tensors(part["keys"]), from_tensors(part["shared"])) for part in content["parts"]
+        ]
         if not all(part.use in USES for part in parts):
             raise ValueError
         return Record(parts, [str(words) for words in content["unknown"]])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise UserError(f"{file}: is no record of what weights have learnt from; put the run's own file back") from None
-
-
-def _as_arrays(found: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    if not all(kind in KINDS and keys.dtype == torch.int64 and keys.ndim == 1 for kind, keys in found.items()):
-        raise ValueError
-    return {kind: keys.numpy().view(np.uint64) for kind, keys in found.items()}
 
 
 # Compared -------------------------------------------------------------------------------
@@ -215,31 +164,22 @@ def check(
         record = read(weights)
         for other in record.unknown[:5]:
             _tell_unknown(other)
-        if record.parts:
-            _compare(record, weights, judges, root, split, partial(_stop, split))
-            if chooses is not None:
-                _compare(record, weights, chooses, root, "validation", _flatters)
+        if words := _compare(record, weights, judges, root, split):
+            raise UserError(f"leak: {words}; images that weights learnt from cannot judge them. {TO_DO[split]}")
+        if chooses is not None and (words := _compare(record, weights, chooses, root, "validation")):
+            _warn(f"{words}; validation numbers will be too good, test numbers will not")
     barrier()
 
 
-def _compare(
-    record: Record,
-    weights: str | Path,
-    data: Images,
-    root: str | Path | None,
-    split: str,
-    tell: Callable[[str], None],
-) -> None:
-    """`check` for one set of images. `tell` gets the sentence about images that were learnt from with labels."""
-    own = _keys(data, root, {kind for part in record.parts for kind in part.keys})
-    labels, pixels, choice = (_known(record, own, len(data), use) for use in USES)
-    shared = _known(record, own, len(data), "labels", shared=True) & ~labels
+def _compare(record: Record, weights: str | Path, data: Images, root: str | Path | None, split: str) -> str | None:
+    """Say which images of `data` the weights have seen. Returns words on those that they learnt from with labels."""
+    if not record.parts:
+        return None
+    own = image_keys.find(data, root, {kind for part in record.parts for kind in part.keys})
+    (labels, shared), (pixels, _), (choice, _) = (_seen(record, own, len(data), use) for use in USES)
+    shared &= ~labels
     named = _named(record, own, len(data)) & ~labels & ~shared
     of = f"of the {len(data)} {split} images"
-    if labels.any():
-        some = first_few([data.sample_name(index) for index in labels.nonzero()[0][:4].tolist()])
-        also = "" if data.groups is None else ", or of their patients, lesions or slides"
-        tell(f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}")
     if shared.any():
         _warn(
             f"{shared.sum()} {of} are equal to images that {weights} learnt from, or of the same patient, lesion or "
@@ -254,53 +194,39 @@ def _compare(
         _warn(f"{(choice & ~labels).sum()} {of} chose the best epoch of {weights}; numbers on them are too good")
     if (pixels & ~labels).any():
         say(f"learnt      {(pixels & ~labels).sum()} {of} were pre-trained on, without labels")
+    if not labels.any():
+        return None
+    some = first_few([data.sample_name(index) for index in labels.nonzero()[0][:4].tolist()])
+    also = "" if data.groups is None else ", or of their patients, lesions or slides"
+    return f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}"
 
 
-TO_DO = {
-    "test": "Remove them, or name other images (evaluate.py and --test_only take the run's own test split where no "
-    "--data_dir is given)",
-    "validation": "Leave --eval_every and --ssl_val_interval out, and judge with evaluate.py",
-}
-
-
-def _stop(split: str, words: str) -> None:
-    raise UserError(f"leak: {words}; images that weights learnt from cannot judge them. {TO_DO[split]}")
-
-
-def _flatters(words: str) -> None:
-    _warn(f"{words}; validation numbers will be too good, test numbers will not")
-
-
-def _known(record: Record, own: dict[str, np.ndarray], count: int, use: str, shared: bool = False) -> np.ndarray:
-    """Mask (count,) of the images that a run used in the way `use`.
-
-    Without `shared`, images that the run's own splits share are left out; with it, only they are found.
-    """
-    found = np.zeros(count, bool)
+def _seen(record: Record, own: dict[str, np.ndarray], count: int, use: str) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (count,) of the images that a run used in the way `use`, and of those that its own splits share."""
+    seen, shared = np.zeros(count, bool), np.zeros(count, bool)
     no_proof = {"name"} if use == "labels" else {"name", "group"}
     for part in record.parts:
         for kind in own.keys() - no_proof if part.use == use else ():
+            alike = ALIKE.get(kind, (kind,))
             known, both = (
-                np.isin(own[kind], np.concatenate([there.get(other, _NONE) for other in ALIKE.get(kind, (kind,))]))
+                np.isin(own[kind], np.concatenate([there.get(other, NONE) for other in alike]))
                 for there in (part.keys, part.shared)
             )
-            found |= both if shared else known & ~both
-    return found
+            seen |= known & ~both
+            shared |= both
+    return seen, shared
 
 
 def _named(record: Record, own: dict[str, np.ndarray], count: int) -> np.ndarray:
     """Mask (count,) of the images that have the name of an image learnt from with labels."""
-    found = np.zeros(count, bool)
-    for part in record.parts:
-        if part.use == "labels" and {"name"} <= own.keys() & part.keys.keys():
-            found |= np.isin(own["name"], part.keys["name"])
-    return found
+    learnt = [part.keys.get("name", NONE) for part in record.parts if part.use == "labels"]
+    return np.isin(own["name"], np.concatenate([NONE, *learnt])) if "name" in own else np.zeros(count, bool)
 
 
 def _tell_unknown(weights: str) -> None:
     """Say that nothing is known of `weights`. A run of ours without a record is older than the records."""
     run = {}
-    with contextlib.suppress(UserError):  # an ancestor may be gone
+    with contextlib.suppress(UserError):  # the weights may be gone
         run = config.read_yaml(torch_file.find_encoder(weights).with_name("config.yaml"))
     if run.get("method") == "supcon" or run.get("balanced") or "freeze" in run:
         _warn(

@@ -13,7 +13,7 @@ from running import run
 import evaluate
 import finetune
 import train
-from ssl.checkpoints import learnt_from, torch_file
+from ssl.checkpoints import image_keys, learnt_from, torch_file
 from ssl.data import keys, prepare
 from ssl.data.images import Images, Paths
 from ssl.errors import UserError
@@ -287,7 +287,7 @@ def test_a_copy_that_prepare_made_smaller_is_known_by_what_it_was_made_of(tmp_pa
 
 def test_a_larger_data_set_is_known_by_name_and_size(tmp_path, capsys, monkeypatch):
     root = tmp_path / "images"
-    monkeypatch.setattr(learnt_from, "MOST_FILES", 5)
+    monkeypatch.setattr(image_keys, "MOST_FILES", 5)
     monkeypatch.setattr(keys, "_of_file", None)  # nothing is opened
     folder = recorded(tmp_path / "run", files(root, range(10)), root)
     assert "10 images are recorded by their names and sizes" in capsys.readouterr().out
