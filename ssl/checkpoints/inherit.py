@@ -1,15 +1,16 @@
 """Fill settings that the user left unset from the run whose encoder is used."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from ssl.checkpoints import pretrained, restore
+from ssl.checkpoints.source_run import value
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.settings import config
-from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
 from ssl.sources.datasets import EIGHT_BITS
@@ -18,45 +19,43 @@ from ssl.sources.datasets import EIGHT_BITS
 def fill(settings: Any, run: dict) -> None:
     """Fill the unset seed, value range, data set and encoder of a script's `settings` from those of `run`.
 
-    A user who names a data set gets nothing of the run's data set; the same holds for the encoder. A value range that
-    does not fit other files is refused where these are read. Raises `UserError` as `restore.architecture`.
+    Nothing of the run's data set is taken where the user names a data set; the same holds for the encoder. A value
+    range that does not fit other files is refused where these are read. Raises `UserError` as `restore.architecture`.
     """
-    kinds = {f.name: f.type for f in dataclasses.fields(settings)}
-
-    def of_run(name: str):
-        return coerce(run.get(name), kinds[name], f"config.yaml of the run: {name}")
-
-    if settings.seed is None:
-        settings.seed = of_run("seed")
     own_data = settings.dataset is not None or settings.data_dir is not None
-    for name in DATA:
-        if getattr(settings, name) is None and not own_data:
-            setattr(settings, name, of_run(name))
-    if settings.value_range is None and settings.dataset not in EIGHT_BITS:
-        settings.value_range = of_run("value_range")
+    _take(settings, run, ["seed"] if own_data else ["seed", *DATA])
+    if settings.dataset not in EIGHT_BITS:
+        _take(settings, run, ["value_range"])
     settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
         run, settings.encoder, settings.encoder_kwargs, settings.stem
     )
-    if settings.dataset == "shapes" and settings.image_size is None and not own_data:
-        settings.image_size = of_run("image_size")  # the size at which the run drew them
+    if settings.dataset == "shapes" and not own_data:
+        _take(settings, run, ["image_size"])  # the size at which the run drew them
+
+
+def _take(settings: Any, run: dict, names: Iterable[str]) -> None:
+    """Set those settings of `names` that are unset as `run` has them."""
+    kinds = {field.name: field.type for field in dataclasses.fields(settings)}
+    for name in names:
+        if getattr(settings, name) is None:
+            setattr(settings, name, value(run, name, kinds[name]))
 
 
 def take_settings(settings: Any, origin: dict[str, str]) -> None:
-    """`fill` settings and the image size from the run of --init, and note that in `origin`; for finetune.py."""
+    """`fill` settings, and the image size, from the run of --init, and note that in `origin`. For finetune.py."""
     run = pretrained.run_settings(settings.init, settings.method)
     unset = [name for name, value in vars(settings).items() if value is None]
     fill(settings, run)
-    if settings.image_size is None:
-        settings.image_size = coerce(run.get("image_size"), int | None, "the run's image_size")
+    _take(settings, run, ["image_size"])
     filled = [name for name in unset if name in run and getattr(settings, name) is not None]
     config.lay_over(origin, filled, "the run of --init")
 
 
 def normalisation(settings: ImageSettings, source: pretrained.Source | None, data: Images) -> list[str]:
-    """Fill `mean` and `std` of `settings`, and print where they come from. Returns the names of those that `data` gave.
+    """Fill `mean` and `std` of `settings`, and print where they come from: the user, else `source`, else `data`.
 
-    They are what the user set, else what `source` was trained with, else those of `data` (`datasets.normalisation`).
-    Raises `UserError` unless there is one value for each channel.
+    Returns the names of those that `data` gave (`datasets.normalisation`). Raises `UserError` unless there is one value
+    for each channel.
     """
     why, of_data = {}, []
     for name in ("mean", "std"):
@@ -75,8 +74,8 @@ def normalisation(settings: ImageSettings, source: pretrained.Source | None, dat
     return of_data
 
 
-def take_architecture(settings, origin: dict[str, str]) -> None:
-    """Take the encoder's architecture from what --init names, where the command line and --config leave it open."""
+def take_architecture(settings: Any, origin: dict[str, str]) -> None:
+    """Take the encoder's architecture from the run of --init, where command line and --config do not set it."""
     mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
     names = ("encoder", "encoder_kwargs", "stem")
     given = {name: getattr(settings, name) if origin[name] in mine else None for name in names}
@@ -91,7 +90,7 @@ def take_architecture(settings, origin: dict[str, str]) -> None:
         config.lay_over(origin, taken, "the run of --init")
 
 
-def take_weights(settings, encoder: nn.Module) -> pretrained.Source:
+def take_weights(settings: Any, encoder: nn.Module) -> pretrained.Source:
     """Put the weights that --init names into `encoder`; return where they are from."""
     source = pretrained.load_encoder(encoder, settings.init, settings.init_format)
     say(f"init        encoder weights of {source}")

@@ -69,11 +69,9 @@ def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"]
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url if kind == "baseline" else BARLOW_TWINS
     except (ValueError, AttributeError):
         raise UserError(f"encoder: torchvision has no weights of {name!r}; pass a file of weights") from None
-    first_here = (
-        int(os.environ.get("LOCAL_RANK", 0)) == 0
-    )  # the first rank of a machine downloads, the others read its file
+    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     try:
-        if not first_here:
+        if not first_here:  # the first rank of a machine downloads, the others then read its file
             barrier()
         content = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=kind == "baseline", weights_only=True, progress=is_main()
@@ -154,15 +152,11 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     if not any(name.endswith("num_batches_tracked") for name in weights):
         found |= {own: torch.zeros_like(w) for own, w in wanted.items() if own.endswith("num_batches_tracked")}
     known = {WRAPPERS.sub(r"\1", own) for own in wanted}
-    misfits = [
-        f"{own} is {tuple(found[own].shape)}, not {tuple(wanted[own].shape)}"
-        for own in found
-        if found[own].shape != wanted[own].shape
-    ]
+    shapes = {own: (tuple(weight.shape), tuple(wanted[own].shape)) for own, weight in found.items()}
     wrong = {
         "lacks": [own for own in wanted if own not in found],
         "has unknown": [name for name in weights if name not in known],
-        "does not fit:": misfits,
+        "does not fit:": [f"{own} is {has}, not {needs}" for own, (has, needs) in shapes.items() if has != needs],
     }
     if any(wrong.values()):
         listed = "; ".join(f"{what} {some_of(names)}" for what, names in wrong.items() if names)
@@ -177,11 +171,9 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
 
 def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     """The settings that fit the file's weights, if these are a torchvision ResNet's."""
-    theirs, ours = resnet_of(weights), resnet_of(wanted)
-    flags = [f"--{flag} {word}" for flag, word in zip(("encoder", "stem"), theirs) if word]
-    missing = [
-        f"--{flag} {word}" for flag, word, own in zip(("encoder", "stem"), theirs, ours) if word not in ("", own)
-    ]
-    if not missing:
+    pairs = zip(("--encoder", "--stem"), resnet_of(weights), resnet_of(wanted))
+    fitting = [(f"{flag} {theirs}", theirs != ours) for flag, theirs, ours in pairs if theirs]
+    other = [words for words, differs in fitting if differs]
+    if not other:
         return "Check --encoder, --stem and --encoder_kwargs"
-    return f"By its shapes it fits {' '.join(flags)}; pass {' '.join(missing)}"
+    return f"By its shapes it fits {' '.join(words for words, _ in fitting)}; pass {' '.join(other)}"

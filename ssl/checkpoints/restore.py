@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ssl.checkpoints import layouts, pretrained, torch_file
+from ssl.checkpoints.source_run import value
 from ssl.encoders import build_encoder, is_known, stem_for
 from ssl.errors import UserError
-from ssl.settings.kinds import coerce
 
 
 def architecture(
@@ -17,18 +16,17 @@ def architecture(
 ) -> tuple[str | None, dict | None, str | None]:
     """(encoder, encoder_kwargs, stem): as given; without an encoder, those of `run` (`pretrained.run_settings`).
 
-    An unset stem is the run's, too, if the given encoder is the run's. Raises `UserError` where the run names a class
-    whose import would run unknown code.
+    An unset stem is also the run's, if the encoder is the run's. Raises `UserError` where the run names a class whose
+    import would run unknown code.
     """
-    own = encoder is not None
-    if not own:
-        encoder = _of_run(run, "encoder", str | None)
-        encoder_kwargs = encoder_kwargs or _of_run(run, "encoder_kwargs", dict | None)
+    if encoder is None:
+        encoder = value(run, "encoder", str)
+        encoder_kwargs = encoder_kwargs or value(run, "encoder_kwargs", dict)
         require_known(encoder, encoder_kwargs)
     if stem in (None, "auto") and encoder == run.get("encoder"):
-        stem = _of_run(run, "stem", str | None) or stem
-    size = _of_run(run, "image_size", int | None)
-    if stem == "auto" and size is not None:  # as in the run, whatever the size is now
+        stem = value(run, "stem", str) or stem
+    size = value(run, "image_size", int)
+    if stem == "auto" and size is not None:  # by the size in the run, whatever it is now
         stem = stem_for(size)
     return encoder, encoder_kwargs, stem
 
@@ -62,7 +60,7 @@ def restore(
     _, weights, _ = layouts.recognise(content, path, init_format)
     about = {
         "name": encoder or "resnet50",
-        "image_size": image_size or _of_run(run, "image_size", int | None) or 224,
+        "image_size": image_size or value(run, "image_size", int) or 224,
         "stem": stem or "imagenet",
         "kwargs": encoder_kwargs,
         "channels": 3,
@@ -72,7 +70,3 @@ def restore(
     if about["channels"] != 3:
         network, _ = build_encoder(**about)
     return network.eval(), pretrained.load_encoder(network, path, init_format), about
-
-
-def _of_run(run: dict, name: str, kind: Any) -> Any:
-    return coerce(run.get(name), kind, f"config.yaml of the run: {name}")

@@ -1,6 +1,7 @@
 """Read the settings, mean and std of the run that wrote a file of weights."""
 
 from pathlib import Path
+from typing import Any
 
 from ssl.checkpoints import run_reader, safetensors
 from ssl.settings import config
@@ -15,6 +16,11 @@ def settings_of(path: Path, content: object = None) -> dict:
         return config.read_yaml(saved)
     own = content.get("settings") if isinstance(content, dict) and "model" in content else None
     return own if isinstance(own, dict) and "encoder" in own else {}
+
+
+def value(run: dict, name: str, kind: Any) -> Any:
+    """Setting `name` of a run, of type `kind`; None where it is unset. Raises `UserError` for another type."""
+    return coerce(run.get(name), kind | None, f"config.yaml of the run: {name}")
 
 
 def normalisation(path: Path, content: object) -> list[list[float] | None]:

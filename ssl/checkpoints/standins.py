@@ -107,15 +107,8 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BINPERSID[0]] = load_binpersid
-    for _name in (
-        "INST",
-        "OBJ",
-        "EXT1",
-        "EXT2",
-        "EXT4",
-        "PERSID",
-    ):  # not used by torch.save
-        del dispatch[getattr(pickle, _name)[0]]
+    for _opcode in (pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID):
+        del dispatch[_opcode[0]]  # torch.save does not use it
 
 
 def read(path: Path) -> tuple[object, list[str]]:
