@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ssl import distributed, failures, files
 from ssl.augment import View
+from ssl.batch_norm import synchronise
 from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
@@ -45,7 +46,7 @@ from ssl.training import best_model, early_stopping, introduce, trainable
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
-from ssl.training.forward import rehearse
+from ssl.training.forward import compiled, rehearse
 from ssl.training.precision import autocast, choose_precision, name_of
 from ssl.training.start import patience, start
 from ssl.training.stopping import StopRequests
@@ -137,12 +138,10 @@ def main() -> None:
     if not settings.freeze:
         trainable.require(model.encoder, settings.image_size, all_train.channels)
     if settings.sync_bn:
-        model = distributed.synchronise(model, device)
+        model = synchronise(model)
     model = model.to(device, memory_format=torch.channels_last)
     loaded = run_folder.copied(model.encoder.state_dict())
-    net = distributed.parallel(model, device)
-    if settings.compile:
-        net = torch.compile(net)
+    net = distributed.parallel(compiled(model) if settings.compile else model, device)
 
     # What the run folder holds: a checkpoint to continue from, if there is one
     identity = {

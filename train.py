@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ssl import distributed, failures, optim
 from ssl.augment import View
+from ssl.batch_norm import synchronise
 from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
@@ -46,7 +47,7 @@ from ssl.training import introduce, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
-from ssl.training.forward import Embed, blank_batch, rehearse, targets, try_step
+from ssl.training.forward import Embed, blank_batch, compiled, rehearse, targets, try_step
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.health import Health
 from ssl.training.judging import Judge
@@ -186,7 +187,7 @@ def main() -> None:
     of_data = inherit.normalisation(settings, source, data)
     statistics = settings.mean, settings.std
     if settings.sync_bn:
-        model = distributed.synchronise(model, device)
+        model = synchronise(model)
     model = model.to(device, memory_format=torch.channels_last).train()
     criterion = make_criterion(settings)
     scale = lr_scale(settings, order.global_batch)
@@ -222,9 +223,7 @@ def main() -> None:
     health = Health(settings.health_every, total, warmup, model.encoder, criterion, optimizer)
     known = before["bad_images"] if before else {}
     bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction, known)
-    net = distributed.parallel(model, device)
-    if settings.compile:
-        net = torch.compile(net)
+    net = distributed.parallel(compiled(model) if settings.compile else model, device)
     embed = Embed(net, views, statistics, device, dtype)
     shape = data.channels, settings.image_size, settings.image_size
     try_batch = partial(try_step, model, embed, optimizer, shape)

@@ -6,7 +6,7 @@ A projection, not a measurement: a step on W GPUs is the step of one plus the ti
 assumed bandwidth and delay. Input is assumed to keep up, as the measurement with real JPEGs says it does or not.
 Two bounds: the gradients' all-reduce hidden behind backward as far as backward goes, and not hidden at all. What
 the loss sends is counted by running it on W pretended ranks; gradients are 4 bytes a parameter; batch norm sends
-2C + 1 numbers a layer and view forward, 2C back (nn.SyncBatchNorm). Beside it the paper's time: 1000 epochs
+2C + 1 numbers a layer and view forward, 2C back. Beside it the paper's time: 1000 epochs
 of ImageNet at batch 2048 in about 124 hours on 32 V100.
 """
 
@@ -41,9 +41,6 @@ LINKS = {
     "one machine": dict(bandwidth=300e9, delay=20e-6),  # NVLink and NVSwitch, 450e9 in one direction on paper
     "between machines": dict(bandwidth=40e9, delay=40e-6),  # 400 Gb/s a GPU, 50e9 on paper
 }
-# nn.SyncBatchNorm has the host wait for the GPU once a layer and view; until the next kernel has been launched
-# the GPU stands still for about so many seconds.
-STANDSTILL = 50e-6
 # (GPUs, how they are connected, batch per GPU): the published global batch, 2048
 PLANS = [(8, "one machine", 256), (32, "between machines", 64)]
 
@@ -78,7 +75,7 @@ def project(model: nn.Module, plan: tuple[int, str, int], row: dict, dimensions:
     loss = loss_messages(world, batch, dimensions, torch.bfloat16)
     norms = norm_messages(model, world)
     gradients = 2 * (world - 1) / world * 4 * sum(p.numel() for p in model.parameters())
-    at_once = sum(loss + norms) / speed["bandwidth"] + len(loss + norms) * speed["delay"] + len(norms) / 2 * STANDSTILL
+    at_once = sum(loss + norms) / speed["bandwidth"] + len(loss + norms) * speed["delay"]
     later = gradients / speed["bandwidth"] + speed["delay"]
     alone = batch / row["samples_per_second"]
     hidden = min(later, row["shares"]["backward"] * alone)
@@ -143,7 +140,6 @@ def show(results: dict) -> str:
         f"{name}: {speed['bandwidth'] / 1e9:.0f} GB/s a GPU, {1e6 * speed['delay']:.0f} µs a message"
         for name, speed in LINKS.items()
     )
-    links += f"; {1e6 * STANDSTILL:.0f} µs of standstill a batch norm"
     real = results["of_synthetic"]
     return (
         f"{table(rows)}\nassumed, not measured: {links}; input keeps up"
@@ -172,7 +168,6 @@ def main() -> None:
         images=IMAGES,
         epochs=EPOCHS,
         links=LINKS,
-        standstill=STANDSTILL,
         paper_hours=PAPER_HOURS,
         of_synthetic=measured.get("of_synthetic"),
         rows=[project(model, plan, measured_at(measured, plan[2]), dimensions) for plan in PLANS],

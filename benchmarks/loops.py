@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import train
 from ssl import distributed
 from ssl.augment import View
+from ssl.batch_norm import synchronise
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import training_batches
@@ -22,7 +23,7 @@ from ssl.data.order import Order
 from ssl.distributed import world_size
 from ssl.schedules import set_lr
 from ssl.sources import datasets
-from ssl.training.forward import Embed, targets
+from ssl.training.forward import Embed, compiled, targets
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.precision import choose_precision
 
@@ -57,15 +58,14 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     torch.manual_seed(settings.seed)
     model = train.Model(settings, data.channels)
     if settings.sync_bn:
-        model = distributed.synchronise(model, device)
+        model = synchronise(model)
     model = model.to(device, memory_format=torch.channels_last)
     criterion = train.make_criterion(settings)
     optimizer = train.make_optimizer(settings, model, train.lr_scale(settings, order.global_batch))
     dtype = choose_precision(settings.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     guard = Guard(model, optimizer)
-    parallel = distributed.parallel(model, device)
-    net = torch.compile(parallel) if settings.compile else parallel
+    net = distributed.parallel(compiled(model) if settings.compile else model, device)
     embed = Embed(net, views, statistics, device, dtype)
 
     def batches(start: int, stop: int) -> Iterator:
@@ -93,7 +93,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
         lap("optimizer")
         return loss.detach()
 
-    return Loop(model, optimizer, batches, prepare, step, getattr(parallel, "no_sync", contextlib.nullcontext))
+    return Loop(model, optimizer, batches, prepare, step, getattr(net, "no_sync", contextlib.nullcontext))
 
 
 class PublishedFiles(Dataset):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl import distributed
+from ssl.batch_norm import synchronise
 from ssl.data.order import hash32
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError
@@ -53,7 +54,7 @@ def _train(model, train, val, resume: bool, device: torch.device) -> None:
     model.steps_per_epoch = source.steps_per_epoch
     total = optimization.total_steps(model)
 
-    model.net = distributed.synchronise(model.net, device).to(device)
+    model.net = synchronise(model.net).to(device)
     before = optimization.state(model) if resume else None
     model.configure_optimizers()
     scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(model.precision, device) == torch.float16)

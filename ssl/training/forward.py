@@ -1,6 +1,7 @@
 """From views to embeddings and to the loss; and passes that change nothing: the first ones, and a try of memory."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -45,6 +46,18 @@ class Embed:
     def outputs(self, x: list[Tensor], net: nn.Module | None = None) -> tuple[Tensor, ...]:
         with autocast(self.dtype, self.device):
             return (net or self.net)(*x)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """`model` whose parts (encoder, projector or head) are one compiled graph each, which all views share.
+
+    It has the same weights. `model` itself is not compiled: it also judges, and looks for what is not finite. Compile
+    first, then wrap in DDP.
+    """
+    torch._dynamo.config.optimize_ddp = False  # it would split the graphs again
+    net = copy.copy(model)
+    net._modules = {name: torch.compile(part) for name, part in model.named_children()}
+    return net
 
 
 def targets(criterion: nn.Module, batches: list[Batch]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""On W processes every loss, batch norm and training step equals that of one process with the whole batch."""
+"""On W processes every loss and training step equals that of one process with the whole batch."""
 
 import copy
 import re
@@ -9,7 +9,8 @@ from spawn import on_ranks
 from torch import nn
 
 import train
-from ssl.distributed import SyncBatchNorm, gather_rows, parallel, rank, synchronise, world_size
+from ssl.batch_norm import synchronise
+from ssl.distributed import gather_rows, parallel, rank, world_size
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.heads import projector
 from ssl.losses import barlow_twins, info_nce, sup_con
@@ -37,14 +38,6 @@ UNCHECKED = {
     "info_nce": lambda z1, z2, labels: info_nce(z1, z2, 0.2, block=3, check=False),
     "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels, 0.2, 0.07, block=5, check=False),
 }
-NORMS = {
-    "2d": (lambda kind: kind(6, momentum=0.3), (6, 5, 3)),
-    "1d": (lambda kind: kind(6), (6,)),
-    "cumulative": (lambda kind: kind(6, momentum=None), (6,)),
-    "cumulative float64": (lambda kind: kind(6, momentum=None).double(), (6,)),
-    "no affine": (lambda kind: kind(6, affine=False), (6,)),
-    "no running": (lambda kind: kind(6, track_running_stats=False), (6, 5, 3)),
-}
 
 
 def random(*shape, seed):
@@ -71,28 +64,6 @@ def do_loss(name, shards, losses=LOSSES):
     loss, *parts = losses[name](z1, z2, my_rows(LABELS, shards))
     (3 * loss).backward()
     return dict(values=torch.stack([loss.detach(), *parts]), g1=z1.grad, g2=z2.grad)
-
-
-def do_norm(name, shards):
-    """Two training passes and one in eval mode; on one process with PyTorch's own batch norm."""
-    build, shape = NORMS[name]
-    own = nn.BatchNorm2d if len(shape) > 1 else nn.BatchNorm1d
-    norm = build(own if world_size() == 1 else SyncBatchNorm)
-    if norm.affine:
-        with torch.no_grad():
-            norm.weight.copy_(random(6, seed=4))
-            norm.bias.copy_(random(6, seed=5))
-    out, dtype = {}, torch.float64 if "float64" in name else torch.float32
-    for step in range(2):
-        x = my_rows(5 + 2 * random(N, *shape, seed=step), shards).to(dtype, copy=True).requires_grad_()
-        y = norm(x)
-        (y * my_rows(random(N, *shape, seed=9), shards)).sum().backward()
-        out |= {f"output {step}": y.detach(), f"gradient {step}": x.grad}
-    out["parameters"] = [p.grad for p in norm.parameters()]
-    out["buffers"] = list(norm.state_dict().values())
-    if norm.track_running_stats:
-        out["output eval"] = norm.eval()(my_rows(random(N, *shape, seed=7), shards).to(dtype)).detach()
-    return out
 
 
 def do_mistake(name):
@@ -142,7 +113,7 @@ def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
     by chance of machine and seed.
     """
     torch.manual_seed(2)
-    model = synchronise(Twins(encoder_name).to(dtype), torch.device("cpu"))
+    model = synchronise(Twins(encoder_name).to(dtype))
     start = copy.deepcopy(model.state_dict())
     rough = dtype == torch.float32
     lr = 0.02 if optimizer_name == "LAMB" else 0.5 if rough else 2.0
@@ -176,22 +147,13 @@ TRAININGS = [
 MISTAKES = ["nan", "shapes", "width", "labels", "type", "gradient"]
 
 
-def do_conversion():
-    """A frozen float64 batch norm, converted: (type, does it learn, is it the same tensor)."""
-    norm = nn.BatchNorm1d(6).double().requires_grad_(False)
-    synced = synchronise(norm, torch.device("cpu"))
-    return str(synced.weight.dtype), synced.weight.requires_grad, synced.weight is norm.weight, type(synced).__name__
-
-
 def do_everything():
     counted = my_rows(torch.arange(N), "uneven")[:, None]
     return {
-        "conversion": do_conversion(),
         "rows": gather_rows(counted, SHARDS["uneven"][world_size()]),
         **{("loss", name, shards): do_loss(name, shards) for name in LOSSES for shards in SHARDS},
         **{("unchecked", name): do_loss(name, "even", UNCHECKED) for name in UNCHECKED},
         **{("mistake", name): do_mistake(name) for name in MISTAKES if world_size() > 1},
-        **{("norm", name, shards): do_norm(name, shards) for name in NORMS for shards in SHARDS},
         **{("training", *case): do_training(*case) for case in TRAININGS},
     }
 
@@ -262,21 +224,6 @@ def test_labels_of_the_wrong_length_on_one_rank_are_raised_on_all(results, world
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("shards", SHARDS)
-@pytest.mark.parametrize("name", NORMS)
-def test_sync_batch_norm_is_batch_norm_of_the_whole_batch(results, name, shards, world):
-    key = ("norm", name, shards)
-    one, many = results[1][0][key], [result[key] for result in results[world]]
-    for part in [part for part in one if part.startswith(("output", "gradient"))]:
-        close(whole(many, part), one[part], 1e-5)
-    for i, expected in enumerate(one["parameters"]):
-        close(sum(result["parameters"][i] for result in many), expected, 1e-5)
-    for result in many:
-        for got, expected in zip(result["buffers"], one["buffers"], strict=True):
-            close(got, expected, 1e-5)
-
-
-@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("case", TRAININGS, ids=lambda case: " ".join(map(str, case)))
 def test_training_ends_in_the_parameters_of_one_process(results, case, world):
     key = ("training", *case)
@@ -289,8 +236,3 @@ def test_training_ends_in_the_parameters_of_one_process(results, case, world):
     for name, start in one["start"].items():
         if start.ndim > 1:  # or agreement would say nothing
             assert (one["end"][name] - start).norm() > 0.005 * start.norm(), name
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_converted_batch_norm_keeps_its_very_parameters(results, world):
-    assert results[world][0]["conversion"] == ("torch.float64", False, True, "SyncBatchNorm")

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl import distributed, failures, optim
 from ssl.augment import View
+from ssl.batch_norm import synchronise
 from ssl.heads import projector
 from ssl.training.forward import Embed, blank_batch, try_step
 
@@ -31,7 +32,7 @@ def explain_on_one_rank() -> dict:
     """On rank 0 the words of an error; on rank 1 whether its all-reduce had ended before; on both its sum."""
     device, group = torch.device("cpu"), dist.distributed_c10d._get_default_store()
     torch.manual_seed(0)
-    model = distributed.synchronise(Hungry(), device)
+    model = synchronise(Hungry())
     optimizer = optim.build("lars", optim.parameter_groups(model, 0.1, 0.1, 0.0, 0.0), 0.1)
     before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
     embed = Embed(distributed.parallel(model, device), [View(size=8)] * 2, ([0.0] * 3, [1.0] * 3), device, None)

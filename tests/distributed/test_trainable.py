@@ -8,6 +8,7 @@ from spawn import on_ranks
 from torch import nn
 
 from ssl import distributed
+from ssl.batch_norm import synchronise
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 from ssl.training import trainable
@@ -39,7 +40,7 @@ def steps(checked: bool = True) -> torch.Tensor:
     net, images = Spare(), torch.randn(3, 8, 3, 16, 16)
     if checked:
         trainable.require(net, 16)
-    net = distributed.synchronise(net, torch.device("cpu"))
+    net = synchronise(net)
     runner = distributed.parallel(net, torch.device("cpu"))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.1)
     for batch in images:

@@ -1,0 +1,158 @@
+"""Synchronised batch norm on W processes is PyTorch's batch norm of the whole batch, from sums and by a GPU's kernels.
+
+The kernels here are those of `kernels.py`, on the CPU.
+"""
+
+import kernels  # noqa: F401
+import pytest
+import torch
+from spawn import on_ranks
+from torch import nn
+
+from ssl.batch_norm import SyncBatchNorm, synchronise
+from ssl.distributed import rank, world_size
+
+WORLDS = [2, 3, 4]
+N = 16
+SHARDS = {  # rows on each rank, by world size
+    "even": {1: [16], 2: [8, 8], 3: [6, 5, 5], 4: [4, 4, 4, 4]},
+    "uneven": {1: [16], 2: [11, 5], 3: [2, 13, 1], 4: [3, 1, 7, 5]},
+    "empty": {1: [16], 2: [0, 16], 3: [0, 0, 16], 4: [6, 0, 9, 1]},
+}
+CUMULATIVE = ["cumulative", "cumulative float64"]  # the kernels do not know them
+NORMS = {
+    "2d": (lambda kind: kind(6, momentum=0.3), (6, 5, 3)),
+    "channels last": (lambda kind: kind(6), (6, 5, 3)),
+    "3d": (lambda kind: kind(6), (6, 2, 5, 3)),
+    "1d": (lambda kind: kind(6), (6,)),
+    "cumulative": (lambda kind: kind(6, momentum=None), (6,)),
+    "cumulative float64": (lambda kind: kind(6, momentum=None).double(), (6,)),
+    "float64": (lambda kind: kind(6).double(), (6, 5, 3)),
+    "bfloat16": (lambda kind: kind(6), (6, 5, 3)),
+    "float16": (lambda kind: kind(6), (6, 5, 3)),
+    "no affine": (lambda kind: kind(6, affine=False), (6,)),
+    "no running": (lambda kind: kind(6, track_running_stats=False), (6, 5, 3)),
+}
+
+
+class ByKernels(SyncBatchNorm):
+    """On the CPU, too, what is computed on a GPU."""
+
+    _by_sums = SyncBatchNorm._by_kernels
+
+
+KINDS = {"sums": SyncBatchNorm, "kernels": ByKernels}
+CASES = [(kind, name) for kind in KINDS for name in NORMS if kind == "sums" or name not in CUMULATIVE]
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def my_rows(x, shards):
+    """This rank's share of the whole batch `x`."""
+    return x.split(SHARDS[shards][world_size()])[rank()]
+
+
+# What every process does ------------------------------------------------------
+
+
+def do_norm(kind, name, shards):
+    """Two training passes and one in eval mode; on one process with PyTorch's own batch norm."""
+    build, shape = NORMS[name]
+    norm = build({1: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}[len(shape)] if world_size() == 1 else kind)
+    if norm.affine:
+        with torch.no_grad():
+            norm.weight.copy_(random(6, seed=4))
+            norm.bias.copy_(random(6, seed=5))
+    dtype = getattr(torch, name.split()[-1], torch.float32)
+    out, form = {}, torch.channels_last if name == "channels last" else torch.contiguous_format
+    for step in range(2):
+        x = my_rows(5 + 2 * random(N, *shape, seed=step), shards).to(dtype, copy=True, memory_format=form)
+        y = norm(x.requires_grad_())
+        (y * my_rows(random(N, *shape, seed=9), shards)).sum().backward()
+        assert y.dtype == x.grad.dtype == dtype and y.stride() == x.stride()
+        out |= {f"output {step}": y.detach(), f"gradient {step}": x.grad}
+    out["parameters"] = [p.grad for p in norm.parameters()]
+    out["buffers"] = list(norm.state_dict().values())
+    if norm.track_running_stats:
+        out["output eval"] = norm.eval()(my_rows(random(N, *shape, seed=7), shards).to(dtype)).detach()
+    return out
+
+
+def do_conversion():
+    """A frozen float64 batch norm, converted: (type, does it learn, is it the same tensor)."""
+    norm = nn.BatchNorm1d(6).double().requires_grad_(False)
+    synced = synchronise(norm)
+    return str(synced.weight.dtype), synced.weight.requires_grad, synced.weight is norm.weight, type(synced).__name__
+
+
+def do_compiled(kind):
+    """A small network, eager and as one graph, on two views: what it gives, all gradients, its buffers."""
+    found, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), kind(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 6), kind(6))
+        run = torch.compile(net, backend=backend, fullgraph=True) if compiled else net
+        views = [my_rows(random(N, 3, 5, 5, seed=seed), "even") for seed in (1, 2)]
+        z = [run(x) for x in views]
+        (z[0] * z[1] ** 2).sum().backward()
+        found.append([*(view.detach() for view in z), *(p.grad for p in net.parameters()), *net.buffers()])
+    torch._dynamo.reset()
+    return {"eager": found[0], "compiled": found[1], "graphs": len(graphs)}
+
+
+def do_everything():
+    return {
+        "conversion": do_conversion(),
+        **{("compiled", kind): do_compiled(KINDS[kind]) for kind in KINDS if world_size() == 2},
+        **{(kind, name, shards): do_norm(KINDS[kind], name, shards) for kind, name in CASES for shards in SHARDS},
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return {1: [do_everything()]} | on_ranks(do_everything, WORLDS, tmp_path_factory.mktemp("ranks"))
+
+
+# What must agree --------------------------------------------------------------
+
+
+def close(got, expected, rtol):
+    """Relative to the size of the whole tensor."""
+    error, scale = (got.double() - expected.double()).norm(), expected.double().norm()
+    assert error <= rtol * scale, f"relative error {error / scale:.1e} > {rtol:.0e}"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_sync_batch_norm_is_batch_norm_of_the_whole_batch(results, kind, name, shards, world):
+    one, many = results[1][0][kind, name, shards], [result[kind, name, shards] for result in results[world]]
+    rounding = {"bfloat16": 1e-2, "float16": 1e-3}.get(name, 1e-5)  # of what is given; statistics are float32
+    for part in [part for part in one if part.startswith(("output", "gradient"))]:
+        close(torch.cat([result[part] for result in many]), one[part], rounding)
+    for i, expected in enumerate(one["parameters"]):
+        close(sum(result["parameters"][i] for result in many), expected, rounding)
+    for result in many:
+        for got, expected in zip(result["buffers"], one["buffers"], strict=True):
+            close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_converted_batch_norm_keeps_its_very_parameters(results, world):
+    assert results[world][0]["conversion"] == ("torch.float64", False, True, "SyncBatchNorm")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_it_is_one_graph_for_both_views_and_gives_the_same(results, kind):
+    for result in results[2]:
+        found = result["compiled", kind]
+        assert found["graphs"] == 1
+        for got, expected in zip(found["compiled"], found["eager"], strict=True):
+            torch.testing.assert_close(got, expected)
