@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import sys
 import warnings
 from collections import Counter
 from functools import partial
@@ -27,14 +26,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl import files
 from ssl.console import argument_parser, say
 from ssl.data.cores import core_share
 from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
 from ssl.data.listing import list_images, no_images
+from ssl.data.made_folder import in_workers, open_made, run, write
 from ssl.data.masks import label, read_codes, read_mask
-from ssl.data.prepare import in_workers, write
-from ssl.errors import UserError, one_line_errors
+from ssl.errors import UserError
 
 WHITE = 220  # a pixel is white if its darkest channel is at least this
 DROPPED = ("exclude", "whitespace")  # classes that are left out if --drop is not set, in any case of letters
@@ -186,7 +184,7 @@ def is_white(pixels: np.ndarray, most: float) -> bool:
 
 
 def _attempt(target: Path, classes: list[str], cut: dict, pair: tuple[Path, Path | None]) -> UserError | None:
-    """Cut a slide, in a worker. The error that ends the run is returned, as in prepare._attempt."""
+    """Cut a slide, in a worker. The error that ends the run is returned, as `in_workers` asks."""
     try:
         _cut(target, classes, cut, *pair)
     except UserError as error:
@@ -233,23 +231,14 @@ def _cut(target: Path, classes: list[str], cut: dict, slide: Path, mask: Path | 
 
 def _open_target(target: Path, cut: dict) -> None:
     """Make the folders of `target`. Raises `UserError` if something in it was not made by this command."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"OUT: {target} is a file; expected a new folder, or one of an earlier run")
-    settings = json.dumps({key: value for key, value in cut.items() if value not in ({}, [""])})
-    made_with = target / ".patches" / "settings.json"
-    if made_with.exists():
-        if made_with.read_text("utf-8", errors="replace") != settings:
-            raise UserError(
-                f"OUT: {target} was made with other settings (see {made_with}); give those, or another folder"
-            )
-    elif target.exists() and any(target.iterdir()):
-        raise UserError(f"OUT: {target} is not empty and was not made by this command; give a new or an empty folder")
-    for folder in (target / name for name in (".patches", *cut["kept"])):
+    folders = [target / name for name in (".patches", *cut["kept"])]
+    for folder in folders:
         if folder.is_symlink():
             raise UserError(f"OUT: {folder} is a link and leads elsewhere; remove it")
-        folder.mkdir(parents=True, exist_ok=True)
-    files.remove_abandoned(target.rglob(files.PARTIAL + "*"))
-    write(made_with, settings.encode())
+    settings = {key: value for key, value in cut.items() if value not in ({}, [""])}
+    open_made("OUT", target, target / ".patches" / "settings.json", settings)
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
 
 
 def _record(target: Path, slide: Path) -> Path:
@@ -292,14 +281,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of the class, at least (default 0.3)")
     parser.add_argument("--white", type=float, default=0.9, help="share of white pixels, at most (default 0.9); 1: any")
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores this one may use)")
-    try:
-        with one_line_errors("patches"):
-            patches(**vars(parser.parse_args()))
-        return
-    except KeyboardInterrupt:
-        pass  # after this block nothing refers to the DataLoader, so it ends its workers
-    print("interrupted; the same command goes on", file=sys.stderr)
-    sys.exit(130)
+    run("patches", partial(patches, **vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

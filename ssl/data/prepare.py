@@ -13,7 +13,6 @@ Exit status: 0 all is well, 1 some images are bad, 2 an error, 130 interrupted.
 
 import io
 import json
-import os
 import stat
 import sys
 from functools import partial
@@ -22,16 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from ssl import files
-from ssl.console import Progress, argument_parser, say
+from ssl.console import argument_parser, say
 from ssl.data import keys
 from ssl.data.cores import core_share
-from ssl.data.decode import decode, reduction_to, stored
+from ssl.data.decode import reduction_to, stored
 from ssl.data.listing import list_images, no_images
-from ssl.errors import UserError, one_line_errors
-from ssl.files import PARTIAL
+from ssl.data.made_folder import in_workers, open_made, run, write
+from ssl.errors import UserError
 
 DEEP = ("PNG", "TIFF", "PPM")  # formats with 16 bits
 
@@ -98,21 +95,7 @@ def _record_sources(source: Path, target: Path, names: list[Path]) -> None:
 
 def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) -> None:
     """Make the folders of `target`. Raises `UserError` if something in it was not made by this command."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"DST: {target} is a file; expected a new folder, or one that prepare made")
-    target.mkdir(parents=True, exist_ok=True)
-    made_with = target / "prepare.json"
-    if made_with.exists():
-        found = made_with.read_text("utf-8", errors="replace").strip()
-        if found != json.dumps(settings):
-            raise UserError(
-                f"DST: {target} was made with other settings, {found[:100]}, not {json.dumps(settings)}; "
-                "give those, or another folder"
-            )
-    elif any(not entry.name.startswith(".") for entry in target.iterdir()):
-        raise UserError(f"DST: {target} is not empty, and prepare did not make it; give a new or an empty folder")
-    else:
-        write(made_with, json.dumps(settings).encode() + b"\n")
+    open_made("DST", target, target / "prepare.json", settings)
     surplus = sorted(set(list_images(target)) - set(names))
     if surplus:
         raise UserError(
@@ -125,7 +108,6 @@ def _open_target(source: Path, target: Path, settings: dict, names: list[Path]) 
         if (target / folder).resolve() != target / folder:  # before mkdir, which would follow the link
             raise UserError(f"DST: {target / folder} is a link, or below one, and leads elsewhere; remove it")
         (target / folder).mkdir(parents=True, exist_ok=True)
-    files.remove_abandoned(target.rglob(PARTIAL + "*"))
 
 
 def _is_done(source: Path, target: Path) -> bool:
@@ -136,26 +118,6 @@ def _is_done(source: Path, target: Path) -> bool:
         return False
     same_time = abs(made.st_mtime_ns - original.st_mtime_ns) <= 10_000_000  # some file systems round to 0.01 s
     return stat.S_ISREG(made.st_mode) and made.st_size > 0 and same_time
-
-
-def in_workers(names: list[Path], attempt, workers: int, total: int) -> dict[Path, str]:
-    """Call `attempt` for every name, in `workers` processes; return {bad name: reason}."""
-    bad, start = {}, total - len(names)
-    progress = Progress(total, start, "image")
-    # A DataLoader notices a worker that was killed, and its workers end when the parent was killed.
-    outcomes = DataLoader(names, batch_size=None, num_workers=min(workers, len(names)), collate_fn=attempt)
-    try:
-        for done, (name, outcome) in enumerate(zip(names, outcomes), start + 1):
-            if isinstance(outcome, UserError):
-                raise outcome
-            if outcome is not None:
-                bad[name] = outcome
-            progress.update(done, f"{len(bad)} bad" if bad else "")
-    except RuntimeError as error:
-        raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
-    finally:
-        progress.close()
-    return bad
 
 
 def _attempt(source: Path, target: Path, short_side: int, quality: int, name: Path) -> str | UserError | None:
@@ -214,16 +176,6 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
     return file.getvalue(), height, width
 
 
-def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
-    """Write the whole file or nothing. With `shape`, it must read back as an image of that shape."""
-    with files.replacing(path) as partial:
-        partial.write_bytes(content)
-        if shape and decode(partial).shape != shape:
-            raise OSError("it reads back as another image; is the disk sound?")
-        if time_stamp is not None:
-            os.utime(partial, ns=(time_stamp, time_stamp))
-
-
 def main() -> None:
     parser = argument_parser("ssl.data.prepare", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="folder of images, however nested")
@@ -231,14 +183,7 @@ def main() -> None:
     parser.add_argument("--short_side", type=int, default=256, metavar="N", help="pixels; never enlarged (default 256)")
     parser.add_argument("--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default 95)")
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores this one may use)")
-    try:
-        with one_line_errors("prepare"):
-            status = 1 if prepare(**vars(parser.parse_args())) else 0
-    except KeyboardInterrupt:
-        status = 130  # after this block nothing refers to the DataLoader, so it ends its workers
-    if status == 130:
-        print("interrupted; the same command makes what is missing", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(1 if run("prepare", partial(prepare, **vars(parser.parse_args()))) else 0)
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ def prepared(root: Path, **options):
         (lambda root: (root / "dst").symlink_to(root / "src"), {}, "DST: .* are the same folder"),
         (lambda root: (root / "dst").symlink_to(root / "src" / "train"), {}, "DST: .* one is in the other"),
         (lambda root: (root / "dst").symlink_to(root), {}, "DST: .* one is in the other"),
-        (lambda root: picture(root / "dst" / "mine.jpg"), {}, "DST: .* not empty, and prepare did not make it"),
+        (lambda root: picture(root / "dst" / "mine.jpg"), {}, "DST: .* not empty, and this command did not make it"),
         (lambda root: (prepared(root), picture(root / "dst" / "x" / "9.jpg")), {}, "1 images that are not in .*x/9.jpg"),
         (lambda root: prepared(root, short_side=65), {}, 'other settings, .*"short_side": 65, .*"short_side": 64'),
         (lambda root: prepared(root, quality=94), {}, 'other settings, .*"quality": 94'),

@@ -1,0 +1,84 @@
+"""A folder that a command fills with files, in several processes. The same command again makes what is missing."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from ssl import files
+from ssl.console import Progress
+from ssl.data.decode import decode
+from ssl.errors import UserError, one_line_errors
+
+
+def open_made(argument: str, target: Path, made_with: Path, settings: dict) -> None:
+    """Make the folder `target`, with `settings` in its file `made_with`, and remove what a killed run left in it.
+
+    Raises `UserError`, which begins with `argument`, if something in it was not made with these settings.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{argument}: {target} is a file; expected a new folder, or one that this command made")
+    words = json.dumps(settings)
+    if made_with.exists():
+        found = made_with.read_text("utf-8", errors="replace").strip()
+        if found != words:
+            raise UserError(
+                f"{argument}: {target} was made with other settings, {found[:100]}, not {words[:100]}; give those "
+                f"(see {made_with}), or another folder"
+            )
+    elif target.exists() and any(not entry.name.startswith(".") for entry in target.iterdir()):
+        raise UserError(
+            f"{argument}: {target} is not empty, and this command did not make it; give a new or an empty folder"
+        )
+    else:
+        made_with.parent.mkdir(parents=True, exist_ok=True)
+        write(made_with, words.encode() + b"\n")
+    files.remove_abandoned(target.rglob(files.PARTIAL + "*"))
+
+
+def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict:
+    """Call `attempt` for every task, in `workers` processes; return {task: reason} of those that have one.
+
+    `attempt` returns why the task cannot be done, or the `UserError` that ends the command, or None. `total` counts the
+    tasks that were done before, too. Raises `UserError`, also if a worker is killed.
+    """
+    bad, start = {}, total - len(tasks)
+    progress = Progress(total, start, "image")
+    # A DataLoader notices a worker that was killed, and its workers end when the parent was killed.
+    outcomes = DataLoader(tasks, batch_size=None, num_workers=min(workers, len(tasks)), collate_fn=attempt)
+    try:
+        for done, (task, outcome) in enumerate(zip(tasks, outcomes), start + 1):
+            if isinstance(outcome, UserError):
+                raise outcome
+            if outcome is not None:
+                bad[task] = outcome
+            progress.update(done, f"{len(bad)} bad" if bad else "")
+    except RuntimeError as error:
+        raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
+    finally:
+        progress.close()
+    return bad
+
+
+def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:
+    """Write the whole file or nothing. With `shape`, it must read back as an image of that shape."""
+    with files.replacing(path) as partial:
+        partial.write_bytes(content)
+        if shape and decode(partial).shape != shape:
+            raise OSError("it reads back as another image; is the disk sound?")
+        if time_stamp is not None:
+            os.utime(partial, ns=(time_stamp, time_stamp))
+
+
+def run(command: str, work: Callable):
+    """What `work` returns. An error is printed as one line, with exit status 2. Ctrl-C exits with status 130."""
+    try:
+        with one_line_errors(command):
+            return work()
+    except KeyboardInterrupt:
+        pass  # after this block nothing refers to the DataLoader, so it ends its workers
+    print("interrupted; the same command makes what is missing", file=sys.stderr)
+    sys.exit(130)
