@@ -10,7 +10,6 @@ A file can extend another: `extends: FILE` (a path relative to the file), or `ex
 and data set. `kinds.coerce` checks the values of every layer.
 """
 
-import dataclasses
 import re
 import sys
 import typing
@@ -160,8 +159,8 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
         raise UserError(f"{path}: has rows of settings, but this script has no --row to choose one")
     if not isinstance(rows, list) or not rows or not all(isinstance(values, dict) and values for values in rows):
         raise UserError(f"{path}: rows: expected a list of mappings like - {{lr: 0.1}}")
-    rows = [(f"{path} row {number}", values) for number, values in enumerate(rows, 1)]
-    rows = [(where, _check(values, cls, where)) for where, values in rows]
+    named = ((f"{path} row {number}", values) for number, values in enumerate(rows, 1))
+    rows = [(where, _check(values, cls, where)) for where, values in named]
     for where, values in layers + rows:
         if values.keys() & {"row", "config"}:
             raise UserError(f"{where}: row and config can only be set on the command line")
@@ -174,10 +173,8 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
 
 def _rows_table(rows: list[dict]) -> str:
     names = list(dict.fromkeys(name for values in rows for name in values))
-    return table(
-        [["row", *names]]
-        + [[str(number), *(str(values.get(name, "")) for name in names)] for number, values in enumerate(rows, 1)]
-    )
+    cells = [[str(number), *(str(values.get(name, "")) for name in names)] for number, values in enumerate(rows, 1)]
+    return table([["row", *names], *cells])
 
 
 # Command line -----------------------------------------------------------------
@@ -214,11 +211,12 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
         if key in values:
             raise UserError(f"command line: --{key} is given twice")
-        takes_text = kinds[key] in (str, str | None)
-        if takes_text and text in ("null", "none", "None") and kinds[key] is not str:
+        if kinds[key] == str | None and text in ("null", "none", "None"):
             values[key] = None
+        elif kinds[key] in (str, str | None):
+            values[key] = text
         else:
-            values[key] = text if takes_text else _parse_yaml(text, f"command line: {key}")
+            values[key] = _parse_yaml(text, f"command line: {key}")
     return _check(values, cls, "command line")
 
 
@@ -248,10 +246,8 @@ def parse(cls, arguments: list[str] | None = None, recipe=None):
         path = recipe(asked)
         if path is not None:
             layers.insert(0, (str(path), _check(read_yaml(path), cls, str(path))))
-    values, origin = {}, {}
-    for field in dataclasses.fields(cls):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        values[field.name], origin[field.name] = default, "default"
+    values = vars(cls())
+    origin = dict.fromkeys(values, "default")
     for where, layer in layers:
         encoder_changes = layer.get("encoder", values.get("encoder")) != values.get("encoder")
         if encoder_changes and origin["encoder"] != "default" and origin["encoder"] == origin.get("encoder_kwargs"):

@@ -28,6 +28,11 @@ def check(settings) -> None:
         (("lr", *AT_LEAST_0), lambda value: value >= 0, "must not be negative"),
         (POSITIVE, lambda value: value > 0, "must be positive"),
         ([*SHARES, *probabilities], lambda value: 0 <= value <= 1, "is not in 0..1"),
+        (["rotation"], lambda degrees: 0 <= degrees <= 180, "degrees is not in 0..180"),
+        (["momentum", "linear_momentum"], lambda value: value < 1, "must be below 1, or steps grow without end"),
+        (["val_fraction"], lambda share: 0 < share < 1, "is not between 0 and 1"),
+        (["seed"], lambda value: value < 2**63, "is too large; it must be below 2^63"),
+        (["keep_checkpoints"], lambda count: count >= 2, "must be at least 2: a dying machine may damage the newest"),
     ):
         for name in names:
             if not all(holds(value) for value in _values(settings, name)):
@@ -40,17 +45,6 @@ def check(settings) -> None:
                 raise UserError(f"{name}: expected 0 < smallest <= largest{limit}, got {low:g} and {high:g}")
     if (values := _values(settings, "value_range")) and not values[0] < values[1]:
         raise UserError(f"value_range: expected black < white, got {values[0]:g} and {values[1]:g}")
-    _refuse(settings, "rotation", lambda degrees: not 0 <= degrees <= 180, "degrees is not in 0..180")
-    for name in ("momentum", "linear_momentum"):
-        _refuse(settings, name, lambda value: value >= 1, "must be below 1, or the steps would grow without end")
-    _refuse(settings, "val_fraction", lambda share: not 0 < share < 1, "is not between 0 and 1")
-    _refuse(settings, "seed", lambda value: value >= 2**63, "is too large; it must be below 2^63")
-    _refuse(
-        settings,
-        "keep_checkpoints",
-        lambda count: count < 2,
-        "must be at least 2: the newest may be damaged when a machine dies",
-    )
 
 
 def check_training(settings) -> None:
@@ -70,11 +64,6 @@ def check_training(settings) -> None:
             f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
             "rate would never come down; set --warmup_epochs"
         )
-
-
-def _refuse(settings, name: str, wrong, words: str) -> None:
-    if any(wrong(value) for value in _values(settings, name)):
-        raise UserError(f"{name}: {getattr(settings, name)} {words}")
 
 
 def _values(settings, name: str) -> list:
