@@ -13,7 +13,6 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +25,6 @@ from ssl.augment import View
 from ssl.checkpoints import inherit, learnt_from, pretrained, torch_file
 from ssl.console import Progress, say
 from ssl.data import preload
-from ssl.data.bad_images import tell_left_out
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
@@ -35,9 +33,9 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import feature_origin, features, fixed_head, inference, npz, probes, results
+from ssl.evaluation import checks, feature_origin, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, statistics
-from ssl.evaluation.features import Split
+from ssl.evaluation.inference import Reading
 from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
@@ -89,16 +87,21 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
 
 def main() -> None:
     settings, origin = config.parse(Settings)
-    of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
-    if of_linear and not {"linear", "all"} & set(settings.protocol):
-        raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")
+    protocols = settings.protocol
+    if "all" in protocols:
+        protocols = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
+    checks.check(settings, protocols, origin)
     if settings.features:
-        return judge_features(settings)
+        judge_features(settings, protocols)
+    else:
+        judge_images(settings, protocols)
+
+
+def judge_images(settings: Settings, protocols: list[str]) -> None:
+    """Judge an encoder on images: extract their features, or train a head on views of them."""
     run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
-    inherit.fill(settings, run)
-    protocols = ["linear", "probe", "knn", "features"] if "all" in settings.protocol else settings.protocol
-    check(settings, protocols)
-    fixed = fixed_head.settings_of(run if "fixed" in protocols else {})
+    fill(settings, run)
+    head = fixed_head.settings_of(run if "fixed" in protocols else {})
     patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
     device = distributed.start(settings.gpus, settings.device, patience)
     settle_threads()
@@ -109,80 +112,55 @@ def main() -> None:
     say(f"protocol    {', '.join(protocols)}{published}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
 
-    # Data
-    images = load_images(settings, protocols)
-    all_train = images["train"]
-    images["train"] = labels.choose(all_train, settings.train_percent, settings.train_files, settings.seed)
-    require_enough(images["train"], protocols)
-    leaks.check(images)
-    if settings.model_path is not None:
-        learnt_from.check(settings.model_path, images["test"], settings.data_dir)
-    if settings.image_size is None:
-        settings.image_size = judged_size(settings, run, images["train"])
-    if settings.preload:
-        images["train"] = preload.hold(images["train"], settings.image_size)
-    classes = len(all_train.classes)
-
-    # Encoder
-    torch.manual_seed(settings.seed)
-    built = settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, all_train.channels
-    subjects: dict[str, nn.Module] = {"raw_pixels": nn.Flatten()} if settings.raw_pixels else {}
-    if settings.random_init:
-        subjects["random_init"], _ = build_encoder(*built)
-    subjects["trained"], width = build_encoder(*built)
-    source = load_weights(subjects["trained"], settings)
+    images, all_train = load_images(settings, run, protocols)
+    subjects, width, source = build_encoders(settings, all_train.channels)
     inherit.normalisation(settings, source, all_train)
-    weights = results.of_weights(source, settings.model_path, subjects["trained"])
+    weights = results.about_weights(source, settings.model_path, subjects["trained"])
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     if weights["steps"] == 0:
         say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
     counts = f"{len(images['train'])} train, {len(images['test'])} test images"
-    say(f"data        {settings.dataset}: {counts}, {classes} classes")
+    say(f"data        {settings.dataset}: {counts}, {len(all_train.classes)} classes")
     tell_values(images["train"])
 
-    # Judge
     found: dict = {}
-    for name, subject in subjects.items():
-        judged: dict = {}
-        subject.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-        before = {key: value.clone() for key, value in subject.state_dict().items()}
+    for name, encoder in subjects.items():
+        judged, pairs = {}, []
+        encoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+        before = {key: value.clone() for key, value in encoder.state_dict().items()}
         if name == "trained" and "features" in protocols:
-            about = dataclasses.asdict(settings) | {"steps": weights["steps"]}
-            how = inference.reading(settings, device) | {"size": settings.image_size}
-            images |= features.write(folder, subject, images, about, settings.max_bad_fraction, **how)
-            pairs = [features.load(folder, device).splits[x].pair() for x in ("train", "test")] if is_main() else []
+            kept, how = dataclasses.asdict(settings) | {"steps": weights["steps"]}, Reading.of(settings, device)
+            images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
+            splits = features.load(folder, device).splits if is_main() else {}
+            pairs = [splits[split].pair() for split in ("train", "test") if is_main()]
         elif set(protocols) != {"linear"}:
-            pairs = []
             for split in ("train", "test"):
-                h, images[split] = extract(subject, images[split], settings, device, name)
+                h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
-        if is_main() and set(protocols) != {"linear"}:
-            judged |= judge(*pairs, classes, settings, protocols, fixed)
+        if is_main() and pairs:
+            judged = judge(*pairs, len(all_train.classes), settings, protocols, head)
         distributed.barrier()
         if "linear" in protocols and name != "raw_pixels":
-            judged["linear"] = linear_evaluation(subject, width, images["train"], images["test"], settings, device)
-        require_unchanged(subject, before)
+            judged["linear"] = linear_evaluation(encoder, width, images["train"], images["test"], settings, device)
+        require_unchanged(encoder, before)
         found |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
-    # Report
     if is_main() and settings.npz:
         npz.write(features.load(folder), folder / "features.npz")
         say(f"features    {folder / 'features.npz'}")
     if is_main() and set(protocols) != {"features"}:
-        of = {"weights": weights, "data": results.of_images(settings, images["test"], images["train"])}
-        found["of"] = of | results.of_protocols(settings, protocols)
+        about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
+        found["of"] = about | results.about_protocols(settings, protocols)
         results.report(found, list(subjects), folder)
 
 
-def judge_features(settings: Settings) -> None:
+def judge_features(settings: Settings, protocols: list[str]) -> None:
     """Judge a features file, without images. An encoder or images that are named too must be those of the file."""
-    protocols = ["probe", "knn"] if "all" in settings.protocol else settings.protocol
-    check_without_images(settings, protocols)
     settle_threads()
     failures.advise(lambda: "the features of all splits are there; pass --device cpu, or write fewer of them")
     run = pretrained.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
-    fixed = fixed_head.settings_of(run)
+    head = fixed_head.settings_of(run)
     found = features.load(settings.features, distributed.join(settings.device))
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
@@ -195,18 +173,19 @@ def judge_features(settings: Settings) -> None:
     feature_origin.require(found, settings)
 
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
-    require_enough(train, protocols)
-    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, fixed)
-    of = {"weights": results.of_weights_of(found), "data": results.of_features(settings.features, found, train)}
-    judged["of"] = of | results.of_protocols(settings, protocols)
+    checks.require_enough(train, protocols)
+    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head)
+    about = results.about_features(settings.features, found, train)
+    judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
 
 
 # Settings -----------------------------------------------------------------------------
 
 
-def check(settings: Settings, protocols: list[str]) -> None:
-    """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
+def fill(settings: Settings, run: dict) -> None:
+    """Fill what is unset from the run of --model_path, else with defaults. Raises `UserError` for impossible values."""
+    inherit.fill(settings, run)
     if settings.dataset is None and settings.data_dir is None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
@@ -221,29 +200,10 @@ def check(settings: Settings, protocols: list[str]) -> None:
     settings.seed = settings.seed or 0
     settings.workers = auto_workers() if settings.workers is None else settings.workers
     ranges.check(settings)
-    if settings.batch_size < 1:
-        raise UserError(f"batch_size: {settings.batch_size} must be at least 1")
-    labels.check_choice(settings.train_percent, settings.train_files)
-    if settings.npz and "features" not in protocols:
-        raise UserError("npz: features are written by --protocol features; add it")
-    if settings.standardize and not {"probe", "knn"} & set(protocols):
-        raise UserError("standardize is for probe and knn; features are written as the encoder gives them")
-
-
-def check_without_images(settings: Settings, protocols: list[str]) -> None:
-    """Refuse what a features file cannot give."""
-    if not set(protocols) <= {"probe", "knn", "fixed"}:
-        raise UserError(f"protocol: {' '.join(protocols)} needs images; from --features there are probe, knn and fixed")
-    if settings.random_init or settings.raw_pixels or settings.npz:
-        raise UserError("random_init, raw_pixels and npz need images; leave them away with --features")
-    if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
-        raise UserError("features: one process judges a features file; start evaluate.py without torchrun and --gpus")
-    ranges.check(settings)
-    labels.check_choice(settings.train_percent, settings.train_files)
 
 
 def results_folder(settings: Settings) -> Path:
-    """Make the folder of results.json, before there is anything to lose; `evaluation` in a folder of finetune.py."""
+    """Make the folder of results.json, before anything is computed; `evaluation` in a folder of finetune.py."""
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
     elif settings.model_path is not None:
@@ -256,25 +216,31 @@ def results_folder(settings: Settings) -> Path:
 # Data and encoder -----------------------------------------------------------------------
 
 
-def load_images(settings: Settings, protocols: list[str]) -> dict[str, Images]:
-    """The splits train and test; for protocol features also val, where the data set has one of its own."""
+def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[dict[str, Images], Images]:
+    """(the splits to judge with, all of train): train with the chosen labels, test, and for protocol features val.
+
+    Fills the image size. Raises `UserError` for images that cannot be judged.
+    """
     names = ("train", "val", "test") if "features" in protocols else ("train", "test")
     loaded = {name: datasets.load_labelled(settings, name) for name in names}
     images = {name: data for name, data in loaded.items() if data is not None}
-    channels = [images[name].channels for name in ("train", "test")]
-    if channels[0] != channels[1]:
-        raise UserError(f"data_dir: train has images of {channels[0]} channels, test of {channels[1]}")
-    return images
-
-
-def require_enough(train: Images | Split, protocols: list[str]) -> None:
-    least = 2 if "probe" in protocols else 1
-    why = "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
-    labels.require_each(train, least, why)
+    train, test = images["train"], images["test"]
+    if train.channels != test.channels:
+        raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
+    images["train"] = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
+    checks.require_enough(images["train"], protocols)
+    leaks.check(images)
+    if settings.model_path is not None:
+        learnt_from.check(settings.model_path, test, settings.data_dir)
+    if settings.image_size is None:
+        settings.image_size = judged_size(settings, run, images["train"])
+    if settings.preload:
+        images["train"] = preload.hold(images["train"], settings.image_size)
+    return images, train
 
 
 def judged_size(settings: Settings, run: dict, data: Images) -> int:
-    """Small images are judged as they are if the encoder reads them; others at the size the run trained on."""
+    """Small images keep their size if the encoder can read it; others get the size that the run trained at."""
     trained = coerce(run.get("image_size", datasets.KNOWN[settings.dataset][0]), int, "the run's image_size")
     if data.resident is None or min(data.resident.shape[2:]) == trained:
         return trained
@@ -285,15 +251,23 @@ def judged_size(settings: Settings, run: dict, data: Images) -> int:
     return size
 
 
-def load_weights(encoder: nn.Module, settings: Settings) -> pretrained.Source:
-    """Put the weights to be judged into `encoder`; return where they came from."""
+def build_encoders(settings: Settings, channels: int) -> tuple[dict[str, nn.Module], int, pretrained.Source]:
+    """({name: encoder to judge}, how many features they give, where the weights of `trained` came from)."""
+    torch.manual_seed(settings.seed)
+    built = settings.encoder, settings.image_size, settings.stem, settings.encoder_kwargs, channels
+    subjects: dict[str, nn.Module] = {"raw_pixels": nn.Flatten()} if settings.raw_pixels else {}
+    if settings.random_init:
+        subjects["random_init"], _ = build_encoder(*built)
+    subjects["trained"], width = build_encoder(*built)
     if settings.model_path is None:
-        return pretrained.load_published(encoder, "barlow_twins")
-    return pretrained.load_encoder(encoder, settings.model_path, settings.init_format)
+        source = pretrained.load_published(subjects["trained"], "barlow_twins")
+    else:
+        source = pretrained.load_encoder(subjects["trained"], settings.model_path, settings.init_format)
+    return subjects, width, source
 
 
 def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise if judging touched the encoder."""
+    """Raise if judging changed the encoder."""
     changed = [key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key])]
     if changed:
         raise RuntimeError(f"judging changed the frozen encoder: {', '.join(changed[:3])}")
@@ -308,15 +282,15 @@ def judge(
     classes: int,
     settings: Settings,
     protocols: list[str],
-    fixed: fixed_head.HeadSettings,
+    head: fixed_head.HeadSettings,
 ) -> dict:
     """Results of the protocols probe, knn and fixed. `train` and `test` are (features (N, F), labels (N,)).
 
-    The probe's learning rate and weight decay are chosen on a tenth of `train`.
+    A tenth of `train` chooses the probe's learning rate and weight decay.
     """
     judged: dict = {}
     if "fixed" in protocols:
-        judged["fixed"] = fixed_head.judge(train, test, classes, fixed, settings.seed)
+        judged["fixed"] = fixed_head.judge(train, test, classes, head, settings.seed)
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
@@ -331,22 +305,20 @@ def judge(
 def extract(
     encoder: nn.Module, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
-    """Features (N, width) of all images that can be read, un-augmented, in order, on every rank; and these images."""
-    how = inference.reading(settings, device) | {"size": settings.image_size, "title": f"features, {name}"}
-    h, read, unread = inference.outputs(encoder, data, **how)
-    if not unread:
-        return h, data
-    tell_left_out(unread, len(data), settings.max_bad_fraction)
-    return h[read], data.subset(read.nonzero()[:, 0].cpu())
+    """Features (N, width) of all images that can be read, not augmented, in order, on every rank; and these images."""
+    h, read, bad = inference.outputs(encoder, data, Reading.of(settings, device), f"features, {name}")
+    images = inference.readable(data, read, bad, settings.max_bad_fraction)
+    return (h[read] if bad else h), images
 
 
 def linear_evaluation(
     encoder: nn.Module, width: int, train: Images, test: Images, settings: Settings, device: torch.device
 ) -> dict:
-    """The published protocol: a linear head on augmented views of a frozen encoder; its accuracies on test.
+    """The published protocol: a linear head on features of augmented views; its accuracies on test.
 
-    Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The result is the last epoch's:
-    the best one would be chosen on the test split. It is the same on any number of processes, to rounding.
+    Random crop and flip, SGD with momentum, cosine by epoch, weights from N(0, 0.01). The head of the last epoch is
+    judged: to take the best one would be a choice on the test split. Any number of processes gives the same, to
+    rounding.
     """
     test_x, test = extract(encoder, test, settings, device, "test")
     mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))

@@ -6,7 +6,6 @@ the same result.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ssl.augment import View
 from ssl.console import say
-from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
@@ -47,28 +45,18 @@ def score(
     `title` names the progress bar; None: there is none. Raises `UserError` where too many images cannot be read, or
     none can.
     """
-    reading = inference.reading(settings, device) | {"title": title}
+    how = inference.Reading.of(settings, device)
     if copies is None:
-        size = settings.image_size
-        found, read, unread = inference.outputs(partial(_log_probabilities, predict), data, size=size, **reading)
+        found, read, bad = inference.outputs(lambda x: predict(x).double().log_softmax(1), data, how, title)
     else:
-        probabilities, read, unread = inference.mean_over_views(
-            partial(_probabilities, predict), data, copies.view, copies.count, seed=copies.seed, **reading
+        found, read, bad = inference.mean_over_views(
+            lambda x: predict(x).double().softmax(1), data, copies.view, copies.count, copies.seed, how, title
         )
-        found = probabilities.clamp(min=1e-300).log()
-    tell_left_out(unread, len(data), settings.max_bad_fraction)
-    read = read.cpu()
-    if not read.any():
-        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(unread))}")
-    return found.cpu()[read], data if bool(read.all()) else data.subset(read.nonzero()[:, 0])
-
-
-def _log_probabilities(predict: Predict, x: Tensor) -> Tensor:
-    return predict(x).double().log_softmax(1)
-
-
-def _probabilities(predict: Predict, x: Tensor) -> Tensor:
-    return predict(x).double().softmax(1)
+        found = found.clamp(min=1e-300).log()
+    images = inference.readable(data, read, bad, settings.max_bad_fraction)
+    if not len(images):
+        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(bad))}")
+    return found[read].cpu(), images
 
 
 def validate(predict: Predict, data: Images, settings, device: torch.device) -> dict:

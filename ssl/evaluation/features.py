@@ -1,9 +1,9 @@
 """Features of a data set in files: written a shard at a time, mapped when they are read, and checked.
 
-features.pt holds {train, val, test: split, classes, encoder, settings}; a split is {features (N, F), labels (N,),
-names}, or {shards: [file names]} where that is more than a shard: each of these files, beside features.pt, holds a part
-of the split, and its own name. The name ends in a checksum of the content, so shards of another writing have others:
-features.pt, which comes last, is always whole, old or new.
+features.pt holds {train, val, test: split, classes, encoder, settings}. A split is {features (N, F), labels (N,),
+names}; one that is larger than a shard is {shards: [file names]}. Each shard lies beside features.pt and holds a part
+of the split and its own name. The name ends in a checksum of the content, so another writing uses other names, and
+features.pt, which is written last, always finds its own shards.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ssl import files
 from ssl.checkpoints import torch_file
 from ssl.console import say
-from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.distributed import is_main
@@ -29,13 +28,13 @@ from ssl.evaluation import inference, npz
 from ssl.evaluation.feature_rows import Rows, block_size
 
 SPLITS = ("train", "val", "test")
-SHARD = 1 << 29  # bytes; what rank 0 holds while it writes, and again while the last one is written
+SHARD = 1 << 29  # bytes; rank 0 holds one while it writes, and copies the last one
 OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of which the features are known. `ssl.sources.labels` takes them as it takes `Images`."""
+    """The features of a split. `ssl.sources.labels` takes it as it takes `Images`."""
 
     name: str
     rows: Rows  # (N, F)
@@ -57,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """What a features file holds. `encoder` is the checksum of the weights; None in files of old."""
+    """What a features file holds. `encoder` is the checksum of the weights; None in files of older versions."""
 
     splits: dict[str, Split]
     classes: list[str]
@@ -66,7 +65,7 @@ class Features:
 
 
 def encoder_checksum(encoder: nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and numbers of an encoder's weights and running statistics."""
+    """SHA-256 of an encoder's weights and running statistics: their names, types, shapes and numbers."""
     seen = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         seen.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -78,25 +77,29 @@ def encoder_checksum(encoder: nn.Module) -> str:
 
 
 def write(
-    folder: Path, encoder: nn.Module, splits: dict[str, Images], settings: dict, max_bad_fraction: float, **reading
+    folder: Path,
+    encoder: nn.Module,
+    splits: dict[str, Images],
+    how: inference.Reading,
+    settings: dict,
+    max_bad_fraction: float,
 ) -> dict[str, Images]:
-    """Write features.pt and its shards, of all images of `splits` that can be read; return these images.
+    """Write features.pt and its shards, of all images of `splits` that can be read. Returns these images.
 
-    All ranks call it; rank 0 writes. `settings` are kept in the file, `reading` is as of `inference.stream`.
-    Raises `UserError` where too many images cannot be read, and where nothing can be written.
+    All ranks call it; rank 0 writes. The file keeps `settings`. Raises `UserError` if too many images cannot be read,
+    or if the files cannot be written.
     """
     entries, kept = {}, {}
     for name, data in splits.items():
         writer, read, unread = SplitWriter(folder, name, data), [], {}
-        for h, own, bad in inference.stream(encoder, data, title=f"features, {name}", **reading):
+        for h, own, bad in inference.stream(encoder, data, how, f"features, {name}"):
             if is_main():
                 writer.add(h, own)
-            read.append(own.cpu())
+            read.append(own)
             unread |= bad
         entries[name] = writer.finish() if is_main() else {}
         unread = inference.from_all_ranks(unread)
-        tell_left_out(unread, len(data), max_bad_fraction)
-        kept[name] = data.subset(torch.cat(read).nonzero()[:, 0]) if unread else data
+        kept[name] = inference.readable(data, torch.cat(read), unread, max_bad_fraction)
     if is_main():
         path = finish(folder, entries, splits["train"].classes, encoder_checksum(encoder), settings)
         say(f"features    {path}")
@@ -109,12 +112,12 @@ class SplitWriter:
     def __init__(self, folder: Path, split: str, data: Images, shard: int = SHARD):
         self.folder, self.split, self.data, self.shard = folder, split, data, shard
         self.rows: Tensor | None = None  # room for the features of one shard
-        self.index: list[int] = []  # the images of the rows that are filled
-        self.seen = 0  # images
+        self.index: list[int] = []  # which images the filled rows are of
+        self.seen = 0  # images so far
         self.shards: list[str] = []
 
     def add(self, h: Tensor, read: Tensor) -> None:
-        """Add features (n, F) of the next n images. Images that could not be read stay out: `read` (n,) is false."""
+        """Add features (n, F) of the next n images, without those that could not be read: `read` (n,) is false."""
         if self.rows is None:
             most = max(1, self.shard // (h.shape[1] * h.element_size()))
             self.rows = torch.empty(min(most, len(self.data)), h.shape[1], dtype=h.dtype)
@@ -131,7 +134,7 @@ class SplitWriter:
             h, index = h[fits:], index[fits:]
 
     def finish(self) -> dict:
-        """What stands for the split in features.pt: its only part, or the names of its shards."""
+        """The entry of the split in features.pt: all of it, or the names of its shards."""
         if not self.shards:
             return self._part()
         self._write_shard()
@@ -139,9 +142,8 @@ class SplitWriter:
 
     def _part(self) -> dict:
         filled = len(self.index)
-        rows = (
-            self.rows if filled == len(self.rows) else self.rows[:filled].clone()
-        )  # torch.save would write all of them
+        # A copy, as torch.save would write the rest of the memory, too.
+        rows = self.rows if filled == len(self.rows) else self.rows[:filled].clone()
         names = [self.data.sample_name(i) for i in self.index]
         return {"features": rows, "labels": self.data.labels[self.index], "names": names}
 
@@ -160,13 +162,13 @@ def _save(value, path: Path) -> None:
         torch_file.save(value, path)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"features: {path} cannot be written ({error}); features.pt, if there was one, is as it was. Make room, or "
-            "set --output_dir"
+            f"features: {path} cannot be written ({error}); an earlier features.pt is unchanged. Make room, or set "
+            "--output_dir"
         ) from None
 
 
 def finish(folder: Path, splits: dict[str, dict], classes: list[str], encoder: str, settings: dict) -> Path:
-    """Write features.pt once all shards are there; then remove those of older writings."""
+    """Write features.pt, when all shards are written; then remove the shards of earlier writings."""
     path = folder / "features.pt"
     _save({**splits, "classes": classes, "encoder": encoder, "settings": settings}, path)
     ours = {name for split in splits.values() for name in split.get("shards", ())}
@@ -181,13 +183,13 @@ def finish(folder: Path, splits: dict[str, dict], classes: list[str], encoder: s
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
-    """The features in features.pt, a folder that holds it, or a .npz of `ssl.evaluation.npz`; rows come on `device`.
+    """Load features.pt, from the file or its folder, or a .npz of `ssl.evaluation.npz`. Rows are given on `device`.
 
-    What is more than a shard stays in its files. Raises `UserError` unless everything is there and fits.
+    Shards stay in their files and are read as needed. Raises `UserError` if anything is missing or does not fit.
     """
     path, device = Path(path), torch.device(device)
     path = path / "features.pt" if path.is_dir() else path
-    content = _content(path)
+    content = npz.read(path) if path.suffix.lower() == ".npz" else torch_file.load(path, mmap=True)
     if not isinstance(content, dict) or not {"train", "test", "classes"} <= content.keys():
         found = first_few(sorted(map(str, content))) if isinstance(content, dict) and content else "nothing of that"
         raise UserError(
@@ -204,10 +206,6 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
     encoder, settings = content.get("encoder"), content.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     return Features(splits, classes, encoder if encoder and isinstance(encoder, str) else None, settings)
-
-
-def _content(path: Path):
-    return npz.read(path) if path.suffix.lower() == ".npz" else torch_file.load(path, mmap=True)
 
 
 def _split(path: Path, name: str, entry, classes: list[str], device: torch.device) -> Split:
@@ -235,7 +233,7 @@ def _shard(path: Path, split: str, name: str) -> dict:
     if not file.is_file():
         raise UserError(
             f"features: a part of {split} is missing, {file}; {path.name} and its shards, features-*.pt, belong in one "
-            "folder. Copy them together, or write the features again"
+            "folder. Copy all of them, or write the features again"
         )
     part = torch_file.load(file, mmap=True)
     if not isinstance(part, dict) or part.get("shard") != name:
@@ -244,13 +242,13 @@ def _shard(path: Path, split: str, name: str) -> dict:
 
 
 def _require_part(where: str, part, classes: int) -> None:
-    """Raise `UserError` unless `part` holds finite features (N, F), N labels of so many classes and N names."""
+    """Raise `UserError` unless `part` holds finite features (N, F), N labels in 0..`classes`-1 and N names."""
     x, y, names = (part.get(key) if isinstance(part, dict) else None for key in ("features", "labels", "names"))
     if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype not in (torch.float32, torch.float64) or 0 in x.shape:
         found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"features: {where} has features that are {found}; expected float32 of shape (N, F)")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1 or not _all_strings(names):
-        raise UserError(f"features: {where} has not labels (N,) of type int64 and a list of names")
+        raise UserError(f"features: {where} has not labels (N,) of type int64 and a list of names; write them again")
     if not len(x) == len(y) == len(names):
         raise UserError(f"features: {where} has {len(x)} features but {len(y)} labels and {len(names)} names")
     if not 0 <= int(y.min()) <= int(y.max()) < classes:

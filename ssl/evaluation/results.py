@@ -1,4 +1,4 @@
-"""results.json of evaluate.py: accuracies and what they are of; and the table that is printed."""
+"""results.json of evaluate.py: the accuracies and what was judged how; and the table that is printed."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.evaluation import features, metrics
 
-OF_PROTOCOL = {
+SETTINGS = {  # of each protocol
     "probe": ("probe_epochs",),
     "knn": ("k", "knn_temperature", "standardize"),
     "linear": ("linear_epochs", "linear_lr", "linear_weight_decay", "linear_batch"),
@@ -23,11 +23,11 @@ OF_PROTOCOL = {
 COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN", "fixed": "fixed head"}
 
 
-# What they are of -----------------------------------------------------------------------
+# What was judged, and how -----------------------------------------------------------------
 
 
-def of_weights(source: pretrained.Source, model_path: str | None, encoder: nn.Module) -> dict:
-    """Which weights are judged: where from, a checksum, and the steps of training behind them, None if unknown."""
+def about_weights(source: pretrained.Source, model_path: str | None, encoder: nn.Module) -> dict:
+    """Where the weights come from, their checksum, and after how many steps of training they were saved, if known."""
     return {
         "path": str(source.path),
         "format": source.format,
@@ -36,16 +36,10 @@ def of_weights(source: pretrained.Source, model_path: str | None, encoder: nn.Mo
     }
 
 
-def of_weights_of(found: features.Features) -> dict:
-    """`of_weights` of a features file."""
-    path, steps = (found.settings.get(name) for name in ("model_path", "steps"))
-    return {"path": path, "sha256": found.encoder, "steps": steps if isinstance(steps, int) else None}
-
-
 def steps_of(model_path: str | Path, encoder: nn.Module) -> int | None:
     """After how many steps a run had the weights of `encoder`; None where its folder does not say.
 
-    That is said by the checkpoint with just these weights, and of encoder_best.pt by best.json.
+    The checkpoint with these very weights says it; for encoder_best.pt it is best.json.
     """
     path = torch_file.find_encoder(model_path)
     if path.name == "encoder_best.pt":
@@ -53,7 +47,7 @@ def steps_of(model_path: str | Path, encoder: nn.Module) -> int | None:
     for kept in [path, *torch_file.kept(path.parent)]:
         try:
             state = torch_file.load(kept, mmap=True)
-        except UserError:  # what is damaged or of others says nothing
+        except UserError:  # damaged, or a file of another program
             continue
         if isinstance(state, dict) and isinstance(state.get("step"), int) and _holds(state.get("model"), encoder):
             return state["step"]
@@ -77,8 +71,8 @@ def _holds(model, encoder: nn.Module) -> bool:
     return all(isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-def of_images(settings, test: Images, train: Images | None = None, split: str = "test") -> dict:
-    """Which images were judged, of which size and normalisation, and how many were learnt from, if any were now."""
+def about_images(settings, test: Images, train: Images | None = None, split: str = "test") -> dict:
+    """Which images were judged, their size and normalisation, and how many a head was trained on, if one was."""
     return {
         "dataset": settings.dataset,
         "data_dir": settings.data_dir,
@@ -93,27 +87,29 @@ def of_images(settings, test: Images, train: Images | None = None, split: str = 
     }
 
 
-def of_features(path: str, found: features.Features, train: features.Split) -> dict:
-    """`of_images` of a features file, by what it says itself."""
-    said = {name: found.settings.get(name) for name in ("dataset", "data_dir", "image_size", "mean", "std")}
-    return {
+def about_features(path: str, found: features.Features, train: features.Split) -> dict:
+    """{weights, data}, as `about_weights` and `about_images`, of a features file, from its own settings."""
+    said, steps = found.settings, found.settings.get("steps")
+    data = {
         "features": path,
         "split": "test",
         "test_images": len(found.splits["test"]),
         "train_images": len(train),
         "classes": len(found.classes),
-        **said,
     }
+    data |= {name: said.get(name) for name in ("dataset", "data_dir", "image_size", "mean", "std")}
+    steps = steps if isinstance(steps, int) else None
+    return {"weights": {"path": said.get("model_path"), "sha256": found.encoder, "steps": steps}, "data": data}
 
 
-def of_protocols(settings, protocols: list[str]) -> dict:
-    """How it was judged."""
-    shared = {name: getattr(settings, name) for name in ("seed", "train_percent", "train_files")}
+def about_protocols(settings, protocols: list[str]) -> dict:
+    """The settings of the protocols, and the versions of the packages."""
     own = {
         protocol: {name: getattr(settings, name) for name in names}
-        for protocol, names in OF_PROTOCOL.items()
+        for protocol, names in SETTINGS.items()
         if protocol in protocols
     }
+    shared = {name: getattr(settings, name) for name in ("seed", "train_percent", "train_files")}
     return {"protocols": own, **shared, "versions": run_folder.versions()}
 
 
@@ -121,16 +117,16 @@ def of_protocols(settings, protocols: list[str]) -> dict:
 
 
 def report(results: dict, subjects: list[str], folder: Path) -> None:
-    """Write results.json, and print the table of `subjects`: raw_pixels, random_init, trained."""
+    """Write results.json, and print the table of the `subjects`: of raw_pixels, random_init and trained."""
     path, text = folder / "results.json", json.dumps(results, indent=2, default=str) + "\n"
-    before = set_aside(path, text)
+    earlier = keep_earlier(path, text)
     files.write_text(text, path)
-    say("\n" + accuracies(results, subjects) + "\n")
-    say(f"results     {path}" + (f" (those before are in {before.name})" if before else ""))
+    say("\n" + accuracy_table(results, subjects) + "\n")
+    say(f"results     {path}" + (f" (earlier ones are in {earlier.name})" if earlier else ""))
 
 
-def set_aside(path: Path, text: str) -> Path | None:
-    """Where an earlier file at `path` is now, if it holds something else than `text`: under the first free number."""
+def keep_earlier(path: Path, text: str) -> Path | None:
+    """Rename an earlier file at `path` to the first free number, and return its name; None if it is just `text`."""
     if not path.is_file() or files.holds(path, text):
         return None
     numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
@@ -139,8 +135,8 @@ def set_aside(path: Path, text: str) -> Path | None:
     return free
 
 
-def accuracies(results: dict, subjects: list[str]) -> str:
-    """The table: a row a subject, a column a protocol; with balanced accuracy where the test classes differ in size."""
+def accuracy_table(results: dict, subjects: list[str]) -> str:
+    """A row a subject, a column a protocol; with balanced accuracy where the test classes differ in size."""
     rows = {name: results if name == "trained" else results[name] for name in subjects}
     columns = [name for name in COLUMNS if name in results]
     found = [judged[column] for judged in rows.values() for column in columns if column in judged]
@@ -158,7 +154,7 @@ def accuracies(results: dict, subjects: list[str]) -> str:
 
 
 def title(subject: str, weights: dict) -> str:
-    """A row's name; weights of a run that has not learnt yet are not called trained."""
+    """The name of a row. Weights after 0 steps are not called trained."""
     if subject == "trained" and weights["steps"] == 0:
         return "not trained (0 steps)"
     return {"raw_pixels": "raw pixels", "random_init": "untrained encoder", "trained": "trained encoder"}[subject]

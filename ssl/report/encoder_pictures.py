@@ -53,11 +53,11 @@ def make(folder: Path, run: Run) -> None:
     mean, std = datasets.normalisation(train, settings.mean, settings.std)
     size = inference.judged_size(encoder, test, about["image_size"])
     encoder.requires_grad_(False).to(device)
-    how = {"size": size, "batch_size": 128, "workers": auto_workers(), "device": device, "mean": mean, "std": std}
+    how = inference.Reading(size, 128, auto_workers(), mean, std, device)
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
         data = data.subset(torch.tensor(evenly_spaced(len(data), most)))
-        h, read, _ = inference.outputs(encoder, data, title=title, **how)
+        h, read, _ = inference.outputs(encoder, data, how, title)
         parts += [data.subset(read.nonzero()[:, 0].cpu()), h[read].cpu()]
     test, test_h, train, train_h = parts
     if min(len(test), len(train)) < 2:

@@ -111,7 +111,7 @@ def load_weights(model: nn.Module, content: dict, path: Path) -> None:
 def identity(settings, model: nn.Module, test: Images, split: str = "test") -> dict:
     """What the numbers of a test are of: `model` on the images `test`."""
     weights = {"sha256": features.encoder_checksum(model), "init": settings.init, "encoder": settings.encoder}
-    data = results.of_images(settings, test, split=split)
+    data = results.about_images(settings, test, split=split)
     return {"weights": weights, "data": data, "copies": settings.copies, "versions": run_folder.versions()}
 
 

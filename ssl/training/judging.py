@@ -154,17 +154,10 @@ class Judge:
             alive()
             return encoder(x)
 
-        features, read, unread = inference.outputs(
-            net,
-            data,
-            size=inference.judged_size(encoder, data, self.settings.image_size),
-            batch_size=self.settings.batch_size,
-            workers=self.workers,
-            device=self.embed.device,
-            mean=self.settings.mean,
-            std=self.settings.std,
-            title=None,
-        )
+        settings = self.settings
+        size = inference.judged_size(encoder, data, settings.image_size)
+        how = inference.Reading(size, settings.batch_size, self.workers, settings.mean, settings.std, self.embed.device)
+        features, read, unread = inference.outputs(net, data, how)
         check_bad(unread, len(data), self.settings.max_bad_fraction, "they would judge the encoder")
         if not read.any():
             raise UserError(

@@ -90,19 +90,19 @@ def ruined() -> list[str]:
     module.forward = net
     data = images(10, 1)
     data.resident[4], data.resident[7] = 255, 0
-    how = dict(size=12, batch_size=8, workers=0, device=CPU, title=None, **STATISTICS)
+    how = inference.Reading(size=12, batch_size=8, workers=0, device=CPU, **STATISTICS)
     settings = evaluate.Settings(image_size=12, seed=0, workers=0, batch_size=8, **STATISTICS)
     told = []
     for judge in (
-        lambda: inference.outputs(net, data, **how),
-        lambda: list(inference.stream(net, data, **how)),
+        lambda: inference.outputs(net, data, how),
+        lambda: list(inference.stream(net, data, how)),
         lambda: inference.mean_over_views(
             net,
             data,
             evaluate.View(12, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0, flip=0),
             2,
             seed=0,
-            **{name: value for name, value in how.items() if name != "size"},
+            how=how,
         ),
         lambda: evaluate.linear_evaluation(module, 8, images(30, 2), data, settings, CPU),
     ):

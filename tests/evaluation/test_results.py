@@ -14,7 +14,7 @@ def found(counts: list[int], right: list[int]) -> dict:
 
 
 def test_classes_of_one_size_have_one_accuracy():
-    table = results.accuracies({"of": OF, "knn": found([10, 10], [9, 6])}, ["trained"])
+    table = results.accuracy_table({"of": OF, "knn": found([10, 10], [9, 6])}, ["trained"])
     assert table.splitlines()[0].split() == ["k-NN"]
     assert "trained encoder  75.0 % (53.1–88.8)" in table and table.endswith(
         "n = 20 test images; in brackets 95 % intervals (Wilson)"
@@ -25,7 +25,9 @@ def test_where_one_class_is_large_balanced_accuracy_stands_beside():
     """Who always says the large class has 90 % right, and half of the classes."""
     judged = {"of": OF, "knn": found([90, 10], [90, 0]), "probe": found([90, 10], [81, 9])}
     raw = {"knn": found([90, 10], [90, 0])}
-    head, _, first, second, _ = results.accuracies(judged | {"raw_pixels": raw}, ["raw_pixels", "trained"]).splitlines()
+    head, _, first, second, _ = results.accuracy_table(
+        judged | {"raw_pixels": raw}, ["raw_pixels", "trained"]
+    ).splitlines()
     assert head.split() == ["linear", "probe", "balanced", "k-NN", "balanced"]
     assert first.split()[:4] == ["raw", "pixels", "-", "-"] and second.count("90.0 %") == 3
     assert first.count("50.0 %") == second.count("50.0 %") == 1
@@ -33,4 +35,4 @@ def test_where_one_class_is_large_balanced_accuracy_stands_beside():
 
 def test_after_0_steps_the_row_says_so():
     judged = {"of": {"weights": {"steps": 0}}, "knn": found([10, 10], [9, 6])}
-    assert "not trained (0 steps)" in results.accuracies(judged, ["trained"])
+    assert "not trained (0 steps)" in results.accuracy_table(judged, ["trained"])

@@ -78,7 +78,7 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
         done = run(*common, "--protocol", *protocols)
         now = json.loads((tmp_path / "results.json").read_text())
         assert set(now) == {*protocols, "of"}
-    assert "results.json (those before are in results.2.json)" in done.stdout
+    assert "results.json (earlier ones are in results.2.json)" in done.stdout
     assert (tmp_path / "results.1.json").read_text() == first
     assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe", "of"}
     assert not (tmp_path / "results.3.json").exists()

@@ -1,0 +1,39 @@
+"""What evaluate.py refuses before it judges: settings and splits that cannot work."""
+
+import os
+
+from ssl.data.images import Images
+from ssl.errors import UserError
+from ssl.evaluation.features import Split
+from ssl.settings import ranges
+from ssl.sources import labels
+
+
+def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
+    """Raise `UserError` for settings that cannot work, before any process waits for another."""
+    if settings.features:
+        if not set(protocols) <= {"probe", "knn", "fixed"}:
+            names = " ".join(protocols)
+            raise UserError(f"protocol: {names} needs images; --features has enough for probe, knn and fixed")
+        if settings.random_init or settings.raw_pixels or settings.npz:
+            raise UserError("random_init, raw_pixels and npz need images; leave them out with --features")
+        if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
+            raise UserError("features: one process judges a features file; leave out torchrun and --gpus")
+    of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
+    if of_linear and "linear" not in protocols:
+        raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")
+    ranges.check(settings)
+    if settings.batch_size < 1:
+        raise UserError(f"batch_size: {settings.batch_size} must be at least 1")
+    labels.check_choice(settings.train_percent, settings.train_files)
+    if settings.npz and "features" not in protocols:
+        raise UserError("npz: features are written by --protocol features; add it")
+    if settings.standardize and not {"probe", "knn"} & set(protocols):
+        raise UserError("standardize is for probe and knn; features are written as the encoder gives them")
+
+
+def require_enough(train: Images | Split, protocols: list[str]) -> None:
+    """Raise `UserError` unless every class has the training samples that the protocols need."""
+    least = 2 if "probe" in protocols else 1
+    why = "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
+    labels.require_each(train, least, why)
