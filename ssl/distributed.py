@@ -91,7 +91,7 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
         raise UserError(f"device: {device!r} is none of auto, cpu, cuda")
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",  # what is on the CPU waits for no GPU
             timeout=datetime.timedelta(minutes=patience),
             device_id=place if place.type == "cuda" else None,
         )
@@ -162,6 +162,15 @@ def gather_objects(value) -> list:
     box = [None] * world_size()
     dist.all_gather_object(box, value)
     return box
+
+
+def gather_numbers(numbers: list[int]) -> list[list[int]]:
+    """Every rank's whole numbers, equally many on each, in rank order, on every rank. Waits for no GPU."""
+    if world_size() == 1:
+        return [numbers]
+    # A group that the user has made may lack a backend for the CPU.
+    place = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+    return gather_rows(torch.tensor([numbers], device=place), [1] * world_size()).tolist()
 
 
 def share_buffers(module: nn.Module) -> None:

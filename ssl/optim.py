@@ -55,6 +55,10 @@ def load_state(optimizer: Optimizer, state: dict, keep: bool = True) -> None:
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, own if keep else []):
         group.update(options)
+    for p, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)  # fused kernels need p's strides
 
 
 class _Layerwise(Optimizer):

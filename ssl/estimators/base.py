@@ -11,7 +11,7 @@ from ssl.distributed import gather_rows
 from ssl.errors import UserError
 from ssl.estimators import arguments, fit, lightning, optimization, saved, transform
 from ssl.estimators.batch import describe, split_on_all_ranks
-from ssl.estimators.network import Network
+from ssl.estimators.network import Network, batch_to
 from ssl.estimators.samples import are_samples
 from ssl.estimators.sklearn_params import Params
 from ssl.training.precision import autocast, choose_precision
@@ -114,7 +114,8 @@ class Estimator(Params):
         net = self.runner or self.net
         device = next(self.net.parameters()).device
         with autocast(choose_precision(self.precision, device), device):
-            z1, z2 = net(x1.to(device), x2.to(device))
+            z1, z2 = net(batch_to(x1, device), batch_to(x2, device))
+        self.loss.check = len(set(counts)) > 1  # a check waits for the device; where rows are uneven, the loss needs it
         loss = self.loss(z1, z2)
         return {"loss": loss, "z1": gather_rows(z1, counts), "z2": gather_rows(z2, counts), "y": y}
 
@@ -135,7 +136,7 @@ class Estimator(Params):
                 "transform_with_targets"
             )
         device = next(self.net.parameters()).device
-        return self.encoder(batch.to(device))
+        return self.encoder(batch_to(batch, device))
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler | None]:
         """Make `optimizer` and `lr_scheduler` from the constructor's arguments, for the data that `fit` was given."""
@@ -159,8 +160,8 @@ class Estimator(Params):
         the last one ended, in this process or in the loaded file. KeyboardInterrupt passes through, and what was
         learnt stays. After an error before the first step, what an earlier fit learnt stays.
 
-        Raises ValueError for a loss or gradient that is not finite. Weights and running statistics are then those of
-        the step before.
+        Raises ValueError, at most ten steps later, for a loss or gradient that is not finite. Weights and running
+        statistics are then those of the last step before it.
         """
         self.set_params(**self._changed_attributes())
         fit.fit(self, train, val, resume)

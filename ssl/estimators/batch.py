@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ssl.distributed import gather_objects, world_size
+from ssl.distributed import gather_numbers, gather_objects, world_size
 from ssl.errors import UserError
 
 
@@ -35,24 +35,31 @@ def split_on_all_ranks(batch) -> tuple[Tensor, Tensor, Tensor | None, list[int]]
     samples on all ranks together.
     """
     x1 = x2 = y = problem = None
+    rows = 0
     try:
         x1, x2, y = split(batch)
-        if not all(bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in (x1, x2)):
+        rows = len(x1)
+        if any(not x.is_cuda and not _is_finite(x) for x in (x1, x2)):  # the host would have to wait for a GPU
             raise UserError("X1 or X2 is not finite: it holds NaN or Inf")
     except (ValueError, TypeError) as error:
         problem = error
     if problem and world_size() == 1:
         raise problem
-    everyone = gather_objects(("", len(x1)) if problem is None else (f"{problem}", 0))
-    problems = "; ".join(f"rank {r}: {words}" for r, (words, _) in enumerate(everyone) if words)
-    if problems:
-        raise (type(problem) if problem else ValueError)(problems)
+    everyone = gather_numbers([problem is not None, rows])
+    if any(unusable for unusable, _ in everyone):
+        words = gather_objects(str(problem or ""))
+        words = "; ".join(f"rank {r}: {found}" for r, found in enumerate(words) if found)
+        raise (type(problem) if problem else ValueError)(words)
     counts = [rows for _, rows in everyone]
     if sum(counts) < 2:
         raise UserError(
             f"batch_size: {sum(counts)} sample is no batch; losses and batch norm compare samples and need at least 2"
         )
     return x1, x2, y, counts
+
+
+def _is_finite(x: Tensor) -> bool:
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 def describe(value) -> str:

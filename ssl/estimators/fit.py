@@ -1,6 +1,6 @@
 """The `fit` of an estimator: epochs, steps and validation. `model` is the estimator."""
 
-from collections.abc import Callable
+import math
 from itertools import islice
 
 import torch
@@ -13,11 +13,14 @@ from ssl.data.order import hash32
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import arguments, optimization
+from ssl.estimators.network import to_device
 from ssl.estimators.samples import FromLoader, FromSamples, are_samples, drawn_from
 from ssl.training import trainable
 from ssl.training.forward import rehearse
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.precision import choose_precision
+
+READ_EVERY = 10  # steps; to read whether they were finite, the host waits for the device
 
 
 def fit(model, train, val, resume: bool) -> None:
@@ -31,7 +34,7 @@ def fit(model, train, val, resume: bool) -> None:
     first = model.step
     trained = [parameter for parameter in model.net.parameters() if parameter.requires_grad]
     try:
-        _train(model, train, val, resume, device)
+        _Fit(model, train, val, resume, device).run()
     except BaseException:
         if model.step == first:  # no step was made: keep what an earlier fit learnt
             model.__dict__.update(kept)
@@ -42,134 +45,185 @@ def fit(model, train, val, resume: bool) -> None:
             parameter.requires_grad_(True)
 
 
-def _train(model, train, val, resume: bool, device: torch.device) -> None:
-    model.seed = distributed.broadcast_object(model.seed)
-    source = _source(model, train, model.limit_train_batches)
-    validation = _source(model, val) if isinstance(val, DataLoader | Dataset) else None
-    for name, batches in (("train", source), ("val", validation)):
-        lengths = gather_objects(batches and batches.steps_per_epoch)
-        if len(set(lengths)) > 1:
-            raise UserError(f"{name}: every process needs as many batches, got {lengths} on ranks 0, 1, …")
-    source.require_steps()
-    model.steps_per_epoch = source.steps_per_epoch
-    total = optimization.total_steps(model)
+class _Fit:
+    """A fit of `model`, from its step on.
 
-    model.net = synchronise(model.net).to(device)
-    before = optimization.state(model) if resume else None
-    model.configure_optimizers()
-    scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(model.precision, device) == torch.float16)
-    if before:
-        optimization.load_state(model, before)
-    model.loaded = None
-    guard = Guard(model.net, model.optimizer)
-    if validation is not None and model.num_sanity_val_steps:
-        _validate(model, validation, None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
-    with drawn_from(model.seed):
-        first = model.step
-        while model.step < total:
-            _epoch(model, source, validation, total, scaler, guard, first)
-
-
-def _source(model, data, limit: int | float | None = None) -> FromSamples | FromLoader:
-    if are_samples(data):
-        return FromSamples(data, model.views, model.batch_size, model.num_workers, model.seed, limit)
-    return FromLoader(data, model.seed, limit)
-
-
-def _epoch(model, source, validation, total: int, scaler: torch.amp.GradScaler, guard: Guard, first: int) -> None:
-    """One epoch, or the rest of one that was interrupted, of a fit whose first step is number `first`."""
-    epoch, done = divmod(model.step, source.steps_per_epoch)
-    _train_epoch(model, source, total, scaler, guard, first)
-    steps = model.epoch_sums["steps"]
-    metrics = {name: float(value) / steps for name, value in model.epoch_sums.items() if name != "steps"}
-    metrics |= {"lr": model.optimizer.param_groups[0]["lr"], "step": model.step}
-    if validation is not None and (epoch + 1) % model.check_val_every_n_epoch == 0:
-        metrics["val_loss"] = _validate(model, validation)
-    optimization.advance_epoch(model, metrics["loss"] if validation is None else metrics.get("val_loss"))
-    if done and model.history and model.history[-1]["epoch"] == epoch:  # max_steps ended an earlier fit in this epoch
-        model.history.pop()
-    model.history.append({"epoch": epoch} | metrics)
-    for callback in arguments.as_list(model.callbacks):
-        getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
-
-
-def _train_epoch(model, source, total: int, scaler: torch.amp.GradScaler, guard: Guard, first: int) -> None:
-    """The steps of an epoch. `model.epoch_sums` counts them, and sums up the loss and its parts."""
-    epoch, done = divmod(model.step, source.steps_per_epoch)
-    end = min(total, (epoch + 1) * source.steps_per_epoch)
-    if done == 0:
-        model.epoch_sums = {}
-    model.net.train()
-    for number, batch in enumerate(source.epoch(epoch, done), done):
-        if model.step == first:
-            _join(model, lambda batch=batch, number=number: model.training_step(batch, number)["loss"])
-        found = {"steps": 1} | _step(model, batch, number, scaler, guard)
-        model.epoch_sums = {name: model.epoch_sums.get(name, 0) + value for name, value in found.items()}
-        optimization.advance_step(model)
-        model.step += 1
-        if model.step == end:
-            break
-    if model.step < end:
-        raise UserError(f"train: the loader ended before the {source.steps_per_epoch} batches that its length promises")
-
-
-def _join(model, loss: Callable[[], Tensor]) -> None:
-    """From here on the processes train one network. DDP needs a gradient of all that is trained: freeze the rest."""
-    if world_size() > 1:
-        trainable.freeze_unused(model.net, loss)
-    model.runner = distributed.parallel(model.net, next(model.net.parameters()).device)
-    rehearse(model.net, loss)
-
-
-def _step(model, batch, number: int, scaler: torch.amp.GradScaler, guard: Guard) -> dict[str, Tensor]:
-    """One step of the optimizer; returns the loss and its parts.
-
-    Raises `UserError` for a loss or gradient that is not finite, and changes nothing then. Under a float16 scaler such
-    a step is left out instead, and the scaler lowers its scale, unless that is below 1 already.
+    The device decides whether a step is finite. A step that is not changes nothing, and nor do those after it. The
+    host reads the decisions every READ_EVERY steps, and at the end of an epoch. `unread` holds the loss and its parts
+    of each step since. Ranks send no message to agree: a loss that is not finite makes the gradient of all ranks NaN.
     """
-    guard.begin()
-    try:
-        loss, finite = _backward(model, batch, number, scaler)
-        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
-            raise UserError(
-                f"fit: at step {model.step} loss or gradient is not finite (loss {loss.item()}), and the weights were "
-                "left as they are; lower learning_rate, or look at the samples"
-            )
-    except BaseException:
-        guard.undo()
-        raise
-    if not finite:
-        guard.undo()
-    scaler.step(model.optimizer)
-    scaler.update()
-    return {"loss": loss.detach()} | model.loss.parts
 
+    def __init__(self, model, train, val, resume: bool, device: torch.device):
+        self.model, self.device = model, device
+        model.seed = distributed.broadcast_object(model.seed)
+        self.source = self._source(train, model.limit_train_batches)
+        self.validation = self._source(val) if isinstance(val, DataLoader | Dataset) else None
+        for name, batches in (("train", self.source), ("val", self.validation)):
+            lengths = gather_objects(batches and batches.steps_per_epoch)
+            if len(set(lengths)) > 1:
+                raise UserError(f"{name}: every process needs as many batches, got {lengths} on ranks 0, 1, …")
+        self.source.require_steps()
+        model.steps_per_epoch = self.source.steps_per_epoch
+        self.first, self.last = model.step, optimization.total_steps(model)
 
-def _backward(model, batch, number: int, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor]:
-    """(loss, whether it and the gradient of all processes are finite).
+        model.net = to_device(synchronise(model.net), device)
+        before = optimization.state(model) if resume else None
+        model.configure_optimizers()
+        self.device_decides = optimization.reads_found_inf(model)
+        half = choose_precision(model.precision, device) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        if before:
+            optimization.load_state(model, before)
+        model.loaded = None
+        self.guard = Guard(model.net, model.optimizer)
+        self.unread: list[dict[str, Tensor]] = []
 
-    Dropout draws from (seed, step, rank), and not from the generator that loaders draw from.
-    """
-    device = next(model.net.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(hash32(model.seed, model.step, rank(), 0xFFFE))
-        loss = model.training_step(batch, number)["loss"]
-        model.optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss * world_size()).backward()  # the loss is the global batch's; DDP averages gradients
-    scaler.unscale_(model.optimizer)
-    return loss, loss.isfinite() & gradient_norm(model.optimizer).isfinite()
+    def _source(self, data, limit: int | float | None = None) -> FromSamples | FromLoader:
+        model = self.model
+        if not are_samples(data):
+            return FromLoader(data, model.seed, limit)
+        reading = dict(num_workers=model.num_workers, pin_memory=self.device.type == "cuda")
+        return FromSamples(data, model.views, model.batch_size, model.seed, limit, **reading)
 
+    def run(self) -> None:
+        model = self.model
+        if self.validation is not None and model.num_sanity_val_steps:
+            self._validate(None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
+        with drawn_from(model.seed):
+            while model.step < self.last:
+                self._epoch()
 
-def _validate(model, validation, batches: int | None = None) -> float:
-    """The mean loss of all batches, or of the first `batches`."""
-    model.net.eval()
-    runner, model.runner = model.runner, None
-    with drawn_from(model.seed):
-        losses = [
-            float(model.validation_step(batch, i)["loss"]) for i, batch in enumerate(islice(validation.once(), batches))
-        ]
-    model.runner = runner
-    model.net.train()
-    if not losses:
-        raise UserError("val: there are no batches to validate on")
-    return sum(losses) / len(losses)
+    def _epoch(self) -> None:
+        """One epoch, or the rest of one that was interrupted."""
+        model = self.model
+        epoch, done = divmod(model.step, model.steps_per_epoch)
+        if done == 0:
+            model.epoch_sums = {}
+        model.net.train()
+        try:
+            self._steps(epoch, done)
+        except BaseException:
+            self._settle()
+            raise
+        steps = model.epoch_sums["steps"]
+        metrics = {name: float(value) / steps for name, value in model.epoch_sums.items() if name != "steps"}
+        metrics |= {"lr": model.optimizer.param_groups[0]["lr"], "step": model.step}
+        if self.validation is not None and (epoch + 1) % model.check_val_every_n_epoch == 0:
+            metrics["val_loss"] = self._validate()
+        optimization.advance_epoch(model, metrics["loss"] if self.validation is None else metrics.get("val_loss"))
+        if done and model.history and model.history[-1]["epoch"] == epoch:  # max_steps ended an earlier fit in it
+            model.history.pop()
+        model.history.append({"epoch": epoch} | metrics)
+        for callback in arguments.as_list(model.callbacks):
+            getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
+
+    # Steps ----------------------------------------------------------------------------
+
+    def _steps(self, epoch: int, done: int) -> None:
+        """The steps of an epoch, of which `done` were made before."""
+        model = self.model
+        end = min(self.last, (epoch + 1) * model.steps_per_epoch)
+        for number, batch in enumerate(self.source.epoch(epoch, done), done):
+            if model.step == self.first:
+                self._join(batch, number)
+            self._step(batch, number)
+            model.step += 1
+            if not self.device_decides or len(self.unread) == READ_EVERY or model.step == end:
+                problem = self._settle()
+                if problem:
+                    raise problem
+            optimization.advance_step(model)
+            if model.step == end:
+                return
+        raise UserError(f"train: the loader ended before the {model.steps_per_epoch} batches that its length promises")
+
+    def _join(self, batch, number: int) -> None:
+        """From here on the processes train one network. DDP needs a gradient of all it trains: freeze the rest."""
+        model = self.model
+
+        def loss() -> Tensor:
+            return model.training_step(batch, number)["loss"]
+
+        if world_size() > 1:
+            trainable.freeze_unused(model.net, loss)
+        model.runner = distributed.parallel(model.net, self.device)
+        rehearse(model.net, loss)
+
+    def _step(self, batch, number: int) -> None:
+        """One step of the optimizer. It changes nothing if it is not finite.
+
+        Nor does it if it follows such a step, except under a float16 scaler.
+        """
+        model, guard, scaler = self.model, self.guard, self.scaler
+        guard.begin()
+        try:
+            loss = self._backward(batch, number)
+        except BaseException:
+            guard.undo()
+            raise
+        norm = gradient_norm(model.optimizer)
+        if guard.record and not scaler.is_enabled():
+            norm = torch.where(guard.record[-1][0] > 0, torch.nan, norm)
+        self.unread.append({"loss": loss.detach()} | getattr(model.loss, "parts", {}))
+        guard.judge(loss, norm)
+        if not self.device_decides:
+            del model.optimizer.found_inf
+        if self.device_decides or not guard.last_step_was_bad():
+            model.optimizer.step()
+        scaler.update()
+
+    def _backward(self, batch, number: int) -> Tensor:
+        """The loss. Dropout draws from (seed, step, rank), and not from the generator that loaders draw from."""
+        model, scaler = self.model, self.scaler
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(hash32(model.seed, model.step, rank(), 0xFFFE))
+            loss = model.training_step(batch, number)["loss"]
+            model.optimizer.zero_grad(set_to_none=True)
+            # The loss is the global batch's, and DDP averages gradients.
+            scaler.scale(loss * world_size() * self.guard.scale(loss)).backward()
+        scaler.unscale_(model.optimizer)
+        return loss
+
+    def _settle(self) -> UserError | None:
+        """Read the decisions. A step that was not finite is not counted; the error says which was the first.
+
+        A float16 scaler leaves steps out while it looks for its scale: they count, unless the scale is very low.
+        """
+        model, record, unread = self.model, self.guard.record, self.unread
+        if not record:
+            return None
+        bad, bad_loss = torch.stack(record, 1).tolist()
+        faults = bad_loss if self.scaler.is_enabled() and self.scaler.get_scale() >= 0.5 else bad
+        self.guard.record, self.unread = [], []
+        for values, fault in zip(unread, faults):
+            if not fault:
+                found = {"steps": 1} | values
+                model.epoch_sums = {name: model.epoch_sums.get(name, 0) + value for name, value in found.items()}
+        if not any(faults):
+            return None
+        first = faults.index(1)
+        step, loss = model.step - len(faults) + first, unread[first]["loss"].item()
+        model.step -= int(sum(faults))
+        return UserError(
+            f"fit: at step {step} loss or gradient is not finite (loss {loss}), and the weights were left as they "
+            "were; lower learning_rate, or look at the samples"
+        )
+
+    # Validation -----------------------------------------------------------------------
+
+    def _validate(self, batches: int | None = None) -> float:
+        """The mean loss of all batches, or of the first `batches`."""
+        model = self.model
+        model.net.eval()
+        runner, model.runner = model.runner, None
+        with drawn_from(model.seed):
+            some = islice(self.validation.once(), batches)
+            losses = [model.validation_step(batch, i)["loss"].detach() for i, batch in enumerate(some)]
+        model.runner = runner
+        model.net.train()
+        if not losses:
+            raise UserError("val: there are no batches to validate on")
+        loss = sum(torch.stack(losses).tolist()) / len(losses)
+        if not math.isfinite(loss):
+            raise UserError("val: the loss is not finite; lower learning_rate, or look at the samples")
+        return loss

@@ -30,6 +30,12 @@ def make_optimizer(model) -> Optimizer:
     return optim.build(given.lower(), groups, lr, exclude, **options)
 
 
+def reads_found_inf(model) -> bool:
+    """Whether the optimizer leaves a step out if the device says so. The user's own may not: then the host decides."""
+    named, optimizer = isinstance(model.get_params()["optimizer"], str), model.optimizer
+    return named and (isinstance(optimizer, optim.LARS | optim.LAMB) or bool(optimizer.defaults.get("fused")))
+
+
 def make_scheduler(model) -> LRScheduler | None:
     """The scheduler of `model.optimizer` that the constructor names; an instance is used as it is."""
     given = model.get_params()["lr_scheduler"]

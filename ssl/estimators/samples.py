@@ -94,17 +94,20 @@ def limited(batches: int, limit: int | float | None) -> int:
 
 
 class FromSamples:
-    """Batches of views of samples. The order depends on (seed, epoch) alone, a view on (seed, epoch, index) alone."""
+    """Batches of views of samples. The order depends on (seed, epoch) alone, a view on (seed, epoch, index) alone.
+
+    `reading`: num_workers and pin_memory of a DataLoader.
+    """
 
     def __init__(
-        self, data, views: Callable | None, batch_size: int, workers: int, seed: int, limit: int | float | None = None
+        self, data, views: Callable | None, batch_size: int, seed: int, limit: int | float | None = None, **reading
     ):
         if not callable(views):
             raise UserError(
                 "views: samples need a callable, sample -> view, that is called twice for each sample; pass views=…, "
                 "or a DataLoader of `[X1, X2]`"
             )
-        self.data, self.views, self.workers, self.seed = data, views, workers, seed
+        self.data, self.views, self.seed, self.reading = data, views, seed, reading
         self.order = Order(len(data), batch_size, 1, world_size(), seed)
         self.steps_per_epoch = limited(self.order.steps_per_epoch, limit)
 
@@ -130,7 +133,7 @@ class FromSamples:
 
     def _read(self, keys: list, streams: tuple[int, int]) -> Iterator[list[Tensor]]:
         views = _Views(self.data, self.views, self.seed, streams)
-        return iter(DataLoader(views, batch_sampler=keys, num_workers=self.workers, collate_fn=_stack))
+        return iter(DataLoader(views, batch_sampler=keys, collate_fn=_stack, **self.reading))
 
 
 class FromLoader:

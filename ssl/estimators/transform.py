@@ -19,7 +19,10 @@ from ssl import distributed
 from ssl.distributed import gather_rows, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators.batch import describe
+from ssl.estimators.network import to_device
 from ssl.estimators.samples import Samples, are_samples
+
+AT_ONCE = 1 << 26  # numbers (256 MiB) that go from the device to the CPU together: the host waits for each copy
 
 
 def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
@@ -30,13 +33,19 @@ def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
             "using this estimator."
         )
     device = distributed.join(model.device)
-    model.net.to(device).eval()
-    parts, seen = [], []
-    for batch in in_order(data, model.batch_size, model.num_workers, targets):
+    to_device(model.net, device).eval()
+    reading = dict(num_workers=model.num_workers, pin_memory=device.type == "cuda")
+    parts, on_device, seen = [], [], []
+    for batch in in_order(data, model.batch_size, targets, **reading):
         if targets:
             batch, y = _split_targets(batch)
             seen.append(y)
-        parts.append(_encode_batch(model, batch))
+        on_device.append(_encode_batch(model, batch))
+        if sum(h.numel() for h in on_device) >= AT_ONCE:
+            parts.append(torch.cat(on_device).cpu())
+            on_device = []
+    if on_device:
+        parts.append(torch.cat(on_device).cpu())
     if not parts:
         raise ValueError("transform: there are no samples")
     return torch.cat(parts), torch.cat(seen) if targets else None
@@ -54,23 +63,24 @@ def _split_targets(batch) -> tuple[Tensor, Tensor]:
 def _encode_batch(model, batch) -> Tensor:
     """Representations of all rows of a batch that every rank has; each rank computes its share of the rows."""
     if not isinstance(batch, Tensor):
-        return model.transform_step(batch).float().cpu()  # raises an error, unless a subclass takes such batches
+        return model.transform_step(batch).float()  # raises an error, unless a subclass takes such batches
     shares = batch.tensor_split(world_size())
     own = shares[rank()]
     if len(own):
         h = model.transform_step(own).float()
     else:  # encoders may refuse a batch without rows
         h = model.transform_step(batch.new_zeros(1, *batch.shape[1:])).float()[:0]
-    return gather_rows(h, [len(share) for share in shares]).cpu()
+    return gather_rows(h, [len(share) for share in shares])
 
 
-def in_order(data, batch_size: int, workers: int, targets: bool) -> Iterable:
+def in_order(data, batch_size: int, targets: bool, **reading) -> Iterable:
     """A loader of all of `data` in order, on every rank: of X, or with `targets` of (X, y).
 
+    `reading`: num_workers and pin_memory of the DataLoader of samples.
     Raises `UserError` for a loader that splits the data among the ranks, changes the order or leaves out rows.
     """
     if are_samples(data):
-        return DataLoader(Samples(data, alone=not targets), batch_size, num_workers=workers)
+        return DataLoader(Samples(data, alone=not targets), batch_size, **reading)
     if problem := _disorder(data, any_order=targets and world_size() == 1):
         raise UserError(f"transform: the loader {problem}")
     return data

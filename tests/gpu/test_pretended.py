@@ -22,14 +22,6 @@ SENT = {
     "ssl/data/loader.py sent",  # of a data set in memory: which images, their boxes, operations and labels
     "ssl/data/worker.py <lambda>",  # of files: pixels, operations, index, labels
 }
-# Where the host waits in every step. This list may only become shorter; train.py, finetune.py and heads have none.
-ESTIMATORS_WAIT = {
-    "ssl/estimators/base.py training_step",  # batches of any loader are not pinned
-    "ssl/estimators/base.py transform_step",  # nor are those to transform
-    "ssl/estimators/transform.py _encode_batch",  # representations go to the CPU: they may fill the device
-    "ssl/estimators/fit.py _step",  # a loss that is not finite raises at its step
-    "ssl/losses/inputs.py _not_finite",  # so do embeddings
-}
 
 
 def run(events: Path, script, *arguments, check: bool = True):
@@ -171,10 +163,17 @@ ssl.__path__ = [{root!r} + "/ssl"]
 from ssl.estimators import SimCLR
 from nets import WithoutBuffers
 
+class Encoder(WithoutBuffers):
+    def forward(self, x):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert self.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 samples = torch.rand(64, 3, 16, 16)
-model = SimCLR(WithoutBuffers, None, 8, 8, 8, max_epochs=2, views=lambda x: x + 0.1 * torch.randn_like(x),
-               batch_size={batch}, random_state=0, device="cuda")
-model.fit(samples, samples)
+model = SimCLR(Encoder, None, 8, 8, 8, max_epochs=2, views=lambda x: x + 0.1 * torch.randn_like(x),
+               batch_size={batch}, random_state=0, device="cuda", precision={precision!r})
+model.fit(samples, torch.utils.data.TensorDataset(samples))
 model.save({file!r})
 again = SimCLR.load({file!r}, WithoutBuffers, views=lambda x: x, device="cuda", max_epochs=3)
 again.fit(samples, resume=True)
@@ -182,15 +181,18 @@ assert again.transform(samples).shape == (64, 8)
 """
 
 
-def estimate(folder: Path, batch: int) -> Counter:
+def estimate(folder: Path, batch: int, precision: str) -> Counter:
     script = folder / f"estimate{batch}.py"
-    script.write_text(ESTIMATOR.format(root=str(running.ROOT), batch=batch, file=str(folder / "model.pt")))
+    file = str(folder / "model.pt")
+    script.write_text(ESTIMATOR.format(root=str(running.ROOT), batch=batch, precision=precision, file=file))
     return run(folder / "events.json", script)[1]
 
 
-def test_estimators_fit_resume_and_transform(tmp_path):
-    every = estimate(tmp_path, 16) - estimate(tmp_path, 32)
-    assert {place for kind, place in every if kind == "wait"} == ESTIMATORS_WAIT
+@pytest.mark.parametrize("precision", ["off", "fp16"])
+def test_estimators_wait_for_nothing_in_a_step_of_fit_validation_and_transform(precision, tmp_path):
+    every = estimate(tmp_path, 16, precision) - estimate(tmp_path, 32, precision)
+    assert {place for kind, place in every if kind == "wait"} == set()
+    assert {place for kind, place in every if kind == "copy"} == {"ssl/data/loader.py sent"}
 
 
 @pytest.mark.parametrize("net", [{}, NET], ids=["batch_norm", "without_buffers"])
