@@ -258,6 +258,31 @@ def test_a_state_is_put_in_place_under_this_optimizers_options_or_under_its_own(
         assert torch.equal(old["exp_avg"], new["exp_avg"]) and old["exp_avg"].any()
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars", "lamb"])
+def test_a_state_of_another_memory_format_is_continued(name):
+    """As that of a fit on a CPU, which continues on a GPU, where weights of convolutions are channels last."""
+
+    def made(memory_format):
+        p = nn.Parameter(torch.linspace(-1, 1, 48).view(4, 3, 2, 2).contiguous(memory_format=memory_format))
+        groups = [dict(name="weights", params=[p], lr=0.1, weight_decay=0.0)]
+        return p, build(name, groups, 0.1, **({"momentum": 0.9} if name in ("sgd", "lars") else {}))
+
+    def steps(p, optimizer, seeds):
+        for seed in seeds:
+            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+            p.grad = torch.empty_like(p).copy_(gradient)
+            optimizer.step()
+
+    whole, optimizer = made(torch.contiguous_format)
+    steps(whole, optimizer, range(4))
+    (first, before), (then, after) = made(torch.contiguous_format), made(torch.channels_last)
+    steps(first, before, range(2))
+    then.data.copy_(first.data)
+    load_state(after, before.state_dict())
+    steps(then, after, range(2, 4))
+    torch.testing.assert_close(then, whole)
+
+
 def test_a_group_added_later_runs_at_its_own_rate():
     old, new = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
     optimizer = LARS([old], lr=0.1)

@@ -553,6 +553,42 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert torch.equal(weights(model), before)
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamW", "sgd", "lamb", torch.optim.RMSprop])
+def test_a_fit_goes_on_from_before_a_step_that_was_not_finite(optimizer, interrupted):
+    """The device leaves out such a step and those after it; the host reads later that it did."""
+    options = dict(optimizer=optimizer, lr_scheduler="none")
+    model, whole = make(**options), make(**options).fit(numbers())
+
+    def spoilt(batch, number):
+        if model.step == 8 and interrupted:
+            raise KeyboardInterrupt
+        out = BarlowTwins.training_step(model, batch, number)
+        return out | {"loss": out["loss"] * (torch.nan if model.step == 6 else 1)}
+
+    model.training_step = spoilt
+    reached = isinstance(optimizer, str)  # the host reads at once whether an optimizer of the user may make its step
+    with pytest.raises(KeyboardInterrupt if interrupted and reached else UserError) as raised:
+        model.fit(numbers())
+    assert "at step 6 loss or gradient is not finite" in str(raised.value) or (interrupted and reached)
+    before = make(max_steps=6, **options).fit(numbers()).net.state_dict()
+    assert model.step == 6
+    for name, value in model.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    del model.training_step
+    model.fit(numbers(), resume=True)
+    assert torch.equal(weights(model), weights(whole)) and model.history == whole.history
+
+
+def test_a_validation_that_is_not_finite_is_told():
+    class Failing(Encoder):
+        def forward(self, x):
+            return super().forward(x) * (1 if self.training else torch.nan)
+
+    with pytest.raises(UserError, match="val: the loss is not finite"):
+        make(encoder=Failing).fit(numbers(), TensorDataset(numbers(20)))
+
+
 # Files --------------------------------------------------------------------------------
 
 
