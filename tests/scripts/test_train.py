@@ -324,10 +324,20 @@ def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp
 
 
 @pytest.mark.slow
-def test_a_compiled_run_follows_the_eager_one(images, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_compiled_run_follows_the_eager_one(processes, images, tmp_path):
     few_kernels = tiny("--max_steps", 2, "--encoder_kwargs", "{width: 8, stages: 1}", "--projector", "8")
     for name, option in (("compiled", ["--compile"]), ("eager", [])):
-        run("train.py", "--data_dir", images, "--output_dir", tmp_path / name, *few_kernels, *option)
+        run(
+            "train.py",
+            "--data_dir",
+            images,
+            "--output_dir",
+            tmp_path / name,
+            *few_kernels,
+            *option,
+            processes=processes,
+        )
     losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("compiled", "eager")]
     assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 

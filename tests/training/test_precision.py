@@ -10,6 +10,19 @@ from ssl.training.precision import choose_precision, has_precision, resolve_prec
 CPU = torch.device("cpu")
 
 
+def forget() -> None:
+    """What this process remembers of its CPU, and what it has told."""
+    precision._cpu_flags.cache_clear()
+    precision._tell_if_imitated.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def other_cpus():
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.parametrize(
     "flags, auto, has",
     [
@@ -28,6 +41,21 @@ def test_auto_on_a_cpu_is_what_its_flags_name(tmp_path, monkeypatch, flags, auto
     assert [amp for amp in ("bf16", "fp16", "off") if has_precision(amp, CPU)] == has
 
 
+def test_a_process_reads_once_what_its_cpu_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16")
+    assert choose_precision("auto", CPU) == torch.bfloat16
+    (tmp_path / "cpuinfo").unlink()
+    assert choose_precision("auto", CPU) == torch.bfloat16
+
+
+def test_auto_on_a_gpu_is_the_first_that_it_has(monkeypatch):
+    gpu = torch.device("cuda")
+    for has, auto in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
+        assert resolve_precision("auto", gpu) == auto
+
+
 def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
@@ -42,12 +70,11 @@ def test_what_a_cpu_imitates_is_told_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
     for flags, told in (("flags : avx512_fp16", 0), ("flags : avx2", 1)):
         (tmp_path / "cpuinfo").write_text(flags)
-        precision._tell_if_imitated.cache_clear()
+        forget()
         for amp in ("fp16", "fp16", "auto", "off"):
             choose_precision(amp, CPU)
         said = capsys.readouterr().out
         assert said.count("*** amp fp16: this CPU has no instructions for it") == told == said.count("***") // 2
-    precision._tell_if_imitated.cache_clear()
 
 
 def test_what_is_asked_for_is_taken_whatever_the_machine_has():
