@@ -51,7 +51,7 @@ def measure(name: str, dataset: str, pairs: int = 3) -> None:
             health.after_update()
             optimizer.zero_grad(set_to_none=True)
             if health.watching:
-                health.read(step, 0.0, loss, norm, 0, 0.0, metrics)
+                health.read(step, 0.0, metrics, loss=loss, norm=norm, skipped=0, data_wait=0.0)
             ended = time.process_time()
             health.begin(step + 1)
             if step > 2:

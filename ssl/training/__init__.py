@@ -1,1 +1,1 @@
-"""What surrounds a training step: precision, guard, health, judging, stopping."""
+"""What surrounds a training step: precision, guard, health, judging, stopping, logs."""

@@ -1,4 +1,4 @@
-"""The gradient of several micro-batches, one after the other in the memory of one."""
+"""Compute the gradient of several micro-batches in the memory of one."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Backward = Callable[[Tensor], None]
 def accumulate_exact(batches: list[Batch], embed: Embed, criterion: nn.Module, backward: Backward) -> Tensor:
     """Gradient of the loss of all micro-batches together, in the memory of one (Gao et al. 2021, GradCache).
 
-    First the embeddings, without a graph; then the loss's gradient on all of them; then each micro-batch again, with
-    its share of that gradient. Batch norm sees one micro-batch at a time, and its running statistics count each once.
-    Returns the loss.
+    First all embeddings, without a graph; then the gradient of the loss in them; then each micro-batch again, with its
+    share of that gradient. Batch norm sees one micro-batch at a time; running statistics count each once. Returns the
+    loss.
     """
     norms = [m for m in embed.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -37,10 +37,7 @@ def accumulate_exact(batches: list[Batch], embed: Embed, criterion: nn.Module, b
 
 
 def accumulate_split(batches: list[Batch], embed: Embed, criterion: nn.Module, backward: Backward) -> Tensor:
-    """The ordinary kind: the gradient of the mean of the micro-batches' losses, which is returned.
-
-    No micro-batch's loss sees the other micro-batches.
-    """
+    """Gradient of the mean of the losses of the micro-batches, each computed without the others. Returns the mean."""
     losses, parts = [], []
     for batch, sync in zip(batches, sync_last(embed.net, len(batches))):
         with sync:

@@ -1,4 +1,4 @@
-"""The list of bad steps in a run folder, bad_steps.jsonl."""
+"""Write bad_steps.jsonl, the list of the bad steps of a run."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ NAMED = 100  # the first so many bad steps are listed with the names of their im
 
 
 class BadSteps:
-    """One line per bad step. A continued run does not list again what it has listed before. Only rank 0 writes."""
+    """One line for each bad step. A continued run does not list a step again. Only rank 0 writes."""
 
     def __init__(self, folder: Path):
         self.file = folder / "bad_steps.jsonl"
@@ -20,7 +20,7 @@ class BadSteps:
         self.known = {self._key(line) for line in self.lines}
 
     def write(self, step: int, retries: int, ranks: list[int], names: Callable[[], list[str]]) -> None:
-        """`ranks`: those whose loss was not finite. `names()`: of the images of the step. A full disk is ignored."""
+        """`ranks`: those whose loss was not finite. `names()`: the images of the step. A full disk is ignored."""
         line = {"step": step, "retries": retries, "ranks": ranks}
         if not is_main() or self._key(line) in self.known:
             return

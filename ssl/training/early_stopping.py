@@ -1,4 +1,4 @@
-"""Which epoch of a fine-tuning is the best, and when no further epoch is tried.
+"""Find the best epoch of a fine-tuning, and when to stop.
 
 An epoch is a dict: its number from 1 on (`epoch`), its `train_loss`, and `val_loss`, `val_auc`, ... of the validation
 images. Settings `watch`, `patience` and `epochs` are those of finetune.py.

@@ -1,4 +1,4 @@
-"""The log of a fine-tuning: a line of metrics.jsonl and of the terminal for each epoch."""
+"""Write what finetune.py logs: for each epoch a line of metrics.jsonl and of the terminal."""
 
 import time
 from pathlib import Path

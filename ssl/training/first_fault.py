@@ -1,4 +1,4 @@
-"""What was not finite first in a bad step: an input, a layer's output, a term of the loss, or a gradient."""
+"""Find what was not finite first in a bad step: an input, a layer's output, a term of the loss, or a gradient."""
 
 import itertools
 from collections.abc import Callable
@@ -12,17 +12,17 @@ Fault = tuple[int, int, str]  # kind, place among those of its kind, words; the 
 FORWARD, TERM, LOSS, GRADIENT = range(4)  # the kinds, in the order in which a step computes them
 
 
-def first_fault(model: nn.Module, parts: Callable[[], dict], compute: Callable[[], Tensor]) -> str:
+def first_fault(model: nn.Module, compute: Callable[[], tuple[Tensor, dict[str, Tensor]]]) -> str:
     """In words, what is not finite first when the loss is computed once more, and on which ranks; '' if nothing is.
 
-    `compute()` runs `model` on this rank's batch and returns the loss; `parts()` then returns the terms of the loss by
-    name. All ranks call it. A bad step changes no weight, so the same batch gives the same fault again.
+    `compute()` runs `model` on this rank's batch and returns the loss, and its terms by name. All ranks call it. A bad
+    step changes no weight, so the same batch gives the same fault again.
     """
     faults, hooks = _watch(model)
-    loss = compute()
+    loss, terms = compute()
     for hook in hooks:
         hook.remove()
-    faults += [(TERM, 0, f"the loss's term {name}") for name, value in parts().items() if not _is_finite(value)]
+    faults += [(TERM, 0, f"the term {name} of the loss") for name, value in terms.items() if not _is_finite(value)]
     faults += [] if _is_finite(loss) else [(LOSS, 0, "the loss")]
     faults += _bad_gradients(model, loss)
     everyone = gather_objects(min(faults, default=None))
@@ -43,9 +43,9 @@ def _watch(model: nn.Module) -> tuple[list[Fault], list]:
         def hook(module: nn.Module, inputs, output) -> None:
             place = 2 * next(calls)
             if not _is_finite(inputs):
-                faults.append((FORWARD, place, f"what goes into {name}"))
+                faults.append((FORWARD, place, f"the input of {name}"))
             if not _is_finite(output):
-                faults.append((FORWARD, place + 1, f"what {name} makes of it"))
+                faults.append((FORWARD, place + 1, f"the output of {name}"))
 
         return hook
 

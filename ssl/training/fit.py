@@ -1,4 +1,4 @@
-"""What a fine-tuning has reached: weights, optimizer, steps and epochs. A checkpoint holds it."""
+"""The state of a fine-tuning, which a checkpoint holds: weights, optimizer, steps and epochs."""
 
 from dataclasses import dataclass, field
 
@@ -26,8 +26,8 @@ class Fit:
 
     `steps_before` is the number of steps of all runs before this one. `history` has a dict for each epoch: its training
     loss, and what the validation gave. `best` is the content of best.pt, empty until the first epoch has ended.
-    `loss_sum` is the sum of the losses of this rank's images in the epoch that has begun, and `loss_images` the number
-    of these images on all ranks. In float64 the order in which float32 numbers are added does not matter.
+    `loss_sum` is the sum, in float64, of the losses of this rank's images in this epoch, and `loss_images` the number
+    of these images on all ranks.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Fit:
 
     def __post_init__(self):
         device = next(self.model.parameters()).device
+        # In float64 the order in which float32 numbers are added does not matter.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
 
     def total_step(self) -> int:

@@ -1,4 +1,4 @@
-"""From views to embeddings and to the loss; and passes that change nothing: the first ones, and a try of memory."""
+"""Compute embeddings and the loss from views; rehearse and try a step without changing anything."""
 
 import contextlib
 import copy

@@ -1,7 +1,7 @@
-"""The health of a run, without labels: measured every so many steps and judged in words; it chooses the best encoder.
+"""The health of a run, without labels: every so many steps it is measured and judged, and the best encoder chosen.
 
-A reading takes what the step computes anyway: the embeddings that the loss gets, the representations of the last view,
-the weights before and after the update. Nothing of it changes the training.
+A reading uses what the step computes anyway: the embeddings that the loss gets, the representations of the last view,
+the weights before and after the update. It does not change the training.
 """
 
 import math
@@ -112,12 +112,12 @@ class Health:
 
     @torch.no_grad()
     def read(
-        self, step: int, epoch: float, loss: Tensor, norm: Tensor, skipped: int, data_wait: float, metrics: Metrics
+        self, step: int, epoch: float, metrics: Metrics, *, loss: Tensor, norm: Tensor, skipped: int, data_wait: float
     ) -> bool:
-        """Measure, write the values down, and print what they mean. Waits for the device. All ranks call it.
+        """Measure, write the values to `metrics`, and print what they mean. Waits for the device. All ranks call it.
 
         `epoch`: epochs done. `norm`: of the gradient. `skipped`: steps left out so far. `data_wait`: share of the time,
-        0..1, spent waiting for data. Returns whether the encoder is now the best so far; on rank 0, elsewhere False.
+        0..1, spent waiting for data. On rank 0, returns whether the encoder is the best so far; elsewhere False.
         """
         self.watching = False  # until the next step begins, networks may run that are not training
         batch = len(self.z[0]) * world_size()
@@ -125,17 +125,9 @@ class Health:
         dim, self.z = z1.shape[1], []
         if not is_main():
             return False
-        groups = [group["name"] for group in self.optimizer.param_groups]
-        reading = {f"weight_norm_{name}": weight.item() for name, (weight, _) in zip(groups, self.norms)}
-        reading |= {
-            f"update_ratio_{name}": (moved / weight.clamp_min(1e-12)).item()
-            for name, (weight, moved) in zip(groups, self.norms)
-        }
-        reading |= {
-            "gradient_norm": norm.item(),
-            "data_wait": data_wait,
-            "skipped": (skipped - self.skipped) / self.every,
-        } | self._loss(loss.item(), batch, dim)
+        reading = self._weights() | self._loss(loss.item(), batch, dim)
+        reading |= {"gradient_norm": norm.item(), "data_wait": data_wait}
+        reading["skipped"] = (skipped - self.skipped) / self.every
         if all(bool(x.isfinite().all()) for x in (z1, z2, h)):
             reading |= feature_spread.geometry(z1, z2, h)
         reading = health_rules.finite(reading)
@@ -151,6 +143,14 @@ class Health:
         self.readings = [*self.readings, reading][-health_rules.MEMORY :]
         self._judge(step)
         return self._is_best(step, epoch)
+
+    def _weights(self) -> health_rules.Reading:
+        """The norm of the weights of every group, and the norm of their update as a share of it."""
+        reading = {}
+        for group, (weight, moved) in zip(self.optimizer.param_groups, self.norms):
+            reading[f"weight_norm_{group['name']}"] = weight.item()
+            reading[f"update_ratio_{group['name']}"] = (moved / weight.clamp_min(1e-12)).item()
+        return reading
 
     def _loss(self, loss: float, batch: int, dim: int) -> health_rules.Reading:
         """The loss as a share of the loss of unrelated views; of Barlow Twins also its terms per dimension.

@@ -1,4 +1,4 @@
-"""The first lines of a run: what will run, where, and why these numbers."""
+"""Print the first lines of a run: what runs, on which device and data, and with which settings."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each log step."""
+"""Write metrics.jsonl, one line for each log step, and the same numbers for TensorBoard."""
 
 import contextlib
 import json
@@ -13,11 +13,11 @@ from ssl.training.tensorboard import Board
 
 
 class Metrics:
-    """metrics.jsonl: a line a log step; a resumed run drops the lines its checkpoint had not reached.
+    """The file `path`. A run that continues at `step` drops the lines that its checkpoint had not reached.
 
-    Those are lines of later steps, and lines of which `reached` says no.
-    A full disk stops nobody: lines wait until there is room. Raises `UserError` where the file
-    cannot be written at the beginning, and at the end where lines still wait.
+    These are the lines of later steps, and those for which `reached` is false. A full disk does not stop the run: lines
+    wait until there is room. Raises `UserError` where the file cannot be written at the beginning, and in `close` where
+    lines still wait.
     """
 
     def __init__(self, path: Path, step: int, reached: Callable[[dict], bool] = lambda line: True):
@@ -54,7 +54,7 @@ class Metrics:
 
 
 def _tidy(value):
-    """Six digits of a float, in lists too; null for what JSON has no number for."""
+    """Floats, also in lists, with six digits; None for NaN and Inf, which JSON does not have."""
     if isinstance(value, list):
         return [_tidy(one) for one in value]
     if not isinstance(value, float):
@@ -63,7 +63,7 @@ def _tidy(value):
 
 
 def _step(line: str) -> float:
-    """The step of a metrics line; a line cut short by a crash counts as never reached."""
+    """The step of a line; infinity for a line that a crash has cut."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, LookupError, TypeError, RecursionError, OverflowError):

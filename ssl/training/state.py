@@ -1,4 +1,4 @@
-"""What a step changes, a checkpoint holds, and a continued run goes on from."""
+"""The state of a training, which a checkpoint holds: all that a step of train.py changes."""
 
 from dataclasses import dataclass
 
@@ -29,9 +29,9 @@ CHECKPOINT = resume.Kind(
 
 @dataclass
 class TrainState:
-    """Everything that a step changes. Random numbers have no state: order, views and dropout are drawn by counters.
+    """Random numbers have no state: order, views and dropout are drawn by counters.
 
-    `model` has an `encoder`. `step` is how many steps were made, `retries` how often the run went back to a checkpoint.
+    `model` has an `encoder`. `step` is the number of steps made, `retries` how often the run went back to a checkpoint.
     """
 
     model: nn.Module

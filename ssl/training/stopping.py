@@ -1,7 +1,7 @@
-"""Requests to stop a run: signals, and the file `stop` in the run folder. All ranks stop after the same step.
+"""Receive requests to stop a run, by a signal or the file `stop` in the run folder. All ranks stop at the same step.
 
-SIGTERM, SIGUSR1, SIGINT and the file all mean: finish this step, save, leave. A thread receives the signals, since the
-main thread may wait inside a collective, where Python runs no signal handlers.
+SIGTERM, SIGUSR1, SIGINT and the file all mean: finish this step, save, leave. A thread receives the signals: the main
+thread may wait inside a collective, where Python runs no signal handlers.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
-"""TensorBoard, where it is installed: the scalars that a run logs, and its views.
+"""Write the numbers that a run logs, and its views, for TensorBoard where it is installed.
 
-Nothing depends on it. A thread of TensorBoard writes the events. Where that fails (a full disk), the run says so once
-and goes on without.
+If that fails, as on a full disk, the run says so once and continues without.
 """
 
 from pathlib import Path
@@ -11,9 +10,9 @@ from ssl.data.decode import decode
 
 
 class Board:
-    """The events that one process writes for a run folder. The file is opened with the first scalar.
+    """The event file of this process in a run folder, opened with the first number.
 
-    The run continues at `step`: TensorBoard hides what an earlier process wrote beyond it.
+    The run continues at `step`: TensorBoard hides what an earlier process wrote for later steps.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -25,7 +24,7 @@ class Board:
             for name, value in values.items()
             if isinstance(value, (int, float)) and name not in ("step", "epoch")
         }
-        if self.broken or not numbers:  # a second file of events without scalars would hide the first
+        if self.broken or not numbers:  # an event file without numbers would hide the one before it
             return
         try:
             if self.writer is None:

@@ -1,7 +1,7 @@
-"""The number of threads of a process: its number of cores, or fewer where other programs use the cores.
+"""Choose the number of threads of a process: its number of cores, or fewer where other programs use the cores.
 
-An operation on several threads ends with the slowest. If another program holds up one thread, all wait for it: on two
-cores that other programs use too, two threads are five to ten times slower than one.
+An operation on several threads ends with the slowest of them. If another program slows one thread down, all wait for
+it: on two cores that other programs use too, two threads are five to ten times slower than one.
 """
 
 import os
@@ -14,9 +14,9 @@ from ssl.console import say
 from ssl.data.cores import core_share
 from ssl.distributed import gather_objects
 
-CLEARLY = 0.8  # fewer threads are taken if they need less than this share of the time
-TURNS = 5  # at most so many timings
-LONG = 0.2  # seconds; no further timing after so much time
+FASTER = 0.8  # half as many threads are taken if they need less than this share of the time
+TIMINGS = 5  # at most
+ENOUGH = 0.2  # seconds; after so much time no further timing begins
 
 
 def settle_threads(kept: int | None = None) -> None:
@@ -29,17 +29,17 @@ def settle_threads(kept: int | None = None) -> None:
         return
     cores = min(torch.get_num_threads(), core_share())
     known = kept is not None and kept <= cores
-    threads = min(gather_objects(kept if known else unhindered(cores)))
+    threads = min(gather_objects(kept if known else fastest(cores)))
     torch.set_num_threads(threads)
     if threads < cores:
         why = "as the run had" if known else "other programs use the cores, and more would wait for each other"
         say(f"threads     {threads} for {cores} cores: {why}; OMP_NUM_THREADS sets another number")
 
 
-def unhindered(cores: int) -> int:
-    """The first of cores, cores / 2, … 1 threads that is not clearly slower than half of it."""
+def fastest(cores: int) -> int:
+    """The first of cores, cores / 2, …, 1 threads that half as many do not clearly beat."""
     threads, took = cores, seconds(cores, cores)
-    while threads > 1 and (less := seconds(threads // 2, cores)) < CLEARLY * took:
+    while threads > 1 and (less := seconds(threads // 2, cores)) < FASTER * took:
         threads, took = threads // 2, less
     return threads
 
@@ -50,7 +50,7 @@ def seconds(threads: int, cores: int) -> float:
     torch.set_num_threads(threads)
     images, weight = torch.ones(4 * cores, 16, 32, 32), torch.ones(16, 16, 3, 3)
     took = []
-    while len(took) < 2 or (len(took) <= TURNS and sum(took) < LONG):  # the first starts the threads
+    while len(took) < 2 or (len(took) <= TIMINGS and sum(took) < ENOUGH):  # the first starts the threads
         began = time.perf_counter()
         for _ in range(4):
             torch.conv2d(images, weight, padding=1).relu_()

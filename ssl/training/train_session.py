@@ -87,8 +87,16 @@ class TrainSession(Session):
     def read_health(self, loss: Tensor, norm: Tensor) -> None:
         """Measure and judge the health of the run, and keep the encoder if it is the best."""
         state, settings = self.state, self.settings
-        epoch, skipped = state.step / self.log.order.steps_per_epoch, state.guard.left_out
-        best = state.health.read(state.step, epoch, loss, norm, skipped, self.log.data_wait(), self.log.metrics)
+        epoch = state.step / self.log.order.steps_per_epoch
+        best = state.health.read(
+            state.step,
+            epoch,
+            self.log.metrics,
+            loss=loss,
+            norm=norm,
+            skipped=state.guard.left_out,
+            data_wait=self.log.data_wait(),
+        )
         if best and not (settings.eval_every or state.judge.best):  # labels choose the best encoder, where they can
             self.run.keep_best(state.model.encoder.state_dict(), state.health.best)
 

@@ -1,4 +1,4 @@
-"""Checks of an encoder before its first step: parameters without a gradient are frozen, wrong outputs refused."""
+"""Check an encoder before its first step: freeze parameters without a gradient, refuse wrong outputs."""
 
 from collections.abc import Callable
 

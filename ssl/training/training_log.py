@@ -1,4 +1,4 @@
-"""What a training writes down at its log steps: metrics.jsonl, the progress bar, bad steps and bad images."""
+"""Write what train.py logs: metrics.jsonl, the progress bar, the lists of bad steps and bad images."""
 
 import contextlib
 import time
@@ -17,9 +17,9 @@ from ssl.training.state import TrainState
 
 
 class TrainingLog:
-    """Between `open` and `close`, call `write` at the log steps.
+    """Call `open`, `write` at the log steps, and `close`.
 
-    `data` and `order` say which images a step is of. `last` is the step at which the run ends.
+    `data` and `order` give the names of the images of a step. `last` is the step at which the run ends.
     """
 
     def __init__(self, run: RunFolder, data: Images, order: Order, last: int, bad_images: BadImages):
@@ -28,7 +28,7 @@ class TrainingLog:
         self.progress: Progress | None = None
 
     def open(self, state: TrainState) -> None:
-        """Go on after the lines that `state` has reached. Later lines are dropped."""
+        """Continue the files at `state`. Lines of later steps are dropped."""
         self.metrics = Metrics(self.run.folder / "metrics.jsonl", state.step, state.judge.reached)
         state.health.open(self.run.folder, state.step)
         self.progress = self.progress or Progress(self.last, state.step)
@@ -59,7 +59,7 @@ class TrainingLog:
         self.since += time.monotonic() - began
 
     def data_wait(self, now: float | None = None) -> float:
-        """Which share of the time since the last line was spent waiting for data."""
+        """The share, 0..1, of the time since the last line that was spent waiting for data."""
         return self.waited / ((now or time.monotonic()) - self.since)
 
     # Lines ------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_a_run_that_diverges_again_ends_and_says_what_was_first(launched):
     assert status != 0 and run.status()["state"] == "failed" and finite(run)
     reason = run.status()["reason"]
     assert "2 steps in a row, up to step 12" in reason and "again after going back with lr × 0.5" in reason
-    assert "makes of it on rank 1" in reason and "encoder." in reason
+    assert "the output of encoder." in reason and " on rank 1" in reason
     retries = [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")]
     assert retries == [(i, retry) for retry in (0, 1) for i in range(11, 13)]
 

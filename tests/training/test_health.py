@@ -222,7 +222,9 @@ class Watched:
         self.optimizer.step()
         self.health.after_update()
         self.optimizer.zero_grad()
-        best = self.health.read(number, number / 10, loss, torch.tensor(1.0), 0, 0.0, self.metrics)
+        best = self.health.read(
+            number, number / 10, self.metrics, loss=loss, norm=torch.tensor(1.0), skipped=0, data_wait=0.0
+        )
         return before, best
 
 
