@@ -187,7 +187,7 @@ def main() -> None:
             fit.load_state_dict(state)
             best_model.write_best(trial.folder, fit.best)  # the file may be of epochs that the checkpoint has not seen
             state = None
-        fine_tune(settings, trial, fit, net, session, device)
+        fine_tune(settings, trial, fit, net, session)
 
         model.load_state_dict(fit.best["model"])
         results.append({"epochs": len(fit.history)} | score(settings, model, fit.best, test, trial.folder))
@@ -198,15 +198,13 @@ def main() -> None:
     say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
 
 
-def fine_tune(
-    settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession, device: torch.device
-) -> None:
+def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession) -> None:
     """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
     model, order = fit.model, trial.order
     view = random_view(settings)
-    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
+    mean, std = (torch.tensor(values, device=fit.device) for values in (settings.mean, settings.std))
     last = settings.epochs * order.steps_per_epoch
-    batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, device)
+    batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, fit.device)
     log = EpochLog(trial.folder, fit, last)
     while not session.asked and not early_stopping.finished(fit.history, settings):
         (batch,) = session.read(batches, fit.total_step())  # this rank's images
@@ -216,7 +214,7 @@ def fine_tune(
             model.encoder.eval()  # its running statistics do not change
 
         torch.manual_seed(batch.seed)  # for dropout
-        (x,) = finish(batch, [view], mean, std)  # random views, on the device
+        (x,) = finish(batch, [view], mean, std)  # a random view of each, normalised (n, C, size, size)
         logits = net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()
@@ -227,16 +225,14 @@ def fine_tune(
         session.count(fit.total_step())  # all ranks now know whether the run was asked to stop
 
         if fit.step % order.steps_per_epoch == 0:
-            end_epoch(settings, trial, fit, session, log, device)
+            end_epoch(settings, trial, fit, session, log)
     session.watchdog.pause()
     batches.close()
     log.close()
     session.end_run(fit)
 
 
-def end_epoch(
-    settings: Settings, trial: "Trial", fit: Fit, session: FitSession, log: EpochLog, device: torch.device
-) -> None:
+def end_epoch(settings: Settings, trial: "Trial", fit: Fit, session: FitSession, log: EpochLog) -> None:
     """Validate, log the epoch, keep its weights if they are the best, and save if it is time."""
     epoch = {"epoch": fit.step // trial.order.steps_per_epoch, "train_loss": fit.end_epoch()}
     speed = log.images_per_second(fit, trial.order.global_batch)
@@ -244,7 +240,7 @@ def end_epoch(
     session.watchdog.pause()  # while no step is made
     distributed.share_buffers(fit.model)
     fit.model.eval()
-    epoch |= classify.validate(fit.model, trial.val, settings, device)
+    epoch |= classify.validate(fit.model, trial.val, settings, fit.device)
     early_stopping.require_finite(epoch)
     fit.history.append(epoch)
     log.write(fit, speed, bad_images)

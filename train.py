@@ -154,7 +154,7 @@ def main() -> None:
     check(settings)
     device = start(settings)
 
-    # Run folder, before what may take long: no other run may use it, and it says how this one ends
+    # Run folder, before anything slow: no other run can use it from here on, and it tells how this run ends
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
     run = RunFolder(folder, settings.keep_checkpoints)
     requests = StopRequests(folder, patience(settings))
@@ -223,6 +223,8 @@ def main() -> None:
     health = Health(settings.health_every, total, warmup, model.encoder, criterion, optimizer)
     known = before["bad_images"] if before else {}
     bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction, known)
+    bad_images.note(data.bad)
+    bad_images.agree()
     net = distributed.parallel(compiled(model) if settings.compile else model, device)
     embed = Embed(net, views, statistics, device, dtype)
     shape = data.channels, settings.image_size, settings.image_size
@@ -236,14 +238,12 @@ def main() -> None:
     feed = partial(training_batches, data, views, order, stop=last, workers=workers, device=device)
     log = TrainingLog(run, data, order, last, bad_images)
     session = TrainSession(settings, run, requests, bad_images, identity, state=state, feed=feed, log=log)
-    blank = partial(blank_batch, len(views), settings.batch_size, *shape[:2], device)
+    blank = partial(blank_batch, len(views), settings.batch_size, shape, device)
     rehearse(model, lambda: sum(z.float().sum() for z in embed(blank())))
     session.begin(before)
     del before
     if is_main() and state.step == 0:
         write_views(folder / "views.png", data, views, *statistics, settings.seed)  # look at it
-    bad_images.note(data.bad)
-    bad_images.agree()
     while True:
         try:
             pretrain(settings, state, embed, criterion, session)
@@ -305,7 +305,10 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
 
 
 def scaled_backward(scaler: torch.amp.GradScaler, guard: Guard, loss: Tensor) -> None:
-    """`loss` is that of the global batch. DDP divides the sum of all ranks' gradients by their number; undo that."""
+    """Backward of `loss`, which is that of the global batch; with a loss that is not finite all gradients become NaN.
+
+    DDP divides the sum of all ranks' gradients by the world size; the factor `world_size()` undoes that.
+    """
     scaler.scale(loss * world_size() * guard.scale(loss)).backward()
 
 

@@ -41,9 +41,9 @@ class Fit:
     loss_images: int = 0
 
     def __post_init__(self):
-        device = next(self.model.parameters()).device
+        self.device = next(self.model.parameters()).device
         # In float64 the order in which float32 numbers are added does not matter.
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def total_step(self) -> int:
         """The steps of all runs until now."""

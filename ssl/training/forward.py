@@ -101,13 +101,12 @@ def try_step(model: nn.Module, embed: Embed, optimizer: torch.optim.Optimizer, s
     `model` is what `embed` runs, without DDP. Weights and optimizer stay as they are, but `model` is left in
     evaluation mode: batch norm then asks no other rank. Raises what a step raises.
     """
-    channels, pixels, _ = shape
     device = next(model.parameters()).device
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     model.zero_grad(set_to_none=True)
     try:
-        z = embed(blank_batch(len(embed.views), size, channels, pixels, device), model)
+        z = embed(blank_batch(len(embed.views), size, shape, device), model)
         # Not backward(): DDP's hooks on the parameters would start to sum gradients over the ranks.
         gradients = torch.autograd.grad(sum(x.float().sum() for x in z), learning, allow_unused=True)
         for parameter, gradient in zip(learning, gradients):
@@ -131,8 +130,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             model.get_buffer(name).copy_(buffer)
 
 
-def blank_batch(views: int, size: int, channels: int, pixels: int, device: torch.device) -> Batch:
-    """`size` black images, each in `views` views of `pixels` x `pixels`, of class 0."""
-    view = torch.zeros(size, channels, pixels, pixels, device=device), torch.zeros(size, len(COLUMNS), device=device)
+def blank_batch(views: int, size: int, shape: tuple[int, int, int], device: torch.device) -> Batch:
+    """`size` black images of class 0, each in `views` views of `shape` (C, H, W)."""
+    view = torch.zeros(size, *shape, device=device), torch.zeros(size, len(COLUMNS), device=device)
     zeros = torch.zeros(size, dtype=torch.int64, device=device)
     return Batch([view] * views, index=zeros, labels=zeros, seed=0)

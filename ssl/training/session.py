@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from ssl import distributed
 from ssl.checkpoints.run_folder import RunFolder, versions
@@ -12,6 +14,7 @@ from ssl.training import stopping
 from ssl.training.watchdog import Watchdog
 
 
+@dataclass
 class Session:
     """Call `read` before and `count` after every step, and `end` once. All ranks call all of it.
 
@@ -19,13 +22,15 @@ class Session:
     stop; None: nothing did.
     """
 
-    def __init__(
-        self, settings, run: RunFolder, requests: stopping.StopRequests, bad_images: BadImages, identity: dict
-    ):
-        self.settings, self.run, self.requests, self.bad_images = settings, run, requests, bad_images
-        self.identity = identity
-        self.watchdog = Watchdog(settings.timeout_minutes * 60, run.failed)
-        self.asked: str | None = None
+    settings: Any
+    run: RunFolder
+    requests: stopping.StopRequests
+    bad_images: BadImages
+    identity: dict
+    asked: str | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        self.watchdog = Watchdog(self.settings.timeout_minutes * 60, self.run.failed)
 
     def read(self, batches: Iterator[Batch], step: int, micro_batches: int = 1) -> list[Batch]:
         """This rank's micro-batches, with which `step` becomes `step` + 1."""

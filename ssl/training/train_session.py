@@ -2,19 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssl.checkpoints.run_folder import DIVERGED, RunFolder
+from ssl.checkpoints.run_folder import DIVERGED
 from ssl.console import say
-from ssl.data.bad_images import BadImages
 from ssl.data.worker import Batch
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.training.diverged import Diverged
 from ssl.training.session import Session
 from ssl.training.state import CHECKPOINT, TrainState
-from ssl.training.stopping import StopRequests
 from ssl.training.training_log import TrainingLog
 
 
@@ -22,26 +21,16 @@ class Asked(Exception):
     """The run was asked to stop while it judged."""
 
 
+@dataclass(kw_only=True)
 class TrainSession(Session):
     """Call `begin` once, `open`, the steps, `close`, and `end`. After `go_back`, call `open` again.
 
     `feed(step)` yields this rank's micro-batches from a step on. All ranks call all of it.
     """
 
-    def __init__(
-        self,
-        settings,
-        run: RunFolder,
-        requests: StopRequests,
-        bad_images: BadImages,
-        identity: dict,
-        *,
-        state: TrainState,
-        feed: Callable[[int], Iterator[Batch]],
-        log: TrainingLog,
-    ):
-        super().__init__(settings, run, requests, bad_images, identity)
-        self.state, self.feed, self.log = state, feed, log
+    state: TrainState
+    feed: Callable[[int], Iterator[Batch]]
+    log: TrainingLog
 
     def begin(self, before: dict | None) -> None:
         """Continue from the checkpoint `before`. Without one, save the state as it is: the run can go back to it."""

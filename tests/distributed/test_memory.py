@@ -38,7 +38,7 @@ def explain_on_one_rank() -> dict:
     embed = Embed(distributed.parallel(model, device), [View(size=8)] * 2, ([0.0] * 3, [1.0] * 3), device, None)
     step = partial(try_step, model, embed, optimizer, (3, 8, 8))
     failures.advise(partial(failures.batch_that_fits, step, 8, 1))
-    embed(blank_batch(2, 4, 3, 8, device))  # memory runs out in the loss: DDP waits for a backward pass
+    embed(blank_batch(2, 4, (3, 8, 8), device))  # memory runs out in the loss: DDP waits for a backward pass
     found = {"sum": torch.tensor(float(dist.get_rank() + 1))}
     if dist.get_rank():  # its backward pass waits for rank 0
         work = dist.all_reduce(found["sum"], async_op=True)
