@@ -16,19 +16,8 @@ LARGEST_TEXT = 8 << 20  # of any other text
 LARGEST_PICTURE = 8 << 20  # of a PNG
 MOST_CURVES = 200  # different names in metrics.jsonl
 # The order of curves in a report; all others follow, by name.
-FIRST = (
-    "loss",
-    "train_loss",
-    "val_loss",
-    "knn_acc1",
-    "linear_acc1",
-    "val_acc1",
-    "on_diagonal",
-    "off_diagonal",
-    "contrastive_acc1",
-    "lr_weights",
-    "lr_head",
-)
+FIRST = "loss train_loss val_loss knn_acc1 linear_acc1 val_acc1 on_diagonal off_diagonal contrastive_acc1".split()
+FIRST += ["lr_weights", "lr_head"]
 SPEED = ("samples_per_second", "data_wait")
 PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
 
@@ -53,6 +42,10 @@ class Run:
     projection: dict = field(default_factory=dict)
     bad_steps: int = 0
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rstrip("/").rpartition("/")[2] or self.name
 
 
 def read(folder: Path) -> Run:
@@ -90,6 +83,11 @@ def read(folder: Path) -> Run:
 def finite(value: object) -> bool:
     """Whether it is a number that can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def numbers(values: object) -> list[float]:
+    """A list of numbers that can be drawn, or [] for anything else."""
+    return [float(v) for v in values[:20_000]] if isinstance(values, list) and all(map(finite, values)) else []
 
 
 def names_of_curves(runs: list[Run]) -> tuple[list[str], list[str]]:

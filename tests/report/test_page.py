@@ -13,7 +13,7 @@ import torch
 from ssl.checkpoints import run_reader
 from ssl.errors import UserError
 from ssl.report import __main__ as report
-from ssl.report import page, svg, view_page
+from ssl.report import markup, page, svg, view_page
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed here")
 EVIL = "</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&\x1b[2J"
@@ -122,7 +122,7 @@ def test_it_opens_from_disk(tmp_path):
 
 def test_control_words_from_outside_would_break_out_unescaped(hostile, monkeypatch, tmp_path):
     assert "<script" not in hostile and "<img src=/stolen" not in hostile and "\x1b" not in hostile
-    monkeypatch.setattr(page, "escape", lambda text: text)
+    monkeypatch.setattr(markup, "escape", lambda text: text)
     assert "<script" in make_page(write_run(tmp_path / "run", EVIL))
 
 
