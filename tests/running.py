@@ -9,28 +9,43 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {
-    "--encoder": "ssl.encoders.SmallResNet",
-    "--encoder_kwargs": "{width: 8, stages: 2}",
-    "--projector": "16-16",
-    "--image_size": "32",
-    "--batch_size": "16",
-    "--epochs": "2",
-    "--warmup_epochs": "1",
-    "--log_every": "1",
-    "--workers": "1",
-    "--amp": "off",
+    "encoder": "ssl.encoders.SmallResNet",
+    "encoder_kwargs": "{width: 8, stages: 2}",
+    "projector": "16-16",
+    "image_size": 32,
+    "batch_size": 16,
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "log_every": 1,
+    "workers": 1,
+    "amp": "off",
 }
 
 
-def tiny(*arguments) -> list[str]:
-    """The settings of a run of seconds, some of them replaced: '--key', 'value', ..."""
-    settings = TINY | dict(zip(map(str, arguments[::2]), map(str, arguments[1::2])))
-    return [word for pair in settings.items() for word in pair]
+def options(**settings) -> list[str]:
+    """Settings as words of a command: `epochs=2` is --epochs 2, True is the name alone, a list is several words."""
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        words += [f"--{name}", *("false" if value is False else str(value) for value in values)]
+    return words
 
 
-def run(*arguments, processes=1, check=True, cwd=ROOT):
-    """Run a script, in several processes as torchrun does."""
-    done = forked.run(*arguments, processes=processes, cwd=cwd)
+def tiny(**settings) -> list[str]:
+    """The options of a run of seconds, some of them replaced."""
+    return options(**TINY | settings)
+
+
+def small_finetuning(**settings) -> list[str]:
+    """The same for finetune.py."""
+    own = {"batch_size": 12, "lr": 0.05, "crop_scale": [0.5, 1]}
+    shared = {name: TINY[name] for name in ("encoder", "encoder_kwargs", "image_size", "epochs", "workers", "amp")}
+    return options(**shared | own | settings)
+
+
+def run(*words, processes=1, check=True, cwd=ROOT, **settings):
+    """Run a script with these settings, in several processes as torchrun does."""
+    done = forked.run(*words, *options(**settings), processes=processes, cwd=cwd)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

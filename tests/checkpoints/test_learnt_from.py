@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import run
+from running import options, run
 
 import evaluate
 import finetune
@@ -22,18 +22,9 @@ from ssl.settings import config
 from ssl.sources import datasets
 from ssl.sources.cut import TENTH
 
-SMALL = [
-    "--encoder",
-    "ssl.encoders.SmallResNet",
-    "--encoder_kwargs",
-    "{width: 4, stages: 1}",
-    "--device",
-    "cpu",
-    "--workers",
-    "0",
-]
-TUNE = [*SMALL, "--image_size", "16", "--batch_size", "16", "--epochs", "1"]
-TRAIN = [*TUNE, "--projector", "8-8", "--health_every", "null"]
+SMALL = options(encoder="ssl.encoders.SmallResNet", encoder_kwargs="{width: 4, stages: 1}", device="cpu", workers=0)
+TUNE = [*SMALL, *options(image_size=16, batch_size=16, epochs=1)]
+TRAIN = [*TUNE, *options(projector="8-8", health_every="null")]
 
 
 def picture(path: Path, seed: int, size: int = 16) -> None:
@@ -55,7 +46,7 @@ def photos(tmp_path_factory) -> Path:
 def supervised(photos, tmp_path_factory) -> Path:
     """A run that learnt from their labels, with another seed than the default."""
     folder = tmp_path_factory.mktemp("supcon") / "run"
-    run("train.py", "--data_dir", photos, "--output_dir", folder, "--method", "supcon", "--seed", 5, *TRAIN)
+    run("train.py", *TRAIN, data_dir=photos, output_dir=folder, method="supcon", seed=5)
     return folder
 
 
@@ -63,7 +54,7 @@ def supervised(photos, tmp_path_factory) -> Path:
 def tuned(photos, supervised, tmp_path_factory) -> tuple[Path, str]:
     """A fine-tuning of it on the same images, twice, and what it printed."""
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    done = run("finetune.py", "--init", supervised, "--data_dir", photos, "--output_dir", folder, "--runs", 2, *TUNE)
+    done = run("finetune.py", *TUNE, init=supervised, data_dir=photos, output_dir=folder, runs=2)
     return folder, done.stdout
 
 
@@ -168,20 +159,8 @@ def test_a_fine_tuning_on_the_same_folder_is_told_that_its_validation_flatters(p
 
 
 def test_the_online_judge_is_refused_what_init_learnt_from(photos, supervised, monkeypatch, tmp_path):
-    arguments = [
-        *TRAIN,
-        "--data_dir",
-        photos,
-        "--init",
-        supervised,
-        "--eval_every",
-        1,
-        "--method",
-        "barlow_twins",
-        "--output_dir",
-        tmp_path / "run",
-    ]
-    monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
+    judged = options(data_dir=photos, init=supervised, eval_every=1, method="barlow_twins", output_dir=tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["train.py", *TRAIN, *judged])
     with pytest.raises(UserError, match=r"leak: (\d+) of the \1 validation images are among those that .* learnt from"):
         train.main()
     assert not list((tmp_path / "run").glob("*.pt"))
@@ -194,16 +173,7 @@ def test_two_processes_are_refused_with_one_line_and_the_chain_is_carried(photos
     assert [part.use for part in record.parts] == ["labels", *["labels", "choice"] * 2] and not record.unknown
     assert np.array_equal(record.parts[0].keys["file"], learnt_from.read(supervised).parts[0].keys["file"])
     done = run(
-        "finetune.py",
-        "--test_only",
-        "--model_path",
-        folder,
-        "--data_dir",
-        photos,
-        "--output_dir",
-        tmp_path,
-        processes=2,
-        check=False,
+        "finetune.py", test_only=True, model_path=folder, data_dir=photos, output_dir=tmp_path, processes=2, check=False
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("finetune.py: error: ")]
     assert done.returncode and len(lines) == 1 and "leak: " in lines[0]

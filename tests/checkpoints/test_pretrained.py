@@ -408,18 +408,18 @@ def simclr_file(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simclr_file, tmp_path):
-    common = ["train.py", "--data_dir", images, "--init", simclr_file, *tiny("--max_steps", 1)]
-    done = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")
+    common = ["train.py", *tiny(data_dir=images, init=simclr_file, max_steps=1)]
+    done = run(*common, init_format="simclr", output_dir=tmp_path / "run")
     assert (
         "mean 0 0 0, std 1 1 1 (as the weights were trained with)" in done.stdout
         and "Spijkervet's SimCLR" in done.stdout
     )
     saved = config.read_yaml(tmp_path / "run" / "config.yaml")
     assert (saved["mean"], saved["std"]) == ([0.0] * 3, [1.0] * 3)
-    run(*common, "--output_dir", tmp_path / "own", "--mean", 0.5, 0.5, 0.5)
+    run(*common, output_dir=tmp_path / "own", mean=[0.5, 0.5, 0.5])
     own = config.read_yaml(tmp_path / "own" / "config.yaml")
     assert (own["mean"], own["std"]) == ([0.5] * 3, [1.0] * 3)
-    again = run(*common, "--init_format", "simclr", "--output_dir", tmp_path / "run")  # the run goes on as before
+    again = run(*common, init_format="simclr", output_dir=tmp_path / "run")  # the run goes on as before
     assert "continuing at step 1" in again.stdout
 
     size = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 8, stages: 2}", "--image_size", 32]
@@ -428,7 +428,7 @@ def test_training_and_judging_give_simclr_the_pixels_it_is_used_to(images, simcl
         ("foreign", ["--model_path", simclr_file, *size]),
         ("second", ["--model_path", tmp_path / "run", "--image_size", 32]),  # what the run was used to, on named data
     ):
-        run(*judge, *how, "--output_dir", tmp_path / name)
+        run(*judge, *how, output_dir=tmp_path / name)
         encoder = SmallResNet(8, 2)
         pretrained.load_encoder(encoder, how[1])
         found = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]
@@ -463,7 +463,7 @@ def pixels_twice(tmp_path_factory) -> tuple[Path, Path]:
 def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_path):
     """Pixels in another file format are judged, fine-tuned and trained on as those of training were."""
     npz, png = pixels_twice
-    train_it = ["train.py", "--data_dir", npz, "--output_dir", tmp_path / "run", *tiny("--max_steps", 1)]
+    train_it = ["train.py", *tiny(data_dir=npz, output_dir=tmp_path / "run", max_steps=1)]
     assert "(measured)" in run(*train_it).stdout
     saved = config.read_yaml(tmp_path / "run" / "config.yaml")
     pixels = np.load(npz)["train_images"] / 255
@@ -473,16 +473,11 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
     for name, data in (("npz", npz), ("png", png)):
         told = run(
             "evaluate.py",
-            "--model_path",
-            tmp_path / "run",
-            "--data_dir",
-            data,
-            "--protocol",
-            "features",
-            "--workers",
-            1,
-            "--output_dir",
-            tmp_path / name,
+            model_path=tmp_path / "run",
+            data_dir=data,
+            protocol="features",
+            workers=1,
+            output_dir=tmp_path / name,
         )
         assert "(as the weights were trained with)" in told.stdout
         found[name] = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]["features"]
@@ -490,45 +485,25 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
     own = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]  # the control: ImageNet's
     run(
         "evaluate.py",
-        "--model_path",
-        tmp_path / "run",
-        "--data_dir",
-        png,
-        "--protocol",
-        "features",
-        "--workers",
-        1,
-        "--output_dir",
-        tmp_path / "own",
         *own,
+        model_path=tmp_path / "run",
+        data_dir=png,
+        protocol="features",
+        workers=1,
+        output_dir=tmp_path / "own",
     )
     other = torch.load(tmp_path / "own" / "features.pt", weights_only=True)["test"]["features"]
     assert not torch.allclose(other, found["npz"], atol=0.01)
     run(
         "finetune.py",
-        "--init",
-        tmp_path / "run",
-        "--data_dir",
-        png,
-        "--epochs",
-        1,
-        "--workers",
-        1,
-        "--amp",
-        "off",
-        "--output_dir",
-        tmp_path / "tuned",
+        init=tmp_path / "run",
+        data_dir=png,
+        epochs=1,
+        workers=1,
+        amp="off",
+        output_dir=tmp_path / "tuned",
     )
-    run(
-        "train.py",
-        "--init",
-        tmp_path / "run",
-        "--data_dir",
-        png,
-        "--output_dir",
-        tmp_path / "again",
-        *tiny("--max_steps", 1),
-    )
+    run("train.py", *tiny(max_steps=1), init=tmp_path / "run", data_dir=png, output_dir=tmp_path / "again")
     best = torch_file.load(tmp_path / "tuned" / "best.pt")["settings"]
     for settings_of in (best, config.read_yaml(tmp_path / "again" / "config.yaml")):
         assert (settings_of["mean"], settings_of["std"]) == (saved["mean"], saved["std"])
@@ -537,13 +512,13 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["train.py", "--init_format", "moco", *tiny()], "name it with --init"),
+        (["train.py", *tiny(init_format="moco")], "name it with --init"),
         (["evaluate.py", "--init_format", "moco"], "name it with --model_path"),
-        (["train.py", "--init", "FILE", "--init_format", "moco", *tiny()], "asked for as moco (MoCo v2), but by its"),
+        (["train.py", *tiny(init="FILE", init_format="moco")], "asked for as moco (MoCo v2), but by its"),
         (["train.py", "--init", "FILE", "--init_format", "mocov2"], "'mocov2' is none of ours, barlow_twins"),
     ],
 )
 def test_wrong_words_about_a_file_are_one_clear_line(simclr_file, tmp_path, arguments, expected):
     arguments = [simclr_file if word == "FILE" else word for word in arguments]
-    done = run(*arguments, "--dataset", "shapes", "--output_dir", tmp_path, check=False)
+    done = run(*arguments, dataset="shapes", output_dir=tmp_path, check=False)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1

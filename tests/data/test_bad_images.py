@@ -58,8 +58,8 @@ def test_a_run_goes_on_and_says_which_and_another_layout_trains_the_same(tmp_pat
     data = folder(tmp_path / "data", side)
     spoilt = ruin(data)
     common = ["train.py", "--data_dir", data, "--warmup_start", "0.5"]
-    run(*common, "--output_dir", tmp_path / "two", *tiny("--batch_size", 8, "--epochs", 4), processes=2)
-    run(*common, "--output_dir", tmp_path / "one", *tiny("--batch_size", 16, "--epochs", 4))
+    run(*common, *tiny(batch_size=8, epochs=4), output_dir=tmp_path / "two", processes=2)
+    run(*common, *tiny(batch_size=16, epochs=4), output_dir=tmp_path / "one")
     for name in ("one", "two"):
         lines = (tmp_path / name / "bad_images.jsonl").read_text().splitlines()
         listed = [json.loads(line) for line in lines]
@@ -70,7 +70,7 @@ def test_a_run_goes_on_and_says_which_and_another_layout_trains_the_same(tmp_pat
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-2, atol=1e-3)
 
-    done = run("evaluate.py", "--model_path", tmp_path / "one", "--batch_size", 4, processes=2)
+    done = run("evaluate.py", model_path=tmp_path / "one", batch_size=4, processes=2)
     assert done.stdout.count("left out") == 5 and all(path in done.stdout for path in spoilt)
     results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert (results["knn"]["acc1"] * 7) % 1 == pytest.approx(0, abs=1e-6)  # of 7 test images, not of 8
@@ -80,8 +80,7 @@ def test_too_many_stop_the_run_with_one_line_on_all_ranks(tmp_path):
     data = folder(tmp_path / "data")
     for path in list((data / "train" / "a").iterdir())[:11]:
         path.write_bytes(b"")
-    done = run("train.py", "--data_dir", data, "--output_dir", tmp_path / "r", *tiny("--batch_size", 8, "--epochs", 4),
-               processes=2, check=False)
+    done = run("train.py", *tiny(batch_size=8, epochs=4), data_dir=data, output_dir=tmp_path / "r", processes=2, check=False)
     assert done.returncode != 0 and "train.py: error: 11 of 32 images cannot be read, more than the 10" in done.stderr
     assert f"all are listed in {tmp_path / 'r' / 'bad_images.jsonl'}" in done.stderr
     assert '/train.py", line' not in done.stderr  # no traceback of ours

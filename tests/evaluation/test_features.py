@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import run
+from running import options, run
 
 import evaluate
 from ssl.checkpoints import torch_file
@@ -350,32 +350,17 @@ def judged(tmp_path_factory):
     done = run(
         "evaluate.py",
         *model(folder),
-        "--protocol",
-        "features",
-        "probe",
-        "knn",
-        "--npz",
-        "--output_dir",
-        folder / "two",
+        protocol=["features", "probe", "knn"],
+        npz=True,
+        output_dir=folder / "two",
         processes=2,
     )
     return folder, done.stdout
 
 
 def model(folder):
-    return [
-        "--model_path",
-        folder / "encoder.pt",
-        *ENCODER,
-        "--stem",
-        "small",
-        "--data_dir",
-        folder / "images.npz",
-        "--batch_size",
-        "4",
-        "--device",
-        "cpu",
-    ]
+    where = {"model_path": folder / "encoder.pt", "data_dir": folder / "images.npz"}
+    return [*ENCODER, *options(**where, stem="small", batch_size=4, device="cpu")]
 
 
 def judgement(folder):

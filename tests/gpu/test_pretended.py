@@ -15,7 +15,7 @@ from drawn import class_folders
 from running import tiny
 
 PRETENDED = running.ROOT / "tests" / "gpu" / "pretended.py"
-NET = {"--encoder": "nets.WithoutBuffers", "--encoder_kwargs": "{}"}
+NET = {"encoder": "nets.WithoutBuffers", "encoder_kwargs": "{}"}
 
 # What a step sends to the device without a wait. This list may only become shorter.
 SENT = {
@@ -24,9 +24,9 @@ SENT = {
 }
 
 
-def run(events: Path, script, *arguments, check: bool = True):
+def run(events: Path, script, *words, check: bool = True, **settings):
     """A script on the pretended GPU: (what it printed, {(wait or copy, file function): how often})."""
-    done = running.run(PRETENDED, events, script, *arguments, check=check)
+    done = running.run(PRETENDED, events, script, *words, check=check, **settings)
     counts: Counter[tuple[str, str]] = Counter()
     for kind, _, place, count in json.loads(events.read_text()) if done.returncode == 0 else []:
         counts[kind, re.sub(r":\d+ ", " ", place)] += count
@@ -35,9 +35,9 @@ def run(events: Path, script, *arguments, check: bool = True):
 
 def train(folder: Path, settings: dict, steps: int, script=running.ROOT / "train.py", **how):
     """train.py on the pretended GPU for `steps` steps, without logs and readings between."""
-    quiet = {"--log_every": 1000, "--health_every": 1000, "--workers": 0, "--epochs": 9}
-    given = {"--device": "cuda", "--max_steps": steps, "--output_dir": folder} | quiet | settings
-    return run(folder.with_suffix(".json"), script, *tiny(*[word for pair in given.items() for word in pair]), **how)
+    quiet = {"log_every": 1000, "health_every": 1000, "workers": 0, "epochs": 9}
+    given = {"device": "cuda", "max_steps": steps, "output_dir": folder} | quiet | settings
+    return run(folder.with_suffix(".json"), script, *tiny(**given), **how)
 
 
 def each_step(folder: Path, settings: dict) -> set[tuple[str, str]]:
@@ -56,15 +56,15 @@ def files(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"--method": "barlow_twins"},
-        {"--method": "simclr", "--accumulate": 2, "--clip_grad": 1, "--data_dir": "files"},
-        {"--method": "supcon", "--accumulate": 2, "--accumulate_mode": "split", "--optimizer": "lamb"},
-        {"--method": "simclr", "--optimizer": "adamw", "--amp": "fp16"} | NET,
+        {"method": "barlow_twins"},
+        {"method": "simclr", "accumulate": 2, "clip_grad": 1, "data_dir": "files"},
+        {"method": "supcon", "accumulate": 2, "accumulate_mode": "split", "optimizer": "lamb"},
+        {"method": "simclr", "optimizer": "adamw", "amp": "fp16"} | NET,
     ],
     ids=["barlow_twins", "simclr", "supcon", "fp16"],
 )
 def test_a_training_step_waits_for_nothing_and_sends_its_batch_alone(settings, request, tmp_path):
-    settings = settings | {"--data_dir": request.getfixturevalue(settings.get("--data_dir", "images"))}
+    settings = settings | {"data_dir": request.getfixturevalue(settings.get("data_dir", "images"))}
     every = each_step(tmp_path, settings)
     assert {place for kind, place in every if kind == "wait"} == set()
     assert {place for kind, place in every if kind == "copy"} <= SENT
@@ -75,17 +75,17 @@ def test_a_training_step_waits_for_nothing_and_sends_its_batch_alone(settings, r
     [("Waiting", ("wait", "tests/gpu/nets.py forward")), ("Sending", ("wait", "tests/gpu/nets.py forward"))],
 )
 def test_control_a_wait_in_the_step_is_found(net, found, images, tmp_path):
-    assert found in each_step(tmp_path, NET | {"--encoder": f"nets.{net}", "--method": "simclr", "--data_dir": images})
+    assert found in each_step(tmp_path, NET | {"encoder": f"nets.{net}", "method": "simclr", "data_dir": images})
 
 
 def test_control_mixed_devices_raise(images, tmp_path):
-    mixing = NET | {"--encoder": "nets.Mixing", "--method": "simclr", "--data_dir": images}
+    mixing = NET | {"encoder": "nets.Mixing", "method": "simclr", "data_dir": images}
     done, _ = train(tmp_path / "run", mixing, steps=1, check=False)
     assert done.returncode != 0 and "Expected all tensors to be on the same device" in done.stdout + done.stderr
 
 
 def test_out_of_memory_names_a_batch_that_fits(images, tmp_path):
-    hungry = NET | {"--encoder": "nets.Hungry", "--method": "simclr", "--data_dir": images}
+    hungry = NET | {"encoder": "nets.Hungry", "method": "simclr", "data_dir": images}
     done, _ = train(tmp_path / "run", hungry, steps=1, check=False)
     expected = "out of memory on pretended GPU: --batch_size 8 --accumulate 2 should fit"
     assert done.returncode != 0 and expected in done.stdout + done.stderr
@@ -95,9 +95,9 @@ def test_out_of_memory_names_a_batch_that_fits(images, tmp_path):
 def trained(images, tmp_path_factory) -> Path:
     """A run that was judged, read its health, saved and continued."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    judged = {"--eval_every": 1, "--eval_at_start": "true", "--ssl_val_interval": 1}
-    spoken = {"--log_every": 1, "--health_every": 1, "--save_steps": 3}
-    settings = judged | spoken | {"--epochs": 2, "--optimizer": "lamb", "--data_dir": images}
+    judged = {"eval_every": 1, "eval_at_start": True, "ssl_val_interval": 1}
+    spoken = {"log_every": 1, "health_every": 1, "save_steps": 3}
+    settings = judged | spoken | {"epochs": 2, "optimizer": "lamb", "data_dir": images}
     train(folder, settings, steps=5)
     train(folder, settings, steps=8)
     return folder
@@ -127,31 +127,31 @@ def test_a_save_waits_once_for_all_its_tensors(images, tmp_path):
 
 def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
     script, events = running.ROOT / "evaluate.py", tmp_path / "events.json"
-    on = ("--device", "cuda", "--workers", 0, "--data_dir", images, "--probe_epochs", 2)
-    everything = ("--protocol", "all", "--linear_epochs", 2, "--random_init", "--raw_pixels")
-    run(events, script, "--model_path", trained, *everything, *on)
+    on = {"device": "cuda", "workers": 0, "data_dir": images, "probe_epochs": 2}
+    everything = on | {"protocol": "all", "linear_epochs": 2, "random_init": True, "raw_pixels": True}
+    run(events, script, **everything, model_path=trained)
     assert {"linear", "probe", "knn", "random_init"} <= set(json.loads((trained / "results.json").read_text()))
-    run(events, script, "--features", trained, "--device", "cuda", "--probe_epochs", 2)
-    run(events, script, "--model_path", trained, "--protocol", "fixed", *on)
+    run(events, script, features=trained, device="cuda", probe_epochs=2)
+    run(events, script, **on, model_path=trained, protocol="fixed")
     assert "fixed" in json.loads((trained / "results.json").read_text())
-    linear = ("--model_path", trained, "--protocol", "linear", "--linear_epochs", 2, *on)
-    few, many = (run(events, script, *linear, "--linear_batch", batch)[1] for batch in (32, 16))
+    linear = on | {"model_path": trained, "protocol": "linear", "linear_epochs": 2}
+    few, many = (run(events, script, **linear, linear_batch=batch)[1] for batch in (32, 16))
     assert {place for kind, place in many - few if kind == "wait"} == set()
 
 
-def finetune(folder: Path, *settings) -> Counter:
-    return run(folder.with_suffix(".json"), running.ROOT / "finetune.py", "--output_dir", folder, *settings)[1]
+def finetune(folder: Path, **settings) -> Counter:
+    return run(folder.with_suffix(".json"), running.ROOT / "finetune.py", output_dir=folder, **settings)[1]
 
 
 def test_a_step_of_finetune_waits_for_nothing(trained, images, tmp_path):
-    given = ("--init", trained, "--device", "cuda", "--workers", 0, "--data_dir", images, "--epochs", 2)
-    few = finetune(tmp_path / "few", *given, "--batch_size", 32)
-    many = finetune(tmp_path / "many", *given, "--batch_size", 24)
+    given = {"init": trained, "device": "cuda", "workers": 0, "data_dir": images, "epochs": 2}
+    few = finetune(tmp_path / "few", **given, batch_size=32)
+    many = finetune(tmp_path / "many", **given, batch_size=24)
     assert {place for kind, place in many - few if kind == "wait"} == set()
     assert {place for kind, place in many - few if kind == "copy"} <= SENT
-    tested = ("--test_only", "--model_path", tmp_path / "many", "--data_dir", images, "--device", "cuda")
-    finetune(tmp_path / "tested", *tested, "--copies", 2, "--workers", 0)
-    finetune(tmp_path / "frozen", *given, "--freeze", "--balanced", "--schedule", "cosine", "--amp", "fp16")
+    tested = {"test_only": True, "model_path": tmp_path / "many", "data_dir": images, "device": "cuda"}
+    finetune(tmp_path / "tested", **tested, copies=2, workers=0)
+    finetune(tmp_path / "frozen", **given, freeze=True, balanced=True, schedule="cosine", amp="fp16")
 
 
 ESTIMATOR = """
@@ -200,7 +200,7 @@ def test_a_run_goes_back_after_steps_that_are_not_finite(net, images, tmp_path, 
     """To a checkpoint between two log steps, whose record of steps goes on."""
     monkeypatch.setenv("SPOIL", "4,999,0,0")
     script = running.ROOT / "tests" / "faults" / "diverging_train.py"
-    settings = {"--method": "simclr", "--max_bad_steps": 2, "--log_every": 3, "--save_steps": 2, "--data_dir": images}
+    settings = {"method": "simclr", "max_bad_steps": 2, "log_every": 3, "save_steps": 2, "data_dir": images}
     done, _ = train(tmp_path / "run", settings | net, steps=8, script=script)
     assert "going back to step 4" in done.stdout
     assert len((tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()) == 2

@@ -10,7 +10,7 @@ from running import run, tiny
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    done = run("train.py", "--data_dir", images, "--output_dir", folder, *tiny())
+    done = run("train.py", *tiny(), data_dir=images, output_dir=folder)
     (folder / "printed.txt").write_text(done.stdout)
     return folder
 
@@ -20,15 +20,11 @@ def judged(trained, tmp_path_factory) -> tuple[dict, Path, str]:
     folder = tmp_path_factory.mktemp("judged")
     done = run(
         "evaluate.py",
-        "--model_path",
-        trained,
-        "--protocol",
-        "all",
-        "--linear_epochs",
-        "2",
-        "--random_init",
-        "--raw_pixels",
-        "--output_dir",
-        folder,
+        model_path=trained,
+        protocol="all",
+        linear_epochs=2,
+        random_init=True,
+        raw_pixels=True,
+        output_dir=folder,
     )
     return json.loads((folder / "results.json").read_text()), folder, done.stdout

@@ -33,7 +33,7 @@ def test_features_are_plain_tensors_in_order(judged, images):
 
 
 def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
-    done = run("evaluate.py", "--model_path", trained, "--train_percent", "10", "--output_dir", tmp_path)
+    done = run("evaluate.py", model_path=trained, train_percent=10, output_dir=tmp_path)
     assert "6 train, 21 test" in done.stdout
     names = sorted(p.name for p in (images / "train").rglob("*.png"))[:30]
     (tmp_path / "list.txt").write_text("\n".join(names))
@@ -46,17 +46,10 @@ def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
 def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
     run(
         "train.py",
-        "--output_dir",
-        tmp_path,
-        *tiny("--max_steps", 1, "--image_size", 24, "--seed", 7),
-        "--mean",
-        "0.5",
-        "0.4",
-        "0.3",
-        "--std",
-        "0.2",
-        "0.2",
-        "0.3",
+        *tiny(max_steps=1, image_size=24, seed=7),
+        output_dir=tmp_path,
+        mean=[0.5, 0.4, 0.3],
+        std=[0.2, 0.2, 0.3],
     )
     settings = evaluate.Settings(model_path=str(tmp_path))
     inherit.fill(settings, pretrained.run_settings(settings.model_path))
@@ -71,11 +64,11 @@ def test_a_run_is_judged_with_its_own_seed_size_and_normalisation(tmp_path):
 
 def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_path):
     common = ["evaluate.py", "--model_path", trained / "encoder.pt", "--output_dir", tmp_path]
-    run(*common, "--protocol", "knn")
+    run(*common, protocol="knn")
     first = (tmp_path / "results.json").read_text()
     assert list(json.loads(first)) == ["knn", "of"]
     for protocols in (["knn", "probe"], ["knn", "probe"], ["probe"]):  # the second finds what the first has found
-        done = run(*common, "--protocol", *protocols)
+        done = run(*common, protocol=protocols)
         now = json.loads((tmp_path / "results.json").read_text())
         assert set(now) == {*protocols, "of"}
     assert "results.json (earlier ones are in results.2.json)" in done.stdout
@@ -85,27 +78,23 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "arguments, expected",
+    "settings, expected",
     [
-        (["--model_path", "nowhere"], "nowhere: no such file or run folder"),
-        (["--k", "0"], "k: 0 must be at least 1"),
-        (
-            ["--protocol", "lnear"],
-            "'lnear' is none of linear, probe, knn, fixed, features, all; did you mean 'linear'?",
-        ),
-        (["--encoder", "resnet18"], "not weights of this encoder"),
-        (["--image_size", "0"], "image_size: 0 must be at least 1"),
-        (["--output_dir", "/dev/null"], "output_dir: cannot make /dev/null"),
+        ({"model_path": "nowhere"}, "nowhere: no such file or run folder"),
+        ({"k": "0"}, "k: 0 must be at least 1"),
+        ({"protocol": "lnear"}, "'lnear' is none of linear, probe, knn, fixed, features, all; did you mean 'linear'?"),
+        ({"encoder": "resnet18"}, "not weights of this encoder"),
+        ({"image_size": "0"}, "image_size: 0 must be at least 1"),
+        ({"output_dir": "/dev/null"}, "output_dir: cannot make /dev/null"),
     ],
 )
-def test_bad_settings_of_evaluate_stop_with_one_line(trained, arguments, expected):
-    settings = {"--model_path": str(trained)} | dict(zip(arguments[::2], arguments[1::2]))
-    done = run("evaluate.py", *[word for pair in settings.items() for word in pair], check=False)
+def test_bad_settings_of_evaluate_stop_with_one_line(trained, settings, expected):
+    done = run("evaluate.py", **{"model_path": trained} | settings, check=False)
     assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
 
 
 def test_without_a_model_path_or_a_network_the_message_says_what_to_do(images, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    done = run("evaluate.py", "--data_dir", images, check=False)
+    done = run("evaluate.py", data_dir=images, check=False)
     assert done.returncode == 2 and "cannot be downloaded" in done.stderr and "--model_path" in done.stderr

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from drawn import class_folders
 from PIL import Image
 from running import ROOT, run
+from running import small_finetuning as tiny
 from sklearn.metrics import roc_auc_score
 
 import evaluate
@@ -29,25 +30,6 @@ from ssl.evaluation import features, metrics
 from ssl.report import page
 from ssl.settings import config
 from ssl.training import best_model, start
-
-TINY = {
-    "--encoder": "ssl.encoders.SmallResNet",
-    "--encoder_kwargs": "{width: 8, stages: 2}",
-    "--image_size": "32",
-    "--batch_size": "12",
-    "--epochs": "2",
-    "--workers": "1",
-    "--amp": "off",
-    "--lr": "0.05",
-    "--crop_scale": "0.5 1",
-}
-
-
-def tiny(*arguments) -> list[str]:
-    settings = TINY | dict(zip(map(str, arguments[::2]), map(str, arguments[1::2])))
-    return [
-        word for key, value in settings.items() for word in (key, *(value.split() if "{" not in value else [value]))
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +50,7 @@ def encoder(tmp_path_factory) -> Path:
 def tuned(images, encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = run(
-        "finetune.py",
-        "--data_dir",
-        images,
-        "--init",
-        encoder,
-        "--output_dir",
-        folder,
-        *tiny("--runs", 2, "--copies", 3, "--major", "disc ring"),
+        "finetune.py", *tiny(runs=2, copies=3, major=["disc", "ring"]), data_dir=images, init=encoder, output_dir=folder
     )
     (folder / "printed.txt").write_text(done.stdout)
     return folder
@@ -131,66 +106,37 @@ def test_several_runs_differ_and_give_mean_and_deviation(tuned):
 def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewhere(tuned, images, tmp_path):
     run(
         "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned,
-        "--output_dir",
-        tmp_path / "own",
-        "--encoder",
-        "ssl.encoders.SmallResNet",
-        "--encoder_kwargs",
-        "{width: 8, stages: 2}",
-        "--workers",
-        1,
+        test_only=True,
+        model_path=tuned,
+        output_dir=tmp_path / "own",
+        encoder="ssl.encoders.SmallResNet",
+        encoder_kwargs="{width: 8, stages: 2}",
+        workers=1,
     )
     shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
     run(
         "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned / "seed_1" / "best.pt",
-        "--data_dir",
-        tmp_path / "elsewhere",
-        "--output_dir",
-        tmp_path / "there",
-        "--workers",
-        1,
+        test_only=True,
+        model_path=tuned / "seed_1" / "best.pt",
+        data_dir=tmp_path / "elsewhere",
+        output_dir=tmp_path / "there",
+        workers=1,
     )
     for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
         assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
     there = results(tmp_path / "there")["test"]
     assert there["loss"] == pytest.approx(results(tuned)["runs"][1]["test"]["loss"], rel=1e-6)  # the same views
-    run(
-        "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned / "seed_1",
-        "--copies",
-        1,
-        "--workers",
-        1,
-        "--output_dir",
-        tmp_path / "plain",
-    )
+    run("finetune.py", test_only=True, model_path=tuned / "seed_1", copies=1, workers=1, output_dir=tmp_path / "plain")
     plain = results(tmp_path / "plain")["test"]
     assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
 
 def test_a_run_is_tested_in_the_precision_it_was_trained_in(images, encoder, tmp_path):
     """Whatever auto became on the machine that trained it, and although its bf16 may be imitated here."""
-    run(
-        "finetune.py",
-        "--data_dir",
-        images,
-        "--init",
-        encoder,
-        "--output_dir",
-        tmp_path / "run",
-        *tiny("--amp", "bf16", "--epochs", 1),
-    )
+    run("finetune.py", *tiny(amp="bf16", epochs=1), data_dir=images, init=encoder, output_dir=tmp_path / "run")
     again = ["finetune.py", "--test_only", "--model_path", tmp_path / "run", "--batch_size", 12, "--workers", 1]
-    said = run(*again, "--output_dir", tmp_path / "again").stdout
-    run(*again, "--output_dir", tmp_path / "float32", "--amp", "off")
+    said = run(*again, output_dir=tmp_path / "again").stdout
+    run(*again, output_dir=tmp_path / "float32", amp="off")
     first, second, other = (results(tmp_path / name)["test"]["loss"] for name in ("run", "again", "float32"))
     assert first == second != other
     assert "precision   bf16" in said
@@ -209,7 +155,7 @@ def frozen(images, encoder, tmp_path_factory) -> Path:
     before, folder = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("frozen")
     shutil.copy(encoder, before / "encoder.pt")
     config.write_yaml(before / "config.yaml", {"dataset": "folder", "data_dir": str(images), "seed": 0, "csv": None})
-    run("finetune.py", "--init", before, "--output_dir", folder, "--freeze", *tiny())
+    run("finetune.py", *tiny(), init=before, output_dir=folder, freeze=True)
     return folder
 
 
@@ -275,14 +221,10 @@ def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
     for processes in (1, 2):
         run(
             "finetune.py",
-            "--data_dir",
-            images,
-            "--init",
-            encoder,
-            "--output_dir",
-            tmp_path / str(processes),
-            *(["--balanced"] if balanced else []),
-            *tiny("--batch_size", 12 // processes, "--copies", 2),
+            *tiny(batch_size=12 // processes, copies=2, balanced=balanced),
+            data_dir=images,
+            init=encoder,
+            output_dir=tmp_path / str(processes),
             processes=processes,
         )
     one, two = (torch.load(tmp_path / n / "best.pt", weights_only=True)["model"] for n in "12")
@@ -295,16 +237,16 @@ def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
 @pytest.fixture(scope="module")
 def undisturbed(images, encoder, tmp_path_factory) -> tuple[list, Path]:
     """Settings of two short runs, and a folder in which nothing interrupted them."""
-    settings = ["--data_dir", images, "--init", encoder, *tiny("--epochs", 25, "--runs", 2, "--save_minutes", 1e-6)]
+    settings = tiny(data_dir=images, init=encoder, epochs=25, runs=2, save_minutes=1e-6)
     folder = tmp_path_factory.mktemp("undisturbed") / "whole"
-    run("finetune.py", *settings, "--output_dir", folder)
+    run("finetune.py", *settings, output_dir=folder)
     return settings, folder
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_an_interrupted_run_ends_as_one_that_was_not(undisturbed, tmp_path, how):
     settings, whole = undisturbed
-    command = [sys.executable, "finetune.py", *map(str, settings), "--output_dir", str(tmp_path / "cut")]
+    command = [sys.executable, "finetune.py", *settings, "--output_dir", tmp_path / "cut"]
     log = tmp_path / "cut" / "seed_1" / "metrics.jsonl"  # the first run has ended by then
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
     until = time.monotonic() + 300
@@ -318,7 +260,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(undisturbed, tmp_path, how)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "cut" / "results.json").exists()
-    done = run("finetune.py", *settings, "--output_dir", tmp_path / "cut")
+    done = run("finetune.py", *settings, output_dir=tmp_path / "cut")
     assert "finished" in (tmp_path / "cut" / "status.json").read_text() and "seed_0" not in done.stdout
     for seed in ("seed_0", "seed_1"):
         assert torch.equal(best(tmp_path / "cut" / seed), best(whole / seed))
@@ -352,24 +294,24 @@ finetune.main()
 @pytest.mark.parametrize("processes", [1, 4])
 def test_an_epoch_that_was_interrupted_ends_as_one_that_was_not(images, encoder, tmp_path, processes):
     (tmp_path / "stopped.py").write_text(STOPPED)
-    how = ["--data_dir", images, "--init", encoder, *tiny("--batch_size", 12 // processes)]
-    run("finetune.py", *how, "--output_dir", tmp_path / "whole", processes=processes)
-    run(tmp_path / "stopped.py", *how, "--output_dir", tmp_path / "cut", processes=processes, check=False)
+    how = tiny(data_dir=images, init=encoder, batch_size=12 // processes)
+    run("finetune.py", *how, output_dir=tmp_path / "whole", processes=processes)
+    run(tmp_path / "stopped.py", *how, output_dir=tmp_path / "cut", processes=processes, check=False)
     state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
     assert (state["step"], state["loss_images"]) == (7, 24)  # two of the five steps of epoch 1
     shutil.copytree(tmp_path / "cut", tmp_path / "old")
-    run("finetune.py", *how, "--output_dir", tmp_path / "cut", processes=processes)
+    run("finetune.py", *how, output_dir=tmp_path / "cut", processes=processes)
     whole, cut = ([entry["train_loss"] for entry in history(tmp_path / name)] for name in ("whole", "cut"))
     assert whole == cut
     assert torch.equal(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
     if processes == 4:  # the control: DDP's first step sums in another order
         (tmp_path / "control.py").write_text(NO_REHEARSAL)
-        run(tmp_path / "control.py", *how, "--output_dir", tmp_path / "old", processes=processes)
+        run(tmp_path / "control.py", *how, output_dir=tmp_path / "old", processes=processes)
         assert not torch.equal(last_weights(tmp_path / "old"), last_weights(tmp_path / "whole"))
     if processes == 1:  # a checkpoint of a version that did not know: it continues, and averages what it sees
         for path in (tmp_path / "old").glob("checkpoint*.pt"):
             torch.save({k: v for k, v in state.items() if not k.startswith("loss_")}, path)
-        run("finetune.py", *how, "--output_dir", tmp_path / "old")
+        run("finetune.py", *how, output_dir=tmp_path / "old")
         old = [entry["train_loss"] for entry in history(tmp_path / "old")]
         assert old[0] == whole[0] and old[1] != whole[1]
 
@@ -386,24 +328,15 @@ def history(folder: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (["--lr", 0.2], "lr: 0.05 -> 0.2"),
-        (["--copies", 5], "copies: 3 -> 5"),  # or the mean would be of runs that were tested otherwise
-        (["--runs", 1], "several runs: True -> False"),  # or they would lie in other folders
+        ({"lr": 0.2}, "lr: 0.05 -> 0.2"),
+        ({"copies": 5}, "copies: 3 -> 5"),  # or the mean would be of runs that were tested otherwise
+        ({"runs": 1}, "several runs: True -> False"),  # or they would lie in other folders
     ],
 )
 def test_another_run_is_not_continued(tuned, images, encoder, changed, words):
     before = (tuned / "results.json").read_bytes()
-    done = run(
-        "finetune.py",
-        "--data_dir",
-        images,
-        "--init",
-        encoder,
-        "--output_dir",
-        tuned,
-        *tiny("--runs", 2, "--copies", 3, "--major", "disc ring", *changed),
-        check=False,
-    )
+    settings = {"runs": 2, "copies": 3, "major": ["disc", "ring"]} | changed
+    done = run("finetune.py", *tiny(**settings), data_dir=images, init=encoder, output_dir=tuned, check=False)
     assert done.returncode == 2 and words in done.stderr
     assert (tuned / "results.json").read_bytes() == before
 
@@ -416,14 +349,7 @@ def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_a
     lost["model"] = {name: torch.zeros_like(value) for name, value in lost["model"].items()}
     torch_file.save(lost, folder / "seed_1" / "best.pt")
     run(
-        "finetune.py",
-        "--data_dir",
-        images,
-        "--init",
-        encoder,
-        "--output_dir",
-        folder,
-        *tiny("--runs", 3, "--copies", 3, "--major", "disc ring"),
+        "finetune.py", *tiny(runs=3, copies=3, major=["disc", "ring"]), data_dir=images, init=encoder, output_dir=folder
     )
     assert torch.equal(best(folder / "seed_1"), best(tuned / "seed_1"))
     assert results(folder)["runs"][:2] == results(tuned)["runs"] and len(results(folder)["runs"]) == 3
@@ -435,28 +361,15 @@ def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_a
 def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation_images(images, encoder, tmp_path):
     run(
         "finetune.py",
-        "--data_dir",
-        images,
-        "--init",
-        encoder,
-        "--output_dir",
-        tmp_path / "run",
-        "--sync_bn",
-        "false",
-        *tiny("--batch_size", 4, "--epochs", 3),
+        *tiny(batch_size=4, epochs=3),
+        data_dir=images,
+        init=encoder,
+        output_dir=tmp_path / "run",
+        sync_bn=False,
         processes=2,
     )
     shutil.copytree(images / "val", tmp_path / "validation" / "test")
-    run(
-        "finetune.py",
-        "--test_only",
-        "--model_path",
-        tmp_path / "run",
-        "--data_dir",
-        tmp_path / "validation",
-        "--workers",
-        1,
-    )
+    run("finetune.py", test_only=True, model_path=tmp_path / "run", data_dir=tmp_path / "validation", workers=1)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     lowest = min(lines, key=lambda line: line["val_loss"])
     assert results(tmp_path / "run")["best"]["epoch"] == lowest["epoch"]
@@ -475,19 +388,13 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
     run(
         "finetune.py",
-        "--data_dir",
-        images,
-        "--csv",
-        tmp_path / "table.csv",
-        "--label_column",
-        "label",
-        "--split_column",
-        "split",
-        "--group_column",
-        "patient",
-        "--output_dir",
-        tmp_path / "run",
-        *tiny("--runs", 3, "--batch_size", 2, "--val_fraction", 0.2, "--epochs", 1),
+        *tiny(runs=3, batch_size=2, val_fraction=0.2, epochs=1),
+        data_dir=images,
+        csv=tmp_path / "table.csv",
+        label_column="label",
+        split_column="split",
+        group_column="patient",
+        output_dir=tmp_path / "run",
     )
     steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
     assert max(steps) > steps[0]  # later runs are longer than the first
@@ -498,17 +405,14 @@ def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp
     rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
     command = [
         "finetune.py",
-        "--data_dir",
-        images,
-        "--csv",
-        table,
-        "--label_column",
-        "label",
-        "--split_column",
-        "split",
-        "--output_dir",
-        tmp_path / "run",
-        *tiny("--epochs", 1),
+        *tiny(
+            data_dir=images,
+            csv=table,
+            label_column="label",
+            split_column="split",
+            output_dir=tmp_path / "run",
+            epochs=1,
+        ),
     ]
     for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
         lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
@@ -611,24 +515,24 @@ def test_a_mistake_is_one_line(arguments, words, monkeypatch, capsys):
 
 
 def test_other_weights_to_start_from_are_another_run(tmp_path, images, encoder):
-    settings = ["--data_dir", images, "--output_dir", tmp_path / "run", *tiny("--epochs", 1)]
-    run("finetune.py", *settings, "--init", encoder)
+    settings = tiny(data_dir=images, output_dir=tmp_path / "run", epochs=1)
+    run("finetune.py", *settings, init=encoder)
     shutil.copy(encoder, tmp_path / "moved.pt")
-    run("finetune.py", *settings, "--init", tmp_path / "moved.pt")  # the same, elsewhere
+    run("finetune.py", *settings, init=tmp_path / "moved.pt")  # the same, elsewhere
     torch.save({name: value + 1 for name, value in torch.load(encoder).items()}, tmp_path / "other.pt")
-    done = run("finetune.py", *settings, "--init", tmp_path / "other.pt", check=False)
+    done = run("finetune.py", *settings, init=tmp_path / "other.pt", check=False)
     assert done.returncode == 2 and "init encoder: '" in done.stderr
 
 
 def test_a_class_that_no_training_image_has_is_named(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     shutil.rmtree(tmp_path / "images" / "train" / "ring")
-    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    done = run("finetune.py", *tiny(), data_dir=tmp_path / "images", output_dir=tmp_path / "run", check=False)
     assert done.returncode == 2 and "ring" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_major_class_that_there_is_not_is_named_before_training(images, tmp_path):
-    done = run("finetune.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--major", "rings"), check=False)
+    done = run("finetune.py", *tiny(major="rings"), data_dir=images, output_dir=tmp_path, check=False)
     assert done.returncode == 2 and "did you mean 'ring'?" in done.stderr and not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -636,7 +540,7 @@ def test_a_leak_between_splits_is_named(images, tmp_path):
     shutil.copytree(images, tmp_path / "images", symlinks=True)
     leaked = next((tmp_path / "images" / "test" / "disc").iterdir())
     os.link(leaked, tmp_path / "images" / "train" / "disc" / leaked.name)
-    done = run("finetune.py", "--data_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *tiny(), check=False)
+    done = run("finetune.py", *tiny(), data_dir=tmp_path / "images", output_dir=tmp_path / "run", check=False)
     assert (
         done.returncode == 2 and "leak: 1 images of test are in train too" in done.stderr and leaked.name in done.stderr
     )
@@ -648,13 +552,10 @@ def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
         Image.new("RGB", (32, 32)).save(tmp_path / "data" / "test" / name / f"{name}.png")
     done = run(
         "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned / "seed_0",
-        "--data_dir",
-        tmp_path / "data",
-        "--output_dir",
-        tmp_path / "out",
+        test_only=True,
+        model_path=tuned / "seed_0",
+        data_dir=tmp_path / "data",
+        output_dir=tmp_path / "out",
         check=False,
     )
     assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
@@ -665,29 +566,20 @@ def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
         shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
     run(
         "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned / "seed_0",
-        "--data_dir",
-        tmp_path / "two",
-        "--workers",
-        1,
-        "--copies",
-        1,
-        "--output_dir",
-        tmp_path / "two_tested",
+        test_only=True,
+        model_path=tuned / "seed_0",
+        data_dir=tmp_path / "two",
+        workers=1,
+        copies=1,
+        output_dir=tmp_path / "two_tested",
     )
     run(
         "finetune.py",
-        "--test_only",
-        "--model_path",
-        tuned / "seed_0",
-        "--copies",
-        1,
-        "--workers",
-        1,
-        "--output_dir",
-        tmp_path / "all_tested",
+        test_only=True,
+        model_path=tuned / "seed_0",
+        copies=1,
+        workers=1,
+        output_dir=tmp_path / "all_tested",
     )
     two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
     assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"

@@ -15,19 +15,19 @@ from running import ROOT, metrics, run, tiny, weights
 @pytest.mark.parametrize("method", ["barlow_twins", "simclr", "supcon --balanced"])
 def test_two_processes_train_as_one(images, tmp_path, method):
     # At SimCLR's low temperature, and at its full rate to the end, eight steps let rounding grow to a ten-thousandth.
-    calm = ["--temperature", "0.2", "--schedule", "cosine", "--warmup_start", "0"]
+    calm = {"temperature": 0.2, "schedule": "cosine", "warmup_start": 0}
     common = ["train.py", "--data_dir", images, "--method", *method.split(), *calm]
-    run(*common, "--output_dir", tmp_path / "one", *tiny())
-    run(*common, "--output_dir", tmp_path / "two", *tiny("--batch_size", 8), processes=2)
+    run(*common, *tiny(), output_dir=tmp_path / "one")
+    run(*common, *tiny(batch_size=8), output_dir=tmp_path / "two", processes=2)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
 
 
 def test_accumulation_is_several_processes_in_turn(images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 4, "--sync_bn", "false")]
-    run(*common, "--output_dir", tmp_path / "four", processes=4)
-    run(*common, "--output_dir", tmp_path / "turns", "--accumulate", "4")
+    common = ["train.py", *tiny(data_dir=images, batch_size=4, sync_bn=False)]
+    run(*common, output_dir=tmp_path / "four", processes=4)
+    run(*common, output_dir=tmp_path / "turns", accumulate=4)
     for a, b in zip(metrics(tmp_path / "four"), metrics(tmp_path / "turns")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     four, turns = (torch.load(tmp_path / f / "checkpoint.pt", weights_only=True)["model"] for f in ("four", "turns"))
@@ -37,45 +37,29 @@ def test_accumulation_is_several_processes_in_turn(images, tmp_path):
 
 
 def test_gpus_starts_torchrun_by_itself(images, tmp_path):
-    done = run("train.py", "--gpus", "2", "--device", "cpu", "--data_dir", images, "--output_dir", tmp_path, *tiny())
+    done = run("train.py", *tiny(), gpus=2, device="cpu", data_dir=images, output_dir=tmp_path)
     assert "× 2 processes" in done.stdout and "= 32 (global)" in done.stdout
 
 
 def test_judging_takes_gpus_too(trained, judged, tmp_path):
     """The command of Barlow Twins in Lightning, with fewer processes."""
     done = run(
-        "evaluate.py",
-        "--gpus=2",
-        "--batch_size",
-        256,
-        "--model_path",
-        trained,
-        "--device",
-        "cpu",
-        "--protocol",
-        "knn",
-        "--output_dir",
-        tmp_path,
+        "evaluate.py", gpus=2, batch_size=256, model_path=trained, device="cpu", protocol="knn", output_dir=tmp_path
     )
     assert re.search(r"^device      CPU, \d+ threads × 2 processes", done.stdout, re.M)
     assert json.loads((tmp_path / "results.json").read_text())["knn"] == judged[0]["knn"]
-    done = run("evaluate.py", "--gpus=2", "--features", trained, check=False)
+    done = run("evaluate.py", gpus=2, features=trained, check=False)
     assert "one process judges a features file" in done.stderr
 
 
 def test_judging_on_two_processes_counts_every_image_once(trained, judged, tmp_path):
     run(
         "evaluate.py",
-        "--model_path",
-        trained,
-        "--protocol",
-        "all",
-        "--linear_epochs",
-        "2",
-        "--output_dir",
-        tmp_path,
-        "--batch_size",
-        "4",
+        model_path=trained,
+        protocol="all",
+        linear_epochs=2,
+        output_dir=tmp_path,
+        batch_size=4,
         processes=2,
     )
     one, two = (torch.load(f / "features.pt", weights_only=True) for f in (judged[1], tmp_path))
@@ -89,19 +73,8 @@ def test_judging_on_two_processes_counts_every_image_once(trained, judged, tmp_p
 
 
 def test_a_bad_setting_is_told_once_under_torchrun_and_is_its_last_word(images, tmp_path):
-    done = run(
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "train.py",
-        "--data_dir",
-        images,
-        "--output_dir",
-        tmp_path,
-        *tiny("--batch_size", 100),
-        check=False,
-    )
+    launch = "-m torch.distributed.run --standalone --nproc_per_node=2 train.py".split()
+    done = run(*launch, *tiny(batch_size=100), data_dir=images, output_dir=tmp_path, check=False)
     assert done.returncode != 0 and done.stderr.startswith("train.py: error: batch_size")
     assert done.stderr.count("\ntrain.py: error: ") == 0
     assert "traceback : train.py: error: batch_size: the global batch, 100" in done.stderr
@@ -112,22 +85,9 @@ def test_two_machines_train_as_one(images, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=2",
-        "--nproc_per_node=1",
-        "--rdzv_backend=c10d",
-        f"--rdzv_endpoint=127.0.0.1:{port}",
-        "--local_addr=127.0.0.1",
-        "train.py",
-        "--data_dir",
-        str(images),
-        "--output_dir",
-        str(tmp_path / "nodes"),
-        *tiny("--batch_size", 8),
-    ]
+    nodes = f"--nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --local_addr=127.0.0.1"
+    settings = tiny(data_dir=images, output_dir=tmp_path / "nodes", batch_size=8)
+    launch = [sys.executable, "-m", "torch.distributed.run", *nodes.split(), "train.py", *settings]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) for _ in range(2)
@@ -135,14 +95,13 @@ def test_two_machines_train_as_one(images, tmp_path):
     printed = [node.communicate(timeout=300)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "".join(printed)
     assert sum("judge it" in text for text in printed) == 1
-    run("train.py", "--data_dir", images, "--output_dir", tmp_path / "one", *tiny("--batch_size", 8), processes=2)
+    run("train.py", *tiny(batch_size=8), data_dir=images, output_dir=tmp_path / "one", processes=2)
     for a, b in zip(metrics(tmp_path / "nodes"), metrics(tmp_path / "one"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
 def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
-    first = ["train.py", "--data_dir", images, "--output_dir", tmp_path / "0"]
-    run(*first, *tiny("--max_steps", 1, "--batch_size", 32))
+    run("train.py", *tiny(max_steps=1, batch_size=32), data_dir=images, output_dir=tmp_path / "0")
     wrapper = tmp_path / "own_disk.py"  # every rank with a folder of its own, as on disks of their own
     wrapper.write_text(
         "import os, runpy, sys\n"
@@ -150,5 +109,5 @@ def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
-    done = run(wrapper, "--data_dir", images, *tiny("--batch_size", 16), processes=2, check=False)
+    done = run(wrapper, *tiny(batch_size=16), data_dir=images, processes=2, check=False)
     assert done.returncode != 0 and "is not the same folder on all nodes" in done.stderr

@@ -58,13 +58,13 @@ def test_the_first_and_last_lines_tell_what_and_why_and_what_next(trained):
 
 
 def test_the_saved_settings_rerun_the_run(trained, tmp_path):
-    run("train.py", "--config", trained / "config.yaml", "--output_dir", tmp_path)
+    run("train.py", config=trained / "config.yaml", output_dir=tmp_path)
     assert torch.equal(weights(tmp_path), weights(trained))
 
 
 def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, images, tmp_path):
-    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny()]
-    run(*again, "--max_steps", "3")
+    again = ["train.py", *tiny(data_dir=images, output_dir=tmp_path)]
+    run(*again, max_steps=3)
     with open(tmp_path / "metrics.jsonl", "a") as file:  # steps a crash threw away, the last cut short
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
     assert "continuing at step 3 of 8" in run(*again).stdout
@@ -76,10 +76,10 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, i
 
 
 def test_what_was_forced_to_change_has_changed_and_another_precision_continues(images, tmp_path):
-    again = ["train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", "off")]
-    run(*again, "--max_steps", "3")
-    force = ["--lr", "0.5", "--weight_decay", "0.25", "--resume_force"]
-    done = run(*again[:-1], "fp16", *force, "--max_steps", "5")
+    where = {"data_dir": images, "output_dir": tmp_path}
+    run("train.py", *tiny(amp="off", max_steps=3), **where)
+    forced = tiny(amp="fp16", max_steps=5, lr=0.5, weight_decay=0.25, resume_force=True)
+    done = run("train.py", *forced, **where)
     assert "lr: 0.3 -> 0.5" in done.stdout and "amp: 'off' -> 'fp16'" in done.stdout
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     weights_group = state["optimizer"]["param_groups"][0]
@@ -88,22 +88,22 @@ def test_what_was_forced_to_change_has_changed_and_another_precision_continues(i
 
 
 def test_an_interrupted_balanced_run_continues_to_the_same_weights(images, tmp_path):
-    common = ["train.py", "--data_dir", images, "--method", "supcon", "--balanced", *tiny(), "--output_dir"]
-    run(*common, tmp_path / "whole")
-    run(*common, tmp_path / "parts", "--max_steps", "3")
-    assert "continuing at step 3 of 8" in run(*common, tmp_path / "parts").stdout
+    common = ["train.py", *tiny(data_dir=images, method="supcon", balanced=True)]
+    run(*common, output_dir=tmp_path / "whole")
+    run(*common, output_dir=tmp_path / "parts", max_steps=3)
+    assert "continuing at step 3 of 8" in run(*common, output_dir=tmp_path / "parts").stdout
     assert torch.equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
 def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
-    done = run("train.py", "--max_steps", "1", "--output_dir", tmp_path, *tiny())
+    done = run("train.py", *tiny(), max_steps=1, output_dir=tmp_path)
     assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
 
 
 def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny("--batch_size", 8, "--max_steps", 1), "--warmup_start", "1"]
+    common = ["train.py", *tiny(data_dir=images, warmup_start=1, batch_size=8, max_steps=1)]
     for mode in ("exact", "split"):
-        run(*common, "--output_dir", tmp_path / mode, "--accumulate", "2", "--accumulate_mode", mode)
+        run(*common, output_dir=tmp_path / mode, accumulate=2, accumulate_mode=mode)
     exact, split = (metrics(tmp_path / mode)[0] for mode in ("exact", "split"))
     assert split["loss"] != pytest.approx(exact["loss"], rel=1e-3)
     # lambd 0.005 and loss_scale 0.1 of the recipe: the parts are means, too
@@ -111,30 +111,28 @@ def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, t
 
 
 def test_supcon_learns_from_labels_and_says_so(images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny("--max_steps", 1), "--base_temperature", "null"]
-    done = run(*common, "--method", "supcon", "--temperature", "0.2", "--output_dir", tmp_path / "supcon")
+    common = ["train.py", *tiny(data_dir=images, base_temperature="null", max_steps=1)]
+    done = run(*common, method="supcon", temperature=0.2, output_dir=tmp_path / "supcon")
     assert "labels      of 64 images, 3 classes" in done.stdout and "supcon_cifar10.yaml" in done.stdout
-    run(*common, "--method", "simclr", "--temperature", "0.2", "--output_dir", tmp_path / "simclr")
+    run(*common, method="simclr", temperature=0.2, output_dir=tmp_path / "simclr")
     with_labels, without = (metrics(tmp_path / name)[0]["loss"] for name in ("supcon", "simclr"))
     assert with_labels != pytest.approx(without, rel=1e-3)  # where they start from the same weights
-    done = run(*common, "--method", "supcon", "--output_dir", tmp_path / "balanced", "--balanced")
+    done = run(*common, method="supcon", output_dir=tmp_path / "balanced", balanced=True)
     assert "3 classes, every class shown as often" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "arguments, expected",
+    "settings, expected",
     [
-        (["--method", "supcon"], "method supcon: needs labels, and folder has none here"),
-        (["--method", "simclr", "--balanced"], "balanced: needs labels, and folder has none here"),
+        ({"method": "supcon"}, "method supcon: needs labels, and folder has none here"),
+        ({"method": "simclr", "balanced": True}, "balanced: needs labels, and folder has none here"),
     ],
 )
-def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments, expected):
+def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, settings, expected):
     for i, pixels in enumerate(render(torch.zeros(20, dtype=torch.long), 32, 0)):
         (tmp_path / "flat").mkdir(exist_ok=True)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "flat" / f"{i}.png")
-    done = run(
-        "train.py", "--data_dir", tmp_path / "flat", "--output_dir", tmp_path / "run", *tiny(), *arguments, check=False
-    )
+    done = run("train.py", *tiny(), **settings, data_dir=tmp_path / "flat", output_dir=tmp_path / "run", check=False)
     assert done.returncode == 2 and done.stderr.startswith(f"train.py: error: {expected}")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -142,40 +140,31 @@ def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, arguments
 def test_a_run_that_learns_from_labels_is_not_continued_with_others(tmp_path):
     pixels = render(torch.arange(32) % 3, 32, 0).permute(0, 2, 3, 1).numpy()
     labels = (torch.arange(32) % 3).numpy()
-    common = [
-        "train.py",
-        "--data_dir",
-        tmp_path / "data.npz",
-        "--output_dir",
-        tmp_path / "run",
-        *tiny("--max_steps", 1),
-        "--method",
-        "supcon",
-    ]
+    learning = tiny(data_dir=tmp_path / "data.npz", output_dir=tmp_path / "run", method="supcon", max_steps=1)
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
-    run(*common)
+    run("train.py", *learning)
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels[::-1].copy())
-    done = run(*common, check=False)
+    done = run("train.py", *learning, check=False)
     assert done.returncode == 2 and "labels: '" in done.stderr
 
 
 @pytest.mark.parametrize("optimizer", ["lamb", "sgd", "adam", "adamw"])
 def test_every_optimizer_and_clipping_run(images, tmp_path, optimizer):
-    options = ["--optimizer", optimizer, "--clip_grad", "1", "--lr_scaling", "none", "--lr", "1e-3", "--max_steps", "2"]
-    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), *options)
+    options = tiny(optimizer=optimizer, clip_grad=1, lr_scaling="none", lr=1e-3, max_steps=2)
+    run("train.py", *options, data_dir=images, output_dir=tmp_path)
     assert len(metrics(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_follows_float32(trained, images, tmp_path, amp):
-    run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny("--amp", amp, "--max_steps", 2))
+    run("train.py", *tiny(amp=amp, max_steps=2), data_dir=images, output_dir=tmp_path)
     for half, full in zip(metrics(tmp_path), metrics(trained)):
         assert half["loss"] == pytest.approx(full["loss"], rel=0.1)
 
 
 def test_training_starts_from_another_runs_encoder(trained, images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny(), "--init", trained, "--max_steps", "1"]
-    assert f"{trained / 'encoder.pt'}" in run(*common, "--output_dir", tmp_path).stdout
+    common = ["train.py", *tiny(data_dir=images, init=trained, max_steps=1)]
+    assert f"{trained / 'encoder.pt'}" in run(*common, output_dir=tmp_path).stdout
     # The learning rate of the first step is 0: only running statistics have moved.
     key = "stem.0.weight"
     before, after = (torch.load(f / "encoder.pt", weights_only=True)[key] for f in (trained, tmp_path))
@@ -206,25 +195,25 @@ def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments, expected",
+    "settings, expected",
     [
         (
-            ["--batch_size", "100"],
+            {"batch_size": 100},
             "global batch, 100 per process × 1 processes × accumulate 1 = 100, is larger than the",
         ),
-        (["--warmup_epochs", "2"], "warmup_epochs: 2.0 must be fewer than epochs (2)"),
-        (["--dataset", "CIFAR11"], "dataset: 'CIFAR11' is none of"),
-        (["--projector", "16-x"], "projector: '16-x' is not a list of widths"),
-        (["--encoder", "resnet99"], "encoder: 'resnet99' is neither"),
-        (["--lerning_rate", "1"], "unknown setting --lerning_rate"),
-        (["--init", "nowhere"], "nowhere: no such file or run folder"),
-        (["--resume", "nowhere.pt"], "resume: nowhere.pt does not exist"),
-        (["--gpus", "0"], "gpus: 0 is not a number of processes"),
-        (["--dataset", "ImageNet"], "is not ImageNet"),
+        ({"warmup_epochs": "2"}, "warmup_epochs: 2.0 must be fewer than epochs (2)"),
+        ({"dataset": "CIFAR11"}, "dataset: 'CIFAR11' is none of"),
+        ({"projector": "16-x"}, "projector: '16-x' is not a list of widths"),
+        ({"encoder": "resnet99"}, "encoder: 'resnet99' is neither"),
+        ({"lerning_rate": "1"}, "unknown setting --lerning_rate"),
+        ({"init": "nowhere"}, "nowhere: no such file or run folder"),
+        ({"resume": "nowhere.pt"}, "resume: nowhere.pt does not exist"),
+        ({"gpus": "0"}, "gpus: 0 is not a number of processes"),
+        ({"dataset": "ImageNet"}, "is not ImageNet"),
     ],
 )
-def test_a_bad_setting_stops_with_one_line(images, tmp_path, arguments, expected):
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path / "r", *tiny(*arguments), check=False)
+def test_a_bad_setting_stops_with_one_line(images, tmp_path, settings, expected):
+    done = run("train.py", *tiny(**settings), data_dir=images, output_dir=tmp_path / "r", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("train.py: error: ") and expected in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "r" / "checkpoint.pt").exists()
@@ -272,17 +261,17 @@ def test_schedules_follow_the_epochs():
 
 
 def test_resume_none_wants_a_fresh_folder(trained, images, tmp_path):
-    run("train.py", "--data_dir", images, "--output_dir", tmp_path / "new", *tiny("--max_steps", 1), "--resume", "none")
+    run("train.py", *tiny(max_steps=1), data_dir=images, output_dir=tmp_path / "new", resume="none")
     assert len(metrics(tmp_path / "new")) == 1
-    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--resume", "none", check=False)
+    done = run("train.py", *tiny(), data_dir=images, output_dir=trained, resume="none", check=False)
     assert done.returncode == 2 and "already holds a run" in done.stderr
 
 
 def test_a_run_continues_from_a_checkpoint_elsewhere_and_then_from_its_own(trained, images, tmp_path):
-    common = ["train.py", "--data_dir", images, *tiny()]
-    run(*common, "--output_dir", tmp_path / "first", "--max_steps", "3")
+    common = ["train.py", *tiny(data_dir=images)]
+    run(*common, output_dir=tmp_path / "first", max_steps=3)
     again = [*common, "--output_dir", tmp_path / "second", "--resume", tmp_path / "first" / "checkpoint.pt"]
-    assert "continuing at step 3 of 5" in run(*again, "--max_steps", "5").stdout
+    assert "continuing at step 3 of 5" in run(*again, max_steps=5).stdout
     assert (tmp_path / "second" / "config.yaml").exists()
     assert "continuing at step 5 of 8" in run(*again).stdout
     assert torch.equal(weights(tmp_path / "second"), weights(trained))
@@ -291,7 +280,7 @@ def test_a_run_continues_from_a_checkpoint_elsewhere_and_then_from_its_own(train
 def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
     shutil.copytree(images, tmp_path / "moved")
     shutil.copytree(trained, tmp_path / "run")  # whose config.yaml then names these images; others judge `trained`
-    common = ["train.py", "--data_dir", tmp_path / "moved", "--output_dir", tmp_path / "run", *tiny()]
+    common = ["train.py", *tiny(data_dir=tmp_path / "moved", output_dir=tmp_path / "run")]
     assert "continuing at step 8 of 8" in run(*common).stdout  # the same images elsewhere
     next((tmp_path / "moved" / "train").rglob("*.png")).rename(tmp_path / "moved" / "train" / CLASSES[0] / "z.png")
     done = run(*common, check=False)
@@ -302,21 +291,8 @@ def test_a_run_on_other_images_is_not_continued(trained, images, tmp_path):
 def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp_path, method):
     done = run(
         "train.py",
-        "--data_dir",
-        images,
-        "--output_dir",
-        tmp_path,
-        *tiny(),
-        "--lr",
-        "1e30",
-        "--method",
-        method,
-        "--warmup_start",
-        "1",
-        "--save_steps",
-        "1",
-        "--max_bad_steps",
-        "2",
+        *tiny(data_dir=images, lr=1e30, method=method, warmup_start=1, save_steps=1, max_bad_steps=2),
+        output_dir=tmp_path,
         check=False,
     )
     assert done.returncode == 2 and "training has diverged" in done.stderr and "no finite gradient" in done.stderr
@@ -326,29 +302,20 @@ def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_run_follows_the_eager_one(processes, images, tmp_path):
-    few_kernels = tiny("--max_steps", 2, "--encoder_kwargs", "{width: 8, stages: 1}", "--projector", "8")
-    for name, option in (("compiled", ["--compile"]), ("eager", [])):
-        run(
-            "train.py",
-            "--data_dir",
-            images,
-            "--output_dir",
-            tmp_path / name,
-            *few_kernels,
-            *option,
-            processes=processes,
-        )
+    small = tiny(data_dir=images, max_steps=2, encoder_kwargs="{width: 8, stages: 1}", projector=8)  # few kernels
+    for name in ("compiled", "eager"):
+        run("train.py", *small, compile=name == "compiled", output_dir=tmp_path / name, processes=processes)
     losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("compiled", "eager")]
     assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_run_with_other_settings_is_not_continued(trained, images):
-    done = run("train.py", "--data_dir", images, "--output_dir", trained, *tiny(), "--lambd", "0.1", check=False)
+    done = run("train.py", *tiny(), data_dir=images, output_dir=trained, lambd=0.1, check=False)
     assert done.returncode == 2 and "lambd: 0.005 -> 0.1" in done.stderr
 
 
 def test_a_damaged_checkpoint_is_not_started_over(trained, images, tmp_path):
     content = (trained / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
-    done = run("train.py", "--data_dir", images, "--output_dir", tmp_path, *tiny(), check=False)
+    done = run("train.py", *tiny(), data_dir=images, output_dir=tmp_path, check=False)
     assert done.returncode == 2 and f"{tmp_path / 'checkpoint.pt'}: damaged" in done.stderr

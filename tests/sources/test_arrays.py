@@ -420,14 +420,14 @@ def test_a_class_is_told_of_the_channels_or_refused():
 def test_arrays_are_trained_on_and_judged(tmp_path, side, channels, dtype):
     medmnist(tmp_path / "a.npz", side, channels, dtype)
     count = channels[0] if channels else 1
-    done = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
+    done = run("train.py", *tiny(data_dir=tmp_path / "a.npz", output_dir=tmp_path / "run"))
     assert f"array: 48 images {'in memory' if side == 20 else 'from one file'}" in done.stdout
     assert f"{count} channel{'s' if count > 1 else ''}: saturation, hue and grey are left out" in done.stdout
     assert "(measured)" in done.stdout
-    again = run("train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run"))
+    again = run("train.py", *tiny(data_dir=tmp_path / "a.npz", output_dir=tmp_path / "run"))
     assert "nothing is left to do" in again.stdout or "continuing at step 6 of 6" in again.stdout
     judge = ["evaluate.py", "--model_path", tmp_path / "run", "--raw_pixels", "--random_init", "--workers", "1"]
-    run(*judge, "--protocol", "all", "--linear_epochs", "2")
+    run(*judge, protocol="all", linear_epochs=2)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["knn"]["acc1"] > 0.5 and results["raw_pixels"]["probe"]["acc1"] > 0.5  # classes differ in brightness
     assert 0 <= results["random_init"]["probe"]["acc1"] <= 1 and "acc1" in results["linear"]
@@ -440,7 +440,7 @@ def test_two_processes_train_on_an_array_as_one(tmp_path):
         folder = tmp_path / str(processes)
         run(
             "train.py",
-            *tiny("--data_dir", tmp_path / "a.npy", "--output_dir", folder, "--batch_size", 16 // processes),
+            *tiny(data_dir=tmp_path / "a.npy", output_dir=folder, batch_size=16 // processes),
             processes=processes,
         )
         encoders.append(torch.load(folder / "encoder.pt", weights_only=True))
@@ -449,21 +449,16 @@ def test_two_processes_train_on_an_array_as_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, expected",
+    "settings, expected",
     [
-        (["--mean", "[0.5, 0.5, 0.5]"], "mean: expected 2 values, one a channel of array, got"),
-        (
-            ["--encoder", "torchvision.models.SqueezeNet", "--encoder_kwargs", "{}"],
-            "cannot read a (1, 2, 32, 32) image",
-        ),
-        (["--dataset", "folder"], "is not a folder (it is a file)"),
+        ({"mean": "[0.5, 0.5, 0.5]"}, "mean: expected 2 values, one a channel of array, got"),
+        ({"encoder": "torchvision.models.SqueezeNet", "encoder_kwargs": "{}"}, "cannot read a (1, 2, 32, 32) image"),
+        ({"dataset": "folder"}, "is not a folder (it is a file)"),
     ],
 )
-def test_settings_that_do_not_fit_stop_with_one_line(tmp_path, arguments, expected):
+def test_settings_that_do_not_fit_stop_with_one_line(tmp_path, settings, expected):
     medmnist(tmp_path / "a.npz", 20, (2,))
-    done = run(
-        "train.py", *tiny("--data_dir", tmp_path / "a.npz", "--output_dir", tmp_path / "run", *arguments), check=False
-    )
+    done = run("train.py", *tiny(data_dir=tmp_path / "a.npz", **settings), output_dir=tmp_path / "run", check=False)
     assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from PIL import Image
-from running import run
+from running import run, small_finetuning
 
 from ssl.data.images import Images, Paths
 from ssl.errors import UserError
@@ -152,23 +152,7 @@ def test_a_leak_ends_all_ranks_before_training_with_one_line(tmp_path):
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (70, 70), (number, 20 * len(part), 0)).save(place)
     (tmp_path / "test" / "a" / "copy.png").symlink_to(tmp_path / "train" / "a" / "0.png")
-    small = [
-        "--encoder",
-        "ssl.encoders.SmallResNet",
-        "--encoder_kwargs",
-        "{width: 8, stages: 1}",
-        "--image_size",
-        32,
-        "--batch_size",
-        2,
-        "--epochs",
-        1,
-        "--workers",
-        1,
-        "--device",
-        "cpu",
-    ]
-    order = ["finetune.py", "--data_dir", tmp_path, "--output_dir", tmp_path / "run", *small]
+    order = ["finetune.py", *small_finetuning(data_dir=tmp_path, output_dir=tmp_path / "run", batch_size=2, epochs=1)]
     done = run(*order, processes=2, check=False)
     lines = [line for line in done.stderr.splitlines() if line.startswith("finetune.py: error: ")]
     assert done.returncode and len(lines) == 1 and "leak: 1 images of test are in train too" in lines[0]

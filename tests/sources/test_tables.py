@@ -435,16 +435,14 @@ def test_a_run_by_a_table_is_judged_by_it_and_missing_images_are_named_first(tmp
     pictures(tmp_path / "images", ["unlabelled/0.png", "unlabelled/1.png"])
     with open(table, "a") as file:
         file.write("0,NaN,x\n1,,x\n")
-    done = run(
-        *common, "--output_dir", folder, *tiny("--batch_size", 8, "--epochs", 2, "--eval_every", 1), cwd=tmp_path
-    )
+    done = run(*common, *tiny(batch_size=8, epochs=2, eval_every=1), output_dir=folder, cwd=tmp_path)
     assert "2 of 42 rows have no 'dx' (1 NaN, 1 empty)" in done.stdout and "folder: 38 images" in done.stdout
     assert config.read_yaml(folder / "config.yaml")["csv"] == table
-    done = run("evaluate.py", "--model_path", folder, "--protocol", "knn", "--batch_size", 8)
+    done = run("evaluate.py", model_path=folder, protocol="knn", batch_size=8)
     assert "36 train, 4 test images, 2 classes" in done.stdout
     with open(table, "a") as file:
         file.write("gone,a,x\n")
-    done = run(*common, "--output_dir", tmp_path / "other", *tiny(), cwd=tmp_path, check=False)
+    done = run(*common, *tiny(), output_dir=tmp_path / "other", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "csv: 1 of 43 images are not in" in done.stderr and "'gone'" in done.stderr
     status = json.loads((tmp_path / "other" / "status.json").read_text())
     assert status["state"] == "failed" and "'gone'" in status["reason"]
@@ -556,10 +554,10 @@ def test_a_run_by_positives_and_splits_is_judged_by_them_and_a_leak_is_found_fir
     rich_table(tmp_path, ("train", "test"))
     columns = ["--label_column", "dx", "--positive", "mel", "--group_column", "patient", "--split_column", "part"]
     data = ["--data_dir", "images", "--csv", "t.csv", *columns, "--output_dir", tmp_path / "run"]
-    run(ROOT / "train.py", *data, *tiny("--batch_size", 8, "--epochs", 2), cwd=tmp_path)
+    run(ROOT / "train.py", *data, *tiny(batch_size=8, epochs=2), cwd=tmp_path)
     judge = ["evaluate.py", "--model_path", tmp_path / "run", "--protocol", "knn", "--batch_size", 8]
     assert "20 train, 20 test images, 2 classes" in run(*judge).stdout
-    assert "10 train, 20 test images" in run(*judge, "--train_percent", "50.0").stdout
+    assert "10 train, 20 test images" in run(*judge, train_percent=50.0).stdout
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace("p1,", "p0,"))
     done = run(*judge, check=False)
     assert done.returncode == 2 and "leak: 1 patients, lesions or slides of test are in train too: 'p0'" in done.stderr

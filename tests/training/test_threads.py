@@ -100,10 +100,11 @@ def test_a_run_folder_says_its_number(tmp_path):
 def test_scripts_continue_and_test_with_the_threads_of_the_run(tmp_path):
     images = class_folders(tmp_path / "images", {"train": (36, 0), "test": (12, 1)})
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    small = ["--data_dir", images, "--output_dir", tmp_path / "run", *tiny("--max_steps", 2)]
+    small = tiny(data_dir=images, output_dir=tmp_path / "run", max_steps=2)
+    longer = tiny(data_dir=images, output_dir=tmp_path / "again", max_steps=3)
     on = "threads     1 for "
     assert on not in forked.run("train.py", *small).stdout  # OMP_NUM_THREADS=1 is no surprise
     shutil.copytree(tmp_path / "run", tmp_path / "again")
-    again = forked.run("train.py", *small[:3], tmp_path / "again", *tiny("--max_steps", 3), env=free)
+    again = forked.run("train.py", *longer, env=free)
     assert again.returncode == 0 and on in again.stdout and "as the run had" in again.stdout
     assert "changed     threads" not in again.stdout and run_folder.threads_of(tmp_path / "again") == 1
