@@ -359,8 +359,11 @@ def judged(tmp_path_factory):
 
 
 def model(folder):
-    where = {"model_path": folder / "encoder.pt", "data_dir": folder / "images.npz"}
-    return [*ENCODER, *options(**where, stem="small", batch_size=4, device="cpu")]
+    return ["--model_path", folder / "encoder.pt", *shown(folder)]
+
+
+def shown(folder):
+    return [*ENCODER, *options(stem="small", data_dir=folder / "images.npz", batch_size=4, device="cpu")]
 
 
 def judgement(folder):
@@ -412,7 +415,7 @@ def test_results_say_what_they_are_of_and_a_run_of_0_steps_is_not_called_trained
     (tmp_path / "encoder.pt").write_bytes((folder / "encoder.pt").read_bytes())
     weights = torch.load(folder / "encoder.pt", weights_only=True)
     saved = {"step": 0, "model": {f"encoder.{name}": weight for name, weight in weights.items()}}
-    arguments = ["--model_path", tmp_path / "encoder.pt", *model(folder)[2:], "--random_init"]
+    arguments = ["--model_path", tmp_path / "encoder.pt", *shown(folder), "--random_init"]
 
     def of(*more) -> dict:
         in_process(monkeypatch, *arguments, "--protocol", "knn", *more)

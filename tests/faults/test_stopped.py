@@ -66,16 +66,20 @@ def test_when_torchrun_dies_its_ranks_save_and_leave(new_run, undisturbed, chanc
 
 
 def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, chance):
-    """torchrun signals the whole process group of a rank. The control: workers that heed it take the save with them."""
+    """torchrun signals the whole process group of a rank. The control: workers that heed it end the run."""
     alone = "from ssl.data import loader\nloader.RESTARTS = 0\n"
     for name, first in (("run", alone), ("control", alone + "loader.begin_worker = lambda number: None\n")):
-        run = new_run(2, name, script=altered(first, slowly=True))
+        run = new_run(2, name, script=altered(first, slowly=True), options={"max_steps": 48})
         process = run.launch()
-        assert run.wait_for_step(chance.randint(2, 6), process), run.last_words()
+        step = chance.randint(2, 6)
+        assert run.wait_for_step(step, process), run.last_words()
+        for rank in ranks(process):
+            for worker in descendants(rank):
+                kill(worker, signal.SIGTERM)
         if name == "run":
+            assert run.wait_for_step(step + 8, process), run.last_words()  # more than workers have read ahead
             stop(run, process, process.pid, signal.SIGTERM)
         else:
-            kill(process.pid, signal.SIGTERM)
             run.finish(process)
             assert run.status()["state"] == "failed" and "loader processes were killed" in run.status()["reason"]
 

@@ -115,9 +115,9 @@ def test_a_reading_of_health_computes_eigenvalues_on_the_cpu(trained):
 
 
 def test_a_save_waits_once_for_all_its_tensors(images, tmp_path):
-    settings = {"--data_dir": images, "--optimizer": "adamw"}
-    _, few = train(tmp_path / "few", settings | {"--save_steps": 8}, steps=8)
-    _, many = train(tmp_path / "many", settings | {"--save_steps": 2}, steps=8)
+    settings = {"data_dir": images, "optimizer": "adamw"}
+    _, few = train(tmp_path / "few", settings | {"save_steps": 8}, steps=8)
+    _, many = train(tmp_path / "many", settings | {"save_steps": 2}, steps=8)
     waits = {place: count for (kind, place), count in (many - few).items() if kind == "wait"}
     asked = "ssl/training/guard.py last_step_was_bad"  # is this step one to save?
     assert waits == {"ssl/checkpoints/run_folder.py copied": 3, asked: 3}

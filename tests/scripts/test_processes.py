@@ -12,13 +12,13 @@ import torch
 from running import ROOT, metrics, run, tiny, weights
 
 
-@pytest.mark.parametrize("method", ["barlow_twins", "simclr", "supcon --balanced"])
-def test_two_processes_train_as_one(images, tmp_path, method):
+@pytest.mark.parametrize("method, balanced", [("barlow_twins", False), ("simclr", False), ("supcon", True)])
+def test_two_processes_train_as_one(images, tmp_path, method, balanced):
     # At SimCLR's low temperature, and at its full rate to the end, eight steps let rounding grow to a ten-thousandth.
     calm = {"temperature": 0.2, "schedule": "cosine", "warmup_start": 0}
-    common = ["train.py", "--data_dir", images, "--method", *method.split(), *calm]
-    run(*common, *tiny(), output_dir=tmp_path / "one")
-    run(*common, *tiny(batch_size=8), output_dir=tmp_path / "two", processes=2)
+    settings = calm | {"data_dir": images, "method": method, "balanced": balanced}
+    run("train.py", *tiny(**settings), output_dir=tmp_path / "one")
+    run("train.py", *tiny(**settings, batch_size=8), output_dir=tmp_path / "two", processes=2)
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
