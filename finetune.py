@@ -214,7 +214,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
             model.encoder.eval()  # its running statistics do not change
 
         torch.manual_seed(batch.seed)  # for dropout
-        (x,) = finish(batch, [view], mean, std)  # a random view of each, normalised (n, C, size, size)
+        (x,) = finish(batch, [view], mean, std, model.dtype, settings.compile)  # random views (n, C, size, size)
         logits = net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()

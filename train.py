@@ -226,7 +226,7 @@ def main() -> None:
     bad_images.note(data.bad)
     bad_images.agree()
     net = distributed.parallel(compiled(model) if settings.compile else model, device)
-    embed = Embed(net, views, statistics, device, dtype)
+    embed = Embed(net, views, statistics, device, dtype, settings.compile)
     shape = data.channels, settings.image_size, settings.image_size
     try_batch = partial(try_step, model, embed, optimizer, shape)
     failures.advise(partial(failures.batch_that_fits, try_batch, settings.batch_size, settings.accumulate))

@@ -9,7 +9,7 @@ its own strengths and its own order of operations.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
@@ -233,7 +233,7 @@ def apply(
     if view.blur_prob > 0:
         x = blur(x, sigma.flatten(), view.blur_kernel)
     if view.solarize_prob > 0:
-        bright = (x - threshold).sign_().add_(1).clamp_(max=1)
+        bright = (x - threshold).ge_(0)
         x.lerp_(1 - x, bright)
     mean, std = (statistic.to(x.dtype).view(1, -1, 1, 1) for statistic in (mean, std))
     return x.sub_(mean).div_(std)
@@ -247,7 +247,7 @@ def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Ten
     """
     column = dict(zip(COLUMNS, params.unbind(1)))
     jittered = sum(column[name] != 1 for name in ("brightness", "contrast", "saturation")) + (column["hue"] != 0) > 0
-    place = torch.where(jittered, _orders(params.device)[1][column["order"].long()], -1)
+    place = torch.where(jittered, _orders(params.device)[column["order"].long(), 3], -1)
     blurred = column["sigma"] > 0
     key = 2 * place + blurred
     for value in key.unique().tolist():
@@ -289,16 +289,28 @@ def _luma(x: Tensor) -> Tensor:
     return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
-# The 24 orders of brightness (0), contrast (1), saturation (2) and hue (3): of each the three blends, and hue's place.
-_PERMUTATIONS = list(permutations(range(4)))
-_BLENDS = [[op for op in order if op != 3] for order in _PERMUTATIONS]
-_HUE_PLACE = [order.index(3) for order in _PERMUTATIONS]
+def once(table: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`table(...)` is made once for the same arguments: to send it every time would let the CPU wait for the GPU.
+
+    For torch.compile it is a constant.
+    """
+    cached = lru_cache(maxsize=8)(table)
+
+    @torch.compiler.assume_constant_result
+    def made(*arguments) -> Tensor:
+        return cached(*arguments)
+
+    return made
 
 
-@lru_cache(maxsize=8)
-def _orders(device: torch.device) -> tuple[Tensor, Tensor]:
-    """_BLENDS (24, 3) and _HUE_PLACE (24,) on the device, once: to send them every time would let the CPU wait."""
-    return torch.tensor(_BLENDS, device=device), torch.tensor(_HUE_PLACE, device=device)
+@once
+def _orders(device: torch.device) -> Tensor:
+    """(24, 4): the orders of brightness (0), contrast (1), saturation (2) and hue (3).
+
+    Of each order the three blends, without hue, then the place of hue.
+    """
+    orders = permutations(range(4))
+    return torch.tensor([[*(op for op in order if op != 3), order.index(3)] for order in orders], device=device)
 
 
 def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bool, place: int | None) -> Tensor:
@@ -309,7 +321,7 @@ def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bo
     other side of hue are neutral for it. If all images have hue at the same `place`, three blends are enough.
     """
     color = x.shape[1] == 3
-    blends, hue_place = (table[order] for table in _orders(x.device))  # (N, 3), (N,)
+    blends, hue_place = _orders(x.device)[order].split([3, 1], 1)  # (N, 3), (N, 1)
     factors = torch.stack([brightness, contrast, saturation if color else torch.ones_like(saturation)], 1)
     factors = factors.flatten(1).gather(1, blends)
 
@@ -327,7 +339,7 @@ def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bo
         return blend(x, factors, range(3))
     if place is not None:
         return blend(shift_hue(blend(x, factors, range(place)), hue), factors, range(place, 3))
-    before = hue_place[:, None] > torch.arange(3, device=x.device)
+    before = hue_place > torch.arange(3, device=x.device)
     x = blend(x, torch.where(before, factors, 1.0), range(3))
     x = torch.lerp(x, shift_hue(x, hue), (hue != 0).to(x.dtype))
     return blend(x, torch.where(before, 1.0, factors), range(3))
@@ -340,16 +352,15 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     chroma = top - bottom
     not_red, not_green = (top - r).sign_(), (top - g).sign_()  # 0 where that channel is the largest, else 1
     difference = (g - b).lerp_((b - r).lerp_(r - g, not_green), not_red)
-    hue = difference.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).add_(
-        not_red.mul_(not_green.mul_(2).add_(2))
-    )  # red 0, green 2, blue 4
+    hue = difference.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny))
+    hue.addcmul_(not_red, not_green.mul_(2).add_(2))  # red 0, green 2, blue 4
     hue.add_(6 * shift)
     hue.sub_((hue / 6).floor_(), alpha=6)
     opposite, sign, offset = _channels(x.device, x.dtype)
     return (hue - opposite).abs_().mul_(sign).add_(offset).clamp_(0, 1).mul_(chroma).add_(bottom)
 
 
-@lru_cache(maxsize=8)
+@once
 def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
     """(3, 3, 1, 1): a channel's share of the chroma is |hue - 3| - 1 (red), 2 - |hue - 2|, 2 - |hue - 4|, in 0..1."""
     columns = [[3, 2, 4], [1, -1, -1], [-1, 2, 2]]
@@ -376,28 +387,18 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
     """For each block of places: the places of its neighbours, a slice, and weights (N, block, neighbours)."""
-    n, kernel = weights.shape
-    block, folds = _folds(side, kernel, weights.device)
-    # Rows that are too long by one, read in the right length: each row is shifted by one against the row before.
-    window = block + kernel - 1
-    shifted = F.pad(weights, (0, block)).repeat(1, block)[:, : block * window]
-    shifted = shifted.view(n, block, window)
-    return [(near, shifted[:, :count] @ fold.to(weights.dtype)) for near, count, fold in folds]
-
-
-@lru_cache(maxsize=64)
-def _folds(side: int, kernel: int, device: torch.device) -> tuple[int, list[tuple[slice, int, Tensor]]]:
-    """Blocks of at most 32 places that cover 0..side-1: (size, [(neighbours, how many places, matrix), ...]).
-
-    A window is a block and `kernel` // 2 places on both sides. The matrix (window, neighbours) moves the places of the
-    window that are outside the image to their mirror images inside it.
-    """
+    kernel = weights.shape[1]
     block, half, period = min(side, 32), kernel // 2, max(2 * (side - 1), 1)
-    folds = []
+    window = block + kernel - 1  # a block and its neighbours on both sides
+    # Rows that are too long by one, read in the right length: each row is shifted by one against the row before.
+    shifted = F.pad(weights, (0, block)).repeat(1, block)[:, : block * window].view(-1, block, window)
+    # Places outside the image are mirrored into it. The tables are made on the device: to send them would take longer.
+    mirrored = torch.arange(-half, side + block + half, device=weights.device).abs_().remainder_(period)
+    mirrored = torch.minimum(mirrored, period - mirrored)
+    bands = []
     for start in range(0, side, block):
         near = slice(max(start - half, 0), min(start + block + half, side))
-        inside = torch.arange(start - half, start + block + half).abs() % period
-        inside = torch.where(inside >= side, period - inside, inside)
-        fold = (inside[:, None] == torch.arange(near.start, near.stop)).float()
-        folds.append((near, min(block, side - start), fold.to(device)))
-    return block, folds
+        places = torch.arange(near.start, near.stop, device=weights.device)
+        fold = (mirrored[start : start + window, None] == places).to(weights.dtype)
+        bands.append((near, shifted[:, : side - start] @ fold))
+    return bands

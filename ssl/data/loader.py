@@ -5,10 +5,11 @@ Which image is at which place of which global batch depends only on (seed, epoch
 """
 
 import atexit
+import functools
 import multiprocessing.connection
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -142,18 +143,38 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
             atexit.unregister(end_workers)
 
 
-def finish(batch: Batch, views: list[View], mean: Tensor, std: Tensor) -> list[Tensor]:
+def finish(
+    batch: Batch,
+    views: list[View],
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> list[Tensor]:
     """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
 
     A CPU takes small groups of images that need the same operations. A GPU takes the whole batch: the host would have
-    to wait for the GPU to see the parameters.
+    to wait for the GPU to see the parameters. For a GPU alone: `dtype` of the result, None for float32, and whether
+    torch.compile makes one graph of the operations.
     """
-    return [_finish(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
+    if not batch.views[0][0].is_cuda:
+        return [_in_groups(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
+    make = compiled_batch() if compiled else whole_batch
+    return [make(pixels, params, view, mean, std, dtype) for (pixels, params), view in zip(batch.views, views)]
 
 
-def _finish(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
-    if pixels.is_cuda:
-        return apply(pixels, params, view, mean, std).contiguous(memory_format=torch.channels_last)
+def whole_batch(
+    pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor, dtype: torch.dtype | None
+) -> Tensor:
+    return apply(pixels, params, view, mean, std).to(dtype or torch.float32, memory_format=torch.channels_last)
+
+
+@functools.cache
+def compiled_batch() -> Callable[..., Tensor]:
+    return torch.compile(whole_batch, fullgraph=True)
+
+
+def _in_groups(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
     x = torch.empty(pixels.shape, memory_format=torch.channels_last)
     for rows, needed, hue_place in same_operations(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
         piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)

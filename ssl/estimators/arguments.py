@@ -23,19 +23,62 @@ OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
 
 
 def is_whole(value, least: int) -> bool:
-    """Whether `value` is a whole number of at least `least`. True and False are no numbers here."""
+    """Whether `value` is a whole number of at least `least`. True and False are not numbers here."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value) -> bool:
-    """Whether `value` is a finite number of at least 0. True and False are no numbers here."""
+    """Whether `value` is a finite number of at least 0. True and False are not numbers here."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def check(params: dict) -> None:
     """Refuse arguments that cannot work. Raises TypeError or ValueError."""
-    _check_network_and_optimizer(params)
-    _check_numbers(params)
+    encoder = params["encoder"]
+    if not (isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module))):
+        raise TypeError(f"Encoder must be a PyTorch nn.Module, or a class inheriting from nn.Module, got {encoder!r}")
+    for name in ("encoder_kwargs", "optimizer_kwargs", "lr_scheduler_kwargs"):
+        if not isinstance(params[name], dict | None):
+            raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
+    given, wanted = params["optimizer"], params["lr_scheduler"]
+    if isinstance(given, str) and given.lower() not in map(str.lower, OPTIMIZERS):  # train.py calls it adamw
+        raise UserError(
+            f"Optimizer {given!r} is not implemented. Please use one of the available optimizers: "
+            f"{', '.join(OPTIMIZERS)}{nearest(given, OPTIMIZERS)}"
+        )
+    if not isinstance(given, str | Optimizer) and not (isinstance(given, type) and issubclass(given, Optimizer)):
+        raise TypeError(f"optimizer: expected a name, a torch.optim.Optimizer or its class, got {given!r}")
+    if wanted not in (None, "none", "warmup_cosine") and not isinstance(wanted, LRScheduler | ReduceLROnPlateau):
+        raise UserError(f"Unknown `lr_scheduler`: {wanted!r}; expected warmup_cosine, none or a scheduler instance")
+    for name in ("lr", "weight_decay"):
+        if name in (params["optimizer_kwargs"] or {}):
+            raise UserError(f"optimizer_kwargs: {name} has an argument of its own: pass learning_rate or weight_decay")
+    for name, kind in (("encoder", nn.Module), ("optimizer", Optimizer)):
+        if isinstance(params[name], kind) and params[f"{name}_kwargs"]:
+            raise UserError(f"{name}_kwargs: {name} is an instance, which is used as it is; pass {name}_kwargs=None")
+    if isinstance(wanted, LRScheduler | ReduceLROnPlateau) and set(params["lr_scheduler_kwargs"] or {}) - {"interval"}:
+        raise UserError("lr_scheduler_kwargs: an instance of a scheduler is used as it is; of these pass interval only")
+    schedule(params["lr_scheduler_kwargs"])
+    if not isinstance(params["exclude_bias_and_norm_wd"], bool | np.bool_):
+        raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {params['exclude_bias_and_norm_wd']!r}")
+    for name, least in LEAST.items():
+        if not is_whole(params[name], least):
+            raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
+    for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
+        if not is_number(params.get(name, 0)):
+            raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")
+    limit = params["limit_train_batches"]
+    share = isinstance(limit, float) and 0 < limit <= 1
+    if not (limit is None or share or is_whole(limit, 1)):
+        raise UserError(
+            f"limit_train_batches: expected a whole number of batches, a share in 0..1 or None, got {limit!r}"
+        )
+    steps = params["max_steps"]
+    if steps is not None and (not is_whole(steps, -1) or steps == 0):
+        raise UserError(f"max_steps: expected a whole number of at least 1, or -1 for no limit, got {steps!r}")
+    seed = params["random_state"]
+    if seed is not None and not (is_whole(seed, 0) and seed < 2**32):
+        raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
     for name, names in (("precision", ("auto", "bf16", "fp16", "off")), ("device", ("auto", "cpu", "cuda"))):
         if not isinstance(params[name], str) or params[name] not in names:
             raise UserError(f"{name}: {params[name]!r} is none of {', '.join(names)}")
@@ -47,60 +90,7 @@ def check(params: dict) -> None:
             )
 
 
-def _check_network_and_optimizer(params: dict) -> None:
-    encoder, optimizer, scheduler = (params[name] for name in ("encoder", "optimizer", "lr_scheduler"))
-    if not (isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module))):
-        raise TypeError(f"Encoder must be a PyTorch nn.Module, or a class inheriting from nn.Module, got {encoder!r}")
-    for name in ("encoder_kwargs", "optimizer_kwargs", "lr_scheduler_kwargs"):
-        if not isinstance(params[name], dict | None):
-            raise UserError(f"{name}: expected a dict or None, got {params[name]!r}")
-    if isinstance(optimizer, str) and optimizer.lower() not in map(str.lower, OPTIMIZERS):  # train.py calls it adamw
-        raise UserError(
-            f"Optimizer {optimizer!r} is not implemented. Please use one of the available optimizers: "
-            f"{', '.join(OPTIMIZERS)}{nearest(optimizer, OPTIMIZERS)}"
-        )
-    if not isinstance(optimizer, str | Optimizer) and not (
-        isinstance(optimizer, type) and issubclass(optimizer, Optimizer)
-    ):
-        raise TypeError(f"optimizer: expected a name, a torch.optim.Optimizer or its class, got {optimizer!r}")
-    own_scheduler = isinstance(scheduler, LRScheduler | ReduceLROnPlateau)
-    if scheduler not in (None, "none", "warmup_cosine") and not own_scheduler:
-        raise UserError(f"Unknown `lr_scheduler`: {scheduler!r}; expected warmup_cosine, none or a scheduler instance")
-    for name in ("lr", "weight_decay"):
-        if name in (params["optimizer_kwargs"] or {}):
-            raise UserError(f"optimizer_kwargs: {name} has an argument of its own: pass learning_rate or weight_decay")
-    for name, kind in (("encoder", nn.Module), ("optimizer", Optimizer)):
-        if isinstance(params[name], kind) and params[f"{name}_kwargs"]:
-            raise UserError(f"{name}_kwargs: {name} is an instance, which is used as it is; pass {name}_kwargs=None")
-    if own_scheduler and set(params["lr_scheduler_kwargs"] or {}) - {"interval"}:
-        raise UserError("lr_scheduler_kwargs: an instance of a scheduler is used as it is; of these pass interval only")
-    schedule(params["lr_scheduler_kwargs"])
-    exclude = params["exclude_bias_and_norm_wd"]
-    if not isinstance(exclude, bool | np.bool_):
-        raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {exclude!r}")
-
-
-def _check_numbers(params: dict) -> None:
-    for name, least in LEAST.items():
-        if not is_whole(params[name], least):
-            raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
-    for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
-        if not is_number(params.get(name, 0)):
-            raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")
-    limit, steps, seed = (params[name] for name in ("limit_train_batches", "max_steps", "random_state"))
-    share = isinstance(limit, float) and 0 < limit <= 1
-    if not (limit is None or share or is_whole(limit, 1)):
-        raise UserError(
-            f"limit_train_batches: expected a whole number of batches, a share in 0..1 or None, got {limit!r}"
-        )
-    if steps is not None and (not is_whole(steps, -1) or steps == 0):
-        raise UserError(f"max_steps: expected a whole number of at least 1, or -1 for no limit, got {steps!r}")
-    if seed is not None and not (is_whole(seed, 0) and seed < 2**32):
-        raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
-
-
 def as_list(callbacks) -> list | tuple:
-    """One callback, several or None, as a list."""
     return callbacks if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
 
 

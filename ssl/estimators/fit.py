@@ -48,10 +48,9 @@ def fit(model, train, val, resume: bool) -> None:
 class _Fit:
     """A fit of `model`, from its step on.
 
-    The device decides whether a step is finite. A step that is not finite changes nothing, and the steps after it
-    change nothing either. The host reads the decisions every READ_EVERY steps and at the end of an epoch. `unread` are
-    the steps since: the loss of each, and its parts. Ranks send no message to agree: a loss that is not finite makes
-    the gradient of all ranks NaN.
+    The device decides whether a step is finite. A step that is not changes nothing, and nor do those after it. The
+    host reads the decisions every READ_EVERY steps, and at the end of an epoch. `unread` holds the loss and its parts
+    of each step since. Ranks send no message to agree: a loss that is not finite makes the gradient of all ranks NaN.
     """
 
     def __init__(self, model, train, val, resume: bool, device: torch.device):
@@ -151,9 +150,9 @@ class _Fit:
         rehearse(model.net, loss)
 
     def _step(self, batch, number: int) -> None:
-        """One step of the optimizer. It changes nothing if it is not finite, or follows an unread step that was not.
+        """One step of the optimizer. It changes nothing if it is not finite.
 
-        Under a float16 scaler, which leaves steps out on purpose, the steps after it count.
+        Nor does it if it follows such a step, except under a float16 scaler.
         """
         model, guard, scaler = self.model, self.guard, self.scaler
         guard.begin()
@@ -186,9 +185,9 @@ class _Fit:
         return loss
 
     def _settle(self) -> UserError | None:
-        """Read the decisions. Steps that were not finite are no longer counted; the error names the first of them.
+        """Read the decisions. A step that was not finite is not counted; the error says which was the first.
 
-        A step that a float16 scaler has left out while it looks for its scale is counted, unless the scale is very low.
+        A float16 scaler leaves steps out while it looks for its scale: they count, unless the scale is very low.
         """
         model, record, unread = self.model, self.guard.record, self.unread
         if not record:

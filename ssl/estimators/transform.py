@@ -35,16 +35,15 @@ def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
     device = distributed.join(model.device)
     to_device(model.net, device).eval()
     reading = dict(num_workers=model.num_workers, pin_memory=device.type == "cuda")
-    parts, on_device, held, seen = [], [], 0, []
+    parts, on_device, seen = [], [], []
     for batch in in_order(data, model.batch_size, targets, **reading):
         if targets:
             batch, y = _split_targets(batch)
             seen.append(y)
         on_device.append(_encode_batch(model, batch))
-        held += on_device[-1].numel()
-        if held >= AT_ONCE:
+        if sum(h.numel() for h in on_device) >= AT_ONCE:
             parts.append(torch.cat(on_device).cpu())
-            on_device, held = [], 0
+            on_device = []
     if on_device:
         parts.append(torch.cat(on_device).cpu())
     if not parts:

@@ -92,7 +92,7 @@ class TrainingSettings(MachineSettings):
 
     # Machine
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 where the hardware has it, else fp16 on CUDA
-    compile: bool = False  # torch.compile the model
+    compile: bool = False  # torch.compile the model, and on a GPU the views' operations; takes minutes at the start
     deterministic: bool = False  # on a GPU: the same bits every time, slower; a CPU gives them anyway
     timeout_minutes: float = 10.0  # without a step, after which the run is ended and the rank it waits for is named
     # Run folder

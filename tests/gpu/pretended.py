@@ -6,7 +6,7 @@ runs a script under it and writes to the file EVENTS how often each line of the 
 device, and how often it copied to the device without a wait.
 
 As on a GPU, an operation on tensors of both devices raises. Not as on a GPU: there is one device and no NCCL, autocast
-leaves float32, numbers are those of the CPU, and the order of streams is not checked.
+computes in float32, numbers are those of the CPU, and the order of streams is not checked.
 """
 
 import collections
@@ -22,11 +22,13 @@ import torch
 import torch._dynamo  # with its tables of PyTorch as it is
 import torch.cuda.amp.common
 import torchvision  # noqa: F401
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = torch.device("cuda", 0)
+LAYERS = {torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear}  # with weights
 COPIES = {"_to_copy", "copy_"}  # between devices
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # Operations for which the host waits on CUDA: it needs a number, or a size that depends on numbers.
@@ -110,6 +112,15 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return compute(func, args, kwargs or {})
+
+
+class Autocast(TorchFunctionMode):
+    """Layers get one type of numbers, as under autocast: float32, which a CPU does not imitate."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in LAYERS:
+            args = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, args)
+        return func(*args, **(kwargs or {}))
 
 
 def compute(func, args: tuple, kwargs: dict):
@@ -275,6 +286,7 @@ def pretend() -> contextlib.ExitStack:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made on the CPU, then copied
     stack.callback(torch._C._set_only_lift_cpu_tensors, before)
     stack.enter_context(Mode())
+    stack.enter_context(Autocast())
     return stack
 
 
