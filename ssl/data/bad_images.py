@@ -15,9 +15,8 @@ LEAST = 10  # bad images are always allowed: one damaged file may not stop the t
 class BadImages:
     """The bad images of a run, and the file bad_images.jsonl in its folder: a line {"path": …, "reason": …} each.
 
-    `known` maps path to reason: what the run had met before it was continued. Ranks meet different files. `agree`
-    exchanges them, so that every rank stops at the same step when more than `max_fraction` of `total` images, and more
-    than 10, are bad.
+    `known` {path: reason} are those of a run that continues. Ranks meet different bad images. `agree` exchanges them,
+    so every rank stops at the same step when more than `max_fraction` of `total` images, and more than 10, are bad.
     """
 
     def __init__(self, folder: Path, total: int, max_fraction: float, known: dict[str, str]):

@@ -103,9 +103,9 @@ def content(path: str | Path) -> bytes:
 class Stored:
     """The numbers of an upright image: grey (H, W) of any type, or RGB (H, W, 3) uint8.
 
-    `kind` describes them for messages. `most` is the largest number of the type; it is None for signed, floating-point
-    and 32-bit numbers, which images do not use over their whole range. `exact`: they are as in the file, neither
-    converted to 8 bits nor scaled.
+    `kind` describes them for messages. `most` is the largest number of the type. It is None for signed, floating-point
+    and 32-bit numbers: images do not use their whole range. `exact`: the numbers are as in the file, not converted to 8
+    bits and not scaled.
     """
 
     numbers: np.ndarray
@@ -163,7 +163,7 @@ def _to_eight_bits(most: int) -> np.ndarray:
 
 
 def stored(
-    path: str | Path, reduction: Reduction | None = None, held: bytes | None = None, whole: bool = False
+    path: str | Path, reduction: Reduction | None = None, held: bytes | None = None, *, whole: bool = False
 ) -> Stored:
     """The numbers of the image at `path`. `reduction`, `held` and errors as in `decode`; with `whole` the image is
     never reduced."""

@@ -15,8 +15,8 @@ class Held:
     """Images in a shared file: first a table (N, 4) of start, bytes, height, width, then the bytes.
 
     An image is (height, width, 3) pixels, uint16 if the data set has a `value_range`. Where the height is 0, the bytes
-    are its file. An image of no bytes is read from its path, as without preloading. `rows` are the rows of the table
-    that the images of this data set have.
+    are its file. An image without bytes is read from its path. `rows` (N,) are the rows in the table of this data set's
+    images.
     """
 
     def __init__(self, fd: int, total: int, rows: np.ndarray, value_range: Range | None = None):

@@ -1,4 +1,4 @@
-"""`Images`: the images of a data set, with labels, wherever they are: in memory, in an array, or in files."""
+"""`Images`: the images of a data set with their labels. They are in memory, in an array, or in files."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ from ssl.data.stack import Stack
 class Paths(Sequence):
     """Paths in one array of bytes, which forked workers share.
 
-    A list of a million strings would be copied into each worker as it is read, 155 MB: Python writes a reference count
-    beside every string.
+    A list of a million strings would take 155 MB in each worker: Python writes a reference count beside every string
+    that is read, so the worker gets a copy.
     """
 
     def __init__(self, paths: Iterable[str]):

@@ -1,4 +1,4 @@
-"""Keys of images: 64 bits, the same on any machine and in any run, of a name, of a file or of pixels.
+"""Keys of images: 64 bits of a name, of a file or of pixels, the same on any machine and in any run.
 
 `cut` chooses the images of the test split by their keys. `learnt_from` recognises by them the images that weights have
 learnt from.

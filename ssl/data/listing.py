@@ -23,7 +23,7 @@ MOST_KINDS = 5  # kinds of other files that one line names
 
 
 def is_junk(name: str) -> bool:
-    """Whether the name is of a hidden file or folder, such as ._1.jpg, or one of JUNK."""
+    """Whether a file or folder is hidden, such as ._1.jpg, or one of JUNK."""
     return name.startswith(".") or name.lower() in JUNK
 
 
@@ -51,7 +51,7 @@ def list_files(folder: Path) -> tuple[list[Path], Counter]:
 
 
 def no_images(folder: Path) -> str:
-    """The words of an error about a folder without images."""
+    """The message for a folder without images."""
     return f"{folder} has no images (looked for {', '.join(sorted(EXTENSIONS))})"
 
 

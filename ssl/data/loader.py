@@ -1,7 +1,7 @@
 """Batches of views on the training device, made from files by workers, or from images in memory.
 
-Which image is at which place of which global batch depends only on (seed, epoch). How a view looks depends only on
-(seed, epoch, index, view). So the number of processes and workers and a resume change nothing that a model sees.
+Which images a global batch holds, and in which order, depends only on (seed, epoch). A view depends only on (seed,
+epoch, index, view). So a model sees the same on any number of processes and workers, and after a resume.
 """
 
 import atexit
@@ -49,13 +49,13 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Ba
         with torch.cuda.stream(stream):
             copied = batch.to(device), stream.record_event()
         if ahead is not None:
-            yield _arrived(*ahead)
+            yield _when_copied(*ahead)
         ahead = copied
     if ahead is not None:
-        yield _arrived(*ahead)
+        yield _when_copied(*ahead)
 
 
-def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+def _when_copied(batch: Batch, event: torch.cuda.Event) -> Batch:
     """The batch, once the current stream has waited for the copy. Its memory is kept until that stream has used it."""
     current = torch.cuda.current_stream()
     current.wait_event(event)
@@ -81,7 +81,7 @@ def _resident_batches(
                 crop, params = draw(order.seed, epoch, index, number, view, repeats)
                 height, width = side.expand(len(index), 2).unbind(1)
                 boxes = sent(crop_boxes(crop, height, width, view), device)
-                most = _at_a_time(chosen[0].numel(), device)
+                most = _images_at_once(chosen[0].numel(), device)
                 parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
                 shown.append((torch.cat(parts), sent(params, device)))
             labels = sent(data.labels[index], device)
@@ -108,11 +108,7 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
         )
         batches = iter(loader)
         processes = getattr(batches, "_workers", [])
-
-        def end_workers(processes=processes) -> None:
-            for process in processes:  # PyTorch and multiprocessing would send SIGTERM, which workers ignore, and wait
-                process.kill()
-
+        end_workers = functools.partial(_kill, processes)
         atexit.register(end_workers)
         if workers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises in the midst of the training
@@ -143,6 +139,11 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
             atexit.unregister(end_workers)
 
 
+def _kill(processes: list) -> None:
+    for process in processes:  # PyTorch and multiprocessing would send SIGTERM, which workers ignore, and wait
+        process.kill()
+
+
 def finish(
     batch: Batch,
     views: list[View],
@@ -153,8 +154,8 @@ def finish(
 ) -> list[Tensor]:
     """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
 
-    A CPU takes small groups of images that need the same operations. A GPU takes the whole batch: the host would have
-    to wait for the GPU to see the parameters. For a GPU alone: `dtype` of the result, None for float32, and whether
+    A CPU takes small groups of images that need the same operations. A GPU takes the whole batch: to group images, the
+    host would have to wait for the parameters. For a GPU alone: `dtype` of the result, None for float32, and whether
     torch.compile makes one graph of the operations.
     """
     if not batch.views[0][0].is_cuda:
@@ -176,18 +177,18 @@ def compiled_batch() -> Callable[..., Tensor]:
 
 def _in_groups(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
     x = torch.empty(pixels.shape, memory_format=torch.channels_last)
-    for rows, needed, hue_place in same_operations(params, view, _at_a_time(pixels[0].numel(), pixels.device)):
+    for rows, needed, hue_place in same_operations(params, view, _images_at_once(pixels[0].numel(), pixels.device)):
         piece = apply(pixels.index_select(0, rows), params[rows], needed, mean, std, hue_place)
         for row, image in zip(rows.tolist(), piece):  # on a CPU `x[rows] = piece` takes five times as long
             x[row] = image
     return x
 
 
-def _at_a_time(numbers: int, device: torch.device) -> int:
-    """How many images of `numbers` values an operation takes at once.
+def _images_at_once(numbers: int, device: torch.device) -> int:
+    """How many images of `numbers` values an operation takes at once. A GPU takes all.
 
-    On a CPU 2 MiB of floats: they stay near the cache, and the allocator keeps the memory between steps (giving it back
-    to the system costs as much as the steps). A GPU takes all.
+    A CPU takes 2 MiB of floats: they stay near the cache, and the allocator keeps the memory between steps. (To give it
+    back to the system costs as much as the steps.)
     """
     return 1 << 40 if device.type == "cuda" else max(1, (2 << 20) // (4 * numbers))
 

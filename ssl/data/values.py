@@ -1,4 +1,4 @@
-"""Lines and warnings at the start of a run about the values and pages of a data set's files, from a few of them."""
+"""What a run says at its start about the numbers and pages in its image files. It looks at a few of them."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ DEPTHS = (8, 10, 12, 14)  # bits that cameras have, kept in 16
 
 
 def tell_values(data: Images) -> None:
-    """Say on rank 0 which values are black and white, or warn of values that are all nearly black or of more pages."""
+    """Say on rank 0 which values are black and white. Warn if all images are nearly black, or files have more pages."""
     if not is_main():
         return
     if data.value_range is not None:

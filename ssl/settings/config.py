@@ -13,7 +13,7 @@ and data set. `kinds.coerce` checks the values of every layer.
 import re
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
@@ -220,12 +220,12 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
     return _check(values, cls, "command line")
 
 
-def parse(cls, arguments: list[str] | None = None, recipe=None):
-    """The settings of a script, and where each came from.
+def parse(cls, arguments: list[str] | None = None, recipe: Callable[[dict], Path | None] | None = None):
+    """(settings of a script, {field: where its value came from}).
 
     `recipe` maps the values set so far to the path of the recipe under them, or None. It is called if no file is named,
-    or one that says `extends: auto`. Returns (settings, origin). origin maps each field to 'default', a file,
-    'FILE row N' or 'command line'; the fields that were set last come last. `--help` prints the manual and exits.
+    or one that says `extends: auto`. A value comes from 'default', a file, 'FILE row N' or 'command line'; the fields
+    that were set last come last. `--help` prints the manual and exits.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:

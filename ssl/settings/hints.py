@@ -1,4 +1,4 @@
-"""Hints for unknown settings and values: the name of another script's setting, or of another project's.
+"""Hints for unknown settings and values: which setting of this or another script is meant.
 
 docs/from-other-projects.md lists the same names of other projects.
 """
@@ -14,7 +14,7 @@ from ssl.errors import nearest
 NEAR = 0.75  # how similar a word must be to be suggested (difflib)
 SCRIPTS = ("train.py", "evaluate.py", "finetune.py")
 
-# Our name: names in other projects, with _ for -. A name with two meanings stands twice; the script's setting is meant.
+# Our name: names in other projects, with _ for -. A name may stand twice; the setting that the script has is meant.
 NAMES = {
     "method": "ssl_model model.name",
     "dataset": "data.dataset",
@@ -78,7 +78,7 @@ NAMES = {
     "log_every": "print_freq log_every_n_steps",
 }
 
-# Settings of another script of ours: what a script without them may have instead.
+# A setting of another script: what a script without it may have instead.
 OF_OTHER_SCRIPTS = {"init": "model_path"}
 
 # Names without a counterpart here: why.

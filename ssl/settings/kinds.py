@@ -24,7 +24,7 @@ def coerce(value, kind, where: str):
     """`value` as type `kind`, or a `UserError` that begins with `where`.
 
     Kinds: str, int, float, bool, dict, Literal, list[...], tuple[..., ...], `X | None` and
-    `X | Literal["auto"]`. An integer becomes a float, and a number a word, where that is the kind; no other value
+    `X | Literal["auto"]`. An integer becomes a float, and a number a word, if that is the kind. No other value
     changes its type. Numbers must be finite.
     """
     if plain(kind) is not kind:

@@ -20,7 +20,8 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 def values(cells: list[str], column: str, without: str) -> list[str | None]:
     """The cells of a column, None where there is no value. Equal numbers, 1 and 1.0, all get the shortest form.
 
-    Both are reported, and so are words that may mean no value. `without` says what happens to rows without a value.
+    A line reports both, and another one words that may mean no value. `without` says what happens to rows without a
+    value.
     """
     missing = Counter(cell for cell in cells if cell in MISSING)
     if missing:

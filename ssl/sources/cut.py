@@ -19,9 +19,9 @@ TENTH = 2**64 // 10
 def cut(all_images: Images, split: str, root: str | None, unlabelled: str) -> Images | None:
     """`split` of images below `root` that come without splits: a tenth is 'test', the others are 'train'.
 
-    'all' are all images, to test on where nothing was learnt from them. Without classes all images are for training,
-    and there is no test: `UserError`, which begins with `unlabelled`. Raises `UserError` also if no class has two
-    images (or groups).
+    'all' are all images, to test a model that has learnt from none of them. Images without classes are all for
+    training. Raises `UserError`, which begins with `unlabelled`, for a test without classes, and another `UserError` if
+    no class has two images (or groups).
     """
     if split == "val":
         return None

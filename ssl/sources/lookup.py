@@ -1,4 +1,4 @@
-"""The image files that the names in a table mean."""
+"""The image files that belong to the names in a table."""
 
 import os
 import re

@@ -11,9 +11,9 @@ from ssl.sources.cut import cut
 def unsplit(
     all_images: Images, split: str, root: str | None, where: str, instead: str, unlabelled: str
 ) -> Images | None:
-    """`split` of images that `cut` divides. A line says how many are held out; `instead` says how to have other splits.
+    """`split` of images that `cut` divides. A line says how many are held out, and `instead`, how to have other splits.
 
-    Images without a label are only in 'unlabelled', and not there if their group is in the test.
+    Images without a label are only in 'unlabelled', unless their group is in the test.
     """
     labelled = with_labels(all_images, where)
     part = cut(labelled, split, root, unlabelled)
