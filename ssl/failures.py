@@ -1,4 +1,4 @@
-"""What a failure of the machine means and what to do about it: memory, and processes that cannot reach each other."""
+"""Say what a failure of the machine means and what to do: no memory, or processes that cannot reach each other."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# PyTorch's words for memory that has run out, beside its own OutOfMemoryError: the machine's, a GPU's.
+# Messages of PyTorch when memory has run out and no OutOfMemoryError says so: the machine's memory, a GPU's.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
 NO_GPU_MEMORY = (
     "CUDA error: out of memory",
@@ -17,18 +17,22 @@ NO_GPU_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
 )
-NO_NCCL_MEMORY = ("out of memory", "Failed to CUDA calloc", "Failed to CUDA malloc")  # in the last line of its errors
-_advice: list[Callable[[], str]] = []
+NO_NCCL_MEMORY = (
+    "out of memory",
+    "Failed to CUDA calloc",
+    "Failed to CUDA malloc",
+)  # in the last line of an error of NCCL
+_advice: list[Callable[[], str]] = []  # at most one
 
 
 def advise(words: Callable[[], str]) -> None:
-    """Have `words` called, for what to do, should memory run out from here on."""
+    """From here on, if memory runs out, `words()` says what to do."""
     _advice[:] = [words]
 
 
 @contextlib.contextmanager
 def advising(words: str):
-    """Within, `words` say what to do should memory run out; after an error they stay, for `explain`."""
+    """Within, if memory runs out, `words` say what to do. After an error they stay, for `explain`."""
     before = list(_advice)
     advise(lambda: words)
     yield
@@ -36,11 +40,11 @@ def advising(words: str):
 
 
 def explain(error: Exception) -> str | None:
-    """A line for an error that is no fault of the program, or None."""
+    """What to tell the user about an error that is not the program's fault; None for any other error."""
     words = str(error)
     first = words.splitlines()[0] if words else type(error).__name__
     if whose := memory_of(error):
-        traceback.clear_frames(error.__traceback__)  # they hold what memory ran out of
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, and the advice needs memory
         return f"out of memory on {whose}: {_what_to_do()}"
     if "no kernel image is available" in words:
         return (
@@ -50,30 +54,31 @@ def explain(error: Exception) -> str | None:
         )
     if "connectFullMesh failed" in words:
         return (
-            f"the processes could not connect ({first}): Gloo, which GPU runs use too, has taken a network interface "
-            "that the other nodes do not reach. Set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME, on every node to the "
-            "one that they share (`ip addr` lists them), and see that no firewall is between them"
+            f"the processes could not connect ({first}): Gloo, which runs on GPUs use too, has chosen a network "
+            "interface that the other nodes do not reach. On every node, set GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME to the interface that they share (`ip addr` lists them), and check that no firewall "
+            "is between them"
         )
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         return (
-            f"the processes could not find each other at {where} ({first}); the same --nnodes and "
-            "address on every node? the port free there, and open between the nodes? On one machine leave address and "
-            "port to --gpus or torchrun --standalone"
+            f"the processes could not find each other at {where} ({first}). Check that --nnodes and the address are "
+            "the same on every node, and that the port is free there and open between the nodes. On one machine, leave "
+            "address and port to --gpus or torchrun --standalone"
         )
     if isinstance(error, dist.DistBackendError):
         return (
-            f"the processes lost each other ({first}). If another rank has failed, its error "
-            "comes first and is the reason. Else NCCL says more with NCCL_DEBUG=INFO; most often it is the network "
-            "interface (set NCCL_SOCKET_IFNAME), too little /dev/shm in a container, or two processes on one GPU"
+            f"the processes lost each other ({first}). If another rank has failed, its error is the reason. If not, "
+            "set NCCL_DEBUG=INFO to hear more from NCCL. Frequent reasons: the network interface (set "
+            "NCCL_SOCKET_IFNAME), too little /dev/shm in a container, two processes on one GPU"
         )
     return None
 
 
 def memory_of(error: Exception) -> str | None:
-    """Whose memory has run out, if `error` says so: the name of the GPU, or 'this machine'."""
+    """Whose memory has run out: the name of the GPU, or 'this machine'; None if `error` is another one."""
     words = str(error)
-    last = words.strip().splitlines()[-1:]  # NCCL's own reason stands there
+    last = words.strip().splitlines()[-1:]  # of an NCCL error: the reason
     nccl = isinstance(error, dist.DistBackendError) and any(word in line for line in last for word in NO_NCCL_MEMORY)
     if isinstance(error, torch.OutOfMemoryError) or nccl or any(word in words for word in NO_GPU_MEMORY):
         return _gpu()
@@ -89,15 +94,14 @@ def _gpu() -> str:
 def _what_to_do() -> str:
     try:
         return _advice[0]() if _advice else "pass a smaller --batch_size or --image_size"
-    except Exception as error:  # advice is a kindness, and must not hide what happened
+    except Exception as error:  # it must not hide what happened
         return f"pass a smaller --batch_size or --image_size (and none could be tried: {type(error).__name__})"
 
 
 def batch_that_fits(step: Callable[[int], None], batch_size: int, accumulate: int) -> str:
-    """Words for a batch that fits, the largest of those that divide `batch_size`: each is tried.
+    """Try smaller batches, and advise the largest that divides `batch_size` and fits, with more micro-batches.
 
-    `step(size)` takes as much memory as a training step with `size` images. The same global batch is made of more
-    micro-batches.
+    The global batch stays the same. `step(size)` takes as much memory as a training step with `size` images.
     """
     smaller = [size for size in range(batch_size // 2, 1, -1) if batch_size % size == 0]
     for size in smaller:

@@ -89,7 +89,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
     with pytest.raises(dist.DistNetworkError) as caught:
         distributed.join("cpu", patience=0.1)
     words = failures.explain(caught.value)
-    assert f"could not find each other at 127.0.0.1:{server.port}" in words and "the port free" in words
+    assert f"could not find each other at 127.0.0.1:{server.port}" in words and "the port is free" in words
 
 
 class Hungry(nn.Module):
