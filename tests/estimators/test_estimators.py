@@ -580,6 +580,21 @@ def test_a_fit_goes_on_from_before_a_step_that_was_not_finite(optimizer, interru
     assert torch.equal(weights(model), weights(whole)) and model.history == whole.history
 
 
+def test_a_float16_scaler_leaves_steps_out_until_its_scale_is_right():
+    model, start = make(precision="fp16", device="cpu"), weights(make())
+
+    def large(batch, number):
+        out = BarlowTwins.training_step(model, batch, number)
+        return out | {"loss": out["loss"] * (30 if model.step < 12 else torch.nan)}
+
+    model.training_step = large
+    with pytest.raises(UserError, match="at step 12 loss or gradient is not finite"):
+        model.fit(numbers())
+    made = max(int(state["step"]) for state in model.optimizer.state.values())
+    assert 0 < made < 12 == model.step and len(model.history) == 2
+    assert weights(model).isfinite().all() and not torch.equal(weights(model), start)
+
+
 def test_a_validation_that_is_not_finite_is_told():
     class Failing(Encoder):
         def forward(self, x):
