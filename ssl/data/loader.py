@@ -172,7 +172,7 @@ def whole_batch(
 
 @functools.cache
 def compiled_batch() -> Callable[..., Tensor]:
-    return torch.compile(whole_batch, fullgraph=True)
+    return torch.compile(whole_batch)  # not fullgraph: what cannot be compiled runs as it is
 
 
 def _in_groups(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
