@@ -204,7 +204,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
     view = random_view(settings)
     mean, std = (torch.tensor(values, device=fit.device) for values in (settings.mean, settings.std))
     last = settings.epochs * order.steps_per_epoch
-    batches = training_batches(trial.train, [view], order, fit.step, last, settings.workers, fit.device)
+    batches = training_batches(trial.train, [view], order, fit.step, last, workers=settings.workers, device=fit.device)
     log = EpochLog(trial.folder, fit, last)
     while not session.asked and not early_stopping.finished(fit.history, settings):
         (batch,) = session.read(batches, fit.total_step())  # this rank's images

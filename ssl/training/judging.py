@@ -171,9 +171,10 @@ class Judge:
         """The loss and its parts on two views of the validation images, the same views every time."""
         images, views, device = self.validation.images, self.embed.views, self.embed.device
         order = validation_order(self.settings, len(images), self.order)
-        batches = training_batches(images, views, order, 0, order.steps_per_epoch, self.workers, device)
+        stop = order.steps_per_epoch
+        batches = training_batches(images, views, order, 0, stop, workers=self.workers, device=device)
         found: list[dict[str, Tensor]] = []
-        for _ in range(order.steps_per_epoch):
+        for _ in range(stop):
             alive()
             micro_batches = [next(batches) for _ in range(order.accumulate)]
             loss, parts = whole_loss(self.embed, self.criterion, net, micro_batches)
