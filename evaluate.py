@@ -34,7 +34,8 @@ from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import checks, feature_origin, features, fixed_head, inference, npz, probes, results
-from ssl.evaluation.feature_rows import Rows, statistics
+from ssl.evaluation.feature_rows import Rows, Samples, statistics
+from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
 from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
@@ -277,12 +278,7 @@ def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def judge(
-    train: tuple[Rows, Tensor],
-    test: tuple[Rows, Tensor],
-    classes: int,
-    settings: Settings,
-    protocols: list[str],
-    head: fixed_head.HeadSettings,
+    train: Samples, test: Samples, classes: int, settings: Settings, protocols: list[str], head: HeadSettings
 ) -> dict:
     """Results of the protocols probe, knn and fixed. `train` and `test` are (features (N, F), labels (N,)).
 

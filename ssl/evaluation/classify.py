@@ -1,4 +1,4 @@
-"""How well a network classifies images with labels: scores, a validation, and the test with its files.
+"""How well a network classifies labelled images: scores, validation, and a test with its files.
 
 `predict` maps normalised pixels (n, C, size, size) to logits (n, classes). All ranks call each function, and all get
 the same result.

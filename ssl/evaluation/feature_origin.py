@@ -1,4 +1,4 @@
-"""Whether a features file is of the encoder and of the images that are named beside it."""
+"""Check that a features file belongs to the encoder and the images that the user names with it."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from ssl.sources import datasets, labels
 
 
 def require(found: Features, settings) -> None:
-    """Raise `UserError` unless features are of the encoder and of the images that `settings` of evaluate.py name."""
+    """Raise `UserError` unless the features are of the encoder and the images that `settings` of evaluate.py name."""
     if settings.model_path:
         built = settings.encoder, settings.encoder_kwargs, settings.stem, settings.image_size
         encoder, _, _ = restore(settings.model_path, *built, settings.init_format)
@@ -31,12 +31,12 @@ def require_encoder(found: Features, encoder: nn.Module, path: str, model_path: 
         told = "which does not say" if found.encoder is None else f"with weights {found.encoder[:12]}"
         raise UserError(
             f"features: {path} is of another encoder, {told}, than model_path {model_path}, with weights {own[:12]}; "
-            "leave --model_path away, or write its features with --protocol features"
+            "leave --model_path out, or write its features with --protocol features"
         )
 
 
 def require_images(found: Features, splits: dict[str, Images], path: str, root: str | None) -> None:
-    """Raise `UserError` unless the features are of these images, wherever they lie: same names, same classes."""
+    """Raise `UserError` unless all features are of these images: same names below `root`, same classes."""
     for name, data in splits.items():
         own = found.splits[name]
         theirs = {_below(data.sample_name(i), root): data.classes[y] for i, y in enumerate(data.labels.tolist())}
@@ -46,7 +46,7 @@ def require_images(found: Features, splits: dict[str, Images], path: str, root: 
                 why = f"{own.classes[label]!r} there, {theirs[short]!r} here" if short in theirs else "is not here"
                 raise UserError(
                     f"features: {path} is of another data set: {one_line(short)}, in {name}, {why}. Leave --dataset "
-                    "and --data_dir away, or name the images that the features are of"
+                    "and --data_dir out, or name the images that the features are of"
                 )
 
 

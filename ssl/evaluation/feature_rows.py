@@ -1,4 +1,4 @@
-"""N rows of numbers that need not be in memory: pieces, mapped from files or not, read as they are asked for."""
+"""Features that need not fit into memory: rows in several parts, which may be mapped from files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 23  # numbers: 32 MiB of float32, of which a few copies are made
+BLOCK = 1 << 23  # numbers, 32 MiB of float32; a computation makes a few copies of a block
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Looks like a tensor (N, F) where `ssl.evaluation.probes` looks: len, shape, device, [indices], split.
+    """N rows that `ssl.evaluation.probes` uses as a tensor (N, F): len, shape, device, [indices], split.
 
-    Row i is row chosen[i] (row i without it) of the `parts` (n, F) one after the other, minus `mean` over `std`
-    where these are set. What is asked for comes as a tensor on `device`; nothing else is copied.
+    The `parts` (n, F) follow each other. Row i is row chosen[i] of them (without `chosen` row i), standardised by
+    `mean` and `std` (F,) where these are set. Only rows that are asked for are read, into a tensor on `device`.
     """
 
     parts: tuple[Tensor, ...]
@@ -32,12 +32,13 @@ class Rows:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         index = index if self.chosen is None else self.chosen[index.to(self.chosen.device)]
-        alone = len(self.parts) == 1
-        rows = self.parts[0][index.to(self.parts[0].device)] if alone else self._of_parts(index.cpu())
-        rows = rows.to(self.device)
+        if len(self.parts) == 1:
+            rows = self.parts[0][index.to(self.parts[0].device)].to(self.device)
+        else:
+            rows = self._from_parts(index.cpu()).to(self.device)
         return rows if self.mean is None else (rows - self.mean) / self.std
 
-    def _of_parts(self, index: Tensor) -> Tensor:
+    def _from_parts(self, index: Tensor) -> Tensor:
         ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
         owner = torch.bucketize(index, ends, right=True)
         rows = self.parts[0].new_empty(len(index), self.shape[1])
@@ -58,14 +59,17 @@ class Rows:
         return replace(self, mean=mean, std=std)
 
 
+Samples = tuple[Tensor | Rows, Tensor]  # (features (N, F), labels (N,))
+
+
 def block_size(rows: Tensor | Rows) -> int:
-    """How many rows to take at once."""
+    """How many rows make a block, by their width."""
     return max(1, min(1 << 16, BLOCK // rows.shape[1]))
 
 
 @torch.no_grad()
 def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (F,), of rows (N, F), std at least 1e-6; added up in float64, a block at a time."""
+    """(mean, std), each (F,), of rows (N, F), added up in float64, a block at a time; std is at least 1e-6."""
     blocks = block_size(rows)
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.split(blocks)) / len(rows)
     square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))

@@ -26,6 +26,7 @@ from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.evaluation import inference, npz
 from ssl.evaluation.feature_rows import Rows, block_size
+from ssl.evaluation.inference import Reading
 
 SPLITS = ("train", "val", "test")
 SHARD = 1 << 29  # bytes; rank 0 holds one while it writes, and copies the last one
@@ -77,12 +78,7 @@ def encoder_checksum(encoder: nn.Module) -> str:
 
 
 def write(
-    folder: Path,
-    encoder: nn.Module,
-    splits: dict[str, Images],
-    how: inference.Reading,
-    settings: dict,
-    max_bad_fraction: float,
+    folder: Path, encoder: nn.Module, splits: dict[str, Images], how: Reading, settings: dict, max_bad_fraction: float
 ) -> dict[str, Images]:
     """Write features.pt and its shards, of all images of `splits` that can be read. Returns these images.
 

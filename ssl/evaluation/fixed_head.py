@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl.errors import UserError
 from ssl.evaluation import probes
-from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.feature_rows import Rows, Samples
 from ssl.schedules import warmup_cosine
 from ssl.settings import ranges
 from ssl.settings.kinds import coerce
@@ -68,13 +68,7 @@ def fit_head(
     return head
 
 
-def judge(
-    train: tuple[Tensor | Rows, Tensor],
-    test: tuple[Tensor | Rows, Tensor],
-    classes: int,
-    how: HeadSettings,
-    seed: int,
-) -> dict:
+def judge(train: Samples, test: Samples, classes: int, how: HeadSettings, seed: int) -> dict:
     """Train the head on `train`, (features (N, F), labels (N,)): its accuracies on `test`, and its settings.
 
     Raises `UserError` if the head ends in NaN or Inf.

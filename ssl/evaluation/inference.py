@@ -71,8 +71,8 @@ def stream(
     """
     mean, std = (values.view(-1, 1, 1) for values in how.statistics())
     done, unchecked = 0, None
-    progress = Progress(len(data), 0, "image") if title else None
-    for pixels, counts, bad in plain_batches(data, how.size, how.batch_size, how.workers, how.device):
+    batches = plain_batches(data, how.size, how.batch_size, how.workers, how.device)
+    for pixels, counts, bad in shown(batches, len(data), how.batch_size * world_size(), "image", title):
         x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         # The last batch may have no image for this rank: one of zeros shows the shape of an output.
         h = _wide(net(x) if len(x) else net(x.new_zeros(1, *x.shape[1:]))[:0])
@@ -86,10 +86,17 @@ def stream(
         unchecked = h, read, data, done
         yield h, read, dict(bad.values())
         done += sum(counts)
-        if progress:
-            progress.update(done, title)
     if unchecked:
         _require_finite(*unchecked)
+
+
+def shown(batches: Iterator, total: int, each: int, unit: str, title: str | None) -> Iterator:
+    """`batches` of `each` of `total` units, beside a progress bar; without one if `title` is None."""
+    progress = Progress(total, 0, unit) if title else None
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if progress:
+            progress.update(min(number * each, total), title)
     if progress:
         progress.close()
 
@@ -105,20 +112,16 @@ def mean_over_views(
     order = SequentialOrder(len(data), min(how.batch_size, -(-len(data) // world_size())), world_size(), seed)
     statistics = how.statistics()
     steps = copies * order.steps_per_epoch
-    parts, shown, unread = [], [], {}
-    progress = Progress(steps, 0, "batch") if title else None
-    for step, batch in enumerate(training_batches(data, [view], order, 0, steps, how.workers, how.device)):
+    parts, index, unread = [], [], {}
+    batches = training_batches(data, [view], order, 0, steps, how.workers, how.device)
+    for batch in shown(batches, steps, 1, "batch", title):
         (x,) = finish(batch, [view], *statistics)
         counts = [len(x)] * world_size()
         parts.append(gather_rows(_wide(net(x)), counts))
-        shown.append(gather_rows(batch.index.to(how.device), counts))
+        index.append(gather_rows(batch.index.to(how.device), counts))
         unread |= dict(batch.bad)
-        if progress:
-            progress.update(step + 1, title)
-    if progress:
-        progress.close()
     found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(data)]
-    index = torch.cat(shown).view(copies, -1)[:, : len(data)]
+    index = torch.cat(index).view(copies, -1)[:, : len(data)]
     # The loader shows another image in place of a file that cannot be read.
     read = (index == torch.arange(len(data), device=how.device)).all(0)
     found = found.mean(0)

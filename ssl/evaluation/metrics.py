@@ -1,7 +1,7 @@
-"""How good predictions are. Definitions are scikit-learn's; what has no value is called so, never 0.
+"""Metrics of predictions, as scikit-learn defines them. A metric without a value is never 0.
 
-`UNDEFINED` stands where a metric applies but these images give it no value: an AUC where a class
-has no images or all of them, the recall of a class without images. None stands where it does not apply.
+`UNDEFINED`: these images give the metric no value, as the AUC of a class that has no images or all of them, or the
+recall of a class without images. None: the metric does not apply.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl.errors import UserError
 
 UNDEFINED = "undefined"
-NORMAL_95 = 1.959963984540054  # within so many deviations 95 % of a normal distribution lie
+NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
 
 
 def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -23,7 +23,7 @@ def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 
 def wilson(right: int, count: int) -> list[float]:
-    """[low, high]: the 95 % interval of a share in 0..1 of which `right` of `count` images speak (Wilson 1927)."""
+    """[low, high]: the 95 % interval (Wilson 1927) of a share, in 0..1, when `right` of `count` images are right."""
     share, spare = right / count, NORMAL_95**2 / count
     half = NORMAL_95 * math.sqrt(share * (1 - share) / count + spare / (4 * count))
     low, high = ((share + spare / 2 + side * half) / (1 + spare) for side in (-1, 1))
@@ -31,14 +31,15 @@ def wilson(right: int, count: int) -> list[float]:
 
 
 def share(name: str, right: int, count: int) -> dict:
-    """{name, name_interval}: the share of images that are right, in 0..1, and its 95 % interval."""
+    """{name, name_interval}: `right` / `count`, in 0..1, and its 95 % interval."""
     return {name: right / count, f"{name}_interval": wilson(right, count)}
 
 
 def balanced(right: list[int], counts: list[int]) -> dict:
-    """The mean recall of the classes that have images, and its 95 % interval; `right` of `counts` images a class.
+    """balanced_accuracy: the mean recall of the classes that have images; and its 95 % interval.
 
-    The interval is that of the classes' Wilson intervals together (MOVER, Zou and Donner 2008).
+    Of class c, `right[c]` of `counts[c]` images are right. The interval is made of the Wilson intervals of the classes
+    (MOVER, Zou and Donner 2008).
     """
     of_classes = [(r / count, wilson(r, count)) for r, count in zip(right, counts) if count]
     mean = statistics.fmean(recall for recall, _ in of_classes)
@@ -49,16 +50,16 @@ def balanced(right: list[int], counts: list[int]) -> dict:
     return {"balanced_accuracy": mean, "balanced_accuracy_interval": [mean - below, mean + above]}
 
 
-def accuracy(labels: Tensor, first: Tensor) -> dict:
-    """n, acc1 and balanced_accuracy with their intervals; labels (N,), `first` (N,): whether the best class was it."""
-    labels, first = labels.cpu(), first.cpu()
+def accuracy(labels: Tensor, correct: Tensor) -> dict:
+    """n, acc1 and balanced_accuracy with their intervals, from labels (N,) and whether each was the best class (N,)."""
+    labels, correct = labels.cpu(), correct.cpu()
     counts = torch.bincount(labels)
-    right = torch.bincount(labels[first], minlength=len(counts)).tolist()
+    right = torch.bincount(labels[correct], minlength=len(counts)).tolist()
     return {"n": len(labels), **share("acc1", sum(right), len(labels)), **balanced(right, counts.tolist())}
 
 
 def acc5(among_five: Tensor, classes: int) -> dict:
-    """acc5 and its interval, from whether each label is among the five best (N,); undefined where these are all."""
+    """acc5 and its interval, from whether each label is among the five best classes (N,). Undefined for up to five."""
     return share("acc5", int(among_five.sum()), len(among_five)) if classes > 5 else {"acc5": UNDEFINED}
 
 
@@ -69,22 +70,23 @@ def percent(found: dict, name: str) -> str:
 
 
 def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
-    """Everything `finetune.py` reports of scores (N, C), the larger the likelier, and labels (N,); ready for JSON.
+    """The metrics that finetune.py reports, ready for JSON, from scores (N, C), larger = likelier, and labels (N,).
 
-    The predicted class is the best one; of several best, the first. Values are in 0..1 but for `mcc`, in -1..1.
-    acc1, acc2: the label is the best class, among the two best (None for fewer than three classes).
-    balanced_accuracy: the mean recall of the classes that have images.
-    Beside these three stand their 95 % intervals, [low, high]: acc1_interval and so on.
-    auc: of class 1 of two (None for other numbers). One class against the rest: auc_micro pools all N·C
-    decisions; auc_macro is the mean over classes, undefined if it is for one; auc_weighted weighs
-    classes by their images, so that one without images does not count.
-    mcc: Matthews' correlation, undefined where all labels or all predictions are one class.
-    sensitivity, specificity: the recall of class 1 and of class 0 of two, at threshold 0.5 (None for other numbers).
-    recall, count: by class, of its images. confusion: row = label, column = prediction; `_normalised`
-    divides a row by its sum.
+    The class with the largest score is predicted; of several, the first. All values are in 0..1, `mcc` in -1..1.
 
-    Raises `ValueError` for shapes that do not fit, labels outside 0..C-1 and no images at all,
-    `UserError` for scores that are not finite.
+    - acc1, acc2: the label is the best class, among the two best (None for fewer than three classes).
+    - balanced_accuracy: the mean recall of the classes that have images.
+    - acc1_interval, acc2_interval, balanced_accuracy_interval: [low, high], 95 %.
+    - auc: of class 1 of two (None for other numbers of classes).
+    - auc_micro, auc_macro, auc_weighted: each class against the rest; all N·C decisions pooled, the mean over the
+      classes (undefined if one is), the mean weighted by the images of the classes (a class without images counts 0).
+    - mcc: Matthews' correlation, undefined where all labels or all predictions are one class.
+    - sensitivity, specificity: the recall of class 1 and of class 0 of two (None for other numbers of classes).
+    - recall, count: the recall and the number of images of each class.
+    - confusion: counts, row = label, column = prediction; confusion_normalised: rows divided by their sums.
+
+    Raises `ValueError` for shapes that do not fit, labels outside 0..C-1 and no images, `UserError` for scores that are
+    not finite.
     """
     scores, labels = scores.detach().cpu(), labels.cpu()
     _require_fitting(scores, labels, classes)
@@ -140,8 +142,11 @@ def _require_fitting(scores: Tensor, labels: Tensor, classes: list[str]) -> None
 
 
 def auc(scores: Tensor, positive: Tensor) -> float | str:
-    """Area under the ROC curve of scores (N,) for positive (N,) bool: the share of (positive, negative) pairs in
-    the right order, a tie counting half. Exact: pairs are counted, in whole numbers, after one sort."""
+    """Area under the ROC curve of scores (N,) for positive (N,) bool.
+
+    It is the share of (positive, negative) pairs in the right order; a tie counts half. Pairs are counted in whole
+    numbers, so the result is exact.
+    """
     pos, neg = scores[positive], scores[~positive].sort().values
     if not len(pos) or not len(neg):
         return UNDEFINED
@@ -150,13 +155,13 @@ def auc(scores: Tensor, positive: Tensor) -> float | str:
 
 
 def roc_curve(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """(false positive rate, true positive rate), both (T + 1,) from 0 to 1, at every one of T different scores (N,).
+    """(false positive rate, true positive rate), both (T + 1,) from 0 to 1, at each of the T different scores of (N,).
 
-    There must be both kinds of images.
+    `positive` (N,) bool must have both values.
     """
     order = scores.argsort(descending=True)
     scores, positive = scores[order], positive[order]
-    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # images of one score pass together
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # images with one score pass together
     rates = []
     for kind in (~positive, positive):
         passed = kind.cumsum(0)[last].double() / kind.sum()
@@ -172,7 +177,7 @@ def _weighted(aucs: list[float | str], counts: list[int]) -> float | str:
 
 
 def _mcc(confusion: list[list[int]]) -> float | str:
-    """Gorodkin's R_K for any number of classes, in whole numbers up to the last step."""
+    """Gorodkin's R_K (2004), Matthews' correlation of any number of classes; in whole numbers up to the last step."""
     labelled, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion)]
     total, right = sum(labelled), sum(row[i] for i, row in enumerate(confusion))
     spread = [total**2 - sum(count**2 for count in counts) for counts in (labelled, predicted)]
@@ -183,12 +188,11 @@ def _mcc(confusion: list[list[int]]) -> float | str:
 
 
 def over_runs(results: list[dict]) -> dict:
-    """{name: {mean, std, values, undefined}} of the numbers in several runs' results, for every name of the first.
+    """{name: {mean, std, values, undefined}} over the results of several runs, for every name of the first.
 
-    `std` has n - 1 in its denominator and is None for a single number. `undefined` is how many
-    runs have no (finite) number there: mean and std are of the others, and the mean is
-    "undefined" where there are none. A dict within gives a dict; names without a number in any run, lists and None,
-    are left out, unless a run says "undefined".
+    `undefined` counts the runs without a finite number; mean and std are of the others, and the mean of none is
+    "undefined". `std` divides by n - 1 and is None for one number. A dict in the results gives such a dict. Names that
+    are a number or "undefined" in no run, as those of lists, are left out.
     """
     summary: dict = {}
     for name, first in results[0].items():

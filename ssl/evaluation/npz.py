@@ -13,14 +13,11 @@ import torch
 from ssl.errors import UserError
 from ssl.files import replacing
 
-AT_MOST = 50  # arrays; ours has twelve
+AT_MOST = 50  # arrays; ours have twelve
 
 
 def write(found, path: Path) -> None:
-    """Write `found`, a `features.Features`, so that `path` is always a whole file, old or new.
-
-    Raises OSError where it cannot be written.
-    """
+    """Write `found`, a `features.Features`. Raises OSError if that fails; an earlier file is then unchanged."""
     arrays = {
         "classes": [_plain(word) for word in found.classes],
         "encoder": found.encoder or "",
@@ -35,12 +32,12 @@ def write(found, path: Path) -> None:
 
 
 def _plain(word: str) -> str:
-    """Bytes of a name that are no UTF-8 as \\udcNN: numpy refuses to give such a character back."""
+    """`word` with bytes that are no UTF-8 written as \\udcNN, as numpy cannot read such characters back."""
     return word.encode("utf-8", "backslashreplace").decode()
 
 
 def read(path: Path) -> dict:
-    """The content of a .npz as that of a features.pt. Raises `UserError` for what cannot be read, or holds objects."""
+    """Read a .npz into what a features.pt holds. Raises `UserError` if it cannot be read, or holds Python objects."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -55,7 +52,7 @@ def read(path: Path) -> dict:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # numpy and zipfile have many for damaged files and Python objects
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
         reason = " ".join(str(error).split())
         raise UserError(
             f"features: {path} cannot be read as numpy arrays ({type(error).__name__}: {reason}); expected numbers and "
@@ -64,7 +61,7 @@ def read(path: Path) -> dict:
     names = [name.removesuffix("_features") for name in arrays if name.endswith("_features")]
     splits = {name: _entry(arrays, name) for name in names}
     if not splits:
-        return dict.fromkeys(arrays)  # for the error
+        return dict.fromkeys(arrays)  # `features.load` names them in its error
     rest = {name: arrays[name].tolist() for name in ("classes", "encoder") if name in arrays}
     try:
         if "settings" in arrays:
@@ -75,7 +72,7 @@ def read(path: Path) -> dict:
 
 
 def _entry(arrays: dict[str, np.ndarray], split: str) -> dict:
-    """What features.pt holds of a split. Arrays of other types are left out; `features.load` then refuses the file."""
+    """The entry of a split in features.pt, without arrays of other types: `features.load` then refuses the file."""
     entry = {}
     for key, kinds in (("features", "f"), ("labels", "iu")):
         array = arrays.get(f"{split}_{key}")

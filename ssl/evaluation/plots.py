@@ -1,11 +1,12 @@
 """ROC curves, confusion matrices and evaluations as PNG, where matplotlib is installed.
 
-Class names are anybody's words: they are cut, and `$` in them starts no formula. The user's
-matplotlib settings do not count: with text.usetex a name would be run by LaTeX.
+Class names may hold anything: long ones are cut, and `$` in them starts no formula. The user's settings of matplotlib
+are ignored: with text.usetex, LaTeX would run a name.
 """
 
 import contextlib
 import io
+import itertools
 import warnings
 from pathlib import Path
 
@@ -17,21 +18,21 @@ from ssl.evaluation.metrics import UNDEFINED, auc, roc_curve
 from ssl.files import write_bytes
 
 LONGEST_NAME = 24  # characters
-MOST_CURVES = 20  # that have colours of their own
-MOST_POINTS = 2000  # of a curve: more than a picture has pixels
+MOST_CURVES = 20  # with colours of their own
+MOST_POINTS = 2000  # of a curve; a picture has fewer pixels
 
 
 def roc(path: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> bool:
     """Draw the ROC curve of class 1 of two, or of every class against the rest, from scores (N, C) and labels (N,).
 
-    With more than two classes there is also the curve of all N·C decisions pooled, alone where
-    there are more than 20. A class without images, or with all of them, has no curve and is
-    said to be undefined. Returns whether it was drawn: not without matplotlib. Whole or not at all: raises OSError.
+    More than two classes have a curve of all N·C decisions pooled, too; more than 20 have only that. A class without
+    images, or with all of them, has no curve, and the legend says "undefined". Returns whether it was drawn: False
+    without matplotlib. Raises OSError where it cannot be written; an earlier file is then unchanged.
     """
     one_hot = labels[:, None] == torch.arange(len(classes))
     curves = [(shown_name(name), scores[:, i], one_hot[:, i]) for i, name in enumerate(classes)]
     if len(classes) == 2:
-        curves = curves[1:]
+        del curves[0]
     else:
         curves = curves if len(classes) <= MOST_CURVES else []
         curves.append(("all pooled (micro)", scores.flatten(), one_hot.flatten()))
@@ -57,9 +58,8 @@ def roc(path: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> bool:
 def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
     """Draw a confusion matrix of counts, row = label, column = prediction; colours are shares of the row.
 
-    Up to 20 classes the share stands in each field, up to 10 the count too; up to 60 have their
-    names at the sides. A class without images has no shares: its row is of dashes. Returns whether it was drawn, as
-    `roc` does.
+    With up to 20 classes each field says its share, with up to 10 also its count; up to 60 classes have their names at
+    the sides. The row of a class without images shows dashes. Returns and raises as `roc`.
     """
     counts = torch.tensor(matrix)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -70,30 +70,20 @@ def confusion(path: Path, matrix: list[list[int]], classes: list[str]) -> bool:
         image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.figure.colorbar(image, ax=axes, fraction=0.046, label="share of the label's images")
         axes.set(xlabel="predicted", ylabel="label")
-        places, names = (
-            (range(len(classes)), [shown_name(name) for name in classes]) if len(classes) <= 60 else ([], [])
-        )
-        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_yticks(places, names, fontsize=8)
-        if len(classes) <= 20:
-            for row in range(len(classes)):
-                for column in range(len(classes)):
-                    share, count = shares[row, column].item(), counts[row, column].item()
-                    text = (f"{share:.2f}" if counts[row].any() else "–") + (f"\n{count}" if len(classes) <= 10 else "")
-                    axes.text(
-                        column,
-                        row,
-                        text,
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="white" if share > 0.5 else "black",
-                    )
+        names = [shown_name(name) for name in classes] if len(classes) <= 60 else []
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        for row, column in itertools.product(range(len(classes)), repeat=2) if len(classes) <= 20 else ():
+            share = shares[row, column].item()
+            text = f"{share:.2f}" if counts[row].any() else "–"
+            text += f"\n{matrix[row][column]}" if len(classes) <= 10 else ""
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     return True
 
 
 def evaluation(path: Path, lines: list[dict]) -> bool:
-    """Draw accuracies over epochs, from lines of metrics.jsonl that have them. Returns whether, as `roc` does."""
+    """Draw accuracies over epochs, from the lines of metrics.jsonl that have them. Returns and raises as `roc`."""
     names = {"linear_acc1": ("linear", "-"), "knn_acc1": ("k-NN", "-"), "linear_train_acc1": ("linear, train", ":")}
     with canvas(path, (8, 5)) as axes:
         if axes is None:
@@ -109,7 +99,7 @@ def evaluation(path: Path, lines: list[dict]) -> bool:
 
 @contextlib.contextmanager
 def canvas(path: Path, inches: tuple[float, float]):
-    """Axes to draw on, saved to `path` at the end; None without matplotlib."""
+    """Axes to draw on, saved to `path` at the end. None without matplotlib."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -119,7 +109,7 @@ def canvas(path: Path, inches: tuple[float, float]):
         return
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph")  # the font may lack a letter of a name: a box is drawn
         figure = Figure(figsize=inches)
         FigureCanvasAgg(figure)
         yield figure.add_subplot()
@@ -135,5 +125,5 @@ def shown_name(name: str) -> str:
 
 
 def evenly(count: int) -> Tensor:
-    """Indices of at most MOST_POINTS of a curve's points, evenly, with the first and the last."""
+    """Indices of at most MOST_POINTS of `count` points, evenly spaced, with the first and the last."""
     return torch.linspace(0, count - 1, min(count, MOST_POINTS), dtype=torch.float64).round().long()

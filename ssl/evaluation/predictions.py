@@ -1,4 +1,4 @@
-"""predictions.csv: what was predicted for every image, for a spreadsheet or pandas."""
+"""predictions.csv: the prediction for every image, for a spreadsheet or pandas."""
 
 import csv
 import io
@@ -10,18 +10,19 @@ from torch import Tensor
 
 from ssl.files import write_text
 
-# A spreadsheet runs a cell that begins so (the wide ones in some languages), and cells are names that anybody gave.
+# A spreadsheet runs a cell that begins with one of these (the wide ones in some languages). Names of files and classes
+# may be hostile.
 RUN_BY_SPREADSHEETS = tuple("=+-@\t\r\n＝＋－＠")
-PLAIN_NUMBER = re.compile(r"[+-]([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # -1 is a number to them, -1+2 is run
+PLAIN_NUMBER = re.compile(r"[+-]([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # is not run: -1 is no formula
 
 
 def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: Tensor, classes: list[str]) -> None:
-    """A row an image: name, label, predicted, and `score_CLASS` for every class.
+    """Write a row for each image: name, label, predicted, and `score_CLASS` for every class.
 
-    `labels` (N,), -1 where unknown: the cell is then empty. `scores` (N, C), written so that they
-    read back as they are; the best is predicted. A cell that begins as a formula does, and is no
-    plain number, gets an apostrophe before it; bytes of a name that are no UTF-8 are written as
-    \\udcNN. Whole or not at all: raises OSError.
+    `labels` (N,) are -1 where unknown; the cell is then empty. `scores` (N, C) read back as the same numbers; the class
+    of the largest is predicted. A cell that begins like a formula and is no plain number gets an apostrophe in front.
+    Bytes of a name that are no UTF-8 become \\udcNN. Raises OSError where it cannot be written; an earlier file is then
+    unchanged.
     """
     text = io.StringIO()
     rows = csv.writer(text)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl import failures
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
-from ssl.evaluation.feature_rows import Rows, block_size, statistics
+from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
@@ -102,7 +102,7 @@ def accuracies(heads: Heads, features: Tensor | Rows, labels: Tensor) -> dict:
     return metrics.accuracy(labels, first) | metrics.acc5(among_five, classes=heads.bias.shape[1])
 
 
-def hold_out_tenth(train: tuple[Rows, Tensor], seed: int) -> list[tuple[Rows, Tensor]]:
+def hold_out_tenth(train: tuple[Rows, Tensor], seed: int) -> list[Samples]:
     """[train, held out]: (features, labels) without a tenth of every class, by `seed`; and that tenth."""
     rows, labels = train
     parts = [index.to(labels.device) for index in split_validation(labels.cpu(), 0.1, seed)]
@@ -110,8 +110,8 @@ def hold_out_tenth(train: tuple[Rows, Tensor], seed: int) -> list[tuple[Rows, Te
 
 
 def sweep(
-    train: tuple[Tensor | Rows, Tensor],
-    held_out: tuple[Tensor | Rows, Tensor],
+    train: Samples,
+    held_out: Samples,
     classes: int,
     epochs: int = 30,
     batch_size: int = 256,
@@ -138,9 +138,9 @@ def sweep(
 
 
 def probe(
-    train: tuple[Tensor | Rows, Tensor],
-    held_out: tuple[Tensor | Rows, Tensor],
-    test: tuple[Tensor | Rows, Tensor],
+    train: Samples,
+    held_out: Samples,
+    test: Samples,
     classes: int,
     epochs: int = 30,
     batch_size: int = 256,
@@ -156,13 +156,7 @@ def probe(
 
 
 @torch.no_grad()
-def knn(
-    train: tuple[Tensor | Rows, Tensor],
-    test: tuple[Tensor | Rows, Tensor],
-    classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> dict:
+def knn(train: Samples, test: Samples, classes: int, k: int = 20, temperature: float = 0.07) -> dict:
     """Accuracy of weighted k-NN (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
     `train` and `test` are (features (N, F), labels (N,)). Returns k, at most the number of training samples, and n,

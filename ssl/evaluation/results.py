@@ -141,16 +141,12 @@ def accuracy_table(results: dict, subjects: list[str]) -> str:
     columns = [name for name in COLUMNS if name in results]
     found = [judged[column] for judged in rows.values() for column in columns if column in judged]
     shown = ["acc1"] + ["balanced_accuracy"] * any(abs(one["balanced_accuracy"] - one["acc1"]) > 1e-9 for one in found)
-    head = ["", *(COLUMNS[c] if name == "acc1" else "balanced" for c in columns for name in shown)]
-    lines = [
-        [
-            title(name, results["of"]["weights"]),
-            *(metrics.percent(judged[c], name) if c in judged else "-" for c in columns for name in shown),
-        ]
-        for name, judged in rows.items()
-    ]
-    count = f"n = {found[0]['n']} test images; in brackets 95 % intervals (Wilson)"
-    return table([head, *lines]) + "\n" + count
+    cells = [(column, measure) for column in columns for measure in shown]
+    lines = [["", *(COLUMNS[column] if measure == "acc1" else "balanced" for column, measure in cells)]]
+    for name, judged in rows.items():
+        accuracies = [metrics.percent(judged[column], m) if column in judged else "-" for column, m in cells]
+        lines.append([title(name, results["of"]["weights"]), *accuracies])
+    return f"{table(lines)}\nn = {found[0]['n']} test images; in brackets 95 % intervals (Wilson)"
 
 
 def title(subject: str, weights: dict) -> str:
