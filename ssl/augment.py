@@ -5,19 +5,32 @@ same view in the same epoch, whatever the number of processes and workers, and w
 an epoch shows several times gets another view each time.
 
 `crop_resize` and `apply` are pure functions, on any device. They compute the whole batch at once, where each image has
-its own strengths and its own order of operations.
+its own strengths and its own order of operations. The single operations are in `ssl/pixels.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import permutations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssl.pixels import blur, crop_resize, hue_places, jitter, luma, rotate, to_unit
+
+__all__ = [
+    "COLUMNS",
+    "View",
+    "apply",
+    "blur",
+    "crop_boxes",
+    "crop_resize",
+    "draw",
+    "philox",
+    "same_operations",
+    "to_unit",
+    "uniforms",
+]
 
 
 @dataclass(frozen=True)
@@ -165,47 +178,6 @@ def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
 # Pixels -----------------------------------------------------------------------
 
 
-def crop_resize(pixels: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crop each image (N, C, H, W) to its box (N, 4) and resize to (N, C, size, size), antialiased bicubic.
-
-    Resizing is linear and separable: two batched products, with a (size, H) and a (size, W) matrix per image.
-    pixels: uint8, uint16 or floats in 0..1. Returns floats in 0..1.
-    """
-    boxes = boxes.to(pixels.device, non_blocking=True)
-    rows = _resample_matrix(boxes[:, 0], boxes[:, 2], pixels.shape[2], size)
-    columns = _resample_matrix(boxes[:, 1], boxes[:, 3], pixels.shape[3], size)
-    n, channels, height, width = pixels.shape
-    x = to_unit(pixels).reshape(n, channels * height, width) @ columns.mT
-    x = x.clamp_(0, 1).view(n, channels, height, size)  # as Pillow does between its two passes
-    return (rows[:, None] @ x).clamp_(0, 1)
-
-
-def _resample_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """(N, out_size, in_size) weights that resize in_size[start : start + length] to out_size.
-
-    The cubic kernel has a = -0.5 and is wider when an image shrinks, as in Pillow and torchvision's antialiased resize.
-    Pixels outside the box have no weight.
-    """
-    start, length = start.float()[:, None, None], length.float()[:, None, None]
-    scale = length / out_size
-    out = torch.arange(out_size, device=start.device).view(1, -1, 1)
-    pixel = torch.arange(in_size, device=start.device).view(1, 1, -1)
-    centre = start + (out + 0.5) * scale
-    distance = (pixel + 0.5 - centre).div_(scale.clamp(min=1)).abs_()
-    near, far = distance.clamp(max=1), distance.clamp(1, 2)  # the kernel has two parts; each is 0 at its end
-    weights = (1.5 * near).sub_(2.5).mul_(near * near).add_(1)
-    weights.add_((-0.5 * far).add_(2.5).mul_(far).sub_(4).mul_(far).add_(2))
-    weights.mul_(((pixel >= start) & (pixel < start + length)).float())
-    return weights.div_(weights.sum(2, keepdim=True))
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 or uint16 -> floats in 0..1; floats stay as they are."""
-    if pixels.is_floating_point():
-        return pixels
-    return pixels.float().div_(torch.iinfo(pixels.dtype).max)
-
-
 def apply(
     pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor, hue_place: int | None = None
 ) -> Tensor:
@@ -227,9 +199,10 @@ def apply(
     if view.rotation > 0 and view.rotation_prob > 0:
         x.lerp_(rotate(x, angle.flatten()), (angle != 0).to(x.dtype))
     if view.jitter_prob > 0:
-        x = _jitter(x, brightness, contrast, saturation, hue, order.long().flatten(), view.jitter[3] > 0, hue_place)
+        factors = torch.cat([brightness, contrast, saturation], 1).flatten(1)
+        x = jitter(x, factors, hue if view.jitter[3] > 0 else None, order.flatten(), hue_place)
     if x.shape[1] == 3 and view.grayscale > 0:
-        x.lerp_(_luma(x), gray)
+        x.lerp_(luma(x), gray)
     if view.blur_prob > 0:
         x = blur(x, sigma.flatten(), view.blur_kernel)
     if view.solarize_prob > 0:
@@ -247,7 +220,7 @@ def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Ten
     """
     column = dict(zip(COLUMNS, params.unbind(1)))
     jittered = sum(column[name] != 1 for name in ("brightness", "contrast", "saturation")) + (column["hue"] != 0) > 0
-    place = torch.where(jittered, _orders(params.device)[column["order"].long(), 3], -1)
+    place = torch.where(jittered, hue_places(column["order"]), -1)
     blurred = column["sigma"] > 0
     key = 2 * place + blurred
     for value in key.unique().tolist():
@@ -264,141 +237,3 @@ def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Ten
             absent = {name: 0.0 for name, some in drawn.items() if not some}
             kernel = min(view.blur_kernel, 2 * math.ceil(4.5 * column["sigma"][rows].max()) + 1)
             yield rows, replace(view, **absent, blur_kernel=kernel), value // 2 if value >= 0 else None
-
-
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn each image (N, C, H, W) about its centre by its own angle (N,) in degrees, counter-clockwise.
-
-    Bilinear, where torchvision's RandomRotation by default takes the nearest pixel. Pixels from outside the image are
-    0, black, as there.
-    """
-    height, width = x.shape[2:]
-    radians = torch.deg2rad(angle.float())
-    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    # The place that a pixel comes from, in units of half the width and half the height.
-    source = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(source, list(x.shape), align_corners=False)
-    return F.grid_sample(x.float(), grid, align_corners=False).to(x.dtype)
-
-
-def _luma(x: Tensor) -> Tensor:
-    """Grey image (N, 1, H, W), ITU-R 601 weights; the mean over channels where C is not 3."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    r, g, b = x.split(1, 1)
-    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
-
-
-def once(table: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`table(...)` is made once for the same arguments: to send it every time would let the CPU wait for the GPU.
-
-    For torch.compile it is a constant.
-    """
-    cached = lru_cache(maxsize=8)(table)
-
-    @torch.compiler.assume_constant_result
-    def made(*arguments) -> Tensor:
-        return cached(*arguments)
-
-    return made
-
-
-@once
-def _orders(device: torch.device) -> Tensor:
-    """(24, 4): the orders of brightness (0), contrast (1), saturation (2) and hue (3).
-
-    Of each order the three blends, without hue, then the place of hue.
-    """
-    orders = permutations(range(4))
-    return torch.tensor([[*(op for op in order if op != 3), order.index(3)] for order in orders], device=device)
-
-
-def _jitter(x, brightness, contrast, saturation, hue, order: Tensor, use_hue: bool, place: int | None) -> Tensor:
-    """Colour jitter, where every image has its own `order` (N,) of the four operations. Changes `x`.
-
-    Brightness, contrast and saturation are blends of the image with a reference: with black, its mean grey, its grey
-    version. Three blends before hue and three after it serve all 24 orders; those that an image's order has on the
-    other side of hue are neutral for it. If all images have hue at the same `place`, three blends are enough.
-    """
-    color = x.shape[1] == 3
-    blends, hue_place = _orders(x.device)[order].split([3, 1], 1)  # (N, 3), (N, 1)
-    factors = torch.stack([brightness, contrast, saturation if color else torch.ones_like(saturation)], 1)
-    factors = factors.flatten(1).gather(1, blends)
-
-    def blend(x: Tensor, factors: Tensor, which: range) -> Tensor:
-        rest = 1 - factors
-        weights = torch.stack([factors, rest * (blends == 1), rest * (blends == 2)])[..., None, None, None]
-        for i in which:
-            own, of_mean, of_luma = weights[:, :, i]
-            luma = _luma(x)
-            mean = luma.mean((2, 3), keepdim=True).mul_(of_mean)
-            x.mul_(own).add_(luma.mul_(of_luma).add_(mean)).clamp_(0, 1)
-        return x
-
-    if not (color and use_hue):
-        return blend(x, factors, range(3))
-    if place is not None:
-        return blend(shift_hue(blend(x, factors, range(place)), hue), factors, range(place, 3))
-    before = hue_place > torch.arange(3, device=x.device)
-    x = blend(x, torch.where(before, factors, 1.0), range(3))
-    x = torch.lerp(x, shift_hue(x, hue), (hue != 0).to(x.dtype))
-    return blend(x, torch.where(before, 1.0, factors), range(3))
-
-
-def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of RGB images (N, 3, H, W) by `shift` (N, 1, 1, 1) of a full circle."""
-    r, g, b = x.split(1, 1)
-    top, bottom = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    chroma = top - bottom
-    not_red, not_green = (top - r).sign_(), (top - g).sign_()  # 0 where that channel is the largest, else 1
-    difference = (g - b).lerp_((b - r).lerp_(r - g, not_green), not_red)
-    hue = difference.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny))
-    hue.addcmul_(not_red, not_green.mul_(2).add_(2))  # red 0, green 2, blue 4
-    hue.add_(6 * shift)
-    hue.sub_((hue / 6).floor_(), alpha=6)
-    opposite, sign, offset = _channels(x.device, x.dtype)
-    return (hue - opposite).abs_().mul_(sign).add_(offset).clamp_(0, 1).mul_(chroma).add_(bottom)
-
-
-@once
-def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(3, 3, 1, 1): a channel's share of the chroma is |hue - 3| - 1 (red), 2 - |hue - 2|, 2 - |hue - 4|, in 0..1."""
-    columns = [[3, 2, 4], [1, -1, -1], [-1, 2, 2]]
-    return torch.tensor(columns, device=device, dtype=dtype)[:, :, None, None]
-
-
-def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur of each image (N, C, H, W) with its own sigma (N,), reflected borders; 0: no blur.
-
-    A blur along one axis is a product with a (side, side) matrix that is a band of width `kernel`. It is computed in
-    blocks of rows, which leaves out most of the zeros.
-    """
-    n, channels, height, width = x.shape
-    offsets = torch.arange(kernel, device=x.device) - kernel // 2
-    weights = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    weights = weights / weights.sum(1, keepdim=True)
-    rows = _bands(weights, height)
-    columns = rows if width == height else _bands(weights, width)
-    y = torch.cat([band[:, None] @ x[:, :, near] for near, band in rows], 2)
-    y = y.view(n, channels * height, width)
-    y = torch.cat([y[:, :, near] @ band.mT for near, band in columns], 2)
-    return torch.lerp(x, y.view(x.shape), (sigma > 0).to(x.dtype).view(-1, 1, 1, 1))
-
-
-def _bands(weights: Tensor, side: int) -> list[tuple[slice, Tensor]]:
-    """For each block of places: the places of its neighbours, a slice, and weights (N, block, neighbours)."""
-    kernel = weights.shape[1]
-    block, half, period = min(side, 32), kernel // 2, max(2 * (side - 1), 1)
-    window = block + kernel - 1  # a block and its neighbours on both sides
-    # Rows that are too long by one, read in the right length: each row is shifted by one against the row before.
-    shifted = F.pad(weights, (0, block)).repeat(1, block)[:, : block * window].view(-1, block, window)
-    # Places outside the image are mirrored into it. The tables are made on the device: to send them would take longer.
-    mirrored = torch.arange(-half, side + block + half, device=weights.device).abs_().remainder_(period)
-    mirrored = torch.minimum(mirrored, period - mirrored)
-    bands = []
-    for start in range(0, side, block):
-        near = slice(max(start - half, 0), min(start + block + half, side))
-        places = torch.arange(near.start, near.stop, device=weights.device)
-        fold = (mirrored[start : start + window, None] == places).to(weights.dtype)
-        bands.append((near, shifted[:, : side - start] @ fold))
-    return bands
