@@ -1,11 +1,6 @@
-"""Processes: joining them, and collectives that gradients flow through.
+"""Processes: start and join them, and let them exchange tensors and objects.
 
-Without torchrun every function here is the identity of one process, so no
-caller asks whether it is distributed.
-
-The collectives are differentiable in the mathematical sense: if every rank's
-output feeds one global loss, `backward` gives the gradient of that loss with
-respect to this rank's input.
+On one process every function gives what one rank alone has. So no caller asks whether there are several.
 """
 
 import ctypes
@@ -44,9 +39,9 @@ def is_main() -> bool:
 def start(
     gpus: int | None = None, device: str = "auto", patience: float = 10, deterministic: bool | None = None
 ) -> torch.device:
-    """Become `gpus` processes, where that is set and torchrun has not started any, and join them: see `join`.
+    """Become `gpus` processes, if that is set and torchrun has not started any, and join them: see `join`.
 
-    `deterministic` chooses between the same bits every time and the fastest kernels of a GPU; None: as PyTorch does.
+    `deterministic`: True for the same bits every time, False for a GPU's fastest kernels, None for PyTorch's choice.
     """
     if gpus is not None and "RANK" not in os.environ:
         start_processes(gpus)
@@ -60,35 +55,15 @@ def start(
 
 
 def join(device: str = "auto", patience: float = 10) -> torch.device:
-    """Join the process group torchrun describes, if any, and return this process's device.
+    """Join the process group that torchrun describes, if any, and return this process's device.
 
-    `device` is 'auto' (a GPU where there is one), 'cpu' or 'cuda'. After `patience` minutes a
-    rank stops waiting for the others. When torchrun dies, this process hears it as SIGTERM. On a GPU,
-    TF32 is switched off. Raises `UserError` for a GPU that is not there.
+    `device` is 'auto' (a GPU if there is one), 'cpu' or 'cuda'. A rank waits `patience` minutes for the others. When
+    torchrun dies, this process receives SIGTERM. On a GPU, TF32 is switched off. Raises `UserError` if there is no GPU
+    for this process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGTERM)
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise UserError(
-                f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}"
-                + (
-                    f" ({no_gpu()}). Pass --device cpu, in Python device='cpu', to do without"
-                    if count == 0
-                    else f". Start {count} processes (--nproc_per_node, --gpus), or pass --device cpu"
-                )
-            )
-        torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is then float32 in convolutions, too, as on a CPU
-        place = torch.device("cuda", local_rank)
-    elif device == "cpu":
-        place = torch.device("cpu")
-    else:
-        raise UserError(f"device: {device!r} is none of auto, cpu, cuda")
+    place = _place(device)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",  # what is on the CPU waits for no GPU
@@ -98,8 +73,31 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     return place
 
 
+def _place(device: str) -> torch.device:
+    """This process's device. Each process of a machine has its own GPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    if device != "cuda":
+        raise UserError(f"device: {device!r} is none of auto, cpu, cuda")
+    local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}"
+            + (
+                f" ({no_gpu()}). Pass --device cpu, in Python device='cpu', to do without"
+                if count == 0
+                else f". Start {count} processes (--nproc_per_node, --gpus), or pass --device cpu"
+            )
+        )
+    torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is then float32 in convolutions, too, as on a CPU
+    return torch.device("cuda", local_rank)
+
+
 def describe(device: torch.device, setting: str) -> str:
-    """'CPU, 2 threads × 4 processes (no GPU: …)': where all processes compute; `setting` is of `device`."""
+    """'CPU, 2 threads × 4 processes (no GPU: …)': where all processes compute. `setting` is what --device says."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
     reason = f" (no GPU: {no_gpu()})" if device.type == "cpu" and setting == "auto" else ""
@@ -122,7 +120,7 @@ def die_with_parent(number: int) -> None:
 
 
 def begin_worker(_: int) -> None:
-    """What a loader worker does first: torchrun and Slurm signal it, too, but only its trainer may end it."""
+    """What a loader worker does first. torchrun and Slurm signal it, too, but only its trainer may end it."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -130,14 +128,14 @@ def begin_worker(_: int) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if one was joined, when all ranks do.
+    """Leave the process group, if there is one. All ranks do so together.
 
-    In torch 2.6 the end of a group waits for Gloo's threads and lets none of them into Python meanwhile; one that has
-    yet to give back the tensor of the last collective, which it may not do without, would be waited for for ever.
+    In torch 2.6 the end of a group waits for Gloo's threads, and keeps Python to itself. A thread that still has to
+    free the tensor of the last collective needs Python: both would wait for ever.
     """
     if dist.is_initialized():
         dist.barrier()
-        time.sleep(0.1)  # to give it back
+        time.sleep(0.1)  # until it is free
         dist.destroy_process_group()
 
 
@@ -194,7 +192,10 @@ class _AllReduce(torch.autograd.Function):
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """Sum of `x` over all ranks, differentiable. `x` itself is left alone."""
+    """Sum of `x` over all ranks. `x` does not change.
+
+    If the sum enters one global loss on every rank, `backward` gives the gradient of that loss by this rank's `x`.
+    """
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 

@@ -1,4 +1,4 @@
-"""What sits on an encoder: the projector while pre-training."""
+"""The projector: the network between the encoder and the loss of pre-training."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
 """LARS and LAMB, and the parameter groups of self-supervised recipes.
 
-Both adapt the length of the updates, and run torch's own fused kernels, of SGD with momentum and of Adam, on them. That
+Both scale the updates of each tensor, and apply them with torch's fused kernels of SGD with momentum and of Adam. That
 takes a few kernel launches for the whole network, and one per weight for its trust ratio. Nothing waits for the device:
 `found_inf`, a tensor, tells it to leave out a step.
 """
@@ -99,9 +99,8 @@ class _Layerwise(Optimizer):
             if together is None:  # a CPU has no launches to save: one tensor at a time is faster
                 together = all(device.type == "cuda" for device, _ in kinds)
             together = together and len(kinds) == 1
-            adapted = [p for p in params if p.ndim > 1 or not group["exclude_bias_and_norm"]]
-            plain = [p for p in params if p.ndim <= 1 and group["exclude_bias_and_norm"]]
-            for chosen, adapt in ((adapted, True), (plain, False)):
+            for adapt in (True, False):
+                chosen = [p for p in params if (p.ndim > 1 or not group["exclude_bias_and_norm"]) == adapt]
                 for some in [chosen] if together and chosen else [[p] for p in chosen]:
                     grads = [-p.grad if group["maximize"] else p.grad for p in some]
                     found_inf = getattr(self, "found_inf", None)
@@ -162,23 +161,17 @@ class LARS(_Layerwise):
             ratios = _trust_ratio(_norms(params), _norms(updates), group["trust_coefficient"])
             torch._foreach_mul_(updates, list(ratios.unbind()))
         buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
-        if params[0].device.type == "cpu" and params[0].dtype in (torch.float16, torch.bfloat16):
-            # torch 2.6 does not update parameters of these types. So update copies in float32.
-            wide = [[x.float() for x in tensors] for tensors in (params, updates, buffers)]
-            self._fused(*wide, group, found_inf)
-            for narrow, moved in zip(params + buffers, wide[0] + wide[2]):
-                narrow.copy_(moved)
-        else:
-            self._fused(params, updates, buffers, group, found_inf)
-
-    def _fused(self, params, updates, buffers, group: dict, found_inf: Tensor | None) -> None:
+        # On a CPU torch 2.6 does not update parameters of two bytes. So update copies in float32.
+        narrow = params[0].device.type == "cpu" and params[0].dtype in (torch.float16, torch.bfloat16)
+        moved = [[x.float() for x in tensors] if narrow else tensors for tensors in (params, updates, buffers)]
         torch._fused_sgd_(
-            params,
-            updates,
-            buffers,
+            *moved,
             **dict(lr=group["lr"], momentum=group["momentum"], weight_decay=0.0, dampening=0.0, nesterov=False),
             **dict(maximize=False, is_first_step=False, found_inf=found_inf),
         )
+        if narrow:
+            for own, new in zip(params + buffers, moved[0] + moved[2]):
+                own.copy_(new)
 
 
 class LAMB(_Layerwise):

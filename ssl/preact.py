@@ -1,17 +1,19 @@
-"""Pre-activation ResNets (He et al. 2016, "Identity mappings") as Keras has them, by their true names.
+"""Pre-activation ResNets (He et al. 2016, "Identity mappings") as Keras has them.
 
-Both give the global average of their last map, and are initialised as torchvision's ResNets are.
+The representation is the global average of the last map.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl.wide import initialise
+
 
 class Bottleneck(nn.Module):
     """shortcut + (norm, ReLU, 1×1 to `width`, norm, ReLU, 3×3, norm, ReLU, 1×1 to `fan_out`).
 
-    The 3×3 has the stride. The shortcut reads the block's input, or, where `projected` says so, the first
-    ReLU's output. `bias` is of the last convolution.
+    The 3×3 has the stride. The shortcut reads the block's input or, if `projected`, the first ReLU's output.
+    `bias`: the last convolution has one.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class ResNet20V2(nn.Module):
             blocks.append(Bottleneck(fan_out, width, fan_out, 1, nn.Identity()))
             fan_in = fan_out
         self.stages = nn.Sequential(*blocks)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x)).mean((2, 3))
@@ -73,10 +75,10 @@ class ResNet20V2(nn.Module):
 class ResNet50V2(nn.Module):
     """keras.applications.ResNet50V2 without its classifier: (N, C, H, W) -> (N, 2048).
 
-    Other than torchvision's ResNet-50: a stem with a bias and nothing after it but max-pooling, whose
-    border is zero; the stride on the last block of a stage, whose shortcut takes every other pixel; a first
-    block whose shortcut is a convolution of the activation; norm and ReLU at the end. 23,564,800
-    parameters as Keras counts them, which includes running statistics.
+    It differs from torchvision's ResNet-50. The stem has a bias, and after it only max-pooling with a border of zeros.
+    The last block of a stage has the stride, and its shortcut takes every other pixel. The shortcut of the first block
+    is a convolution of the activation. Norm and ReLU are at the end. 23,564,800 parameters as Keras counts them, which
+    includes running statistics.
     """
 
     width = 2048
@@ -97,15 +99,7 @@ class ResNet50V2(nn.Module):
                 fan_in = fan_out
         self.stages = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(fan_in, eps)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.stages(self.stem(x)))).mean((2, 3))
-
-
-def _initialise(encoder: nn.Module) -> None:
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -1,7 +1,6 @@
-"""Learning rates as closed forms: of the step, or of the losses so far. Nothing to save, nothing to drift on resume.
+"""Learning rates as functions of the step, or of the losses so far. They have no state, so nothing is saved.
 
-Each function gives a factor of the base learning rate. The schedules of the recipes this
-project grew from are these, with these arguments:
+Each function gives a factor of the base learning rate. The schedules of known recipes:
 
     Barlow Twins, by step             warmup_cosine(step, total, warmup)
     WarmUpCosine (histopathology)     warmup_cosine(step, total, warmup, floor=0)
@@ -18,8 +17,8 @@ from collections.abc import Sequence
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 1e-3, start: float = 0.0, hold: int = 0) -> float:
     """Linear from `start` to 1 over `warmup` steps, then a half cosine down to `floor`, for step 0..total-1.
 
-    With the defaults, Barlow Twins' schedule. `hold` steps of the warm-up are spent at its end,
-    at 1; from `total` on the factor is `floor`. Raises ValueError where warm-up would never end.
+    The defaults are Barlow Twins' schedule. The last `hold` steps of the warm-up are at 1. From `total` on the factor
+    is `floor`. Raises ValueError if the warm-up is not shorter than the run.
     """
     if not 0 <= warmup < total:
         raise ValueError(f"warm-up ({warmup} steps) must be shorter than the run ({total} steps)")
@@ -44,11 +43,11 @@ def plateau(
     mode: str = "min",
     floor: float = 0.0,
 ) -> float:
-    """`factor` once whenever `values` so far went more than `patience` epochs without a new best.
+    """`factor` for each time that `values`, one an epoch, had no new best for more than `patience` epochs.
 
-    A value is a new best if it beats the old one by the share `threshold`, as in
-    `torch.optim.lr_scheduler.ReduceLROnPlateau`; mode 'min' or 'max'; never below `floor`. NaN
-    is never a best. Raises ValueError for another mode.
+    A value is a new best if it is better than the old one by the share `threshold`, as in
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`. Better is less for mode 'min', more for 'max'. The result is at least
+    `floor`. NaN is never a best. Raises ValueError for another mode.
     """
     if mode not in ("min", "max"):
         raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")

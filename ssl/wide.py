@@ -6,6 +6,15 @@ from torch import Tensor, nn
 from ssl.errors import UserError
 
 
+def initialise(encoder: nn.Module) -> None:
+    """As torchvision initialises its ResNets."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class WideBlock(nn.Module):
     """shortcut + (norm, ReLU, 3×3 with the stride, norm, ReLU, dropout, 3×3).
 
@@ -60,9 +69,7 @@ class WideResNet(nn.Module):
         self.stages = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(fan_in)
         self.width = fan_in
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.stages(self.stem(x)))).mean((2, 3))
