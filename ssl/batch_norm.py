@@ -1,7 +1,7 @@
 """Batch norm over the global batch, on every device.
 
 On a GPU it calls the kernels of `nn.SyncBatchNorm`, but the host does not wait for the device, and torch.compile makes
-one graph of a network. A CPU does not have these kernels: there it is made of sums.
+one graph of a network. A CPU does not have these kernels: there it adds up.
 """
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ssl.distributed import all_gather, all_reduce, world_size
 
-NO_ROWS = 1e-30  # how many rows a rank without rows says it has: with 0 the kernel that joins the ranks divides by 0
+# A rank without rows says it has so many. With 0 the kernel that joins the ranks would divide by 0.
+NO_ROWS = 1e-30
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of (N, C, ...) over the rows of all ranks, which may have different numbers of them, also none.
+    """Batch norm of (N, C, ...) over the rows of all ranks. A rank may have more rows than another, or none.
 
     float16 and bfloat16 have statistics in float32. Raises ValueError for fewer than two dimensions.
     """
@@ -154,7 +155,7 @@ def _dense(x: Tensor) -> Tensor:
     return x if last and x.is_contiguous(memory_format=last) else x.contiguous()
 
 
-# torch.compile does not look into these two: it knows neither their kernels nor that one changes running statistics.
+# For torch.compile each of the two is one operation: it does not know the kernels, nor that one changes its arguments.
 _forward_op = torch.library.custom_op("ssl::batch_norm", _forward, mutates_args=("running_mean", "running_var"))
 _backward_op = torch.library.custom_op("ssl::batch_norm_backward", _backward, mutates_args=())
 
