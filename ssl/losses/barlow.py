@@ -129,8 +129,8 @@ def _gram(
     off_diag = (sums[0] - c.double().square().sum()).clamp_min(0).to(c.dtype)
     if not wants_grad:
         return on_diag, off_diag, None
-    # The gradient of a row is made of three rows: of the product, of the other view and its own. These are their
-    # factors, for both views side by side.
+    # The gradient of a row is a sum of three rows: of the product, of the other view, its own. These are their factors,
+    # for both views side by side.
     d = 2 * (c - 1) - 2 * lambd * c
     product, other = 2 * lambd / total**2 * scale, d.repeat(2) * scale / total
     own = (2 * lambd * sums[1:].to(c.dtype) + (d * c).repeat(2)) * scale / total
@@ -172,7 +172,7 @@ def _cross(
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of z (N, D) with mean 0 and population variance 1, and the factors (D,) by which they were multiplied.
 
-    They are centred first: the fused kernel alone leaves a remainder of a large mean, and the gradient assumes none.
+    They are centred first: the fused kernel alone leaves a rest of a large mean, and the gradient assumes a mean of 0.
     """
     out, _, scale = torch.native_batch_norm(z - z.mean(0), None, None, None, None, True, 0.0, EPS)
     return out, scale

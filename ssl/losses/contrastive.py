@@ -64,7 +64,7 @@ def info_nce(
     shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1, NaN or Inf. `check` as in
     `barlow_twins`.
     """
-    return _contrast(z1, z2, None, temperature, base_temperature, block, check)
+    return _contrast(z1, z2, None, temperature, base_temperature, block=block, check=check)
 
 
 def sup_con(
@@ -85,7 +85,7 @@ def sup_con(
     and for labels of another length.
     """
     missing = "labels must be integers, one a row of z1, got None; -1 says unlabelled" if labels is None else None
-    return _contrast(z1, z2, labels, temperature, base_temperature, block, check, missing)
+    return _contrast(z1, z2, labels, temperature, base_temperature, block=block, check=check, problem=missing)
 
 
 def _contrast(
@@ -94,6 +94,7 @@ def _contrast(
     labels: Tensor | None,
     temperature: float,
     base_temperature: float | None,
+    *,
     block: int | None,
     check: bool,
     problem: str | None = None,
@@ -102,7 +103,7 @@ def _contrast(
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     counts = agree(z1, z2, labels, check, problem)
-    if block is None:  # so many scores fit in the cache of a CPU, or give a GPU enough to do
+    if block is None:  # scores of a block: they fit in a CPU's cache, or are enough work for a GPU
         block = max(1, (2**21 if z1.device.type == "cpu" else 2**25) // (2 * sum(counts)))
     kinds = None if labels is None else _kinds(labels.to(z1.device).long(), first=sum(counts[: rank()]))
     with torch.autocast(z1.device.type, enabled=False):
@@ -136,11 +137,11 @@ class _Contrastive(torch.autograd.Function):
 
         ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (2N · T)
 
-    A rank has z of all ranks for the forward pass. For the backward pass it needs only lse and m of them besides.
+    For the forward pass a rank gathers z of all ranks; for the backward pass also their lse and m, and nothing else.
 
-    Where a positive is by far the nearest, lse is hardly above its score and p hardly below 1. To keep the digits of
-    these differences, lse is kept as two numbers: `pos`, the log-sum-exp of the positives, and the `excess` that the
-    negatives add to it; and p - 1 is computed by expm1.
+    If a positive is by far the nearest, lse is nearly its score and p nearly 1, and their differences would lose their
+    digits. So lse is kept as two numbers: `pos`, the log-sum-exp of the positives, and `excess`, what the negatives
+    add. p - 1 is computed by expm1.
 
     `kinds` (2n,): rows of one kind are positives of each other. None: only the two views of an image are; then m = 1
     and `pos` is the score itself.

@@ -12,7 +12,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Input(NamedTuple):
-    """What ranks tell each other about their input, as whole numbers. All zero but the first: it cannot be used."""
+    """What ranks tell each other about their input, as integers. If it cannot be used, only the first is not zero."""
 
     unusable: int
     rows: int = 0
@@ -35,9 +35,9 @@ def agree(
     Raises ValueError, with the same words on all ranks, for input that no loss can use on any of them, for input that
     differs between ranks, and for a `problem` that the loss has found in its other arguments.
 
-    With `check` the values are checked, which waits for the device, and ranks exchange a few numbers. Without it every
-    rank is assumed to hold as many rows as this one, and only the shapes and types on this rank are checked: for a
-    training loop that makes its batches and checks its loss.
+    With `check` the values are checked, which waits for the device, and ranks exchange a few numbers. Without it only
+    the shapes and types on this rank are checked, and every rank is assumed to hold as many rows as this one. That is
+    for a training loop: it makes equal batches, and looks at the loss.
     """
     problem = problem or _problem(z1, z2, labels) or (_not_finite(z1, z2) if check else None)
     if not check or world_size() == 1:
@@ -61,7 +61,7 @@ def _describe(z1: Tensor, z2: Tensor, labels: Tensor | None, form: int) -> _Inpu
 
 
 def _compare(own: _Input, problem: str | None, device: torch.device) -> list[int]:
-    """The rows of each rank, once all ranks have told each other what they hold."""
+    """Exchange what each rank holds, raise where it differs, and return how many rows each rank has."""
     own = torch.tensor([own], dtype=torch.int64, device=device)
     everyone = [_Input(*row) for row in gather_rows(own, [1] * world_size()).tolist()]
     if any(about.unusable for about in everyone):
@@ -92,7 +92,7 @@ def _problem(z1: Tensor, z2: Tensor, labels: Tensor | None) -> str | None:
 
 def _not_finite(z1: Tensor, z2: Tensor) -> str | None:
     for name, z in (("z1", z1), ("z2", z2)):
-        # The sum of finite numbers is finite, as a rule: one pass over z, and no mask.
+        # The sum of finite numbers is nearly always finite: one pass over z, without a mask.
         wide = torch.promote_types(z.dtype, torch.float32)
         if not bool(z.detach().sum(dtype=wide).isfinite()) and not bool(z.isfinite().all()):
             row, column = (~z.isfinite()).nonzero()[0].tolist()
