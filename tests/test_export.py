@@ -333,19 +333,8 @@ def test_what_a_target_does_not_know_is_one_line(tmp_path, target):
         export.main([str(tmp_path / "small"), "--encoder", "resnet18", "--stem", "small", "--to", target])
     torch.save(SmallResNet(4, 2).state_dict(), tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=f"{target} has no such encoder"):
-        export.main(
-            [
-                str(tmp_path),
-                "--encoder",
-                "ssl.encoders.SmallResNet",
-                "--encoder_kwargs",
-                "{width: 4, stages: 2}",
-                "--image_size",
-                "32",
-                "--to",
-                target,
-            ]
-        )
+        net = ["--encoder", "ssl.encoders.SmallResNet", "--encoder_kwargs", "{width: 4, stages: 2}"]
+        export.main([str(tmp_path), *net, "--image_size", "32", "--to", target])
 
 
 @pytest.mark.parametrize("target", ["torchvision", "safetensors", "timm", "onnx"])

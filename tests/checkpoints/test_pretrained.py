@@ -469,41 +469,19 @@ def test_what_was_measured_in_training_goes_with_the_weights(pixels_twice, tmp_p
     pixels = np.load(npz)["train_images"] / 255
     np.testing.assert_allclose(saved["mean"], pixels.mean((0, 1, 2)), rtol=1e-4)
     assert "continuing at step 1" in run(*train_it).stdout  # measured again, and still this run's settings
-    found = {}
+    found, judge = {}, {"model_path": tmp_path / "run", "protocol": "features", "workers": 1}
     for name, data in (("npz", npz), ("png", png)):
-        told = run(
-            "evaluate.py",
-            model_path=tmp_path / "run",
-            data_dir=data,
-            protocol="features",
-            workers=1,
-            output_dir=tmp_path / name,
-        )
+        told = run("evaluate.py", **judge, data_dir=data, output_dir=tmp_path / name)
         assert "(as the weights were trained with)" in told.stdout
         found[name] = torch.load(tmp_path / name / "features.pt", weights_only=True)["test"]["features"]
     torch.testing.assert_close(found["png"], found["npz"])
-    own = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]  # the control: ImageNet's
-    run(
-        "evaluate.py",
-        *own,
-        model_path=tmp_path / "run",
-        data_dir=png,
-        protocol="features",
-        workers=1,
-        output_dir=tmp_path / "own",
-    )
+    own = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # the control: ImageNet's
+    run("evaluate.py", **judge, **own, data_dir=png, output_dir=tmp_path / "own")
     other = torch.load(tmp_path / "own" / "features.pt", weights_only=True)["test"]["features"]
     assert not torch.allclose(other, found["npz"], atol=0.01)
-    run(
-        "finetune.py",
-        init=tmp_path / "run",
-        data_dir=png,
-        epochs=1,
-        workers=1,
-        amp="off",
-        output_dir=tmp_path / "tuned",
-    )
-    run("train.py", *tiny(max_steps=1), init=tmp_path / "run", data_dir=png, output_dir=tmp_path / "again")
+    more = {"init": tmp_path / "run", "data_dir": png}
+    run("finetune.py", **more, epochs=1, workers=1, amp="off", output_dir=tmp_path / "tuned")
+    run("train.py", *tiny(max_steps=1), **more, output_dir=tmp_path / "again")
     best = torch_file.load(tmp_path / "tuned" / "best.pt")["settings"]
     for settings_of in (best, config.read_yaml(tmp_path / "again" / "config.yaml")):
         assert (settings_of["mean"], settings_of["std"]) == (saved["mean"], saved["std"])

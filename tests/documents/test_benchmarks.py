@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import options
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -134,24 +135,10 @@ def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
         [
             sys.executable,
             str(BENCHMARKS / "throughput.py"),
-            "--gpus",
-            "2",
-            "--device",
-            "cpu",
+            *options(gpus=2, device="cpu", epochs=3, warmup_epochs=0, steps=2, turns=1),
             *gpu_resnet50.TINY[:-1],
             "0",
-            "--data_dir",
-            str(tmp_path / "photographs"),
-            "--epochs",
-            "3",
-            "--warmup_epochs",
-            "0",
-            "--steps",
-            "2",
-            "--turns",
-            "1",
-            "--json",
-            str(tmp_path / "t.json"),
+            *options(data_dir=tmp_path / "photographs", json=tmp_path / "t.json"),
         ],
         capture_output=True,
         text=True,
@@ -174,21 +161,8 @@ def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(t
         [
             "throughput.py",
             *gpu_resnet50.TINY[:4],
-            "--encoder_kwargs",
-            "{width: 16}",
-            "--batch_size",
-            "8",
-            "--data_dir",
-            str(tmp_path / "photographs"),
-            "--device",
-            "cpu",
-            "--workers",
-            "0",
-            "--preload",
-            "--steps",
-            "1",
-            "--turns",
-            "1",
+            *options(encoder_kwargs="{width: 16}", batch_size=8, data_dir=tmp_path / "photographs", device="cpu"),
+            *options(workers=0, preload=True, steps=1, turns=1),
         ],
     )
     throughput.main()

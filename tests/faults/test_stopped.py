@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from running import options
 
 from ssl.checkpoints import torch_file
 from ssl.faultcheck.small_run import TRAIN, SmallRun, descendants, gone, kill, ranks
@@ -154,20 +155,8 @@ def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, num
         sys.executable,
         *torchrun,
         TRAIN.with_name("evaluate.py"),
-        "--model_path",
-        undisturbed(1).folder,
-        "--data_dir",
-        tmp_path / "data",
-        "--protocol",
-        "linear",
-        "--linear_epochs",
-        "100000",
-        "--workers",
-        "1",
-        "--linear_batch",
-        "8",
-        "--output_dir",
-        tmp_path,
+        *options(model_path=undisturbed(1).folder, data_dir=tmp_path / "data", output_dir=tmp_path),
+        *options(protocol="linear", linear_epochs=100_000, linear_batch=8, workers=1),
     ]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(

@@ -18,13 +18,6 @@ def trained(images, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def judged(trained, tmp_path_factory) -> tuple[dict, Path, str]:
     folder = tmp_path_factory.mktemp("judged")
-    done = run(
-        "evaluate.py",
-        model_path=trained,
-        protocol="all",
-        linear_epochs=2,
-        random_init=True,
-        raw_pixels=True,
-        output_dir=folder,
-    )
+    how = {"protocol": "all", "linear_epochs": 2, "random_init": True, "raw_pixels": True}
+    done = run("evaluate.py", **how, model_path=trained, output_dir=folder)
     return json.loads((folder / "results.json").read_text()), folder, done.stdout

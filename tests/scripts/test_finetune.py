@@ -56,6 +56,12 @@ def tuned(images, encoder, tmp_path_factory) -> Path:
     return folder
 
 
+def run_test(model: Path, folder: Path, check: bool = True, **settings):
+    """finetune.py --test_only: its results are in `folder`."""
+    settings = settings | {"test_only": True, "model_path": model, "output_dir": folder, "workers": 1}
+    return run("finetune.py", **settings, check=check)
+
+
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
@@ -104,29 +110,15 @@ def test_several_runs_differ_and_give_mean_and_deviation(tuned):
 
 
 def test_what_was_tuned_is_tested_alike_on_its_own_and_on_the_same_images_elsewhere(tuned, images, tmp_path):
-    run(
-        "finetune.py",
-        test_only=True,
-        model_path=tuned,
-        output_dir=tmp_path / "own",
-        encoder="ssl.encoders.SmallResNet",
-        encoder_kwargs="{width: 8, stages: 2}",
-        workers=1,
-    )
+    net = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": "{width: 8, stages: 2}"}
+    run_test(tuned, tmp_path / "own", **net)
     shutil.copytree(images / "test", tmp_path / "elsewhere" / "test")
-    run(
-        "finetune.py",
-        test_only=True,
-        model_path=tuned / "seed_1" / "best.pt",
-        data_dir=tmp_path / "elsewhere",
-        output_dir=tmp_path / "there",
-        workers=1,
-    )
+    run_test(tuned / "seed_1" / "best.pt", tmp_path / "there", data_dir=tmp_path / "elsewhere")
     for before, again in zip(results(tuned)["runs"], results(tmp_path / "own")["runs"]):
         assert again["test"]["loss"] == pytest.approx(before["test"]["loss"], rel=1e-6)
     there = results(tmp_path / "there")["test"]
     assert there["loss"] == pytest.approx(results(tuned)["runs"][1]["test"]["loss"], rel=1e-6)  # the same views
-    run("finetune.py", test_only=True, model_path=tuned / "seed_1", copies=1, workers=1, output_dir=tmp_path / "plain")
+    run_test(tuned / "seed_1", tmp_path / "plain", copies=1)
     plain = results(tmp_path / "plain")["test"]
     assert plain["images"] == 21 and plain["loss"] != there["loss"]
 
@@ -219,14 +211,8 @@ def test_without_freezing_it_is_not(tuned, encoder):
 @pytest.mark.parametrize("balanced", [False, True])
 def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
     for processes in (1, 2):
-        run(
-            "finetune.py",
-            *tiny(batch_size=12 // processes, copies=2, balanced=balanced),
-            data_dir=images,
-            init=encoder,
-            output_dir=tmp_path / str(processes),
-            processes=processes,
-        )
+        how = tiny(data_dir=images, init=encoder, batch_size=12 // processes, copies=2, balanced=balanced)
+        run("finetune.py", *how, output_dir=tmp_path / str(processes), processes=processes)
     one, two = (torch.load(tmp_path / n / "best.pt", weights_only=True)["model"] for n in "12")
     for name, value in one.items():
         assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-4), name
@@ -359,15 +345,8 @@ def test_a_run_is_tested_by_its_checkpoint_s_best_epoch_whatever_best_pt_is_of_a
 
 
 def test_the_epoch_is_chosen_by_what_the_weights_it_leaves_say_of_the_validation_images(images, encoder, tmp_path):
-    run(
-        "finetune.py",
-        *tiny(batch_size=4, epochs=3),
-        data_dir=images,
-        init=encoder,
-        output_dir=tmp_path / "run",
-        sync_bn=False,
-        processes=2,
-    )
+    how = tiny(data_dir=images, init=encoder, batch_size=4, epochs=3, sync_bn=False)
+    run("finetune.py", *how, output_dir=tmp_path / "run", processes=2)
     shutil.copytree(images / "val", tmp_path / "validation" / "test")
     run("finetune.py", test_only=True, model_path=tmp_path / "run", data_dir=tmp_path / "validation", workers=1)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -386,16 +365,9 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     ]
     rows = [row.replace(",p", ",t") if ",test," in row else row for row in rows]
     (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
-    run(
-        "finetune.py",
-        *tiny(runs=3, batch_size=2, val_fraction=0.2, epochs=1),
-        data_dir=images,
-        csv=tmp_path / "table.csv",
-        label_column="label",
-        split_column="split",
-        group_column="patient",
-        output_dir=tmp_path / "run",
-    )
+    columns = {"label_column": "label", "split_column": "split", "group_column": "patient"}
+    how = tiny(runs=3, batch_size=2, val_fraction=0.2, epochs=1, **columns)
+    run("finetune.py", *how, data_dir=images, csv=tmp_path / "table.csv", output_dir=tmp_path / "run")
     steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
     assert max(steps) > steps[0]  # later runs are longer than the first
 
@@ -403,17 +375,8 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
 def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
     table = tmp_path / "table.csv"
     rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
-    command = [
-        "finetune.py",
-        *tiny(
-            data_dir=images,
-            csv=table,
-            label_column="label",
-            split_column="split",
-            output_dir=tmp_path / "run",
-            epochs=1,
-        ),
-    ]
+    columns = {"csv": table, "label_column": "label", "split_column": "split"}
+    command = ["finetune.py", *tiny(data_dir=images, output_dir=tmp_path / "run", epochs=1, **columns)]
     for other, status in (({}, 0), ({"disc": "ring", "ring": "disc"}, 2)):
         lines = [f"{name},{other.get(label, label)},{split}" for name, label, split in rows]
         table.write_text("\n".join(["image,label,split", *lines]))
@@ -550,37 +513,15 @@ def test_other_classes_are_not_tested_under_the_names_of_these(tuned, tmp_path):
     for name in ("cats", "dogs", "ring"):
         (tmp_path / "data" / "test" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "data" / "test" / name / f"{name}.png")
-    done = run(
-        "finetune.py",
-        test_only=True,
-        model_path=tuned / "seed_0",
-        data_dir=tmp_path / "data",
-        output_dir=tmp_path / "out",
-        check=False,
-    )
+    done = run_test(tuned / "seed_0", tmp_path / "out", data_dir=tmp_path / "data", check=False)
     assert done.returncode == 2 and "its classes are cats, dogs, ring, those of" in done.stderr
 
 
 def test_images_elsewhere_may_lack_a_class(tuned, images, tmp_path):
     for name in ("ring", "square"):
         shutil.copytree(images / "test" / name, tmp_path / "two" / "test" / name)
-    run(
-        "finetune.py",
-        test_only=True,
-        model_path=tuned / "seed_0",
-        data_dir=tmp_path / "two",
-        workers=1,
-        copies=1,
-        output_dir=tmp_path / "two_tested",
-    )
-    run(
-        "finetune.py",
-        test_only=True,
-        model_path=tuned / "seed_0",
-        copies=1,
-        workers=1,
-        output_dir=tmp_path / "all_tested",
-    )
+    run_test(tuned / "seed_0", tmp_path / "two_tested", data_dir=tmp_path / "two", copies=1)
+    run_test(tuned / "seed_0", tmp_path / "all_tested", copies=1)
     two, everything = (results(tmp_path / name)["test"] for name in ("two_tested", "all_tested"))
     assert two["count"] == {"disc": 0, "ring": 7, "square": 7} and two["auc_macro"] == "undefined"
     assert {name: two["recall"][name] for name in ("ring", "square")} == {

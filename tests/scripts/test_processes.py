@@ -53,15 +53,8 @@ def test_judging_takes_gpus_too(trained, judged, tmp_path):
 
 
 def test_judging_on_two_processes_counts_every_image_once(trained, judged, tmp_path):
-    run(
-        "evaluate.py",
-        model_path=trained,
-        protocol="all",
-        linear_epochs=2,
-        output_dir=tmp_path,
-        batch_size=4,
-        processes=2,
-    )
+    how = {"model_path": trained, "protocol": "all", "linear_epochs": 2, "batch_size": 4}
+    run("evaluate.py", **how, output_dir=tmp_path, processes=2)
     one, two = (torch.load(f / "features.pt", weights_only=True) for f in (judged[1], tmp_path))
     for split in ("train", "test"):
         assert one[split]["names"] == two[split]["names"]

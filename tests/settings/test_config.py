@@ -47,25 +47,8 @@ def test_defaults_hold_where_nothing_is_set():
 
 
 def test_every_kind_of_value_is_read_from_the_command_line():
-    read = parse(
-        "--method",
-        "simclr",
-        "--epochs=3",
-        "--lr",
-        "1e-3",
-        "--bias_lr",
-        "null",
-        "--compile",
-        "--name",
-        "1e-3",
-        "--scale",
-        "0.2",
-        "0.9",
-        "--probs",
-        "[0, 0.2]",
-        "--kwargs",
-        "{width: 16, deep: true}",
-    )
+    words = "--method simclr --epochs=3 --lr 1e-3 --bias_lr null --compile --name 1e-3 --scale 0.2 0.9".split()
+    read = parse(*words, "--probs", "[0, 0.2]", "--kwargs", "{width: 16, deep: true}")
     assert (read.method, read.epochs, read.lr, read.bias_lr, read.compile) == ("simclr", 3, 0.001, None, True)
     assert (read.name, read.scale, read.probs) == ("1e-3", [0.2, 0.9], [0.0, 0.2])
     assert read.kwargs == {"width": 16, "deep": True}

@@ -167,22 +167,9 @@ def test_a_failed_job_is_not_requeued(undisturbed, tmp_path):
 
 
 def test_an_encoder_is_judged_on_two_nodes(undisturbed, tmp_path):
-    job = submit(
-        tmp_path / "log.txt",
-        "--nodes=2",
-        "slurm/evaluate.sbatch",
-        "--model_path",
-        undisturbed.folder,
-        "--output_dir",
-        tmp_path,
-        "--probe_epochs",
-        1,
-        "--device",
-        "cpu",
-        "--encoder",
-        "slow.SlowResNet",
-        "--encoder_kwargs",
-        "{width: 8, stages: 2}",
-    )
+    where = ["--model_path", undisturbed.folder, "--output_dir", tmp_path]
+    how = ["--probe_epochs", 1, "--device", "cpu", "--encoder", "slow.SlowResNet", "--encoder_kwargs"]
+    script = [*where, *how, "{width: 8, stages: 2}"]
+    job = submit(tmp_path / "log.txt", "--nodes=2", "slurm/evaluate.sbatch", *script)
     assert job.ends() == "COMPLETED"
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"probe", "knn", "of"}

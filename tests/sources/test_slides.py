@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from running import ROOT, run
+from running import ROOT, TINY, run
 
 import finetune
 from ssl.data.hold_out import hold_out
@@ -319,23 +319,10 @@ def test_the_recipes_pretrain_on_no_slide_that_fine_tuning_is_tested_on(name):
 @pytest.mark.slow
 def test_fine_tuning_tests_the_hospitals_that_it_was_told(tmp_path):
     tree(tmp_path / "patches", folders=["TUMOR", "STROMA", "TILS", "JUNK", "WHITE"], each=2)
-    run(
-        "finetune.py",
-        config=RECIPE,
-        row=1,
-        dataset="tissue_5",
-        data_dir=tmp_path / "patches",
-        encoder="ssl.encoders.SmallResNet",
-        encoder_kwargs="{width: 8, stages: 2}",
-        image_size=32,
-        batch_size=8,
-        epochs=2,
-        warmup_epochs=1,
-        workers=1,
-        amp="off",
-        test_slides=["A1", "GI"],
-        output_dir=tmp_path / "run",
-    )
+    small = {name: value for name, value in TINY.items() if name not in ("projector", "log_every")}
+    recipe = {"config": RECIPE, "row": 1, "dataset": "tissue_5", "test_slides": ["A1", "GI"]}
+    where = {"data_dir": tmp_path / "patches", "output_dir": tmp_path / "run"}
+    run("finetune.py", **small | {"batch_size": 8} | recipe | where)
     found = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert found["major"]["count"] == {"tumor": 6, "stroma": 6, "tils": 0, "junk": 0, "white": 0}
     assert sum(found["minor"]["count"].values()) == 18

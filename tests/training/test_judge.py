@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from drawn import class_folders
 from PIL import Image
+from running import options
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -270,23 +271,9 @@ def test_an_untrained_encoder_is_as_good_as_evaluate_finds_it(images, tmp_path, 
     shutil.copytree(images / "train", tmp_path / "data" / "train")
     shutil.copytree(images / "val", tmp_path / "data" / "test")
     first = next(path for path in torch_file.kept(tmp_path / "run") if torch_file.load(path)["step"] == 0)
-    arguments = [
-        "--model_path",
-        first,
-        "--data_dir",
-        tmp_path / "data",
-        "--encoder",
-        TINY["encoder"],
-        "--encoder_kwargs",
-        "{}",
-        "--image_size",
-        32,
-        "--batch_size",
-        16,
-        "--workers",
-        0,
-    ]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    network = {"model_path": first, "encoder": TINY["encoder"], "encoder_kwargs": "{}", "image_size": 32}
+    arguments = options(**network, data_dir=tmp_path / "data", batch_size=16, workers=0)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     evaluate.main()
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert online_values["step"] == found["of"]["weights"]["steps"] == 0 and online_values["judged_n"] == 21
