@@ -132,8 +132,9 @@ def judge_images(settings: Settings, protocols: list[str]) -> None:
         if name == "trained" and "features" in protocols:
             kept, how = dataclasses.asdict(settings) | {"steps": weights["steps"]}, Reading.of(settings, device)
             images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
-            splits = features.load(folder, device).splits if is_main() else {}
-            pairs = [splits[split].pair() for split in ("train", "test") if is_main()]
+            if is_main():
+                splits = features.load(folder, device).splits
+                pairs = [splits["train"].pair(), splits["test"].pair()]
         elif set(protocols) != {"linear"}:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)

@@ -139,6 +139,17 @@ def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
     assert {place for kind, place in many - few if kind == "wait"} == set()
 
 
+def test_reading_features_waits_once_a_batch_for_the_check(trained, files, tmp_path):
+    """`inference.stream` checks the batch before: the device has a batch to compute meanwhile."""
+    script, events = running.ROOT / "evaluate.py", tmp_path / "events.json"
+    given = {"device": "cuda", "workers": 0, "data_dir": files, "image_size": 32, "protocol": "knn"}
+    given |= {"model_path": trained, "output_dir": tmp_path}
+    few, many = (run(events, script, **given, batch_size=batch)[1] for batch in (16, 8))
+    more = 4 + 1  # batches: of 64 images of train, of 21 of test
+    waits = {place: count for (kind, place), count in (many - few).items() if kind == "wait"}
+    assert waits == {"ssl/evaluation/inference.py _require_finite": more}
+
+
 def finetune(folder: Path, **settings) -> Counter:
     return run(folder.with_suffix(".json"), running.ROOT / "finetune.py", output_dir=folder, **settings)[1]
 
