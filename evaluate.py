@@ -333,7 +333,7 @@ def linear_evaluation(
     decay = settings.linear_weight_decay
     optimizer = torch.optim.SGD(head.parameters(), settings.linear_lr, momentum=0.9, weight_decay=decay)
     total = settings.linear_epochs * order.steps_per_epoch
-    batches = training_batches(train, [view], shares, 0, total, settings.workers, device)
+    batches = training_batches(train, [view], shares, 0, total, workers=settings.workers, device=device)
     progress = Progress(total, 0)
     for step, batch in enumerate(batches):
         epoch = step // order.steps_per_epoch

@@ -69,7 +69,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     embed = Embed(net, views, statistics, device, dtype, settings.compile)
 
     def batches(start: int, stop: int) -> Iterator:
-        return training_batches(data, views, order, start, stop, workers, device)
+        return training_batches(data, views, order, start, stop, workers=workers, device=device)
 
     def prepare(batch) -> tuple:
         return embed.pixels(batch), targets(criterion, [batch])

@@ -113,7 +113,7 @@ def mean_over_views(
     statistics = how.statistics()
     steps = copies * order.steps_per_epoch
     parts, index, unread = [], [], {}
-    batches = training_batches(data, [view], order, 0, steps, how.workers, how.device)
+    batches = training_batches(data, [view], order, 0, steps, workers=how.workers, device=how.device)
     for batch in shown(batches, steps, 1, "batch", title):
         (x,) = finish(batch, [view], *statistics)
         counts = [len(x)] * world_size()

@@ -145,7 +145,7 @@ def embeddings(
     mean, std = (torch.tensor(values, device=device) for values in statistics)
     z: list[list[Tensor]] = [[], []]
     for index in torch.tensor(evenly_spaced(len(data), EMBEDDED)).split(64):
-        for batch in training_batches(data, views, FixedOrder(index, 0), 0, 1, 0, device):
+        for batch in training_batches(data, views, FixedOrder(index, 0), 0, 1, workers=0, device=device):
             for of_view, x in zip(z, finish(batch, views, mean, std)):
                 of_view.append(net(x).float().cpu())
     return [torch.cat(of_view) for of_view in z]

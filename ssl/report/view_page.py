@@ -49,7 +49,7 @@ def views_of(
     statistics = [torch.tensor(values) for values in (mean, std)]
     back_mean, back_std = (values.view(-1, 1, 1) for values in statistics)
     shown = []
-    for batch in training_batches(data, views, order, 0, epochs, 0, torch.device("cpu")):
+    for batch in training_batches(data, views, order, 0, epochs, workers=0, device=torch.device("cpu")):
         shown += [x * back_std + back_mean for x in finish(batch, views, *statistics)]
     return batch.index, torch.stack(shown, 1)
 
