@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import running
 import torch
 from torch._subclasses import FakeTensorMode
 
@@ -71,3 +72,14 @@ def test_the_graph_on_a_gpu_is_one_and_sends_nothing():
     assert [node for node in nodes if node.target is torch.tensor] == []
     values = [node.meta["example_value"] for node in nodes if isinstance(node.meta.get("example_value"), torch.Tensor)]
     assert len(values) > 100 and {value.device.type for value in values} == {"cuda"}
+
+
+def test_operations_and_bytes_of_two_views_are_counted():
+    def counted(size: int) -> tuple[int, float]:
+        script = running.ROOT / "benchmarks" / "views.py"
+        last = running.run(script, "--batch_size", 64, "--image_size", size).stdout.splitlines()[-1].split()
+        return int(last[1]), float(last[2])
+
+    (few, small), (many, large) = counted(64), counted(128)
+    assert 300 < few <= many  # a larger image has more blocks to blur
+    assert large == pytest.approx(4 * small, rel=0.2)  # GB
