@@ -22,7 +22,7 @@ def say(text: str = "") -> None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """`say` it as one printable line, once per process: several splits of the data lead to the same words."""
+    """`say` one printable line once per process: several splits of the data lead to the same words."""
     say(one_line(text))
 
 
@@ -42,7 +42,8 @@ class Progress:
     """A progress bar on a terminal, else a line every half minute. Only rank 0 prints."""
 
     def __init__(self, total: int, start: int, unit: str = "step"):
-        self.total, self.start, self.unit, self.began, self.spoke = total, start, unit, time.monotonic(), 0.0
+        self.total, self.start, self.unit = total, start, unit
+        self.began, self.spoke = time.monotonic(), 0.0
         self.terminal = is_main() and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not self.terminal)
 

@@ -13,7 +13,7 @@ _failure_callbacks: list[Callable[[str], None]] = []
 
 
 def one_line(text) -> str:
-    """`text` as one printable line: text from a file must not print lines of its own or control a terminal."""
+    """`text` as one printable line. Text from a file must not print further lines, or control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
@@ -28,7 +28,7 @@ def nearest(name, names, cutoff: float = 0.5) -> str:
 
 
 def on_failure(callback: Callable[[str], None]) -> None:
-    """Have `callback` called with the reason when an error ends the script."""
+    """Call `callback` with the reason when an error ends the script."""
     _failure_callbacks.append(callback)
 
 
@@ -61,7 +61,7 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
             _tell_failure(one_line(f"{script}: rank {rank}: {type(error).__name__}: {error}"))
             raise
         if rank:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's SIGTERM, which a run takes as a request to save
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # end at torchrun's SIGTERM, which asked a run to save
             time.sleep(10)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(words)}"
         _tell_failure(line)

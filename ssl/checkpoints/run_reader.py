@@ -1,8 +1,7 @@
 """Read the folder of a run for a report: also half-written, of a run that goes on, or from anybody."""
 
 import json
-import math
-import stat
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,30 +161,20 @@ def json_object(path: Path, missing: list[str], needed: bool) -> dict:
 
 def _content(path: Path, limit: int, missing: list[str], needed: bool) -> bytes:
     """At most `limit` bytes of a log; any other file whole or, if it is larger, not at all."""
-    size = _size(path)
-    if math.isinf(size):
+    if not os.path.isfile(path):  # such as a pipe, on which a read would wait
         if needed:
             missing.append(f"{path.name} is not there")
         return b""
-    if size > limit and limit != LARGEST_LOG:
-        missing.append(f"{path.name}: {size:,.0f} bytes is more than is read, {limit:,}")
-        return b""
     try:
         with open(path, "rb") as file:
-            content = file.read(limit)
+            content = file.read(limit + 1)
     except OSError as error:
         missing.append(f"{path.name} cannot be read ({error.strerror})")
         return b""
-    if size > limit:
-        missing.append(f"{path.name}: only the first {limit >> 20} MiB were read")
-        content = content[: content.rfind(b"\n") + 1]
-    return content
-
-
-def _size(path: Path) -> float:
-    """Size of a regular file in bytes; infinite where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return math.inf
-    return status.st_size if stat.S_ISREG(status.st_mode) else math.inf
+    if len(content) <= limit:
+        return content
+    if limit != LARGEST_LOG:
+        missing.append(f"{path.name}: {path.stat().st_size:,} bytes is more than is read, {limit:,}")
+        return b""
+    missing.append(f"{path.name}: only the first {limit >> 20} MiB were read")
+    return content[: content.rfind(b"\n", 0, limit) + 1]

@@ -31,9 +31,7 @@ from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, m
 def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
     """SIGKILL of a random rank, or of the launcher, at `kills` random moments."""
     for i in range(kills):
-        process = run.launch()
-        target = (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1)
-        wait(run, target, process)
+        process = launch(run, (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1))
         time.sleep(chance.random() * 0.1)
         victims = ranks(process) if whom == "rank" else [process.pid]
         left = [process.pid, *descendants(process.pid)]
@@ -44,17 +42,26 @@ def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
     return f"{kills} times SIGKILL of a {whom}"
 
 
-def wait(run: SmallRun, step: int, process: subprocess.Popen) -> None:
-    """Wait until the run has trained up to `step`. Raises `UserError` if it ends before."""
+def launch(run: SmallRun, step: int) -> subprocess.Popen:
+    """Launch the run, and wait until it has trained up to `step`. Raises `UserError` if it ends before."""
+    process = run.launch()
     if not run.wait_for_step(step, process):
         run.finish(process)
         raise UserError(f"the run ended before step {step}: {run.last_words()}")
+    return process
+
+
+def preempt(run: SmallRun, step: int) -> int:
+    """Launch the run, and end it by SIGTERM after `step`. Returns the step that it saved."""
+    process = launch(run, step)
+    kill(process.pid, signal.SIGTERM)
+    run.finish(process)
+    return run.status()["saved_step"]
 
 
 def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
     """Send a signal to the launcher; the run must save and end by itself."""
-    process = run.launch()
-    wait(run, chance.randint(5, STEPS // 2), process)
+    process = launch(run, chance.randint(5, STEPS // 2))
     left = [process.pid, *descendants(process.pid)]
     began = time.monotonic()
     kill(process.pid, number)
@@ -69,12 +76,8 @@ def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
 
 def disk_full(run: SmallRun, chance: random.Random) -> str:
     """Let no file of this run grow beyond half a checkpoint, as on a full disk."""
-    process = run.launch()
-    wait(run, chance.randint(5, 15), process)
-    kill(process.pid, signal.SIGTERM)
-    run.finish(process)
+    saved = preempt(run, chance.randint(5, 15))
     limit = (run.folder / "checkpoint.pt").stat().st_size // 2
-    saved = run.status()["saved_step"]
     process = run.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     if run.finish(process) == 0 or run.step() != STEPS:
         raise UserError(f"with a full disk the run went to step {run.step()} and did not end with an error")
@@ -86,11 +89,7 @@ def disk_full(run: SmallRun, chance: random.Random) -> str:
 
 def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
     """Damage the newest checkpoint; the run must continue from the one before."""
-    process = run.launch()
-    wait(run, chance.randint(12, STEPS // 2), process)
-    kill(process.pid, signal.SIGTERM)
-    run.finish(process)
-    step = run.status()["saved_step"]
+    step = preempt(run, chance.randint(12, STEPS // 2))
     damage(run.folder / "checkpoint.pt", how, chance)
     run.finished()
     if "set aside as" not in run.printed():

@@ -24,7 +24,7 @@ from ssl.sources.shapes import render
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 IMAGES = 96
 STEPS = 48  # of a run: 2 epochs of 24 steps on one process, 16 epochs of 3 steps on eight
-TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # values of metrics.jsonl that differ from run to run
+TIMES = ("samples_per_second", "data_wait", "health_data_wait")  # in metrics.jsonl; they differ from run to run
 PATIENCE = 300  # seconds until a launch counts as hanging
 
 
