@@ -19,14 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py
 sys.path.append(str(ROOT))  # for train.py
 
-import argparse
 import json
 import statistics
 import subprocess
 import time
 
 import torch
-from measure import machine, write_json
+from measure import is_tiny, machine, part_parser, write_json
 from throughput import measure
 
 import train
@@ -167,14 +166,13 @@ def show(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, help="write the numbers to this file, and go on from it")
+    parser = part_parser(__doc__)
     parser.add_argument("--data_dir", help="CIFAR-10 as class folders in train/ and test/; unset: the rate alone")
     parser.add_argument("--runs", default="runs/gpu_cifar", help="where the run folders go")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which it stops")
     options = parser.parse_args()
-    tiny = not torch.cuda.is_available()
-    kind = "cpu" if tiny else "cuda"
+    tiny = is_tiny(options)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     results = dict(machine=machine(kind), tiny=tiny, images=50_000, batch_size=BATCH, epochs=EPOCHS, methods={})
     if options.data_dir is None:
         device = distributed.join("auto")

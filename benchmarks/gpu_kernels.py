@@ -14,14 +14,13 @@ import ssl
 
 ssl.__path__ = [str(Path(__file__).resolve().parents[1] / "ssl")]  # see ssl/__init__.py
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from losses import PLAIN, inputs, ours, step
-from measure import machine, medians, peak_memory, reset_peak, write_json
+from measure import is_tiny, machine, medians, part_parser, peak_memory, reset_peak, write_json
 from optimizers import contenders, launches, network
 
 from ssl.console import table
@@ -106,11 +105,9 @@ def show(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, help="write the numbers to this file")
-    options = parser.parse_args()
-    tiny = not torch.cuda.is_available()
-    kind = "cpu" if tiny else "cuda"
+    options = part_parser(__doc__).parse_args()
+    tiny = is_tiny(options)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     results = dict(machine=machine(kind), tiny=tiny, rows=[])
     for case in TINY_LOSSES if tiny else LOSSES:
         results["rows"].append(compare_loss(*case, kind))

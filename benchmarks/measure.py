@@ -1,5 +1,6 @@
-"""What the benchmarks share: turns, laps, peak memory, numbers on disk, and the machine's name."""
+"""What the benchmarks share: options, turns, laps, peak memory, numbers on disk, and the machine's name."""
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+
+def part_parser(description: str) -> argparse.ArgumentParser:
+    """The options of every part of gpu.sh."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", required=True, help="write the numbers to this file")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, on a GPU too: says whether it runs")
+    return parser
+
+
+def is_tiny(options: argparse.Namespace) -> bool:
+    return options.tiny or not torch.cuda.is_available()
 
 
 def medians(contenders: list[Callable], device: str, seconds: float = 6.0, most: int = 30) -> list[float]:

@@ -61,7 +61,7 @@ def plain_lamb(params, ms, vs, step: list[int], lr=1e-3, betas=(0.9, 0.999), eps
 
 def launches(function: Callable) -> int:
     """Kernels that one call starts on the GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
         function()
         torch.cuda.synchronize()
     return sum(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -16,10 +17,11 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path += [str(BENCHMARKS), str(ROOT)]
 
 import gpu_cifar
+import gpu_compiled
 import gpu_correct
 import gpu_kernels
+import gpu_machine
 import gpu_project
-import gpu_report
 import gpu_resnet50
 import measure
 import photographs
@@ -28,12 +30,13 @@ import throughput
 import turns
 from losses import plain_info_nce
 
+import train
 from ssl import losses
 from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.sources import datasets
 
-PARTS = ["correct", "kernels", "resnet50", "cifar", "project"]
+PARTS = ["machine", "correct", "resnet50", "compiled", "kernels", "cifar", "project"]
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +98,14 @@ def test_what_does_not_fit_is_told_and_ours_is_measured(monkeypatch):
     assert "does not fit" in gpu_kernels.show({"rows": [row]})
 
 
+def test_the_machine_is_measured_and_a_run_under_torchrun_continues(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        run(gpu_machine, tmp_path / "machine.json", monkeypatch)
+    results = json.loads((tmp_path / "machine.json").read_text())
+    assert ended.value.code == 0 and results["torchrun"]["same_bits"] and results["torchrun"]["backend"] == "gloo"
+    assert len(results["rows"]) == 7 and all(row["speed"] > 0 for row in results["rows"])
+
+
 @pytest.fixture(scope="module")
 def resnet50(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("gpu") / "resnet50.json"
@@ -105,11 +116,57 @@ def resnet50(tmp_path_factory) -> Path:
 
 def test_steps_are_timed_on_one_batch_on_jpegs_and_beside_the_published_loop(resnet50):
     results = json.loads(resnet50.read_text())
-    assert list(results["rows"]) == ["synthetic", "real JPEGs", "published, real JPEGs", "synthetic, batch 2"]
+    assert list(results["rows"]) == ["synthetic", "synthetic, batch 2", "real JPEGs, 1 workers", "published, JPEGs"]
     for row in results["rows"].values():
         assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3) and set(row["shares"]) == set(turns.PARTS)
         assert row["samples_per_second"] > 0 and row["peak_memory_mb"] > 0
     assert results["of_synthetic"] > 0 and results["of_published"] > 0 and results["input_samples_per_second"] > 0
+    times = [row["milliseconds"] for row in results["longest"]]
+    assert len(times) == 30 and times == sorted(times, reverse=True) and times[-1] > 0
+
+
+def test_a_compiled_step_is_timed_beside_an_eager_one_and_has_its_loss(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        run(gpu_compiled, tmp_path / "compiled.json", monkeypatch)
+    results = json.loads((tmp_path / "compiled.json").read_text())
+    assert ended.value.code == 0 and results["loss_apart"] <= gpu_compiled.TOLERANCE
+    assert list(results["rows"]) == ["synthetic, eager", "synthetic, compiled", "real JPEGs, compiled"]
+
+
+SMALL = "--encoder ssl.encoders.SmallResNet --encoder_kwargs {width:\\ 8,stages:\\ 2} --projector 64-64 --batch_size 12"
+
+
+def collectives(path: Path, world: int, settings: str) -> dict[str, dict]:
+    """What collectives.py counts for the small network."""
+    command = [sys.executable, str(BENCHMARKS / "collectives.py"), "--world", str(world), "--json", str(path)]
+    command += shlex.split(f"{SMALL} --amp off {settings}")
+    subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return json.loads(path.read_text())["sent"]
+
+
+def test_what_a_step_sends_is_counted_by_kind_and_agrees_with_the_projection(tmp_path):
+    settings = train.Settings(
+        encoder="ssl.encoders.SmallResNet", encoder_kwargs={"width": 8, "stages": 2}, projector="64-64"
+    )
+    model = train.Model(settings)
+    for world in (8, 32):
+        sent = collectives(tmp_path / "sent.json", world, "--dataset shapes")
+        norms = gpu_project.norm_messages(model, world)
+        assert sent["batch norm"] == {"messages": len(norms), "megabytes": pytest.approx(sum(norms) / 1e6, rel=1e-3)}
+        gradients = 2 * (world - 1) / world * 4 * sum(p.numel() for p in model.parameters())
+        assert sent["gradients"]["megabytes"] == pytest.approx(gradients / 1e6, rel=1e-3)
+        loss = gpu_project.loss_messages(world, 12, 64, torch.float32)
+        assert sent["loss"] == {"messages": len(loss), "megabytes": pytest.approx(sum(loss) / 1e6, rel=1e-3)}
+        assert sent["stop requests"]["messages"] == 1
+
+
+@pytest.mark.parametrize("method", ["simclr --accumulate 3", "supcon --balanced true --accumulate 3 --clip_grad 1"])
+def test_more_micro_batches_send_more_of_batch_norm_and_gradients_once(method, tmp_path):
+    once = collectives(tmp_path / "once.json", 8, f"--dataset shapes --method {method.split()[0]}")
+    more = collectives(tmp_path / "more.json", 8, f"--dataset shapes --method {method}")
+    # Twice forward, once back, where it was once each: exact accumulation computes the embeddings again.
+    assert more["batch norm"]["messages"] == 3 * once["batch norm"]["messages"] * 3 / 2
+    assert more["gradients"] == once["gradients"] and more["loss"]["messages"] == once["loss"]["messages"]
 
 
 def test_many_gpus_are_projected_from_the_measured_rate(resnet50, tmp_path, monkeypatch):
@@ -317,17 +374,16 @@ def test_training_goes_on_where_it_stood_and_says_when_a_goal_was_reached(tmp_pa
 
 
 def shell(tmp_path: Path, *arguments) -> tuple[int, list[str], str]:
-    """gpu.sh with a `timeout` and a python that only write down what they were asked: (status, asked, said)."""
+    """gpu.sh with a `timeout` that only writes down what it was asked: (status, asked, said)."""
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
     for name, body in {
         "timeout": 'echo "$@" >> "$ASKED"; case "$5" in *kernels*) exit 124;; *correct*) exit 1;; esac; touch "$7"',
-        "stub": 'echo "$@"',
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     asked = tmp_path / "asked"
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "stub", "ASKED": str(asked)}
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "python", "ASKED": str(asked)}
     process = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), "--out", str(tmp_path / "out"), *arguments],
         env=os.environ | environment,
@@ -342,7 +398,10 @@ def test_all_parts_together_end_within_nine_minutes(tmp_path, monkeypatch):
     assert [line.split()[4].split("gpu_")[1] for line in asked] == [f"{part}.py" for part in PARTS]
     assert sum(float(word) for line in asked for word in line.split()[1:3]) <= 540 - 5
     assert status == 1 and "kernels: cut short after" in said and "correct: failed" in said, said
-    assert said.rstrip().endswith(f"gpu_report.py {tmp_path / 'out'} {' '.join(PARTS)}")
+    states = [json.loads(line) for line in (tmp_path / "out" / "parts.jsonl").read_text().splitlines()]
+    assert [state["part"] for state in states] == PARTS
+    assert [state["state"] == "whole" for state in states] == [part not in ("correct", "kernels") for part in PARTS]
+    assert len(list((tmp_path / "out").iterdir())) <= 8
 
 
 def test_a_part_runs_alone_and_training_has_a_longer_limit_of_its_own(tmp_path):
@@ -355,12 +414,3 @@ def test_a_part_runs_alone_and_training_has_a_longer_limit_of_its_own(tmp_path):
     assert before.exists()  # training goes on from it
     status, _, said = shell(tmp_path, "resnet51")
     assert status == 2 and "resnet51 is none of" in said
-
-
-def test_the_report_holds_every_part_also_one_that_came_to_nothing(tmp_path):
-    for part, state in (("kernels", "whole"), ("cifar", "failed")):
-        (tmp_path / f"{part}.state.json").write_text(json.dumps({"part": part, "state": state, "seconds": 1}))
-    (tmp_path / "kernels.json").write_text('{"rows": []}')
-    found = gpu_report.collect(tmp_path, ["kernels", "cifar"])
-    assert found["kernels"]["results"] == {"rows": []} and found["cifar"]["results"] is None
-    assert found["cifar"]["state"] == "failed"

@@ -15,6 +15,9 @@ import json
 import os
 import runpy
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -241,10 +244,40 @@ class Stream:
     def wait_event(self, event): ...
 
 
+class Event:
+    """A time on the host's clock."""
+
+    def __init__(self, *_, **__):
+        self.at = 0.0
+
+    def record(self, *_) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.at - self.at)
+
+
 def pin_memory(self: torch.Tensor, *_) -> torch.Tensor:
     pinned = self.clone()
     pinned.pinned = True
     return pinned
+
+
+def to(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """`Tensor.to`, for which "cuda" is the pretended GPU; PyTorch's own would look for the driver."""
+    named = [GPU if x == "cuda" or (isinstance(x, torch.device) and x.type == "cuda") else x for x in args]
+    return plain_to(self, *named, **kwargs)
+
+
+plain_to = torch.Tensor.to
+
+
+def in_mode(function: Callable) -> Callable:
+    def within(*args):
+        with Mode():
+            return function(*args)
+
+    return within
 
 
 def pretend() -> contextlib.ExitStack:
@@ -273,11 +306,27 @@ def pretend() -> contextlib.ExitStack:
                 "Stream": Stream,
                 "stream": lambda stream: stream,
                 "current_stream": Stream,
+                "Event": Event,
+                "set_sync_debug_mode": nothing,  # the events here say who waits
+                "reset_peak_memory_stats": nothing,
+                "memory_allocated": lambda *_: 0,
+                "max_memory_allocated": lambda *_: 0,
+                "mem_get_info": lambda *_: (2**34, 2**34),
+                "get_device_capability": lambda *_: (9, 0),
             },
         ),
-        (torch.accelerator, {"is_available": there, "current_accelerator": lambda *_: GPU}),
+        (threading.Thread, {"run": in_mode(threading.Thread.run)}),  # a mode is its thread's alone
+        (
+            torch.accelerator,
+            {
+                "is_available": there,
+                "current_accelerator": lambda *_: GPU,
+                "current_device_index": lambda: 0,
+                "set_device_index": nothing,
+            },
+        ),
         (torch.cuda.amp.common, {"amp_definitely_not_available": lambda: False}),
-        (torch.Tensor, {"pin_memory": pin_memory, "record_stream": nothing}),
+        (torch.Tensor, {"pin_memory": pin_memory, "record_stream": nothing, "to": to}),
         (torch.optim.Optimizer, {"_accelerator_graph_capture_health_check": nothing}),
     ):
         for name, pretended in names.items():

@@ -4,7 +4,10 @@ The controls are encoders that wait, copy or mix on purpose, and are found.
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -215,3 +218,20 @@ def test_a_run_goes_back_after_steps_that_are_not_finite(net, images, tmp_path, 
     done, _ = train(tmp_path / "run", settings | net, steps=8, script=script)
     assert "going back to step 4" in done.stdout
     assert len((tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_benchmarks_of_a_gpu_run_on_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PRETENDED}" "{tmp_path}/events.json" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [running.ROOT / "benchmarks" / "gpu.sh", "--tiny", "--out", tmp_path / "out"],
+        env=os.environ | {"PYTHON": str(python), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    states = [json.loads(line) for line in (tmp_path / "out" / "parts.jsonl").read_text().splitlines()]
+    assert [state["state"] for state in states] == ["whole"] * 7, done.stdout + done.stderr
+    for state in states:
+        results = json.loads((tmp_path / "out" / f"{state['part']}.json").read_text())
+        assert "pretended GPU" in results.get("machine", results.get("measured_on"))
