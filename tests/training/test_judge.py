@@ -209,6 +209,30 @@ def test_random_numbers_are_put_back(images, tmp_path, monkeypatch, kept):
     assert states == [kept]
 
 
+class Drawing(Dropping):
+    """It draws whenever it is run, also in evaluation mode."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, training=True)
+
+
+def test_an_encoder_that_draws_is_judged_the_same_whatever_was_drawn_before(images, tmp_path, monkeypatch):
+    found, features = [], judging.Judge._features
+    monkeypatch.setattr(judging.Judge, "_features", lambda *a: found.append(features(*a)) or found[-1])
+
+    def twice(self, step, metrics, alive):
+        for seed in (5, 6):
+            torch.manual_seed(seed)
+            self._accuracies(self.model.encoder.eval(), alive)  # the control: only what is in the fork
+            torch.manual_seed(seed)
+            self._values(step, alive)
+
+    monkeypatch.setattr(judging.Judge, "judge", twice)
+    learn(images, tmp_path, encoder="test_judge.Drawing", max_steps=1, eval_every=1, eval_at_start="true")
+    assert len(found) == 8  # train and val, drawn and seeded, twice
+    assert not same(found[0:2], found[4:6]) and same(found[2:4], found[6:8])
+
+
 def judged_and_not(images: Path, folder: Path) -> list[dict]:
     """What this rank's network is after a training that was not judged, and after one that was."""
     models, model = [], train.Model
