@@ -67,9 +67,9 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     """Pre-train an encoder on images, without labels or (supcon) with them.
 
     The defaults are Barlow Twins on ImageNet as published. Over them lies the recipe of the method
-    and data set in configs/, or the file that --config names: that is then the whole recipe, at
-    any image size, unless it says `extends: FILE` (as seen from there) or `extends: auto` (the
-    recipe of the method and data set). The first line of a run names the files.
+    and data set in configs/, or the file that --config names: that file then replaces the recipe.
+    To build on another file, it says `extends: FILE`, a path relative to itself, or `extends: auto`,
+    the recipe of the method and data set. The first line of a run names the files.
     """
 
     # Where settings come from
@@ -92,7 +92,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
-    loss_scale: float = 0.03125  # Barlow Twins: 1/32, what the published 32-GPU code really trained with
+    loss_scale: float = 0.03125  # Barlow Twins: published code got 1/32 of the gradient on 32 GPUs (docs/settings.md)
     temperature: float = 0.1  # SimCLR and SupCon
     base_temperature: float | None = None  # SimCLR and SupCon: multiply the loss by temperature / this
     # Optimizer
@@ -218,7 +218,7 @@ def main() -> None:
     run.begin(first, last)
 
     # What a step uses and changes
-    guard = Guard(model, optimizer)  # before DDP: it moves the model's buffers
+    guard = Guard(model, optimizer)  # before DDP: it makes the model's buffers parts of one tensor
     warmup = settings.warmup_epochs * order.steps_per_epoch
     health = Health(settings.health_every, total, warmup, model.encoder, criterion, optimizer)
     known = before["bad_images"] if before else {}
@@ -264,41 +264,42 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
     model, optimizer, scaler, guard, health = state.model, state.optimizer, state.scaler, state.guard, state.health
     steps_per_epoch = session.log.order.steps_per_epoch
     backward = partial(scaled_backward, scaler, guard)
-    session.open()
-    session.judge_if_due()
+    session.open()  # the iterator of batches and the logs, at the step of `state`
+    session.judge_if_due()  # before the first step, and where a stop has cut an evaluation short
     while not session.is_over():
         guard.begin()  # it keeps the running statistics, to put back those of a bad step
         health.begin(state.step + 1)  # it measures every so many steps
         set_lr(optimizer, lr_factor(settings, state.step, steps_per_epoch) * settings.retry_lr**state.retries)
 
-        batches = session.read_step()  # this rank's micro-batches: two views of every image
+        # Micro-batches of this rank, two views of every image. Also begins to ask all ranks for stop requests.
+        batches = session.read_step()
         if settings.accumulate == 1:
-            z = embed(batches[0])  # embeddings (n, D) of view 1 and of view 2
+            z = embed(batches[0])  # finishes the views on the device; embeddings (n, D) of view 1 and of view 2
             loss = criterion(*z, *targets(criterion, batches))  # of the global batch, the same on every rank
             backward(loss)
         elif settings.accumulate_mode == "exact":
-            loss = accumulate_exact(batches, embed, criterion, backward)
+            loss = accumulate_exact(batches, embed, criterion, backward)  # the loss of all micro-batches together
         else:
-            loss = accumulate_split(batches, embed, criterion, backward)
+            loss = accumulate_split(batches, embed, criterion, backward)  # the mean of their losses
 
         scaler.unscale_(optimizer)  # only float16 has a scale
         if settings.clip_grad is None:
             norm = gradient_norm(optimizer)
         else:
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-        guard.judge(loss, norm)  # if they are not finite, optimizer.step() changes nothing
-        health.before_update()
-        optimizer.step()
+        guard.mark(loss, norm)  # sets the optimizer's found_inf, for all ranks alike
+        health.before_update()  # it measures the size of the update
+        optimizer.step()  # changes nothing if found_inf is set
         health.after_update()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        session.count_step()  # all ranks now know whether the run was asked to stop
+        session.count_step()  # all ranks now know of stop requests from before this step
 
         if health.watching:
             session.read_health(loss, norm)
         if state.step % settings.log_every == 0 or state.step == session.log.last:
-            session.log.write(state, loss, criterion.parts)
-            if guard.row >= settings.max_bad_steps:
+            session.log.write(state, loss, criterion.parts)  # reads the guard's marks, too
+            if guard.bad_in_a_row >= settings.max_bad_steps:
                 raise diverged(state, embed, criterion, batches)  # main goes back to the newest checkpoint
         session.judge_if_due()  # the encoder, on validation images
         session.save_if_due()

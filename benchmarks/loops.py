@@ -85,7 +85,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
         train.scaled_backward(scaler, guard, loss)
         lap("backward")
         scaler.unscale_(optimizer)
-        guard.judge(loss, gradient_norm(optimizer))
+        guard.mark(loss, gradient_norm(optimizer))
         guard.record.clear()  # train.py reads it at log steps
         optimizer.step()
         scaler.update()

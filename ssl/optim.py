@@ -223,7 +223,7 @@ class LAMB(_Layerwise):
         for state, p in zip(states, params):
             state["step"] = state["step"].to(p.device)  # a checkpoint is read on the CPU
         steps = [state["step"] for state in states]
-        updates = torch._foreach_mul(params, 0.0)  # zeros: Adam at rate -1 makes them the update u
+        updates = torch._foreach_mul(params, 0.0)  # zeros: Adam computes p - lr u, which is u for p = 0 and lr = -1
         torch._foreach_add_(steps, 1)
         torch._fused_adam_(
             updates,

@@ -150,7 +150,7 @@ def finish(
     mean: Tensor,
     std: Tensor,
     dtype: torch.dtype | None = None,
-    compiled: bool = False,
+    compile_views: bool = False,
 ) -> list[Tensor]:
     """The batch's views as the encoder reads them: normalised floats (N, C, size, size), channels last.
 
@@ -160,7 +160,7 @@ def finish(
     """
     if not batch.views[0][0].is_cuda:
         return [_in_groups(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
-    make = compiled_batch() if compiled else whole_batch
+    make = compiled_batch() if compile_views else whole_batch
     return [make(pixels, params, view, mean, std, dtype) for (pixels, params), view in zip(batch.views, views)]
 
 

@@ -165,7 +165,7 @@ class _Fit:
         if guard.record and not scaler.is_enabled():
             norm = torch.where(guard.record[-1][0] > 0, torch.nan, norm)
         self.unread.append({"loss": loss.detach()} | getattr(model.loss, "parts", {}))
-        guard.judge(loss, norm)
+        guard.mark(loss, norm)
         if not self.device_decides:
             del model.optimizer.found_inf
         if self.device_decides or not guard.last_step_was_bad():

@@ -129,8 +129,8 @@ def _gram(
     off_diag = (sums[0] - c.double().square().sum()).clamp_min(0).to(c.dtype)
     if not wants_grad:
         return on_diag, off_diag, None
-    # The gradient of a row is a sum of three rows: of the product, of the other view, its own. These are their factors,
-    # for both views side by side.
+    # The gradient of view 1 is product * (B a) + other * b - own * a, with one factor for each dimension; that of
+    # view 2 the same with a and b exchanged. The factors of both views are side by side.
     d = 2 * (c - 1) - 2 * lambd * c
     product, other = 2 * lambd / total**2 * scale, d.repeat(2) * scale / total
     own = (2 * lambd * sums[1:].to(c.dtype) + (d * c).repeat(2)) * scale / total

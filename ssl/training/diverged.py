@@ -20,5 +20,6 @@ def diverged(state: TrainState, embed: Embed, criterion: nn.Module, micro_batche
     faults = (first_fault(state.model, compute) for compute in again)
     first = next(filter(None, faults), "nothing, when computed once more: suspect the machine")
     return Diverged(
-        f"{state.guard.row} steps in a row, up to step {state.step}, had no finite gradient; first not finite: {first}"
+        f"{state.guard.bad_in_a_row} steps in a row, up to step {state.step}, had no finite gradient; "
+        f"first not finite: {first}"
     )

@@ -20,7 +20,7 @@ class Embed:
 
     `net` is what DDP and torch.compile make of the model: it maps views (n, C, size, size) to a tuple of outputs.
     `statistics` are mean and std of the pixels, one value a channel. On a GPU the views are of `dtype`, and with
-    `compiled` torch.compile makes one graph of their operations.
+    `compile_views` torch.compile makes one graph of their operations.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Embed:
         statistics: tuple[list[float], list[float]],
         device: torch.device,
         dtype: torch.dtype | None,
-        compiled: bool = False,
+        compile_views: bool = False,
     ):
         self.net, self.views, self.device, self.dtype = net, views, device, dtype
-        self.compiled = compiled
+        self.compile_views = compile_views
         self.mean, self.std = (torch.tensor(values, device=device) for values in statistics)
 
     def __call__(self, batch: Batch, net: nn.Module | None = None) -> tuple[Tensor, ...]:
@@ -44,7 +44,7 @@ class Embed:
     def pixels(self, batch: Batch) -> list[Tensor]:
         """The normalised views (n, C, size, size)."""
         with torch.no_grad():
-            return finish(batch, self.views, self.mean, self.std, self.dtype, self.compiled)
+            return finish(batch, self.views, self.mean, self.std, self.dtype, self.compile_views)
 
     def outputs(self, x: list[Tensor], net: nn.Module | None = None) -> tuple[Tensor, ...]:
         with autocast(self.dtype, self.device):
@@ -54,8 +54,8 @@ class Embed:
 def compiled(model: nn.Module) -> nn.Module:
     """`model` whose parts (encoder, projector or head) are one compiled graph each, which all views share.
 
-    It has the same weights. `model` itself is not compiled: it also judges, and looks for what is not finite. Compile
-    first, then wrap in DDP.
+    It has the same weights. `model` itself stays as it is: evaluations copy it, and the search for what is not finite
+    puts hooks on it. Compile first, then wrap in DDP.
     """
     torch._dynamo.config.optimize_ddp = False  # it would split the graphs again
     net = copy.copy(model)

@@ -23,7 +23,7 @@ class Guard:
         self.buffers = _join_buffers(model)
         self.before = [buffer.clone() for buffer in self.buffers]
         self.record: list[Tensor] = []  # of each step since the last `read`: is it bad, is the loss bad on this rank
-        self.row = 0  # bad steps in a row, up to the last step that was read
+        self.bad_in_a_row = 0  # bad steps in a row, up to the last step that was read
         self.total = 0  # bad steps in all
         self.left_out = 0  # steps that changed nothing; these include the overflows of a float16 scaler
 
@@ -42,7 +42,7 @@ class Guard:
         return torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, norm: Tensor) -> None:
+    def mark(self, loss: Tensor, norm: Tensor) -> None:
         """The step counts if `norm`, of the gradient of all ranks, is finite.
 
         If it does not count, the buffers are put back, and the next `optimizer.step()` changes nothing.
@@ -55,7 +55,7 @@ class Guard:
 
     def last_step_was_bad(self) -> bool:
         """Waits for the device."""
-        return bool(self.record[-1][0]) if self.record else self.row > 0
+        return bool(self.record[-1][0]) if self.record else self.bad_in_a_row > 0
 
     def read(self, overflow_is_bad: bool = True) -> list[tuple[int, list[int]]]:
         """The bad steps since the last call: (how many steps ago, ranks whose loss was not finite).
@@ -71,7 +71,7 @@ class Guard:
         for i in range(steps):
             ranks = [rank for rank, bad_losses in enumerate(everyone) if bad_losses[i]]
             fault = bool(bad[i]) and (overflow_is_bad or bool(ranks))
-            self.row = self.row + 1 if fault else 0
+            self.bad_in_a_row = self.bad_in_a_row + 1 if fault else 0
             self.total += fault
             if fault:
                 found.append((steps - 1 - i, ranks))
@@ -81,12 +81,12 @@ class Guard:
         return torch.stack(self.record, 1) if self.record else torch.zeros(2, 0)
 
     def state_dict(self) -> dict:
-        return {"record": self._recorded(), "row": self.row, "total": self.total, "left_out": self.left_out}
+        return {"record": self._recorded(), "row": self.bad_in_a_row, "total": self.total, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict) -> None:
         device = self.optimizer.param_groups[0]["params"][0].device
         self.record = list(state["record"].to(device).unbind(1))
-        self.row, self.total, self.left_out = state["row"], state["total"], state.get("left_out", 0)
+        self.bad_in_a_row, self.total, self.left_out = state["row"], state["total"], state.get("left_out", 0)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

@@ -51,7 +51,7 @@ class Health:
             self._listen(encoder, criterion)
 
     def _listen(self, encoder: nn.Module, criterion: nn.Module) -> None:
-        """Hooks are functions, not methods: a deep copy of the encoder would copy a method with this whole object."""
+        """Hooks are functions: deepcopy(encoder) copies its hooks, and with a method it would copy this object, too."""
 
         def keep_representation(module, inputs, output: Tensor) -> None:
             # At every step, also where it is not read: torch.compile then compiles one function, not two.
@@ -190,7 +190,7 @@ class Health:
             self.verdicts.write(step=step, rule=rule, words=words)
 
     def _is_best(self, step: int, epoch: float) -> bool:
-        """Only the first reading of each part of the run can be the best, and none while the run has collapsed."""
+        """The run is cut into equal parts: the first reading of each can be the best. If it has collapsed, none can."""
         scores = [reading.get("loss_of_unrelated", math.nan) for reading in self.readings]
         new_part = self._part(step) > self._part(step - self.every)
         if not new_part or len(scores) < health_rules.MEMORY or DISQUALIFYING_RULES & set(self.holding):

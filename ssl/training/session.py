@@ -43,7 +43,7 @@ class Session:
         return read
 
     def count(self, step: int) -> None:
-        """`step` steps are made. A request that came before the last of them began is now known to all ranks."""
+        """`step` steps are made. All ranks now know of a stop request that came before the last of them began."""
         self.run.step = step
         self.asked = self.requests.answer()
 

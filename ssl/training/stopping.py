@@ -60,7 +60,7 @@ class StopRequests:
             if not self.heard:
                 self.heard, self.since = number, time.monotonic()
                 if is_main():
-                    tell(f"{signal.Signals(number).name}: saving after this step, then leaving; again: at once")
+                    tell(f"{signal.Signals(number).name}: the run ends after the next step and saves; again: at once")
             elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
                 tell(f"{signal.Signals(number).name} again: leaving at once")
                 os._exit(128 + number)

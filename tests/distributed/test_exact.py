@@ -128,7 +128,7 @@ def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
         loss = LOSSES[loss_name](z1, z2, my_rows(LABELS, shards))[0]
         guard.begin()
         train.scaled_backward(scaler, guard, loss)
-        guard.judge(loss, gradient_norm(optimizer))
+        guard.mark(loss, gradient_norm(optimizer))
         optimizer.step()
         optimizer.zero_grad()
     return dict(start=start, end=model.state_dict(), loss=loss.detach())

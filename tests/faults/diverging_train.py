@@ -38,7 +38,7 @@ def init(self, settings, channels):
 
 train.lr_factor, train.set_lr, train.Model.__init__ = lr_factor, set_lr, init
 if os.environ.get("UNGUARDED"):
-    Guard.judge = lambda self, loss, norm: self.record.append(norm.new_zeros(2))
+    Guard.mark = lambda self, loss, norm: self.record.append(norm.new_zeros(2))
 
 if __name__ == "__main__":
     with one_line_errors("train.py"):

@@ -122,7 +122,7 @@ def test_a_second_interrupt_is_immediate_and_costs_no_checkpoint(new_run, altere
     assert run.wait_for_step(2, process), run.last_words()
     everybody = [process.pid, *descendants(process.pid)]
     kill(process.pid, signal.SIGINT)
-    wait_for_words(run, "SIGINT: saving after this step, then leaving; again: at once", process)
+    wait_for_words(run, "SIGINT: the run ends after the next step and saves; again: at once", process)
     kill(process.pid, signal.SIGINT)
     assert run.finish(process) == 128 + signal.SIGINT
     gone(everybody)

@@ -39,7 +39,7 @@ def step(model, optimizer, guard, seed, loss=lambda loss: loss):
     x = torch.randn(8, 3, 16, 16)
     value = loss(sum(z.square().mean() for z in model(x, x + 0.1)))
     (value * guard.scale(value)).backward()
-    guard.judge(value, gradient_norm(optimizer))
+    guard.mark(value, gradient_norm(optimizer))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -77,7 +77,7 @@ def test_a_bad_step_leaves_everything_as_if_it_had_not_been(optimizer, how):
 
 def test_without_the_guard_one_bad_step_ruins_the_weights():
     model, optimizer, guard = make()
-    guard.judge = lambda loss, norm: None
+    guard.mark = lambda loss, norm: None
     step(model, optimizer, guard, 0, SPOILT["nan"])
     assert not all(value.isfinite().all() for value in model.state_dict().values())
 
@@ -101,12 +101,12 @@ def test_bad_steps_are_counted_in_a_row_and_in_all():
         step(*parts, seed=0, loss=SPOILT["nan"] if bad else lambda loss: loss)
     assert guard.last_step_was_bad()
     assert guard.read() == [(3, [0]), (1, [0]), (0, [0])]
-    assert (guard.row, guard.total) == (2, 3)
+    assert (guard.bad_in_a_row, guard.total) == (2, 3)
     assert guard.last_step_was_bad() and guard.read() == []
     step(*parts, seed=0, loss=SPOILT["gradient"])
-    assert guard.read() == [(0, [])] and guard.row == 3
+    assert guard.read() == [(0, [])] and guard.bad_in_a_row == 3
     step(*parts, seed=0)
-    assert not guard.last_step_was_bad() and guard.read() == [] and (guard.row, guard.total) == (0, 4)
+    assert not guard.last_step_was_bad() and guard.read() == [] and (guard.bad_in_a_row, guard.total) == (0, 4)
 
 
 def test_with_a_scaler_a_gradient_alone_is_no_fault():

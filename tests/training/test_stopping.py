@@ -52,7 +52,7 @@ def test_a_signal_is_answered_at_a_step(tmp_path, number):
     process.send_signal(number)
     printed, told = process.communicate(timeout=300)
     assert printed == f"asked by {number.name}\n" and process.returncode == 75
-    assert told == f"{number.name}: saving after this step, then leaving; again: at once\n"
+    assert told == f"{number.name}: the run ends after the next step and saves; again: at once\n"
 
 
 def test_under_torchrun_leaving_politely_is_no_failure(tmp_path):
