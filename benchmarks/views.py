@@ -1,4 +1,4 @@
-"""What the operations of two views move through a GPU's memory: operations and bytes, counted on fake tensors.
+"""What the operations of two views move through a GPU's memory: operations and bytes, counted on tensors without numbers.
 
 python benchmarks/views.py --batch_size 256 --image_size 224
 
@@ -17,13 +17,11 @@ from collections import Counter
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ssl.augment import COLUMNS, View
-from ssl.data.loader import finish
-from ssl.data.worker import Batch
+from ssl.data.loader import whole_batch
 
 NOTHING = {
     "_unsafe_view",
@@ -59,14 +57,13 @@ def main() -> None:
     options = parser.parse_args()
     n, size = options.batch_size, options.image_size
     views = [View(size=size), View(size=size, blur_prob=0.1, solarize_prob=0.2)]
-    with FakeTensorMode(), torch.device("cuda"):
+    with torch.device("meta"):
         pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
-        params, index = torch.empty(n, len(COLUMNS)), torch.empty(n, dtype=torch.int64)
-        mean, std = torch.empty(3), torch.empty(3)
-        batch = Batch([(pixels, params)] * 2, index, index, seed=0)
-        finish(batch, views, mean, std)  # tables are made once
-        with Traffic() as traffic:
-            finish(batch, views, mean, std)
+        params, mean, std = torch.empty(n, len(COLUMNS)), torch.empty(3), torch.empty(3)
+        for traffic in (Traffic(), Traffic()):  # tables are made once
+            with traffic:
+                for view in views:
+                    whole_batch(pixels, params, view, mean, std, None)
     for name, count in traffic.count.most_common():
         print(f"{name:20}{count:5}{traffic.moved[name] / 1e9:9.2f} GB")
     print(f"{'all':20}{traffic.count.total():5}{traffic.moved.total() / 1e9:9.2f} GB")

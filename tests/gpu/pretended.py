@@ -313,6 +313,7 @@ def pretend() -> contextlib.ExitStack:
                 "max_memory_allocated": lambda *_: 0,
                 "mem_get_info": lambda *_: (2**34, 2**34),
                 "get_device_capability": lambda *_: (9, 0),
+                "is_current_stream_capturing": lambda: False,
             },
         ),
         (threading.Thread, {"run": in_mode(threading.Thread.run)}),  # a mode is its thread's alone
