@@ -1,4 +1,4 @@
-"""What the operations of two views move through a GPU's memory: operations and bytes, counted on tensors without numbers.
+"""What the operations of two views move through a GPU's memory: operations and bytes, counted on `meta`.
 
 python benchmarks/views.py --batch_size 256 --image_size 224
 

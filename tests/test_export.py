@@ -33,6 +33,11 @@ def needs(*packages: str):
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (requirements-dev.txt)")
 
 
+of_today = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="the exporter of PyTorch 2.6 does not fit the onnxscript of today"
+)
+
+
 @pytest.fixture
 def resnet_run(tmp_path) -> Path:
     """A run folder with a ResNet-18 of 64-pixel images in it, normalised in its own way."""
@@ -177,6 +182,7 @@ def test_the_normalisation_is_told(resnet_run, small_run, capsys):
 
 
 @needs("onnx", "onnxscript", "onnxruntime")
+@of_today
 def test_onnx_computes_the_same_for_any_number_of_images(small_run, capsys):
     import onnxruntime
 
@@ -337,13 +343,13 @@ def test_what_a_target_does_not_know_is_one_line(tmp_path, target):
         export.main([str(tmp_path), *net, "--image_size", "32", "--to", target])
 
 
-@pytest.mark.parametrize("target", ["torchvision", "safetensors", "timm", "onnx"])
+@pytest.mark.parametrize(
+    "target", ["torchvision", "safetensors", "timm", pytest.param("onnx", marks=[needs("onnxruntime"), of_today])]
+)
 def test_other_features_are_an_error_and_leave_no_file(resnet_run, monkeypatch, target):
     """A stand-in for every way to go wrong: the weights that are written are not the encoder's."""
     if target in ("safetensors", "timm"):
         pytest.importorskip(target)
-    if target == "onnx":
-        pytest.importorskip("onnxruntime")
     (resnet_run / "encoder.pt").rename(resnet_run / "other.pt")
     before = sorted(os.listdir(resnet_run))
     spoilt = lively(build_encoder("resnet18", 224)[0], seed=1)
