@@ -57,6 +57,7 @@ def test_the_view_has_the_type_and_layout_that_the_encoder_reads(dtype):
         assert torch.equal(x, plain.to(x.dtype))  # as the first convolution would round it
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6 compiles no table on meta")
 def test_the_graph_on_a_gpu_is_one_and_sends_nothing():
     """Where tables were made from Python numbers in the graph, each step would send them."""
     graphs = []
