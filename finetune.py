@@ -33,7 +33,7 @@ from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
-from ssl.encoders import build_encoder
+from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import classify
 from ssl.schedules import plateau, warmup_cosine
@@ -202,6 +202,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
     """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
     model, order = fit.model, trial.order
     view = random_view(settings)
+    of_pixels = model.dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
     mean, std = (torch.tensor(values, device=fit.device) for values in (settings.mean, settings.std))
     last = settings.epochs * order.steps_per_epoch
     batches = training_batches(trial.train, [view], order, fit.step, last, workers=settings.workers, device=fit.device)
@@ -214,7 +215,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
             model.encoder.eval()  # its running statistics do not change
 
         torch.manual_seed(batch.seed)  # for dropout
-        (x,) = finish(batch, [view], mean, std, model.dtype, settings.compile)  # random views (n, C, size, size)
+        (x,) = finish(batch, [view], mean, std, of_pixels, settings.compile)  # random views (n, C, size, size)
         logits = net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()

@@ -32,7 +32,7 @@ from ssl.data.cores import auto_workers
 from ssl.data.loader import training_batches
 from ssl.data.order import Order
 from ssl.distributed import is_main, world_size
-from ssl.encoders import build_encoder
+from ssl.encoders import build_encoder, is_known
 from ssl.errors import one_line_errors
 from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
@@ -226,7 +226,8 @@ def main() -> None:
     bad_images.note(data.bad)
     bad_images.agree()
     net = distributed.parallel(compiled(model) if settings.compile else model, device)
-    embed = Embed(net, views, statistics, device, dtype, settings.compile)
+    of_pixels = dtype if is_known(settings.encoder) else None  # another encoder may begin in float32
+    embed = Embed(net, views, statistics, device, dtype, of_pixels, settings.compile)
     shape = data.channels, settings.image_size, settings.image_size
     try_batch = partial(try_step, model, embed, optimizer, shape)
     failures.advise(partial(failures.batch_that_fits, try_batch, settings.batch_size, settings.accumulate))

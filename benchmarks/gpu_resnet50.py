@@ -22,7 +22,6 @@ sys.path.append(str(ROOT))  # for train.py
 
 import gc
 import itertools
-import os
 import tempfile
 from dataclasses import replace
 
@@ -35,6 +34,7 @@ from turns import summary, take_turn, turns_table
 
 import train
 from ssl import distributed
+from ssl.data.cores import usable_cores
 from ssl.errors import one_line_errors
 from ssl.settings import auto, config
 from ssl.sources import datasets
@@ -71,10 +71,6 @@ def timed(loop: Loop, steps: int, drain: int, batch: int, kind: str) -> dict:
     reset_peak(kind)
     found = summary([take_turn(loop, 1, steps, kind, drain)], steps * batch)
     return found | {"peak_memory_mb": peak_memory(kind) / 1e6}
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def longest_kernels(loop: Loop, kind: str) -> list[dict]:
@@ -131,7 +127,7 @@ def measure(settings: train.Settings, device: torch.device, tiny: bool, note) ->
     small = max(2, batch // 4)  # the published 2048, on each of 32 GPUs
     without_input(f"synthetic, batch {small}", batch_size=small)
 
-    for workers in [1] if tiny else [cores(), cores() - 2]:
+    for workers in [1] if tiny else [usable_cores(), max(1, usable_cores() - 2)]:
         name = f"real JPEGs, {workers} workers"
         # As many batches as workers have ready when nobody asks; then long enough for each worker to bring some.
         drain, long = 2 * workers, 3 if tiny else max(steps, 4 * workers)

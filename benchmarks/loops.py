@@ -66,7 +66,7 @@ def our_loop(settings: train.Settings, data: Images, device: torch.device) -> Lo
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     guard = Guard(model, optimizer)
     net = distributed.parallel(compiled(model) if settings.compile else model, device)
-    embed = Embed(net, views, statistics, device, dtype, settings.compile)
+    embed = Embed(net, views, statistics, device, dtype, dtype, settings.compile)
 
     def batches(start: int, stop: int) -> Iterator:
         return training_batches(data, views, order, start, stop, workers=workers, device=device)

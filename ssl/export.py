@@ -31,6 +31,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ssl import files
 from ssl.checkpoints import pretrained, safetensors, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import say
@@ -254,7 +255,8 @@ def write(name: Target, export: Export, folder: Path) -> str:
     path = folder / file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as unfinished:
+        files.remove_abandoned(folder.glob(f"{files.PARTIAL}*"))
+        with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=folder) as unfinished:
             words = convert(export, Path(unfinished) / file)
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

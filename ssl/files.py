@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def remove_abandoned(partial: Iterable[Path]) -> None:
     for path in partial:
         with contextlib.suppress(FileNotFoundError):  # another process may remove it, too
             if time.time() - path.lstat().st_ctime > ABANDONED:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def holds(path: Path, text: str) -> bool:

@@ -56,10 +56,11 @@ class RunFolder:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self.lock = lock(folder / "lock")
+                for partial in folder.glob(f"*{files.PARTIAL}*"):  # left by a process that was killed
+                    if not partial.is_dir():
+                        partial.unlink(missing_ok=True)
             except OSError as error:
                 raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
-            for partial in folder.glob(f"*{files.PARTIAL}*"):  # left by a process that was killed
-                partial.unlink(missing_ok=True)
             before = self._written_status()
             self.step, self.length = before.get("step", 0), before.get("of", 0)
             self.saved_step = before.get("saved_step")

@@ -172,7 +172,9 @@ def whole_batch(
 
 @functools.cache
 def compiled_batch() -> Callable[..., Tensor]:
-    return torch.compile(whole_batch)  # not fullgraph: what cannot be compiled runs as it is
+    # Not fullgraph: what cannot be compiled runs as it is. Not dynamic: a batch of another size, of validation, has a
+    # graph of its own, and that of training stays.
+    return torch.compile(whole_batch, dynamic=False)
 
 
 def _in_groups(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
     if settings.npz and "features" not in protocols:
         raise UserError("npz: features are written by --protocol features; add it")
     if settings.standardize and not {"probe", "knn"} & set(protocols):
-        raise UserError("standardize is for probe and knn; features are written as the encoder gives them")
+        raise UserError("standardize is for probe and knn; other protocols take features as the encoder gives them")
 
 
 def require_enough(train: Images | Split, protocols: list[str]) -> None:

@@ -30,7 +30,7 @@ from ssl.evaluation.inference import Reading
 
 SPLITS = ("train", "val", "test")
 SHARD = 1 << 29  # bytes; rank 0 holds one while it writes, and copies the last one
-OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt")
+OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt(\.partial-\d+)?")  # that: older versions
 
 
 @dataclass(frozen=True)

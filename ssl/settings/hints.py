@@ -129,7 +129,7 @@ def word_for(value, words: Iterable) -> str:
     for ours in words:
         if str(value).lower() in WORDS.get(ours, "").split():
             return f"; did you mean {ours!r}?"
-    return nearest(value, words, NEAR)
+    return nearest(value, words, 0.6)
 
 
 def _scripts_with(setting: str) -> str:

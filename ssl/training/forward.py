@@ -19,8 +19,8 @@ class Embed:
     """The views of a batch -> one output each, by `net` in mixed precision (`dtype`, None: float32).
 
     `net` is what DDP and torch.compile make of the model: it maps views (n, C, size, size) to a tuple of outputs.
-    `statistics` are mean and std of the pixels, one value a channel. On a GPU the views are of `dtype`, and with
-    `compile_views` torch.compile makes one graph of their operations.
+    `statistics` are mean and std of the pixels, one value a channel. `dtype` is that of mixed precision; None: float32.
+    On a GPU the views are of `of_pixels`, and with `compile_views` torch.compile makes one graph of their operations.
     """
 
     def __init__(
@@ -30,10 +30,11 @@ class Embed:
         statistics: tuple[list[float], list[float]],
         device: torch.device,
         dtype: torch.dtype | None,
+        of_pixels: torch.dtype | None = None,
         compile_views: bool = False,
     ):
         self.net, self.views, self.device, self.dtype = net, views, device, dtype
-        self.compile_views = compile_views
+        self.of_pixels, self.compile_views = of_pixels, compile_views
         self.mean, self.std = (torch.tensor(values, device=device) for values in statistics)
 
     def __call__(self, batch: Batch, net: nn.Module | None = None) -> tuple[Tensor, ...]:
@@ -44,7 +45,7 @@ class Embed:
     def pixels(self, batch: Batch) -> list[Tensor]:
         """The normalised views (n, C, size, size)."""
         with torch.no_grad():
-            return finish(batch, self.views, self.mean, self.std, self.dtype, self.compile_views)
+            return finish(batch, self.views, self.mean, self.std, self.of_pixels, self.compile_views)
 
     def outputs(self, x: list[Tensor], net: nn.Module | None = None) -> tuple[Tensor, ...]:
         with autocast(self.dtype, self.device):

@@ -104,7 +104,8 @@ def _join_buffers(model: nn.Module) -> list[Tensor]:
         sizes = [-(-buffer.numel() // 64) * 64 for buffer in own.values()]  # multiples of 64: kernels are faster so
         flat = next(iter(own.values())).new_zeros(sum(sizes))
         for (key, buffer), part in zip(own.items(), flat.split(sizes)):
-            views[key] = part[: buffer.numel()].view(buffer.shape).copy_(buffer)
+            # .data: each buffer has its own version for autograd, so one may change while backward needs another.
+            views[key] = part[: buffer.numel()].view(buffer.shape).copy_(buffer).data
         joined.append(flat)
     for module in model.modules():
         for name, buffer in module._buffers.items():

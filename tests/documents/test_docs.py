@@ -157,6 +157,7 @@ def is_there(name: str) -> bool:
         ("train.py --proj_input_dim 512", "here that is 'projector', see"),
         ("train.py --num_sanity_val_steps 0", "here is no such setting, nothing is tried out before training"),
         ("train.py --lerning_rate 1", "unknown setting --lerning_rate; did you mean 'lr'?"),
+        ("train.py --schedule cos", "did you mean 'cosine'?"),
         ("train.py --method vicreg", "'vicreg' is none of barlow_twins, simclr, supcon"),
         ("train.py --method SimCLR", "did you mean 'simclr'?"),
         ("train.py --method SCL", "did you mean 'supcon'?"),
