@@ -302,6 +302,8 @@ def test_a_rate_that_is_far_too_high_ends_the_run_and_saves_no_ruins(images, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_run_follows_the_eager_one(processes, images, tmp_path):
+    if processes > 1 and torch.__version__.startswith("2.6."):
+        pytest.skip("the compiler of PyTorch 2.6 makes wrong code of the sums of batch norm on several CPU processes")
     small = tiny(data_dir=images, max_steps=2, encoder_kwargs="{width: 8, stages: 1}", projector=8)  # few kernels
     for name in ("compiled", "eager"):
         run("train.py", *small, compile=name == "compiled", output_dir=tmp_path / name, processes=processes)
