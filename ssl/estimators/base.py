@@ -114,7 +114,7 @@ class Estimator(Params):
         net = self.runner or self.net
         device = next(self.net.parameters()).device
         with autocast(choose_precision(self.precision, device), device):
-            z1, z2 = net(batch_to(x1, device), batch_to(x2, device))
+            z1, z2 = net(*(batch_to(x, device, self.encoder) for x in (x1, x2)))
         self.loss.check = len(set(counts)) > 1  # a check waits for the device; where rows are uneven, the loss needs it
         loss = self.loss(z1, z2)
         return {"loss": loss, "z1": gather_rows(z1, counts), "z2": gather_rows(z2, counts), "y": y}
@@ -136,7 +136,7 @@ class Estimator(Params):
                 "transform_with_targets"
             )
         device = next(self.net.parameters()).device
-        return self.encoder(batch_to(batch, device))
+        return self.encoder(batch_to(batch, device, self.encoder))
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler | None]:
         """Make `optimizer` and `lr_scheduler` from the constructor's arguments, for the data that `fit` was given."""

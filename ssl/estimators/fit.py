@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssl import distributed
 from ssl.batch_norm import synchronise
 from ssl.data.order import hash32
-from ssl.distributed import gather_objects, rank, world_size
+from ssl.distributed import gather_numbers, gather_objects, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import arguments, optimization
 from ssl.estimators.network import to_device
@@ -51,6 +51,7 @@ class _Fit:
     The device decides whether a step is finite. A step that is not changes nothing, and nor do those after it. The
     host reads the decisions every READ_EVERY steps, and at the end of an epoch. `unread` holds the loss and its parts
     of each step since. Ranks send no message to agree: a loss that is not finite makes the gradient of all ranks NaN.
+    They do so at a reading under a float16 scaler, which leaves out steps by itself.
     """
 
     def __init__(self, model, train, val, resume: bool, device: torch.device):
@@ -103,7 +104,7 @@ class _Fit:
         try:
             self._steps(epoch, done)
         except BaseException:
-            self._settle()
+            self._settle(alone=True)
             raise
         steps = model.epoch_sums["steps"]
         metrics = {name: float(value) / steps for name, value in model.epoch_sums.items() if name != "steps"}
@@ -150,63 +151,70 @@ class _Fit:
         rehearse(model.net, loss)
 
     def _step(self, batch, number: int) -> None:
-        """One step of the optimizer. It changes nothing if it is not finite.
-
-        Nor does it if it follows such a step, except under a float16 scaler.
-        """
-        model, guard, scaler = self.model, self.guard, self.scaler
+        """One step of the optimizer. It changes nothing if it is not finite, or follows such a step."""
+        model, guard = self.model, self.guard
         guard.begin()
         try:
-            loss = self._backward(batch, number)
+            loss, spoilt = self._backward(batch, number)
+            guard.mark(spoilt, gradient_norm(model.optimizer))
+            if not self.device_decides:
+                del model.optimizer.found_inf
+            if self.device_decides or not guard.last_step_was_bad():
+                model.optimizer.step()
         except BaseException:
             guard.undo()
+            del guard.record[len(self.unread) :]
             raise
-        norm = gradient_norm(model.optimizer)
-        if guard.record and not scaler.is_enabled():
-            norm = torch.where(guard.record[-1][0] > 0, torch.nan, norm)
         self.unread.append({"loss": loss.detach()} | getattr(model.loss, "parts", {}))
-        guard.mark(loss, norm)
-        if not self.device_decides:
-            del model.optimizer.found_inf
-        if self.device_decides or not guard.last_step_was_bad():
-            model.optimizer.step()
-        scaler.update()
+        self.scaler.update()
 
-    def _backward(self, batch, number: int) -> Tensor:
-        """The loss. Dropout draws from (seed, step, rank), and not from the generator that loaders draw from."""
+    def _backward(self, batch, number: int) -> tuple[Tensor, Tensor]:
+        """The loss, and what was differentiated: the loss, or NaN after a step that was not finite.
+
+        An overflow of a float16 scaler is no such step; then a rank knows its own losses, and its NaN reaches all.
+        Dropout draws from (seed, step, rank), and not from the generator that loaders draw from.
+        """
         model, scaler = self.model, self.scaler
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(hash32(model.seed, model.step, rank(), 0xFFFE))
             loss = model.training_step(batch, number)["loss"]
             model.optimizer.zero_grad(set_to_none=True)
+            spoilt = loss
+            if self.guard.record:
+                bad, bad_loss = self.guard.record[-1]
+                spoilt = loss * torch.where((bad_loss if scaler.is_enabled() else bad) > 0, torch.nan, 1.0)
             # The loss is the global batch's, and DDP averages gradients.
-            scaler.scale(loss * world_size() * self.guard.scale(loss)).backward()
+            scaler.scale(spoilt * world_size() * self.guard.scale(spoilt)).backward()
         scaler.unscale_(model.optimizer)
-        return loss
+        return loss, spoilt
 
-    def _settle(self) -> UserError | None:
-        """Read the decisions. A step that was not finite is not counted; the error says which was the first.
+    def _settle(self, alone: bool = False) -> UserError | None:
+        """Read the decisions. Steps since the last that changed something are not counted; the error names the first.
 
-        A float16 scaler leaves steps out while it looks for its scale: they count, unless the scale is very low.
+        A float16 scaler leaves steps out while it looks for its scale: they count up to the first whose loss was bad
+        on some rank, unless the scale is very low. `alone`: the other ranks may not be here, and are not asked.
         """
         model, record, unread = self.model, self.guard.record, self.unread
         if not record:
             return None
-        bad, bad_loss = torch.stack(record, 1).tolist()
-        faults = bad_loss if self.scaler.is_enabled() and self.scaler.get_scale() >= 0.5 else bad
         self.guard.record, self.unread = [], []
-        for values, fault in zip(unread, faults):
-            if not fault:
-                found = {"steps": 1} | values
-                model.epoch_sums = {name: model.epoch_sums.get(name, 0) + value for name, value in found.items()}
-        if not any(faults):
+        bad, bad_loss = torch.stack(record, 1).tolist()
+        made = len(bad) - [*reversed(bad), 0].index(0)
+        if made < len(bad) and self.scaler.is_enabled() and not alone:
+            lost = [any(flags) for flags in zip(*gather_numbers([int(flag) for flag in bad_loss]))]
+            if any(lost):
+                made = lost.index(True)
+            elif self.scaler.get_scale() >= 0.5:
+                made = len(bad)
+        for values in unread[:made]:
+            found = {"steps": 1} | values
+            model.epoch_sums = {name: model.epoch_sums.get(name, 0) + value for name, value in found.items()}
+        if made == len(bad):
             return None
-        first = faults.index(1)
-        step, loss = model.step - len(faults) + first, unread[first]["loss"].item()
-        model.step -= int(sum(faults))
+        model.step -= len(bad) - made
         return UserError(
-            f"fit: at step {step} loss or gradient is not finite (loss {loss}), and the weights were left as they "
-            "were; lower learning_rate, or look at the samples"
+            f"fit: at step {model.step} loss or gradient is not finite (loss {unread[made]['loss'].item()}), and the "
+            "weights were left as they were; lower learning_rate, or look at the samples"
         )
 
     # Validation -----------------------------------------------------------------------
@@ -218,7 +226,7 @@ class _Fit:
         runner, model.runner = model.runner, None
         with drawn_from(model.seed):
             some = islice(self.validation.once(), batches)
-            losses = [model.validation_step(batch, i)["loss"].detach() for i, batch in enumerate(some)]
+            losses = [torch.as_tensor(model.validation_step(batch, i)["loss"]).detach() for i, batch in enumerate(some)]
         model.runner = runner
         model.net.train()
         if not losses:

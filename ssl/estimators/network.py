@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ssl.data.loader import sent
+from ssl.encoders import is_known
 
 
 class Network(nn.Module):
@@ -34,13 +35,24 @@ class Network(nn.Module):
         return h
 
 
-def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """`net` on the device. On a GPU the weights of its 2-D convolutions are channels last, which is faster there."""
+def channels_last(encoder: nn.Module, device: torch.device) -> bool:
+    """Whether images and 2-D convolutions are channels last, which is faster on a GPU.
+
+    The encoder's class is one of ours or torchvision's then: the user's code may call `view`, which needs contiguous.
+    """
+    kind = type(encoder)
+    return device.type == "cuda" and is_known(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def to_device(net: Network, device: torch.device) -> Network:
+    """`net` on the device, its 2-D convolutions channels last where that is faster."""
     net = net.to(device)
-    return convert_conv2d_weight_memory_format(net, torch.channels_last) if device.type == "cuda" else net
+    last = channels_last(net.encoder, device)
+    return convert_conv2d_weight_memory_format(net, torch.channels_last) if last else net
 
 
-def batch_to(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device, without a wait of the host. On a GPU images (n, C, H, W) are channels last."""
+def batch_to(x: Tensor, device: torch.device, encoder: nn.Module) -> Tensor:
+    """`x` on the device, without a wait of the host. Images (n, C, H, W) are channels last where that is faster."""
     x = sent(x, device) if x.device.type == "cpu" else x.to(device)
-    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda and x.ndim == 4 else x
+    last = x.ndim == 4 and channels_last(encoder, device)
+    return x.contiguous(memory_format=torch.channels_last) if last else x

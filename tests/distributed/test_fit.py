@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tempfile
+from functools import partial
 
 import pytest
 import torch
@@ -75,11 +76,11 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
 
 
-def fit_spoilt():
+def fit_spoilt(precision):
     """What a fit says whose loss is not finite on the last rank alone, and its weights."""
     x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
     made = dict(proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=3, random_state=0, device="cpu")
-    model = BarlowTwins(Encoder, views=noisy, batch_size=4, **made)
+    model = BarlowTwins(Encoder, views=noisy, batch_size=4, precision=precision, **made)
 
     def spoilt(batch, number):
         out = BarlowTwins.training_step(model, batch, number)
@@ -96,8 +97,9 @@ def fit_spoilt():
     }
 
 
-def test_all_processes_end_at_a_step_that_is_not_finite_on_one(tmp_path):
-    found = on_ranks(fit_spoilt, [2], tmp_path)[2]
+@pytest.mark.parametrize("precision", ["off", "fp16"])
+def test_all_processes_end_at_a_step_that_is_not_finite_on_one(precision, tmp_path):
+    found = on_ranks(partial(fit_spoilt, precision), [2], tmp_path)[2]
     for result in found:
         assert "at step 8 loss or gradient is not finite" in result["words"] and result["step"] == 8
         assert torch.equal(result["weights"], found[0]["weights"]) and result["weights"].isfinite().all()

@@ -595,6 +595,50 @@ def test_a_float16_scaler_leaves_steps_out_until_its_scale_is_right():
     assert weights(model).isfinite().all() and not torch.equal(weights(model), start)
 
 
+def test_after_a_loss_that_is_not_finite_nothing_changes_under_a_float16_scaler_either():
+    options = dict(precision="fp16", device="cpu", lr_scheduler="none")
+    model, start = make(**options), weights(make())
+
+    def spoilt(batch, number):
+        out = BarlowTwins.training_step(model, batch, number)
+        return out | {"loss": out["loss"] * (torch.nan if model.step == 6 else 1)}  # the fit reads it at step 10
+
+    model.training_step = spoilt
+    with pytest.raises(UserError, match=r"at step 6 loss or gradient is not finite \(loss nan\)"):
+        model.fit(numbers())
+    assert model.step == 6 and model.epoch_sums["steps"] == 1
+    before = weights(make(max_steps=6, **options).fit(numbers()))
+    assert torch.equal(weights(model), before) and not torch.equal(before, start)
+
+
+@pytest.mark.parametrize("optimizer", ["adamW", torch.optim.RMSprop])
+def test_a_step_in_which_the_optimizer_fails_is_not_counted(optimizer):
+    model, whole = make(optimizer=optimizer), make(optimizer=optimizer).fit(numbers())
+
+    def failing():
+        raise MemoryError
+
+    def step(batch, number):
+        if model.step == 7:
+            model.optimizer.step = failing
+        return BarlowTwins.training_step(model, batch, number)
+
+    model.training_step = step
+    with pytest.raises(MemoryError):
+        model.fit(numbers())
+    assert model.step == 7 and model.epoch_sums["steps"] == 2
+    del model.training_step, model.optimizer.step
+    model.fit(numbers(), resume=True)
+    assert torch.equal(weights(model), weights(whole)) and model.history == whole.history
+
+
+def test_the_loss_of_a_validation_may_be_a_plain_number():
+    model = make()
+    model.validation_step = lambda batch, number: {"loss": 0.25 + number}
+    model.fit(numbers(), TensorDataset(numbers(16)))
+    assert [line["val_loss"] for line in model.history] == [0.75] * 3
+
+
 def test_a_validation_that_is_not_finite_is_told():
     class Failing(Encoder):
         def forward(self, x):

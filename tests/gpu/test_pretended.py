@@ -177,15 +177,8 @@ ssl.__path__ = [{root!r} + "/ssl"]
 from ssl.estimators import SimCLR
 from nets import WithoutBuffers
 
-class Encoder(WithoutBuffers):
-    def forward(self, x):
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        assert self.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
-
-
 samples = torch.rand(64, 3, 16, 16)
-model = SimCLR(Encoder, None, 8, 8, 8, max_epochs=2, views=lambda x: x + 0.1 * torch.randn_like(x),
+model = SimCLR(WithoutBuffers, None, 8, 8, 8, max_epochs=2, views=lambda x: x + 0.1 * torch.randn_like(x),
                batch_size={batch}, random_state=0, device="cuda", precision={precision!r})
 model.fit(samples, torch.utils.data.TensorDataset(samples))
 model.save({file!r})
@@ -193,6 +186,46 @@ again = SimCLR.load({file!r}, WithoutBuffers, views=lambda x: x, device="cuda", 
 again.fit(samples, resume=True)
 assert again.transform(samples).shape == (64, 8)
 """
+
+
+FORMATS = """
+import sys
+import torch
+from torch import nn
+sys.path.insert(0, {root!r})
+import ssl
+ssl.__path__ = [{root!r} + "/ssl"]
+from ssl.encoders import SmallResNet
+from ssl.estimators import SimCLR
+
+class Viewing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8 * 16, 8)
+
+    def forward(self, x):
+        h = self.conv(x)
+        return self.out(h.view(len(h), -1))
+
+
+samples = torch.rand(64, 3, 16, 16)
+for encoder, conv, expected in ((SmallResNet(4, 1), "stem.0", True), (Viewing(), "conv", False)):
+    formats = set()
+
+    def note(layer, inputs):
+        formats.update(x.is_contiguous(memory_format=torch.channels_last) for x in (layer.weight, *inputs))
+
+    encoder.get_submodule(conv).register_forward_pre_hook(note)
+    model = SimCLR(encoder, None, 8, 8, 8, max_epochs=1, views=lambda x: x, batch_size=32, device="cuda")
+    assert model.fit(samples).transform(samples).shape == (64, 8)
+    assert formats == {{expected}}, (conv, formats)
+"""
+
+
+def test_images_of_an_estimator_are_channels_last_for_encoders_we_know_alone(tmp_path):
+    script = tmp_path / "formats.py"
+    script.write_text(FORMATS.format(root=str(running.ROOT)))
+    run(tmp_path / "events.json", script)
 
 
 def estimate(folder: Path, batch: int, precision: str) -> Counter:
