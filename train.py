@@ -77,7 +77,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     row: int | None = None  # which of the `rows` of that file, from 1
     # What to learn
     method: Literal["barlow_twins", "simclr", "supcon"] = "barlow_twins"  # loss and recipe; supcon: with labels
-    balanced: bool = False  # show every class as often, by labels: an epoch draws with replacement
+    balanced: bool = False  # draw every class equally often, with replacement, by labels
     image_size: int = 224  # pixels of a view's side
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
@@ -86,13 +86,13 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
     encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
     stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
-    projector: str = "8192-8192-8192"  # widths of the projector's layers, the last the embedding's; auto: by the images
+    projector: str = "8192-8192-8192"  # widths of its layers, the last the embedding's; auto: by the number of images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others
-    init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
+    init_format: pretrained.Kind | None = None  # what that file is; unset: recognised by its tensors' names
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
-    loss_scale: float = 0.03125  # Barlow Twins: published code got 1/32 of the gradient on 32 GPUs (docs/settings.md)
+    loss_scale: float = 0.03125  # Barlow Twins: 1/32, as the published training really had (docs/settings.md)
     temperature: float = 0.1  # SimCLR and SupCon
     base_temperature: float | None = None  # SimCLR and SupCon: multiply the loss by temperature / this
     # Optimizer
@@ -106,7 +106,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     bias_lr: float | None = 0.0048  # of biases and norms, before scaling; unset: the same as lr
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"  # lr x batch/256, x sqrt(batch), or as it is
     weight_decay: float = 1e-6  # of weights
-    exclude_bias_and_norm_wd: bool = True  # biases and norms do not decay, nor do lars and lamb adapt their rate
+    exclude_bias_and_norm_wd: bool = True  # no decay for biases and norms, and no trust ratio of lars and lamb
     momentum: float = 0.9  # of lars and sgd
     schedule: Literal["cosine", "cosine_by_epoch", "step"] = "cosine"  # after the warm-up
     warmup_epochs: float | Literal["auto"] = 10  # linear up to lr; auto: a tenth of the run, 10 at most
@@ -117,7 +117,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     clip_grad: float | None = None  # largest gradient norm
     sync_bn: bool = True  # batch norm over the global batch
     # Views
-    rotation_prob: float = 1.0  # probability
+    rotation_prob: float = 1.0  # of turning an image, by an angle up to `rotation`
     color_distortion_strength: float = 1.0  # multiplies jitter
     blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # auto: by the image size
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
@@ -135,14 +135,16 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     eval_at_start: bool = False  # judge the untrained encoder, too
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # What may go wrong with numbers
-    max_bad_steps: int = 10  # in a row may have no finite gradient, and are left out; then back to the last checkpoint
-    retry_lr: float = 0.5  # what lr is multiplied by from there on; a second time the run ends
+    max_bad_steps: int = 10  # after so many steps in a row without a finite gradient: back to the last checkpoint
+    retry_lr: float = 0.5  # lr is then multiplied by this; the second time the run ends
     # Run folder
     output_dir: str | None = None  # run folder; unset: runs/METHOD_DATASET
     save_steps: int | None = None  # also save every so many steps
     save_epochs: int | None = None  # also save every so many epochs
     log_every: int = 10  # steps between lines of metrics.jsonl
-    health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run, or each 100
+    health_every: int | Literal["auto"] | None = (
+        "auto"  # steps between readings of health; auto: 20 a run, at least each 100
+    )
 
 
 def main() -> None:
@@ -268,11 +270,11 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
     session.open()  # the iterator of batches and the logs, at the step of `state`
     session.judge_if_due()  # before the first step, and where a stop has cut an evaluation short
     while not session.is_over():
-        guard.begin()  # it keeps the running statistics, to put back those of a bad step
+        guard.begin()  # it copies the running statistics, to put them back after a bad step
         health.begin(state.step + 1)  # it measures every so many steps
         set_lr(optimizer, lr_factor(settings, state.step, steps_per_epoch) * settings.retry_lr**state.retries)
 
-        # Micro-batches of this rank, two views of every image. Also begins to ask all ranks for stop requests.
+        # Micro-batches of this rank, two views of every image. Also starts asking all ranks whether to stop.
         batches = session.read_step()
         if settings.accumulate == 1:
             z = embed(batches[0])  # finishes the views on the device; embeddings (n, D) of view 1 and of view 2
@@ -283,7 +285,7 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
         else:
             loss = accumulate_split(batches, embed, criterion, backward)  # the mean of their losses
 
-        scaler.unscale_(optimizer)  # only float16 has a scale
+        scaler.unscale_(optimizer)  # only float16 has a scale; instead of scaler.step there is found_inf, below
         if settings.clip_grad is None:
             norm = gradient_norm(optimizer)
         else:
@@ -294,7 +296,7 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
         health.after_update()
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        session.count_step()  # all ranks now know of stop requests from before this step
+        session.count_step()  # state.step += 1; all ranks now know of stop requests from before this step
 
         if health.watching:
             session.read_health(loss, norm)
@@ -309,7 +311,7 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
 def scaled_backward(scaler: torch.amp.GradScaler, guard: Guard, loss: Tensor) -> None:
     """Backward of `loss`, which is that of the global batch; with a loss that is not finite all gradients become NaN.
 
-    DDP divides the sum of all ranks' gradients by the world size; the factor `world_size()` undoes that.
+    DDP divides the sum of all ranks' gradients by the world size; the factor `world_size()` undoes the division.
     """
     scaler.scale(loss * world_size() * guard.scale(loss)).backward()
 

@@ -12,7 +12,7 @@ from ssl.distributed import gather_objects
 
 
 class Guard:
-    """Around every step: `begin`, then backward of `scale(loss) * loss`, then `judge`; at log steps `read`.
+    """Around every step: `begin`, then backward of `scale(loss) * loss`, then `mark`; at log steps `read`.
 
     A bad forward pass has changed the running statistics before its loss is known. So the guard keeps a copy of all
     buffers and puts them back. For that it makes the buffers of `model` parts of one tensor per dtype.
