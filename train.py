@@ -142,9 +142,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     save_steps: int | None = None  # also save every so many steps
     save_epochs: int | None = None  # also save every so many epochs
     log_every: int = 10  # steps between lines of metrics.jsonl
-    health_every: int | Literal["auto"] | None = (
-        "auto"  # steps between readings of health; auto: 20 a run, at least each 100
-    )
+    health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run
 
 
 def main() -> None:
