@@ -23,12 +23,13 @@ from dataclasses import replace
 import torch
 from loops import our_loop
 from measure import is_tiny, machine, part_parser, write_json
-from simulated import gradients
+from simulated import gradients, on_ranks
 from torch import Tensor
 
 import train
 from ssl import distributed
 from ssl.augment import View, apply, draw
+from ssl.batch_norm import SyncBatchNorm
 from ssl.console import table
 from ssl.data.images import Images
 from ssl.data.loader import finish
@@ -91,6 +92,27 @@ def ranks_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
     alone = gradients(lambda a, b: sup_con(a, b, labels.repeat(8), check=False)[0], z1, z2, world=1)
     yield check("SupCon, 8 ranks as 1: loss", apart(shared[0], alone[0]), 1e-5)
     yield check("SupCon, 8 ranks as 1: gradient", apart(shared[1], alone[1]), 1e-4)
+
+
+def batch_norm_agrees(device: torch.device, tiny: bool) -> Iterator[dict]:
+    """Batch norm of four simulated ranks with uneven rows, channels last, against PyTorch's of the whole batch."""
+    rows, channels = [1, 5, 2, 8], 8 if tiny else 256
+    x = 5 + 2 * torch.randn(sum(rows), channels, 7, 7, generator=torch.Generator().manual_seed(3)).to(device)
+    x = x.to(memory_format=torch.channels_last)
+
+    def passed(norm: torch.nn.Module, x: Tensor) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        y = norm.to(device)(x)
+        y.pow(3).sum().backward()
+        return [y.detach(), x.grad, norm.weight.grad, norm.running_mean, norm.running_var]
+
+    shares = on_ranks(4, lambda rank: passed(SyncBatchNorm(channels), x.split(rows)[rank]))
+    out, grad, weights, means, variances = zip(*shares)
+    found = torch.cat(out), torch.cat(grad), sum(weights), means[0], variances[0]
+    expected = passed(torch.nn.BatchNorm2d(channels), x)
+    names = "output", "gradient", "gradient of the weight", "running mean", "running variance"
+    for name, own, other in zip(names, found, expected):
+        yield check(f"batch norm, 4 ranks as 1: {name}", apart(own, other), 1e-3)  # a sum of large numbers
 
 
 def views_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
@@ -164,7 +186,7 @@ def trainings_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
 
 
 # What may take long last: a time limit then loses the least.
-CHECKS = [losses_agree, ranks_agree, views_agree, nothing_waits, trainings_agree]
+CHECKS = [losses_agree, ranks_agree, batch_norm_agrees, views_agree, nothing_waits, trainings_agree]
 
 
 def show(results: dict) -> str:

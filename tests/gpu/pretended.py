@@ -343,7 +343,9 @@ def pretend() -> contextlib.ExitStack:
 def main() -> None:
     file, script, *arguments = sys.argv[1:]
     sys.argv = [script, *arguments]
-    sys.path[:1] = [str(Path(script).resolve().parent), str(Path(__file__).parent)]
+    sys.path[:1] = [str(Path(script).resolve().parent), str(Path(__file__).parent), str(ROOT / "tests")]
+    import kernels  # noqa: F401, of batch norm on several GPUs
+
     try:
         with pretend():
             runpy.run_path(str(Path(script).resolve()), run_name="__main__")
