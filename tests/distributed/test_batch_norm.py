@@ -6,20 +6,15 @@ The kernels here are those of `kernels.py`, on the CPU.
 import kernels  # noqa: F401
 import pytest
 import torch
+from shards import SHARDS, N, close, my_rows, random
 from spawn import on_ranks
 from torch import nn
 
 from ssl.batch_norm import SyncBatchNorm, synchronise
-from ssl.distributed import rank, world_size
+from ssl.distributed import world_size
 from ssl.training.guard import Guard
 
 WORLDS = [2, 3, 4]
-N = 16
-SHARDS = {  # rows on each rank, by world size
-    "even": {1: [16], 2: [8, 8], 3: [6, 5, 5], 4: [4, 4, 4, 4]},
-    "uneven": {1: [16], 2: [11, 5], 3: [2, 13, 1], 4: [3, 1, 7, 5]},
-    "empty": {1: [16], 2: [0, 16], 3: [0, 0, 16], 4: [6, 0, 9, 1]},
-}
 CUMULATIVE = ["cumulative", "cumulative float64"]  # the kernels do not know them
 NORMS = {
     "2d": (lambda kind: kind(6, momentum=0.3), (6, 5, 3)),
@@ -44,15 +39,6 @@ class ByKernels(SyncBatchNorm):
 
 KINDS = {"sums": SyncBatchNorm, "kernels": ByKernels}
 CASES = [(kind, name) for kind in KINDS for name in NORMS if kind == "sums" or name not in CUMULATIVE]
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def my_rows(x, shards):
-    """This rank's share of the whole batch `x`."""
-    return x.split(SHARDS[shards][world_size()])[rank()]
 
 
 # What every process does ------------------------------------------------------
@@ -123,12 +109,6 @@ def results(tmp_path_factory):
 
 
 # What must agree --------------------------------------------------------------
-
-
-def close(got, expected, rtol):
-    """Relative to the size of the whole tensor."""
-    error, scale = (got.double() - expected.double()).norm(), expected.double().norm()
-    assert error <= rtol * scale, f"relative error {error / scale:.1e} > {rtol:.0e}"
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from shards import SHARDS, N, close, my_rows, random
 from spawn import on_ranks
 from torch import nn
 
@@ -18,12 +19,6 @@ from ssl.optim import LAMB, LARS, parameter_groups
 from ssl.training.guard import Guard, gradient_norm
 
 WORLDS = [2, 4]
-N = 16
-SHARDS = {  # rows on each rank, by world size
-    "even": {1: [16], 2: [8, 8], 4: [4, 4, 4, 4]},
-    "uneven": {1: [16], 2: [11, 5], 4: [3, 1, 7, 5]},
-    "empty": {1: [16], 2: [0, 16], 4: [6, 0, 9, 1]},
-}
 LABELS = torch.tensor([0, 1, 2, -1, 1, 1, -1, 0, 2, 2, -1, -1, 4, 0, 1, 3])
 LOSSES = {
     "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, 0.02, "gram"),
@@ -38,15 +33,6 @@ UNCHECKED = {
     "info_nce": lambda z1, z2, labels: info_nce(z1, z2, 0.2, block=3, check=False),
     "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels, 0.2, 0.07, block=5, check=False),
 }
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def my_rows(x, shards):
-    """This rank's share of the whole batch `x`."""
-    return x.split(SHARDS[shards][world_size()])[rank()]
 
 
 def whole(results, key):
@@ -164,12 +150,6 @@ def results(tmp_path_factory):
 
 
 # What must agree --------------------------------------------------------------
-
-
-def close(got, expected, rtol):
-    """Relative to the size of the whole tensor."""
-    error, scale = (got.double() - expected.double()).norm(), expected.double().norm()
-    assert error <= rtol * scale, f"relative error {error / scale:.1e} > {rtol:.0e}"
 
 
 @pytest.mark.parametrize("world", WORLDS)
