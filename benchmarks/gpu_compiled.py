@@ -16,21 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 ssl.__path__ = [str(ROOT / "ssl")]  # see ssl/__init__.py
 sys.path.append(str(ROOT))  # for train.py
 
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from unittest import mock
 
 import torch
-from gpu_resnet50 import IMAGES, forget, parse, rate, timed
+from gpu_resnet50 import forget, rate, run_part, timed
 from loops import Loop, loader_workers, our_loop
-from measure import is_tiny, machine, part_parser, synchronise, write_json
-from photographs import make_photographs
+from measure import machine, synchronise
 from throughput import synthetic
 from turns import turns_table
 
-from ssl import distributed
+import train
 from ssl.errors import one_line_errors
 from ssl.settings import auto
 from ssl.sources import datasets
@@ -50,7 +49,14 @@ def first_loss(loop: Loop, kind: str) -> tuple[float, float]:
     return loss, time.monotonic() - began
 
 
-def measure(settings, device: torch.device, tiny: bool, note) -> None:
+def measure(settings: train.Settings, device: torch.device, tiny: bool, note: Callable[[dict], None]) -> None:
+    compiler = partial(torch.compile, backend="eager") if tiny else torch.compile
+    with mock.patch.object(torch, "compile", compiler):
+        compare(settings, device, tiny, note)
+
+
+def compare(settings: train.Settings, device: torch.device, tiny: bool, note: Callable[[dict], None]) -> None:
+    """Eager, then compiled; `note(results)` after each measurement."""
     kind, batch, steps = device.type, settings.batch_size, 2 if tiny else 30
     data = datasets.load("folder", settings.data_dir, "unlabelled")
     auto.settle(settings, batch, len(data))
@@ -86,22 +92,7 @@ def show(results: dict) -> str:
 
 
 def main() -> None:
-    parser = part_parser(__doc__)
-    parser.add_argument("--data_dir", help="folder of photographs; unset: they are drawn")
-    options = parser.parse_args()
-    tiny = is_tiny(options)
-    device = distributed.join("auto")
-    torch.backends.cudnn.benchmark = True
-    latest: dict = {}
-
-    def note(results: dict) -> None:
-        latest.update(results)
-        write_json(options.json, latest)
-
-    compiler = partial(torch.compile, backend="eager") if tiny else torch.compile
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(torch, "compile", compiler):
-        where = options.data_dir or str(make_photographs(Path(folder), 16 if tiny else IMAGES))
-        measure(parse(where, tiny), device, tiny, note)
+    latest = run_part(__doc__, measure)
     print(f"{latest['machine']}\n{show(latest)}")
     sys.exit(not latest["loss_apart"] <= TOLERANCE)
 

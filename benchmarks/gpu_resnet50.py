@@ -23,6 +23,7 @@ sys.path.append(str(ROOT))  # for train.py
 import gc
 import itertools
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -176,8 +177,9 @@ def show(results: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = part_parser(__doc__)
+def run_part(description: str, measure: Callable) -> dict:
+    """A part of gpu.sh on photographs: read the command line, call `measure`, write what it notes; the last of that."""
+    parser = part_parser(description)
     parser.add_argument("--data_dir", help="folder of photographs; unset: they are drawn")
     options = parser.parse_args()
     tiny = is_tiny(options)
@@ -193,6 +195,11 @@ def main() -> None:
         latest["drawn"] = options.data_dir is None
         where = str(make_photographs(Path(folder), 16 if tiny else IMAGES)) if latest["drawn"] else options.data_dir
         measure(parse(where, tiny), device, tiny, note)
+    return latest
+
+
+def main() -> None:
+    latest = run_part(__doc__, measure)
     print(f"{latest['machine']}\n{show(latest)}")
 
 
