@@ -30,8 +30,7 @@ import torch
 import torch.distributed as dist
 from measure import write_json
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from traffic import Counted
 
 import train
 from ssl import distributed
@@ -54,34 +53,11 @@ KINDS = {  # by the file whose line sends; of several on the stack the innermost
 A_STEP = ("gradients", "batch norm", "loss", "stop requests", "guard")
 
 
-class Counted(TorchDispatchMode):
-    """Within, every collective is noted in `sent`: (kind, bytes that a rank of `world` sends in a ring)."""
+class ByKind(Counted):
+    """Notes in `sent` what it is for, too: (kind, bytes)."""
 
-    def __init__(self, world: int):
-        super().__init__()
-        self.world, self.sent = world, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.namespace == "c10d":
-            self.note(func._schema.name.split("::")[1], args)
-        return out
-
-    def note(self, name: str, args: tuple) -> None:
-        if name in ("allgather_", "_allgather_base_"):
-            gathered, (own, *_) = tree_leaves(args[0]), tree_leaves(args[1])
-            for part in gathered if name == "allgather_" else gathered[0].view(self.world, *own.shape):
-                part.copy_(own)  # rather than uninitialised memory
-            factor, tensors = (self.world - 1) / self.world, gathered
-        elif name == "allreduce_":
-            factor, tensors = 2 * (self.world - 1) / self.world, args[0]
-        elif name == "broadcast_":
-            factor, tensors = 1.0, args[0]
-        elif name == "barrier":
-            factor, tensors = 0.0, []
-        else:
-            raise NotImplementedError(f"collectives.py does not know what {name} sends")
-        self.sent.append((kind(), factor * sum(x.nbytes for x in tensors)))
+    def note(self, size: float) -> None:
+        self.sent.append((kind(), size))
 
 
 def kind() -> str:
@@ -95,9 +71,9 @@ def kind() -> str:
     return "?"
 
 
-def exchange_gradients(counted: Counted, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def exchange_gradients(counted: ByKind, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP's all-reduce of a bucket, which sends nothing: a mode does not see the one that C++ calls."""
-    counted.sent.append(("gradients", 2 * (counted.world - 1) / counted.world * bucket.buffer().nbytes))
+    counted.sent.append(("gradients", counted.ring(bucket.buffer().nbytes)))
     done = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done
@@ -106,7 +82,7 @@ def exchange_gradients(counted: Counted, bucket: dist.GradBucket) -> torch.futur
 @contextlib.contextmanager
 def pretended(world: int):
     """Rank 0 of `world` ranks, the others of which are not there. Yields the counter of what it sends."""
-    plain, counted = dist.init_process_group, Counted(world)
+    plain, counted = dist.init_process_group, ByKind(world, pretended=True)
 
     def join(*_, **__) -> None:
         plain("fake", rank=0, world_size=world, store=FakeStore())

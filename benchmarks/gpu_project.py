@@ -27,7 +27,7 @@ import torch.distributed as dist
 from measure import write_json
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from traffic import counted
+from traffic import Counted
 
 import train
 from ssl.console import table
@@ -53,11 +53,11 @@ def loss_messages(world: int, n: int, d: int, dtype: torch.dtype) -> list[float]
     z1, z2 = (torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2))
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
-        with counted(world, pretended=True) as sent:
+        with Counted(world, pretended=True) as counted:
             barlow_twins(z1, z2, check=False)[0].backward()
     finally:
         dist.destroy_process_group()
-    return sent
+    return counted.sent
 
 
 def norm_messages(model: nn.Module, world: int) -> list[float]:

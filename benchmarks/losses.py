@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from measure import machine, medians
 from torch import Tensor
-from traffic import counted
+from traffic import Counted
 
 from ssl.console import table
 from ssl.losses import barlow_twins, info_nce, sup_con
@@ -160,13 +160,13 @@ def count_bytes(rank: int, world: int, n: int, d: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world)
     result = {}
-    with counted(world) as sent:
+    with Counted(world) as counted:
         for dtype in (torch.float32, torch.bfloat16):
             z1, z2 = (z.detach().to(dtype).requires_grad_() for z in inputs(n // world, d, "cpu")[:2])
             for form in ("gram", "cross"):
-                sent.clear()
+                counted.sent.clear()
                 barlow_twins(z1, z2, form=form, check=False)[0].backward()
-                result[f"{form}, {str(dtype).removeprefix('torch.')} embeddings"] = sum(sent)
+                result[f"{form}, {str(dtype).removeprefix('torch.')} embeddings"] = sum(counted.sent)
     if rank == 0:
         Path(folder, "bytes.json").write_text(json.dumps(result))
     dist.destroy_process_group()
