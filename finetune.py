@@ -223,6 +223,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
         fit.scaler.update()
         fit.optimizer.zero_grad(set_to_none=True)
         fit.count_step(loss, order.batch_size)
+        log.progress.move(fit.step)
         session.count(fit.total_step())  # all ranks now know whether the run was asked to stop
 
         if fit.step % order.steps_per_epoch == 0:

@@ -39,19 +39,35 @@ def argument_parser(command: str, about: str) -> argparse.ArgumentParser:
 
 
 class Progress:
-    """A progress bar on a terminal, else a line every half minute. Only rank 0 prints."""
+    """A progress bar on a terminal, drawn at most twice a second; else a line every half minute. Only rank 0 prints."""
+
+    PAUSE = 0.5  # seconds between two drawings of the bar
 
     def __init__(self, total: int, start: int, unit: str = "step"):
         self.total, self.start, self.unit = total, start, unit
-        self.began, self.spoke = time.monotonic(), 0.0
+        self.began, self.spoke, self.noted = time.monotonic(), 0.0, 0.0
         self.terminal = is_main() and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not self.terminal)
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            unit=unit,
+            mininterval=self.PAUSE,
+            miniters=1,  # it looks at the clock after every step, not after a number of steps
+            dynamic_ncols=True,
+            disable=not self.terminal,
+        )
+
+    def move(self, step: int) -> None:
+        """Move the bar to `step` and keep its note. Without a terminal this prints nothing."""
+        self.bar.update(step - self.bar.n)
 
     def update(self, step: int, note: str = "") -> None:
         """`step` steps are done; `note` is shown beside them."""
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(step - self.bar.n)
         now = time.monotonic()
+        self.move(step)
+        shown = now - self.noted < self.PAUSE
+        self.bar.set_postfix_str(note, refresh=not shown)
+        self.noted = self.noted if shown else now
         if is_main() and not self.terminal and (now - self.spoke > 30 or step == self.total):
             self.spoke = now
             left = (now - self.began) / max(step - self.start, 1) * (self.total - step)

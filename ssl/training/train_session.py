@@ -72,6 +72,7 @@ class TrainSession(Session):
         """One step more is made. From here on, all ranks know whether the run was asked to stop."""
         self.state.step += 1
         self.count(self.state.step)
+        self.log.progress.move(self.state.step)
 
     def read_health(self, loss: Tensor, norm: Tensor) -> None:
         """Measure and judge the health of the run, and keep the encoder if it is the best."""
