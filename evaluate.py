@@ -41,9 +41,9 @@ from ssl.files import make_folder
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.settings.kinds import coerce
-from ssl.settings.shared import EncoderSettings, LabelSettings, MachineSettings
+from ssl.settings.shared import DATA, EncoderSettings, LabelSettings, MachineSettings
 from ssl.sources import datasets, labels, leaks
-from ssl.training import best_model
+from ssl.training import best_model, next_steps
 from ssl.training.precision import name_of
 from ssl.training.threads import settle_threads
 
@@ -95,10 +95,10 @@ def main() -> None:
     if settings.features:
         judge_features(settings, protocols)
     else:
-        judge_images(settings, protocols)
+        judge_images(settings, origin, protocols)
 
 
-def judge_images(settings: Settings, protocols: list[str]) -> None:
+def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str]) -> None:
     """Judge an encoder on images: extract their features, or train a head on views of them."""
     run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
     fill(settings, run)
@@ -155,6 +155,7 @@ def judge_images(settings: Settings, protocols: list[str]) -> None:
         about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
         found["of"] = about | results.about_protocols(settings, protocols)
         results.report(found, list(subjects), folder)
+    next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
 
 
 def judge_features(settings: Settings, protocols: list[str]) -> None:
@@ -180,6 +181,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     about = results.about_features(settings.features, found, train)
     judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
+    next_steps.after_judging(found.settings.get("model_path"), {name: found.settings.get(name) for name in DATA})
 
 
 # Settings -----------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings
 from ssl.sources import datasets, labels
 from ssl.sources.labelled import choose_labels, identity_of, load_splits
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, early_stopping, introduce, trainable
+from ssl.training import best_model, early_stopping, introduce, next_steps, trainable
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
@@ -195,7 +195,7 @@ def main() -> None:
             files.write_text(files.json_text(results[-1]), trial.folder / "results.json")
     session.end()
     best_model.report(results, folder)
-    say(f"test more   python finetune.py --test_only --model_path {folder} --data_dir OTHER")
+    next_steps.after_fine_tuning(folder, folder_of(settings, folder, 0))
 
 
 def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession) -> None:

@@ -43,7 +43,7 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
-from ssl.training import introduce, trainable
+from ssl.training import introduce, next_steps, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
@@ -256,8 +256,7 @@ def main() -> None:
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     health.sum_up()
     judge.sum_up()
-    if len(data.classes) > 1:
-        say(f"judge it    python evaluate.py --model_path {folder}")
+    next_steps.after_training(folder, data.classes)
 
 
 def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.Module, session: TrainSession) -> None:

@@ -9,6 +9,7 @@ from ssl.checkpoints import layouts, pretrained, torch_file
 from ssl.checkpoints.source_run import value
 from ssl.encoders import build_encoder, is_known, stem_for
 from ssl.errors import UserError
+from ssl.settings.command import quoted
 
 
 def architecture(
@@ -34,9 +35,10 @@ def architecture(
 def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
     """Raise `UserError` unless `encoder`, named by a file, is a ResNet or a class of ours or of torchvision."""
     if not is_known(encoder or ""):
+        kwargs = quoted(json.dumps(encoder_kwargs or {}))
         raise UserError(
             f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
-            f"trust it, pass --encoder {encoder} --encoder_kwargs '{json.dumps(encoder_kwargs or {})}'"
+            f"trust it, pass --encoder {quoted(str(encoder))} --encoder_kwargs {kwargs}"
         )
 
 

@@ -27,6 +27,7 @@ from ssl.evaluation.fixed_head import HeadSettings, fit_head
 from ssl.evaluation.metrics import percent, share
 from ssl.evaluation.probes import Heads, hits, hold_out_tenth, knn, sweep
 from ssl.files import json_lines
+from ssl.settings.command import command
 from ssl.sources.validation import Validation, validation_order
 from ssl.training.forward import Embed, whole_loss
 from ssl.training.log import Metrics
@@ -189,9 +190,9 @@ class Judge:
         if self.best:
             value = percent({"value_interval": self.best.get("interval", [0, 1])} | self.best, "value")
             path = self.run.folder / "encoder_best.pt"
-            head = " --protocol fixed" if self.settings.eval_head == "fixed" else ""
+            head = {"protocol": "fixed"} if self.settings.eval_head == "fixed" else {}
             say(f"best        {path}: linear {value} at epoch {self.best['epoch']:g}")
-            say(f"judge best  python evaluate.py --model_path {path}{head}")
+            say(f"judge best  {command('evaluate.py', model_path=path, **head)}")
 
     def state_dict(self) -> dict:
         return {"judged": self.judged, "values": self.values, "best": self.best}

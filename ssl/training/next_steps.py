@@ -1,0 +1,48 @@
+"""The last lines of a script: the commands that are useful next."""
+
+from pathlib import Path
+
+from ssl.console import say
+from ssl.settings.command import command
+from ssl.settings.shared import DATA
+from ssl.training import best_model
+
+PASSED_ON = (*DATA, "value_range", "mean", "std", "encoder", "encoder_kwargs", "stem")  # by evaluate.py to finetune.py
+
+
+def after_training(run: Path, classes: list[str]) -> None:
+    """The last lines of train.py. `classes` are those of its images: without two of them there is nothing to judge."""
+    if len(classes) > 1:
+        say(f"judge it    {command('evaluate.py', model_path=run)}")
+        say(f"fine-tune   {command('finetune.py', init=run)}")
+    else:
+        say(f"look at it  {command('ssl.report', run, '--pictures')}")
+
+
+def given(settings, origin: dict[str, str]) -> dict[str, object]:
+    """The settings of evaluate.py that the user has set and finetune.py needs again. `origin`: of `config.parse`."""
+    return {name: getattr(settings, name) for name in PASSED_ON if origin[name] != "default"}
+
+
+def after_judging(model: str | None, settings: dict[str, object]) -> None:
+    """The last lines of evaluate.py: fine-tune the encoder `model` with these settings, or test one that is fine-tuned.
+
+    Nothing is printed where `model` is None or is no longer there.
+    """
+    if model is None or not Path(model).exists():
+        return
+    run = Path(model) if Path(model).is_dir() else Path(model).parent
+    if best_model.is_of_finetuning(run):
+        say(_test_more(run))
+    else:
+        say(f"fine-tune   {command('finetune.py', init=model, **settings)}")
+
+
+def after_fine_tuning(run: Path, model: Path) -> None:
+    """The last lines of finetune.py. `run` is its run folder, `model` that of the first of its models."""
+    say(_test_more(run))
+    say(f"export      {command('ssl.export', model)}")
+
+
+def _test_more(run: Path) -> str:
+    return f"test more   {command('finetune.py', test_only=True, model_path=run, data_dir='OTHER')}"

@@ -1,0 +1,89 @@
+"""The last lines of the scripts: commands that a shell reads and that work as they are, also with blanks in paths."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import class_folders
+from PIL import Image
+from running import ROOT, options, run, small_finetuning, tiny
+
+QUICK = "--workers 0 --device cpu"
+
+
+def hint(printed: str, name: str) -> str:
+    """The command of the last lines that begins with this name."""
+    (line,) = [line for line in printed.splitlines() if line.startswith(f"{name:<12}")]
+    return line[12:]
+
+
+def shell(line: str, folder: Path) -> str:
+    """What a printed command prints: bash runs it, with this Python under the name `python`."""
+    (folder / "bin").mkdir(exist_ok=True)
+    python = folder / "bin" / "python"
+    if not python.exists():
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+    path = f"{python.parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory) -> tuple[Path, str]:
+    """(a folder with a blank in its name, what train.py printed): labelled images in it, and a run on them."""
+    home = tmp_path_factory.mktemp("my folder")
+    class_folders(home / "my images", {"train": (64, 0), "test": (21, 1)})
+    done = run("train.py", *tiny(epochs=1, warmup_epochs=0), data_dir=home / "my images", output_dir=home / "my run")
+    return home, done.stdout
+
+
+def test_the_commands_from_training_to_export_work_as_printed(journey):
+    home, printed = journey
+    judged = shell(f"{hint(printed, 'judge it')} --protocol knn {QUICK}", home)
+    assert (home / "my run" / "results.json").is_file()
+    assert hint(judged, "fine-tune") == hint(printed, "fine-tune")
+    quick = f"--epochs 1 --batch_size 12 {QUICK} --output_dir '{home / 'tuned run'}'"
+    tuned = shell(f"{hint(judged, 'fine-tune')} {quick}", home)
+    assert (home / "tuned run" / "best.pt").is_file()
+    shell(hint(tuned, "export"), home)
+    assert list((home / "tuned run").glob("*.safetensors"))
+    other = f"'{home / 'my images'}'"
+    tested = shell(f"{hint(tuned, 'test more').replace('OTHER', other)} {QUICK}", home)
+    assert str(home / "tuned run" / "test_my images") in tested
+    judged = shell(f"{hint(judged, 'fine-tune').split()[0]} evaluate.py --model_path '{home}/tuned run' {QUICK}", home)
+    assert hint(judged, "test more") == hint(tuned, "test more")
+
+
+def test_images_without_labels_lead_to_pictures(tmp_path):
+    (tmp_path / "my photos").mkdir()
+    for number in range(40):
+        pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "my photos" / f"{number}.png")
+    settings = tiny(epochs=1, warmup_epochs=0, output_dir=tmp_path / "a run", data_dir=tmp_path / "my photos")
+    done = run("train.py", *settings)
+    assert not [line for line in done.stdout.splitlines() if "evaluate.py" in line]
+    shell(hint(done.stdout, "look at it"), tmp_path)
+    assert (tmp_path / "a run" / "report.html").is_file() and (tmp_path / "a run" / "neighbours.png").is_file()
+
+
+def test_what_was_said_of_the_images_is_passed_on(journey):
+    """Judged on other images than the run's, by a table: the printed command fine-tunes on those."""
+    home, _ = journey
+    names = [path.relative_to(home / "my images") for path in sorted((home / "my images").rglob("*.png"))]
+    table = home / "my table.csv"
+    table.write_text("image,kind of\n" + "".join(f"{name},{name.parts[1]}\n" for name in names))
+    how = {"data_dir": home / "my images", "csv": table, "label_column": "kind of", "protocol": "features"}
+    done = run("evaluate.py", *options(model_path=home / "my run", output_dir=home / "judged", workers=0, **how))
+    tuned = home / "by table"
+    quick = small_finetuning(epochs=1, workers=0)[4:]
+    shell(f"{hint(done.stdout, 'fine-tune')} {' '.join(quick)} --output_dir '{tuned}'", home)
+    assert f"csv: {table}" in (tuned / "config.yaml").read_text()
+    # The same from the features, which know where they are from
+    again = run("evaluate.py", *options(features=home / "judged", protocol="knn"))
+    assert f"--csv '{table}'" in hint(again.stdout, "fine-tune")
