@@ -19,8 +19,9 @@ def encoder(path: str, **settings: Any) -> nn.Module:
 
     Images (N, C, H, W), normalised as in its training, -> representations (N, width). `settings` are encoder,
     encoder_kwargs, stem, image_size and init_format, as in `python evaluate.py --help`; unset ones come from the
-    config.yaml beside the file. A class that only config.yaml names is not imported unless it is of this project or
-    torchvision. The encoder's `normalisation` is {mean, std} for images in 0..1; None where they are not recorded.
+    config.yaml beside the file. A class that only config.yaml names is not imported unless it is of this project,
+    torchvision or timm. The encoder's `normalisation` is {mean, std} for images in 0..1; None where they are not
+    recorded.
     """
     network, source, _ = restore(path, **settings)
     network.normalisation = {"mean": source.mean, "std": source.std}

@@ -83,9 +83,9 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
     seed: int = 0  # of weights, order and views
     # Model
-    encoder: str = "resnet50"  # a torchvision ResNet, wide_resnet_28_10, or the dotted path of an nn.Module class
-    encoder_kwargs: dict = field(default_factory=lambda: {})  # arguments of that class
-    stem: Literal["auto", "imagenet", "small"] = "auto"  # auto: small (3x3, no max-pool) up to 64 pixels
+    encoder: str = "resnet50"  # torchvision's name (vit_b_16), timm/NAME, wide_resnet_28_10, or a class: package.Class
+    encoder_kwargs: dict = field(default_factory=lambda: {})  # further arguments of the encoder
+    stem: Literal["auto", "imagenet", "small"] = "auto"  # of ResNets; auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of its layers, the last the embedding's; auto: by the number of images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
     init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others

@@ -7,7 +7,7 @@ from torch import nn
 
 from ssl.checkpoints import layouts, pretrained, torch_file
 from ssl.checkpoints.source_run import value
-from ssl.encoders import build_encoder, is_known, stem_for
+from ssl.encoders import build_encoder, has_own_stem, is_known, stem_for
 from ssl.errors import UserError
 from ssl.settings.command import quoted
 
@@ -27,13 +27,13 @@ def architecture(
     if stem in (None, "auto") and encoder == run.get("encoder"):
         stem = value(run, "stem", str) or stem
     size = value(run, "image_size", int)
-    if stem == "auto" and size is not None:  # by the size in the run, whatever it is now
+    if stem == "auto" and size is not None and not has_own_stem(encoder):  # by the size in the run, whatever it is now
         stem = stem_for(size)
     return encoder, encoder_kwargs, stem
 
 
 def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
-    """Raise `UserError` unless `encoder`, named by a file, is a ResNet or a class of ours or of torchvision."""
+    """Raise `UserError` unless `encoder`, named by a file, is a model of ours, of torchvision or of timm."""
     if not is_known(encoder or ""):
         kwargs = quoted(json.dumps(encoder_kwargs or {}))
         raise UserError(

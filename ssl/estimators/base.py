@@ -198,7 +198,7 @@ class Estimator(Params):
     def load(cls, path, encoder=None, **params):
         """The estimator that `save` wrote. No code in the file is run. `params` replace arguments of the constructor.
 
-        Pass the class of the encoder as `encoder`, unless it is one of ours or of torchvision.models. Pass also what
+        Pass the class of the encoder as `encoder`, unless it is ours, torchvision's or timm's. Pass also what
         no file can hold and what you need: views, an optimizer's class.
         Raises `UserError` for a file that is damaged, or of another class or network.
         """

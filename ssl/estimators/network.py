@@ -38,7 +38,7 @@ class Network(nn.Module):
 def channels_last(encoder: nn.Module, device: torch.device) -> bool:
     """Whether images and 2-D convolutions are channels last, which is faster on a GPU.
 
-    The encoder's class is one of ours or torchvision's then: the user's code may call `view`, which needs contiguous.
+    The encoder's class is ours, torchvision's or timm's then: the user's code may call `view`, which needs contiguous.
     """
     kind = type(encoder)
     return device.type == "cuda" and is_known(f"{kind.__module__}.{kind.__qualname__}")

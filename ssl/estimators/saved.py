@@ -99,13 +99,16 @@ def _is_estimator(content) -> bool:
 
 
 def _known(path, content: dict) -> type[nn.Module]:
-    """The encoder's class, if it is ours or torchvision's, so that importing it runs no other code."""
+    """The encoder's class, if it is ours, torchvision's or timm's, so that importing it runs no other code."""
     name = content["encoder"]
     known = is_known(name) and "." in name
     if not known or content["instance"]:
         raise UserError(f"{path}: its encoder is a {one_line(name)}; pass that class, or an instance, as encoder=…")
     module, _, kind = name.rpartition(".")
-    kind = getattr(importlib.import_module(module), kind, None)
+    try:
+        kind = getattr(importlib.import_module(module), kind, None)
+    except ImportError as error:
+        raise UserError(f"{path}: its encoder, {one_line(name)}, cannot be imported ({one_line(error)})") from None
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
         raise UserError(f"{path}: its encoder, {one_line(name)}, is no nn.Module class here")
     return kind

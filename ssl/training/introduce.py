@@ -10,7 +10,7 @@ from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.values import tell_values
 from ssl.distributed import describe, world_size
-from ssl.encoders import SMALL_IMAGE, stem_for
+from ssl.encoders import SMALL_IMAGE, has_own_stem, short_name, stem_for
 from ssl.errors import one_line
 from ssl.settings.shared import TrainingSettings
 from ssl.sources.validation import Validation, validation_order
@@ -29,7 +29,7 @@ def tell_auto(settings, found: dict[str, tuple[object, str]]) -> None:
     """What `auto` became, and why. `found` is as of `auto.settle`."""
     for name, (value, why) in found.items():
         say(f"auto        {name} {value} ({why})")
-    if settings.stem == "auto" and "." not in settings.encoder:
+    if settings.stem == "auto" and "." not in short_name(settings.encoder) and not has_own_stem(settings.encoder):
         stem = stem_for(settings.image_size)
         say(f"auto        stem {stem} (views of {settings.image_size} pixels; small up to {SMALL_IMAGE})")
 

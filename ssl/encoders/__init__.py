@@ -4,13 +4,22 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from ssl.encoders.library import (
+    built,
+    nearest_name,
+    of_timm,
+    of_torchvision,
+    short_name,
+    torchvision_names,
+    with_channels,
+    without_classifier,
+)
 from ssl.errors import UserError
 from ssl.wide import WideResNet
 
@@ -42,17 +51,19 @@ class SmallResNet(nn.Module):
 
 
 def resnet_names() -> list[str]:
-    return [
-        name
-        for name in torchvision.models.list_models(torchvision.models)
-        if "resnet" in name or "resnext" in name
-        if "quant" not in name and "3d" not in name
-    ]
+    return [name for name in torchvision_names() if "resnet" in name or "resnext" in name]
 
 
 def is_known(name: str) -> bool:
-    """Whether building the encoder `name` imports nothing but our encoders and torchvision's models."""
-    return "." not in name or name.startswith(("ssl.encoders.", "ssl.preact.", "ssl.wide.", "torchvision.models."))
+    """Whether building the encoder `name` imports nothing but our encoders, torchvision's and timm's models."""
+    ours = ("ssl.encoders.", "ssl.preact.", "ssl.wide.")
+    return "." not in name or name.startswith((*ours, "torchvision.models.", "timm.models.", "timm/"))
+
+
+def has_own_stem(name: str | None) -> bool:
+    """Whether the encoder is a model of torchvision or timm that `stem` says nothing about."""
+    plain = short_name(name or "")
+    return plain.startswith("timm/") or plain in set(torchvision_names()) - set(resnet_names())
 
 
 def stem_for(image_size: int) -> str:
@@ -63,28 +74,40 @@ def stem_for(image_size: int) -> str:
 def build_encoder(
     name: str, image_size: int, stem: str = "auto", kwargs: dict | None = None, channels: int = 3
 ) -> tuple[nn.Module, int]:
-    """The encoder called `name` for images of so many channels, freshly initialised, and its representation's width.
+    """The encoder called `name` for images of so many pixels and channels, freshly initialised, and its width.
 
-    `name` is a torchvision ResNet ('resnet50'), 'wide_resnet_28_10' or the dotted path of an `nn.Module`
-    class ('timm.models.ConvNeXt'), built with `kwargs`. A torchvision ResNet loses its classifier and
-    starts every residual branch at zero. `stem`, of all that are no classes, is 'imagenet' (7×7, stride 2,
-    max-pool), 'small' (3×3, stride 1, no max-pool) or 'auto': small for images of at most 64 pixels. A class
-    that has an argument `in_channels` or `in_chans` is told of channels other than 3.
+    `name` is an image classifier of torchvision ('resnet50', 'vit_b_16'), 'timm/NAME' of a model of timm,
+    'wide_resnet_28_10', or the dotted path of an `nn.Module` class ('ssl.preact.ResNet50V2'). It is built with
+    `kwargs`. The classifier of torchvision's and timm's models is taken off. All other weights keep their names.
+
+    `stem` is for ResNets: 'imagenet' (7×7, stride 2, max-pool), 'small' (3×3, stride 1, no max-pool) or 'auto': small
+    for images of at most 64 pixels. Others have their own stem. torchvision's ResNets start every residual branch
+    at zero. A class that has an argument `in_channels` or `in_chans` is told of channels other than 3.
+
     Raises `UserError` for a name that is not there, cannot read the images or does not give (N, width).
     """
-    kwargs = kwargs or {}
+    kwargs, plain = kwargs or {}, short_name(name)
     small = (stem_for(image_size) if stem == "auto" else stem) == "small"
-    if "." in name:
-        encoder = _from_path(name, kwargs, channels)
-    elif name == "wide_resnet_28_10":
+    if stem == "small" and has_own_stem(name):
+        raise UserError(
+            f"stem: small is for ResNets, and {name} has its own stem; leave --stem out, or pass --stem auto"
+        )
+    if plain.startswith("timm/"):
+        encoder = of_timm(plain.removeprefix("timm/"), image_size, kwargs, channels)
+    elif "." in plain:
+        encoder = _from_path(plain, image_size, kwargs, channels)
+    elif plain == "wide_resnet_28_10":
         its_stem = {"in_channels": channels, "stem": "small" if small else "imagenet"}
-        encoder = _built(name, WideResNet, kwargs, its_stem | kwargs)
-    elif name in resnet_names():
-        encoder = _resnet(name, small, kwargs, channels)
+        encoder = built(plain, WideResNet, kwargs, its_stem | kwargs)
+    elif plain in resnet_names():
+        encoder = _resnet(plain, small, kwargs, channels)
+    elif plain in torchvision_names():
+        encoder = of_torchvision(plain, image_size, kwargs, channels)
     else:
         raise UserError(
-            f"encoder: {name!r} is neither a torchvision ResNet ({', '.join(resnet_names())}), nor wide_resnet_28_10, "
-            "nor the dotted path of an nn.Module class"
+            f"encoder: {name!r} is no image classifier of torchvision{nearest_name(name)}. Expected one of those "
+            "(resnet50, vit_b_16, convnext_tiny, ...), wide_resnet_28_10, timm/NAME, or the dotted path of an "
+            "nn.Module class"
         )
     return encoder, representation_width(encoder, image_size, channels)
 
@@ -112,7 +135,7 @@ def _resnet(name: str, small: bool, kwargs: dict, channels: int) -> ResNet:
     def make(**given) -> ResNet:
         return torchvision.models.get_model(name, weights=None, zero_init_residual=True, **given)
 
-    encoder = _built(name, make, kwargs, kwargs)
+    encoder = built(name, make, kwargs, kwargs)
     encoder.fc = nn.Identity()
     if small or channels != 3:
         shape = dict(kernel_size=3, padding=1) if small else dict(kernel_size=7, stride=2, padding=3)
@@ -123,7 +146,7 @@ def _resnet(name: str, small: bool, kwargs: dict, channels: int) -> ResNet:
     return encoder
 
 
-def _from_path(path: str, kwargs: dict, channels: int) -> nn.Module:
+def _from_path(path: str, image_size: int, kwargs: dict, channels: int) -> nn.Module:
     module_name, _, class_name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -131,18 +154,18 @@ def _from_path(path: str, kwargs: dict, channels: int) -> nn.Module:
         raise UserError(f"encoder: cannot import {path!r} ({error})") from None
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise UserError(f"encoder: {path!r} is not an nn.Module class")
-    takes = {"in_channels", "in_chans"} & set(inspect.signature(cls).parameters) if channels != 3 else ()
-    return _built(path, cls, kwargs, dict.fromkeys(takes, channels) | kwargs)
-
-
-def _built(name: str, make: Callable, kwargs: dict, arguments: dict) -> nn.Module:
-    """make(**arguments), of which the user gave `kwargs`."""
-    try:
-        return make(**arguments)
-    except Exception as error:  # also sizes that are negative, or no memory has room for
-        raise UserError(
-            f"encoder: {name} does not take encoder_kwargs {kwargs} ({type(error).__name__}: {error})"
-        ) from error
+    takes = set(inspect.signature(cls).parameters)
+    told = dict.fromkeys({"in_channels", "in_chans"} & takes, channels) if channels != 3 else {}
+    library = path.partition(".models.")[0]
+    if library in ("torchvision", "timm"):
+        told |= dict.fromkeys({"image_size", "img_size"} & takes, image_size)
+    as_it_is = "num_classes" in kwargs or "num_classes" not in takes
+    if library == "timm" and not as_it_is:
+        told |= {"num_classes": 0}
+    encoder = built(path, cls, kwargs, told | kwargs)
+    if library == "torchvision" and not as_it_is:
+        encoder = with_channels(without_classifier(encoder, path), channels)
+    return encoder
 
 
 @torch.no_grad()
