@@ -3,6 +3,7 @@
 python finetune.py --init runs/barlow_twins_shapes                   the run's own data set
 python finetune.py --init moco_v2.pth --method moco --data_dir DIR   class folders with train/, val/, test/
 python finetune.py --test_only --model_path RUN --data_dir OTHER     test a finished one on other images
+python finetune.py --predict IMAGES --model_path RUN                 predict the classes of images without labels
 python finetune.py --help                                            every setting
 """
 
@@ -35,11 +36,11 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import classify
+from ssl.evaluation import classify, predict, predictions
 from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
 from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings, ViewSettings
-from ssl.sources import datasets, labels
+from ssl.sources import datasets, labels, to_predict
 from ssl.sources.labelled import choose_labels, identity_of, load_splits
 from ssl.sources.slides import MAJOR
 from ssl.training import best_model, early_stopping, introduce, next_steps, trainable
@@ -47,7 +48,7 @@ from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
 from ssl.training.forward import compiled, rehearse
-from ssl.training.precision import autocast, choose_precision, name_of
+from ssl.training.precision import autocast, choose_precision
 from ssl.training.start import patience, start
 from ssl.training.stopping import StopRequests
 from ssl.training.threads import settle_threads
@@ -95,18 +96,21 @@ class Settings(EncoderSettings, LabelSettings, ViewSettings, TrainingSettings):
     grayscale: float = 0.0  # probability
     # Test
     test_only: bool = False  # test --model_path, train nothing
-    model_path: str | None = None  # with test_only: run folder of finetune.py, or its best.pt
+    predict: str | None = None  # folder, image or array: write what --model_path predicts for it, train nothing
+    model_path: str | None = None  # with test_only or predict: run folder of finetune.py, or its best.pt
     copies: int = 1  # 1: the plain image; more: mean of the scores of so many random views of it
     major: list[str] | None = None  # classes whose test images are also reported apart from the others; unset: tissue's
     runs: int = 1  # repeat with seed, seed + 1, ..., and report mean and standard deviation
     # Run folder
-    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET; of test_only MODEL/test_DATA
+    output_dir: str | None = None  # run folder; unset: runs/finetune_DATASET, MODEL/test_DATA or MODEL/predict_IMAGES
     save_minutes: float = 10.0  # between checkpoints; the end of every run is always saved
 
 
 def main() -> None:
     settings, origin = config.parse(Settings)
     auto.shorten_warmup(settings, origin)
+    if settings.predict is not None:
+        return predict_only(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
     if settings.init:
@@ -389,49 +393,75 @@ def score(
 ) -> dict[str, object]:
     """What `model`, of the content `best` of a best.pt, finds on the images `test`. Writes files into `folder`."""
     device = next(model.parameters()).device
-    copies = classify.Copies(settings.copies, random_view(settings), best["seed"]) if settings.copies > 1 else None
-    found = classify.test(model.eval(), test, settings, device, copies, folder)
+    found = classify.test(model.eval(), test, settings, device, copies_of(settings, best), folder)
     of = best_model.identity(settings, model, test, split)
     return {"seed": best["seed"], "best": best["best"], "test": found, "of": of}
 
 
-def test_only(settings: Settings, origin: dict[str, str]) -> None:
-    """Test a finished fine-tuning, on its own or on other images; of several runs each, and report their mean."""
-    if settings.model_path is None:
-        raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
-    models = best_model.models(Path(settings.model_path))
+def copies_of(settings: Settings, best: dict) -> classify.Copies | None:
+    """The random views whose scores are averaged; None where the plain image is scored."""
+    return classify.Copies(settings.copies, random_view(settings), best["seed"]) if settings.copies > 1 else None
+
+
+def load_model(settings: Settings, best: dict, path: Path, channels: int, device: torch.device) -> Model:
+    """The model of the best.pt at `path`, whose content is `best`."""
+    model = Model(settings, len(best["classes"]), channels, choose_precision(settings.amp, device))
+    best_model.load_weights(model, best, path)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def begin_with(settings: Settings, origin: dict[str, str]) -> tuple[dict[Path, dict], Path, torch.device]:
+    """({best.pt: its content}, their run folder, the device) of --model_path; take unset settings from the first."""
+    models = best_model.models(settings.model_path)
     first = next(iter(models))
-    own_data = settings.dataset is not None or settings.data_dir is not None
     best_model.take_settings(settings, origin, models[first]["settings"], first, FREE_TO_CHANGE)
     check(settings)
     device = start(settings)
     home = first.parent if len(models) == 1 else Path(settings.model_path)
+    settle_threads(run_folder.threads_of(home) or run_folder.threads_of(home.parent))  # home may be one of several runs
+    introduce.tell_model(models, settings, device)
+    return models, home, device
+
+
+def test_only(settings: Settings, origin: dict[str, str]) -> None:
+    """Test a finished fine-tuning, on its own or on other images; of several runs each, and report their mean."""
+    own_data = settings.dataset is not None or settings.data_dir is not None
+    models, home, device = begin_with(settings, origin)
     which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
     folder = Path(settings.output_dir or home / f"test_{which}")
     run = RunFolder(folder, settings.keep_checkpoints)
-    settle_threads(run_folder.threads_of(home) or run_folder.threads_of(home.parent))  # home may be one of several runs
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
 
     split = "all" if own_data else "test"  # all images of other data, except those that are kept for training
     data = datasets.load_labelled(settings, split)
-    say(f"model       {', '.join(map(str, models))}: {settings.encoder}, views of {settings.image_size} px")
     say(f"data        {settings.dataset}: {introduce.class_counts(data)}")
-    say(f"precision   {name_of(settings.amp, device)}")
     tell_values(data)
-    learnt_from.check(first, data, settings.data_dir)
+    learnt_from.check(next(iter(models)), data, settings.data_dir)
     results = []
     for path, best in models.items():
         shown = best_model.with_classes_of(best, path, data)
         labels.require_named(settings.major, shown.classes)
-        model = Model(settings, len(shown.classes), data.channels, choose_precision(settings.amp, device))
-        best_model.load_weights(model, best, path)
-        model = model.to(device, memory_format=torch.channels_last)
+        model = load_model(settings, best, path, data.channels, device)
         place = files.make_folder(folder if len(models) == 1 else folder / path.parent.name)
         results.append(score(settings, model, best, shown, place, split))
     distributed.leave()
     run.end("finished", "")
     best_model.report(results, folder)
+    next_steps.after_test(next(iter(models)).parent)
+
+
+def predict_only(settings: Settings, origin: dict[str, str]) -> None:
+    """Write predictions.csv: what the model of a finished fine-tuning predicts for the images of --predict."""
+    to_predict.take(settings)
+    models, home, device = begin_with(settings, origin)
+    path, best = best_model.only_one(models)
+    images = to_predict.load(settings)
+    best_model.require_as_trained(settings, images, best["settings"], path)
+    file = predictions.new_file(settings.output_dir or home / f"predict_{Path(settings.csv or settings.data_dir).name}")
+    model = load_model(settings, best, path, images.channels, device).eval()
+    predict.write(model, images, best["classes"], settings, device, copies_of(settings, best), file)
+    distributed.leave()
 
 
 # Settings --------------------------------------------------------------------------
@@ -451,11 +481,12 @@ def check(settings: Settings) -> None:
     settings.major = settings.major or MAJOR.get(settings.dataset)
     settings.warmup_epochs = auto.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)
-    if settings.model_path is not None and not settings.test_only:
-        raise UserError("model_path: names the model that --test_only tests; the encoder to start from is --init")
+    trains = not settings.test_only and settings.predict is None
+    if settings.model_path is not None and trains:
+        raise UserError("model_path: names the model that --test_only tests or --predict uses; to start from: --init")
     ranges.check(settings)
     ranges.check_training(settings)
-    if settings.init is None and not settings.test_only and settings.method not in (None, "baseline"):
+    if settings.init is None and trains and settings.method not in (None, "baseline"):
         raise UserError("method says how to read a file of weights; name it with --init")
     if settings.warmup_epochs and settings.schedule == "plateau":
         raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")

@@ -70,9 +70,9 @@ class Order:
 
 @dataclass(frozen=True)
 class SequentialOrder:
-    """All `count` images in order, once an epoch. The first images fill up the last batch.
+    """`count` images in order, from number `first` on, once an epoch. The first of them fill up the last batch.
 
-    Global batch b holds the images b · G to (b + 1) · G - 1, rank by rank.
+    Global batch b holds the images first + b · G to first + (b + 1) · G - 1, rank by rank.
     """
 
     count: int
@@ -80,6 +80,7 @@ class SequentialOrder:
     world_size: int
     seed: int
     accumulate: int = 1
+    first: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +90,7 @@ class SequentialOrder:
         """(epoch, indices, repeats) of `step`, as in `Order`. An image that fills up the last batch looks the same."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = (batch * self.world_size + rank) * self.batch_size
-        index = torch.arange(start, start + self.batch_size) % self.count
+        index = self.first + torch.arange(start, start + self.batch_size) % self.count
         return epoch, index, torch.zeros_like(index)
 
     def batch_seed(self, step: int, micro: int, rank: int) -> int:

@@ -32,6 +32,21 @@ class Copies:
     seed: int
 
 
+def of_image(predict: Predict) -> Predict:
+    """The log-probabilities of images as they are, float64."""
+    return lambda x: predict(x).double().log_softmax(1)
+
+
+def mean_of_copies(
+    predict: Predict, data: Images, copies: Copies, how: inference.Reading, title: str | None, rows: range | None = None
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """The log-probabilities of the means over copies, as of `inference.mean_over_views`."""
+    found, read, bad = inference.mean_over_views(
+        lambda x: predict(x).double().softmax(1), data, copies.view, copies.count, copies.seed, how, title, rows
+    )
+    return found.clamp(min=1e-300).log(), read, bad
+
+
 def score(
     predict: Predict,
     data: Images,
@@ -47,12 +62,9 @@ def score(
     """
     how = inference.Reading.of(settings, device)
     if copies is None:
-        found, read, bad = inference.outputs(lambda x: predict(x).double().log_softmax(1), data, how, title)
+        found, read, bad = inference.outputs(of_image(predict), data, how, title)
     else:
-        found, read, bad = inference.mean_over_views(
-            lambda x: predict(x).double().softmax(1), data, copies.view, copies.count, copies.seed, how, title
-        )
-        found = found.clamp(min=1e-300).log()
+        found, read, bad = mean_of_copies(predict, data, copies, how, title)
     images = inference.readable(data, read, bad, settings.max_bad_fraction)
     if not len(images):
         raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(bad))}")

@@ -103,13 +103,23 @@ def shown(batches: Iterator, total: int, each: int, unit: str, title: str | None
 
 @torch.no_grad()
 def mean_over_views(
-    net: Net, data: Images, view: View, copies: int, seed: int, how: Reading, title: str | None = None
+    net: Net,
+    data: Images,
+    view: View,
+    copies: int,
+    seed: int,
+    how: Reading,
+    title: str | None = None,
+    rows: range | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """As `outputs`, but the mean of `net` over `copies` random views of every image (test-time augmentation).
 
-    The view gives the size. View c of image i is drawn from (seed, c, i): batches and processes change nothing.
+    The view gives the size. View c of image i is drawn from (seed, c, i): batches and processes change nothing. `rows`:
+    of these consecutive images alone.
     """
-    order = SequentialOrder(len(data), min(how.batch_size, -(-len(data) // world_size())), world_size(), seed)
+    rows = range(len(data)) if rows is None else rows
+    batch_size = min(how.batch_size, -(-len(rows) // world_size()))
+    order = SequentialOrder(len(rows), batch_size, world_size(), seed, first=rows.start)
     statistics = how.statistics()
     steps = copies * order.steps_per_epoch
     parts, index, unread = [], [], {}
@@ -120,12 +130,12 @@ def mean_over_views(
         parts.append(gather_rows(_wide(net(x)), counts))
         index.append(gather_rows(batch.index.to(how.device), counts))
         unread |= dict(batch.bad)
-    found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(data)]
-    index = torch.cat(index).view(copies, -1)[:, : len(data)]
+    found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(rows)]
+    index = torch.cat(index).view(copies, -1)[:, : len(rows)]
     # The loader shows another image in place of a file that cannot be read.
-    read = (index == torch.arange(len(data), device=how.device)).all(0)
+    read = (index == torch.arange(rows.start, rows.stop, device=how.device)).all(0)
     found = found.mean(0)
-    _require_finite(found, read, data, 0)
+    _require_finite(found, read, data, rows.start)
     return found, read, from_all_ranks(unread)
 
 

@@ -2,13 +2,18 @@
 
 import csv
 import io
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ssl.files import write_text
+from ssl.distributed import is_main
+from ssl.errors import UserError
+from ssl.files import make_folder, replacing, write_text
 
 # A spreadsheet runs a cell that begins with one of these (the wide ones in some languages). Names of files and classes
 # may be hostile.
@@ -32,6 +37,44 @@ def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: 
     for name, label, best, row in zip(names, labels.tolist(), predicted, scores.tolist(), strict=True):
         rows.writerow([_cell(name), shown[label] if label >= 0 else "", shown[best], *row])
     write_text(text.getvalue(), path)
+
+
+def new_file(folder: str | Path) -> Path:
+    """Make `folder`, and return where predictions.csv goes. Raises `UserError` where there is one already."""
+    path = make_folder(Path(folder)) / "predictions.csv"
+    if is_main() and os.path.lexists(path):
+        raise UserError(f"output_dir: {path} is there already; name another folder with --output_dir, or remove it")
+    return path
+
+
+class Row(NamedTuple):
+    """An image to predict: its name, and the probability of every class; or, without these, why it cannot be read."""
+
+    name: str
+    scores: list[float] | None
+    unread: str = ""
+
+
+def write_rows(path: Path, rows: Iterable[Row], root: str, classes: list[str]) -> Counter:
+    """Write `rows` as they come; return how many images each class is predicted for, by its name.
+
+    The cells: name below `root`, predicted, its probability, `score_CLASS` for every class, and `unread`. Names are
+    written as `write_predictions` does. If anything is raised, there is no file, or an earlier one is unchanged.
+    """
+    shown = [_cell(name) for name in classes]
+    counts: Counter = Counter()
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["name", "predicted", "probability", *(f"score_{name}" for name in shown), "unread"])
+        for name, scores, unread in rows:
+            name = _cell(name.removeprefix(root))
+            if scores is None:
+                table.writerow([name, "", "", *[""] * len(classes), _cell(unread)])
+                continue
+            best = max(range(len(classes)), key=scores.__getitem__)  # the first of equals, as argmax
+            counts[classes[best]] += 1
+            table.writerow([name, shown[best], scores[best], *scores, ""])
+    return counts
 
 
 def _cell(word: str) -> str:

@@ -51,11 +51,14 @@ def is_of_finetuning(folder: Path) -> bool:
     return (folder / "best.pt").is_file()
 
 
-def models(path: Path) -> dict[Path, dict]:
+def models(path: str | Path | None) -> dict[Path, dict]:
     """{best.pt: its content} for `path`, a file or a run folder; of several runs, every one that has ended.
 
     Raises `UserError` where there is none, or no such file.
     """
+    if path is None:
+        raise UserError("model_path: test_only needs --model_path, the run folder of a fine-tuning or its best.pt")
+    path = Path(path)
     found = [path if path.is_file() else path / "best.pt"]
     if not found[0].is_file():
         ended = (results.parent for results in path.glob("seed_*/results.json"))
@@ -67,6 +70,14 @@ def models(path: Path) -> dict[Path, dict]:
         if not isinstance(content, dict) or not set(content) >= CONTENTS:
             raise UserError(f"{path}: not a best.pt of finetune.py")
     return contents
+
+
+def only_one(found: dict[Path, dict]) -> tuple[Path, dict]:
+    """The one best.pt of `models`, and its content. Raises `UserError` where there are several."""
+    first = next(iter(found))
+    if len(found) > 1:
+        raise UserError(f"model_path: holds {len(found)} models; name one of them, such as {first.parent}")
+    return first, found[first]
 
 
 def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, free: set[str]) -> None:
@@ -83,6 +94,21 @@ def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, fre
             setattr(settings, field.name, value)
     if origin["encoder"] == "default":
         restore.require_known(settings.encoder, settings.encoder_kwargs)
+
+
+def require_as_trained(settings, data: Images, saved: dict, path: Path) -> None:
+    """Raise `UserError` unless `data` is shown to the encoder as in its fine-tuning, with the settings `saved`."""
+    for name in ("encoder", "encoder_kwargs", "stem", "image_size", "mean", "std"):
+        if name in saved and getattr(settings, name) != saved[name]:
+            raise UserError(
+                f"{name}: {path} was trained with {saved[name]}, not {getattr(settings, name)}; leave it out"
+            )
+    channels = data.channels if settings.mean is None else len(settings.mean)
+    if data.channels != channels:
+        raise UserError(
+            f"predict: the images have {data.channels} channels, those that {path} was trained on {channels}; name "
+            "images of the same kind"
+        )
 
 
 def with_classes_of(content: dict, path: Path, data: Images) -> Images:

@@ -11,7 +11,7 @@ from ssl.distributed import is_main, world_size
 from ssl.settings import shared
 
 # Settings of finetune.py that may differ between a run and its continuation: they do not change what is learnt.
-FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {"runs", "test_only", "model_path"}
+FREE_TO_CHANGE = shared.FREE_TO_CHANGE | {"runs", "test_only", "predict", "model_path"}
 CHECKPOINT = resume.Kind(
     "finetune.py",
     dict.fromkeys(("model", "best", "optimizer", "scaler", "bad_images", "settings", "identity", "versions"), dict)

@@ -1,6 +1,8 @@
 """Print the first lines of a run: what runs, on which device and data, and with which settings."""
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -105,6 +107,12 @@ def tell_fine_tuning(settings, source: Source | None, splits: dict[str, Images |
     warmup = f", {settings.warmup_epochs:g} of warm-up" if settings.warmup_epochs else ""
     runs = f", {settings.runs} runs" if settings.runs > 1 else ""
     say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps{warmup}{runs}")
+
+
+def tell_model(paths: Iterable[Path], settings, device: torch.device) -> None:
+    """The models, at the `paths` of their best.pt, that finetune.py tests or predicts with."""
+    say(f"model       {', '.join(map(str, paths))}: {settings.encoder}, views of {settings.image_size} px")
+    say(f"precision   {name_of(settings.amp, device)}")
 
 
 def class_counts(data: Images) -> str:

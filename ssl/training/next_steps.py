@@ -25,7 +25,7 @@ def given(settings, origin: dict[str, str]) -> dict[str, object]:
 
 
 def after_judging(model: str | None, settings: dict[str, object]) -> None:
-    """The last lines of evaluate.py: fine-tune the encoder `model` with these settings, or test one that is fine-tuned.
+    """The last lines of evaluate.py: fine-tune the encoder `model` with these settings; use one that is fine-tuned.
 
     Nothing is printed where `model` is None or is no longer there.
     """
@@ -33,16 +33,18 @@ def after_judging(model: str | None, settings: dict[str, object]) -> None:
         return
     run = Path(model) if Path(model).is_dir() else Path(model).parent
     if best_model.is_of_finetuning(run):
-        say(_test_more(run))
+        after_test(run)
     else:
         say(f"fine-tune   {command('finetune.py', init=model, **settings)}")
 
 
 def after_fine_tuning(run: Path, model: Path) -> None:
     """The last lines of finetune.py. `run` is its run folder, `model` that of the first of its models."""
-    say(_test_more(run))
+    after_test(model)
+    say(f"test more   {command('finetune.py', test_only=True, model_path=run, data_dir='OTHER')}")
     say(f"export      {command('ssl.export', model)}")
 
 
-def _test_more(run: Path) -> str:
-    return f"test more   {command('finetune.py', test_only=True, model_path=run, data_dir='OTHER')}"
+def after_test(model: Path) -> None:
+    """The last line of a test of `model`, a run folder of finetune.py or its best.pt: predict other images with it."""
+    say(f"predict     {command('finetune.py', predict='IMAGES', model_path=model)}")

@@ -55,6 +55,8 @@ PLACES = {
     "/path/to/images": "images",
     "LESIONS": "images",
     "OTHER": "other",
+    "IMAGES": "other",
+    "photo.jpg": "other/test/disc/test000.png",
     "DIR": "images",
     "RUN": "runs/mine",
     "RUN/features.pt": "runs/mine/features.pt",

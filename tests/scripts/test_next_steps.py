@@ -56,8 +56,11 @@ def test_the_commands_from_training_to_export_work_as_printed(journey):
     other = f"'{home / 'my images'}'"
     tested = shell(f"{hint(tuned, 'test more').replace('OTHER', other)} {QUICK}", home)
     assert str(home / "tuned run" / "test_my images") in tested
-    judged = shell(f"{hint(judged, 'fine-tune').split()[0]} evaluate.py --model_path '{home}/tuned run' {QUICK}", home)
-    assert hint(judged, "test more") == hint(tuned, "test more")
+    judged = shell(f"python evaluate.py --model_path '{home}/tuned run' --protocol knn {QUICK}", home)
+    assert hint(judged, "predict") == hint(tested, "predict") == hint(tuned, "predict")
+    shell(f"{hint(tuned, 'predict').replace('IMAGES', other)} {QUICK}", home)
+    table = home / "tuned run" / "predict_my images" / "predictions.csv"
+    assert len(table.read_text().splitlines()) == 86
 
 
 def test_images_without_labels_lead_to_pictures(tmp_path):

@@ -1,0 +1,86 @@
+"""Predict the classes of images without labels. The rows of predictions.csv are written as they come, in order."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ssl.console import say
+from ssl.data.images import Images
+from ssl.data.resident import make_resident
+from ssl.data.values import tell_values
+from ssl.distributed import barrier, is_main
+from ssl.errors import UserError, one_line
+from ssl.evaluation import inference
+from ssl.evaluation.classify import Copies, Predict, mean_of_copies, of_image
+from ssl.evaluation.predictions import Row, write_rows
+
+AT_ONCE = 1000  # images whose copies are in memory
+NAMED = 10  # unreadable images that are printed; the table has all
+
+
+def write(
+    predict: Predict,
+    listed: Images,
+    classes: list[str],
+    settings,
+    device: torch.device,
+    copies: Copies | None,
+    path: Path,
+) -> None:
+    """Write a row for every image of `listed` to `path`, with the probabilities that `classify.test` finds.
+
+    All ranks call it. An image that cannot be read has a row without a prediction. Memory grows with the number of
+    images only by their names, and for small images (`make_resident`). Raises `UserError` for outputs that are NaN or
+    Inf, and where the file cannot be written; there is then no file.
+    """
+    data = make_resident(listed, settings.value_range)
+    part = "the whole of each" if data.resident is not None else "the central square of each"
+    say(f"data        {len(listed)} images, {part} at {settings.image_size} px")
+    tell_values(listed)
+    root = settings.data_dir if os.path.isdir(settings.data_dir) else os.path.dirname(settings.data_dir)
+    rows = _rows(listed, dict(data.bad), _found(predict, data, settings, device, copies))
+    if is_main():
+        try:
+            counts = write_rows(path, rows, os.path.join(root, ""), classes)
+        except OSError as error:
+            raise UserError(f"output_dir: {path} was not written ({error}); the same command tries again") from None
+        predicted = ", ".join(f"{name} {count}" for name, count in counts.most_common(NAMED))
+        say(f"predicted   {one_line(predicted)}" + (", ..." if len(counts) > NAMED else ""))
+        if unread := len(listed) - counts.total():
+            say(f"not read    {unread} of {len(listed)} images: their rows have no prediction; `unread` says why")
+        say(f"predictions {path}")
+    for _ in rows:  # the other ranks compute their share; rank 0 has none left
+        pass
+    barrier()
+
+
+def _found(
+    predict: Predict, data: Images, settings, device: torch.device, copies: Copies | None
+) -> Iterator[tuple[list[float] | None, str]]:
+    """(probabilities, '') of every image of `data`, or (None, why it cannot be read); the same on every rank."""
+    how, done = inference.Reading.of(settings, device), 0
+    if copies is None:
+        parts = inference.stream(of_image(predict), data, how, "predict")
+    else:
+        blocks = [range(start, min(start + AT_ONCE, len(data))) for start in range(0, len(data), AT_ONCE)]
+        parts = (mean_of_copies(predict, data, copies, how, "predict", block) for block in blocks)
+    for scores, read, bad in parts:
+        bad = {} if read.all() else inference.from_all_ranks(bad)
+        for number, (row, good) in enumerate(zip(scores.cpu().exp().tolist(), read.tolist()), done):
+            yield (row, "") if good else (None, bad[data.sample_name(number)])
+        done += len(read)
+
+
+def _rows(listed: Images, left_out: dict[str, str], found: Iterator[tuple[list[float] | None, str]]) -> Iterator[Row]:
+    """The rows of `listed`: of its bad images, `left_out` {path: reason}, and of all others in order, as `found`."""
+    unread = 0
+    for index in range(len(listed)):
+        name = listed.sample_name(index)
+        row = Row(name, None, left_out[name]) if name in left_out else Row(name, *next(found))
+        unread += row.scores is None
+        if row.scores is None and unread <= NAMED:
+            say(f"not read    {one_line(f'{name}: {row.unread}')}")
+        yield row
+    yield from found  # none is left; this makes it check its last outputs
