@@ -9,16 +9,38 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# Parameters of ViT, Swin and ConvNeXt that their published recipes treat like biases, although they have ndim > 1
+NO_DECAY = {
+    "class_token",
+    "cls_token",
+    "pos_embedding",
+    "pos_embed",
+    "relative_position_bias_table",
+    "logit_scale",
+    "layer_scale",
+}
+
 
 def parameter_groups(
     module: nn.Module, lr: float, bias_lr: float, weight_decay: float, bias_weight_decay: float = 0.0
 ) -> list[dict]:
-    """Two groups: 'weights' (ndim > 1) and 'biases' (biases and norms, ndim <= 1), with their own rates and decays.
+    """Two groups, 'weights' and 'biases', with their own rates and decays.
 
-    The `base_lr` of a group is the rate that a schedule multiplies. A group without parameters is left out.
+    Biases are all parameters with ndim <= 1 (biases, norms), those whose name ends in one of NO_DECAY, and those that a
+    module's method `no_weight_decay` names, as timm's models have it. The `base_lr` of a group is the rate that a
+    schedule multiplies. A group without parameters is left out.
     """
-    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    biases = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    named = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        if callable(getattr(part, "no_weight_decay", None))
+        for name in part.no_weight_decay()
+    }
+    weights, biases = [], []
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            plain = p.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY or name in named
+            (biases if plain else weights).append(p)
     groups = [
         dict(name="weights", params=weights, lr=lr, base_lr=lr, weight_decay=weight_decay),
         dict(name="biases", params=biases, lr=bias_lr, base_lr=bias_lr, weight_decay=bias_weight_decay),
@@ -99,8 +121,10 @@ class _Layerwise(Optimizer):
             if together is None:  # a CPU has no launches to save: one tensor at a time is faster
                 together = all(device.type == "cuda" for device, _ in kinds)
             together = together and len(kinds) == 1
+            every = not group["exclude_bias_and_norm"]
+            weights = group.get("name") != "biases"
             for adapt in (True, False):
-                chosen = [p for p in params if (p.ndim > 1 or not group["exclude_bias_and_norm"]) == adapt]
+                chosen = [p for p in params if (every or (weights and p.ndim > 1)) == adapt]
                 for some in [chosen] if together and chosen else [[p] for p in chosen]:
                     grads = [-p.grad if group["maximize"] else p.grad for p in some]
                     found_inf = getattr(self, "found_inf", None)
@@ -120,7 +144,8 @@ class LARS(_Layerwise):
         m = momentum · m + u                        m starts at zero
         p = p - lr · m
 
-    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the trust ratio.
+    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) and those of a group called 'biases' (see
+    `parameter_groups`) get neither decay nor the trust ratio.
     `foreach`: all tensors at once (of a group of one device and dtype), or one at a time; None: at once on CUDA.
     Sparse gradients raise `RuntimeError`.
     """
@@ -183,8 +208,7 @@ class LAMB(_Layerwise):
         u = m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + weight_decay · p
         p = p - lr · u · ‖p‖ / ‖u‖                                the ratio where both norms are positive
 
-    With `exclude_bias_and_norm`, tensors with ndim <= 1 (biases, norms) get neither decay nor the ratio. `foreach` as
-    in `LARS`. Sparse gradients raise `RuntimeError`.
+    `exclude_bias_and_norm` and `foreach` as in `LARS`. Sparse gradients raise `RuntimeError`.
     """
 
     def __init__(

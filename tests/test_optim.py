@@ -386,6 +386,61 @@ def test_parameter_groups_split_weights_from_biases_and_norms():
     ]
 
 
+class Transformer(nn.Module):
+    """What torchvision's and timm's transformers have of their own, in small."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 4))
+        self.body = nn.Linear(4, 4)
+        self.body.pos_embedding = nn.Parameter(torch.randn(1, 3, 4))
+        self.layer_scale = nn.Parameter(torch.randn(4, 1, 1))
+        self.bias_of_attention = nn.Parameter(torch.randn(2, 2))
+        self.position_net = nn.Linear(2, 2, bias=False)
+
+    def no_weight_decay(self):
+        return {"bias_of_attention"}
+
+
+def test_tokens_positions_and_layer_scale_are_grouped_with_biases_in_order():
+    model = nn.Sequential(nn.Linear(2, 4), Transformer())
+    weights, biases = parameter_groups(model, lr=0.2, bias_lr=0.0048, weight_decay=1e-6)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in weights["params"]] == ["0.weight", "1.body.weight", "1.position_net.weight"]
+    assert [names[id(p)] for p in biases["params"]] == [
+        "0.bias",
+        "1.cls_token",
+        "1.layer_scale",
+        "1.bias_of_attention",
+        "1.body.bias",
+        "1.body.pos_embedding",
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize("foreach", [True, False])
+def test_what_is_grouped_with_biases_gets_neither_decay_nor_trust(cls, foreach):
+    """They move as a flat copy of them does, which is plainly a bias."""
+    flat, model = nn.Module(), Transformer()
+    for name, p in model.named_parameters():
+        flat.register_parameter(name.replace(".", "_"), nn.Parameter(p.detach().flatten().clone()))
+    for exclude in (True, False):
+        moved = []
+        for net in (model, flat):
+            before = [p.detach().clone() for p in net.parameters()]
+            groups = parameter_groups(net, 0.1, 0.1, 0.5, 0.0 if exclude else 0.5)
+            optimizer = cls(groups, lr=0.1, exclude_bias_and_norm=exclude, foreach=foreach)
+            for p in net.parameters():
+                p.grad = torch.ones_like(p) * (1 + torch.arange(p.numel()).view_as(p))
+            optimizer.step()
+            moved.append({n.replace(".", "_"): p.detach().flatten().clone() for n, p in net.named_parameters()})
+            for p, old in zip(net.parameters(), before):
+                p.data = old
+        for name, p in moved[0].items():
+            alike = torch.allclose(p, moved[1][name])
+            assert alike == (not exclude or name not in ("body_weight", "position_net_weight")), name
+
+
 def test_parameter_groups_leave_out_an_empty_group():
     groups = parameter_groups(nn.Linear(3, 2, bias=False), lr=0.2, bias_lr=0.1, weight_decay=0.0)
     assert [group["name"] for group in groups] == ["weights"]

@@ -1,7 +1,6 @@
 """The image classifiers of torchvision and timm, without their classifier.
 
-All weights but the classifier's keep their names. An encoder's attribute `taken_off` names the layers that a file with
-a classifier has besides.
+All weights but the classifier's keep their names.
 """
 
 import functools
@@ -72,9 +71,7 @@ def of_timm(name: str, image_size: int, kwargs: dict, channels: int) -> nn.Modul
     encoder = built(f"timm/{name}", make, kwargs, told | kwargs)
     patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
     if patch and "img_size" in told:
-        _require_whole_patches(f"timm/{name}", image_size, patch[0])
-    classifier = about.classifier or ()
-    encoder.taken_off = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        _require_whole_patches(f"timm/{name}", image_size, patch if isinstance(patch, int) else patch[0])
     return encoder
 
 
@@ -96,11 +93,9 @@ def without_classifier(network: nn.Module, name: str) -> nn.Module:
             f"encoder: {name} ends in {type(layer).__name__}, not in a linear classifier that could be taken off; "
             "choose another encoder"
         )
-    taken_off = [last]
+    network.set_submodule(last, nn.Identity())
     while isinstance(before[-1][1], nn.Dropout):
-        taken_off.append(before.pop()[0])
-    for part in taken_off:
-        network.set_submodule(part, nn.Identity())
+        network.set_submodule(before.pop()[0], nn.Identity())
     classes = layer.out_features
     others = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if others:
@@ -108,7 +103,6 @@ def without_classifier(network: nn.Module, name: str) -> nn.Module:
             f"encoder: {name} has further classifiers, {', '.join(others)}; switch them off with "
             "--encoder_kwargs '{aux_logits: false}', or choose another encoder"
         )
-    network.taken_off = tuple(taken_off)
     return network
 
 
