@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ssl import distributed, failures
 from ssl.augment import View
-from ssl.checkpoints import inherit, learnt_from, pretrained, torch_file
+from ssl.checkpoints import inherit, learnt_from, pretrained, published, torch_file
 from ssl.console import Progress, say
 from ssl.data import preload
 from ssl.data.cores import auto_workers
@@ -63,7 +63,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
 
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
-    model_path: str | None = None  # run folder, or a file, ours or of others; unset: the published ResNet-50
+    model_path: str | None = None  # encoder to judge: a run folder, a file, or a name: imagenet, barlow_twins, …
     init_format: pretrained.Kind | None = None  # insist on what that file is; unset: recognised by its names
     random_init: bool = False  # also judge the same encoder untrained
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
@@ -100,7 +100,7 @@ def main() -> None:
 
 def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str]) -> None:
     """Judge an encoder on images: extract their features, or train a head on views of them."""
-    run = pretrained.run_settings(settings.model_path, settings.init_format) if settings.model_path else {}
+    run = pretrained.run_settings(settings.model_path, settings.init_format, settings.encoder)
     fill(settings, run)
     head = fixed_head.settings_of(run if "fixed" in protocols else {})
     patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
@@ -109,14 +109,14 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     folder = results_folder(settings)
     say(f"device      {distributed.describe(device, settings.device)}")
     say(f"precision   {name_of('off', device)}")
-    published = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
-    say(f"protocol    {', '.join(protocols)}{published}")
+    other = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
+    say(f"protocol    {', '.join(protocols)}{other}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
 
     images, all_train = load_images(settings, run, protocols)
     subjects, width, source = build_encoders(settings, all_train.channels)
     inherit.normalisation(settings, source, all_train)
-    weights = results.about_weights(source, settings.model_path, subjects["trained"])
+    weights = results.about_weights(source, subjects["trained"])
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     if weights["steps"] == 0:
         say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
@@ -193,12 +193,6 @@ def fill(settings: Settings, run: dict) -> None:
     if settings.dataset is None and settings.data_dir is None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-    if settings.model_path is None:
-        if settings.init_format:
-            raise UserError("init_format says how to read a file; name it with --model_path")
-        if settings.encoder not in (None, "resnet50"):
-            raise UserError(f"encoder: the published weights are of a resnet50, not {settings.encoder}; set model_path")
-        settings.stem = "imagenet"
     settings.encoder = settings.encoder or "resnet50"
     settings.stem = settings.stem or "auto"
     settings.seed = settings.seed or 0
@@ -210,10 +204,10 @@ def results_folder(settings: Settings) -> Path:
     """Make the folder of results.json, before anything is computed; `evaluation` in a folder of finetune.py."""
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
-    elif settings.model_path is not None:
-        folder = torch_file.find_encoder(settings.model_path).parent
+    elif published.is_name(settings.model_path):
+        folder = ROOT / "runs" / f"{settings.model_path}_{settings.encoder}"
     else:
-        folder = ROOT / "runs" / "published"
+        folder = torch_file.find_encoder(settings.model_path).parent
     return make_folder(folder / "evaluation" if best_model.is_of_finetuning(folder) else folder)
 
 
@@ -234,8 +228,7 @@ def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[di
     images["train"] = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
     checks.require_enough(images["train"], protocols)
     leaks.check(images)
-    if settings.model_path is not None:
-        learnt_from.check(settings.model_path, test, settings.data_dir)
+    learnt_from.check(settings.model_path, test, settings.data_dir)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, images["train"])
     if settings.preload:
@@ -263,11 +256,8 @@ def build_encoders(settings: Settings, channels: int) -> tuple[dict[str, nn.Modu
     if settings.random_init:
         subjects["random_init"], _ = build_encoder(*built)
     subjects["trained"], width = build_encoder(*built)
-    if settings.model_path is None:
-        source = pretrained.load_published(subjects["trained"], "barlow_twins")
-    else:
-        source = pretrained.load_encoder(subjects["trained"], settings.model_path, settings.init_format)
-    return subjects, width, source
+    weights = settings.model_path, settings.init_format, settings.encoder
+    return subjects, width, pretrained.load_encoder(subjects["trained"], *weights)
 
 
 def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:

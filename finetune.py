@@ -68,7 +68,7 @@ class Settings(EncoderSettings, LabelSettings, ViewSettings, TrainingSettings):
     config: str | None = None  # YAML file of settings; the command line wins over it
     row: int | None = None  # which row of that file's table, from 1 on
     # What to begin with
-    init: str | None = None  # encoder weights: run folder or file, ours or other people's; unset: untrained
+    init: str | None = None  # encoder to start from: a run folder, a file, or a name: imagenet, …; unset: untrained
     method: Literal["simclr", "swav", "byol", "moco", "infomin", "baseline"] | None = None  # what --init must be of
     # Labels
     val_fraction: float = 0.1  # of every class, kept for validation where the data set has no split for it
@@ -113,6 +113,8 @@ def main() -> None:
         return predict_only(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
+    if settings.init is None and settings.method == "baseline":
+        settings.init = "imagenet"
     if settings.init:
         inherit.take_settings(settings, origin)
     check(settings)
@@ -136,7 +138,9 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     dtype = choose_precision(settings.amp, device)
     model = Model(settings, len(all_train.classes), all_train.channels, dtype)
-    source = load_init(model.encoder, settings)
+    source = None
+    if settings.init:
+        source = pretrained.load_encoder(model.encoder, settings.init, settings.method, settings.encoder)
     inherit.normalisation(settings, source, all_train)
     model.encoder.requires_grad_(not settings.freeze)
     if not settings.freeze:
@@ -284,15 +288,6 @@ class Model(nn.Module):
         with autocast(self.dtype, x.device):
             h = self.encoder(x)
         return self.head(h.float())  # in float32: bf16 has too few digits to order images by
-
-
-def load_init(encoder: nn.Module, settings: Settings) -> pretrained.Source | None:
-    """Put the weights to start from into `encoder`; return where they came from, None where it is untrained."""
-    if settings.init is not None:
-        return pretrained.load_encoder(encoder, settings.init, settings.method)
-    if settings.method == "baseline":
-        return pretrained.load_published(encoder, "baseline", settings.encoder)
-    return None
 
 
 def begin_weights(model: Model, encoder: dict[str, Tensor], seed: int) -> None:
@@ -473,8 +468,7 @@ def check(settings: Settings) -> None:
         say("*** No data set is named, here or by the run: using the EMBEDDED demonstration set `shapes`. ***")
     datasets.resolve(settings)
     settings.encoder = settings.encoder or "resnet50"
-    published = settings.init is None and settings.method == "baseline"
-    settings.stem = settings.stem or ("imagenet" if published else "auto")
+    settings.stem = settings.stem or "auto"
     settings.seed = settings.seed or 0
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
     settings.workers = auto_workers() if settings.workers is None else settings.workers
@@ -486,7 +480,7 @@ def check(settings: Settings) -> None:
         raise UserError("model_path: names the model that --test_only tests or --predict uses; to start from: --init")
     ranges.check(settings)
     ranges.check_training(settings)
-    if settings.init is None and trains and settings.method not in (None, "baseline"):
+    if settings.method and settings.init is None and trains:
         raise UserError("method says how to read a file of weights; name it with --init")
     if settings.warmup_epochs and settings.schedule == "plateau":
         raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")

@@ -15,7 +15,7 @@ dependencies = ["numpy", "torch", "torchvision", "tqdm", "yaml"]
 
 
 def encoder(path: str, **settings: Any) -> nn.Module:
-    """The encoder of a run folder, encoder.pt, or any file that train.py's `--init` reads, in eval mode.
+    """The encoder of a run folder, encoder.pt, or any file or name that train.py's `--init` takes, in eval mode.
 
     Images (N, C, H, W), normalised as in its training, -> representations (N, width). `settings` are encoder,
     encoder_kwargs, stem, image_size and init_format, as in `python evaluate.py --help`; unset ones come from the

@@ -88,7 +88,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     stem: Literal["auto", "imagenet", "small"] = "auto"  # of ResNets; auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of its layers, the last the embedding's; auto: by the number of images
     projector_bias: bool = False  # Barlow Twins: its layers have biases, too, although batch norm follows
-    init: str | None = None  # start from the encoder in this run folder (and of its kind) or file, ours or of others
+    init: str | None = None  # encoder to start from: a run folder, a file, or a name: imagenet, barlow_twins, …
     init_format: pretrained.Kind | None = None  # what that file is; unset: recognised by its tensors' names
     # Loss
     lambd: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
@@ -182,7 +182,7 @@ def main() -> None:
     # Model, loss, optimizer
     torch.manual_seed(settings.seed)
     model = Model(settings, data.channels)
-    source = inherit.take_weights(settings, model.encoder) if settings.init else None
+    source = inherit.take_weights(settings, model.encoder, folder) if settings.init else None
     trainable.require(model.encoder, settings.image_size, data.channels)
     of_data = inherit.normalisation(settings, source, data)
     statistics = settings.mean, settings.std

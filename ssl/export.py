@@ -50,7 +50,7 @@ class Settings:
     Unset values come from the run's config.yaml; a file without one is taken for a resnet50 for ImageNet.
     """
 
-    path: str | None = None  # run folder, or a file, ours or of others; may stand first, without --path
+    path: str | None = None  # run folder, file, or name of published weights; may stand first, without --path
     to: list[Target] = field(default_factory=lambda: ["safetensors"])  # one or more
     output_dir: str | None = None  # where the files go; unset: beside the file that was read
     encoder: str | None = None  # unset: the run's, or by the shapes of its weights, or resnet50
@@ -276,6 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     names = ("path", "encoder", "encoder_kwargs", "stem", "image_size", "init_format")
     export = Export(*restore(**{name: getattr(settings, name) for name in names}))
+    if settings.output_dir is None and not isinstance(export.source.path, Path):
+        raise UserError("output_dir: published weights have no run folder; say where the files go")
     folder = Path(settings.output_dir or Path(export.source.path).parent)
     h = features(export.encoder, export)
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")

@@ -55,6 +55,9 @@ def layouts(trunk: dict) -> dict:
     untracked = {name: w for name, w in trunk.items() if "num_batches_tracked" not in name}
     moco = put("module.encoder_q.", trunk | put("fc.", mlp)) | put("module.encoder_k.", bad | put("fc.", mlp))
     moco |= {"module.queue": one, "module.queue_ptr": one}
+    moco_v3 = {f"module.{side}_encoder.": w | put("fc.", mlp) for side, w in (("base", trunk), ("momentum", bad))}
+    moco_v3 = {prefix + name: w for prefix, part in moco_v3.items() for name, w in part.items()}
+    moco_v3 |= put("module.predictor.", mlp)
     swav = put("module.", trunk | put("projection_head.", mlp) | {"prototypes.weight": one})
     pycontrast = put("module.", put("encoder.", trunk) | put("head.", mlp))
     byol_names = "torchvision names with a classifier and no num_batches_tracked"
@@ -101,6 +104,7 @@ def layouts(trunk: dict) -> dict:
             {"vicreg"},
         ),
         "moco": ({"epoch": 1, "arch": "resnet50", "state_dict": moco, "optimizer": optimizer}, "MoCo v2", {"moco"}),
+        "moco v3": ({"epoch": 1, "arch": "resnet50", "state_dict": moco_v3}, "MoCo v3", {"moco_v3"}),
         "swav published": (swav, "SwAV", {"swav"}),
         "swav checkpoint": ({"epoch": 1, "state_dict": swav, "optimizer": optimizer, "amp": {}}, "SwAV", {"swav"}),
         "infomin": (

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ssl.checkpoints import pretrained, restore
+from ssl.checkpoints import pretrained, published, restore, torch_file
 from ssl.checkpoints.source_run import value
 from ssl.console import say
 from ssl.data.images import Images
+from ssl.distributed import broadcast_object
 from ssl.settings import config
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
@@ -43,7 +45,7 @@ def _take(settings: Any, run: dict, names: Iterable[str]) -> None:
 
 def take_settings(settings: Any, origin: dict[str, str]) -> None:
     """`fill` settings, and the image size, from the run of --init, and note that in `origin`. For finetune.py."""
-    run = pretrained.run_settings(settings.init, settings.method)
+    run = pretrained.run_settings(settings.init, settings.method, settings.encoder)
     unset = [name for name, value in vars(settings).items() if value is None]
     fill(settings, run)
     _take(settings, run, ["image_size"])
@@ -79,7 +81,7 @@ def take_architecture(settings: Any, origin: dict[str, str]) -> None:
     mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
     names = ("encoder", "encoder_kwargs", "stem")
     given = {name: getattr(settings, name) if origin[name] in mine else None for name in names}
-    run = pretrained.run_settings(settings.init, settings.init_format)
+    run = pretrained.run_settings(settings.init, settings.init_format, settings.encoder)
     if "encoder" in run:
         settings.encoder, kwargs, stem = restore.architecture(run, **given)
         settings.stem = stem or settings.stem
@@ -90,8 +92,15 @@ def take_architecture(settings: Any, origin: dict[str, str]) -> None:
         config.lay_over(origin, taken, "the run of --init")
 
 
-def take_weights(settings: Any, encoder: nn.Module) -> pretrained.Source:
-    """Put the weights that --init names into `encoder`; return where they are from."""
-    source = pretrained.load_encoder(encoder, settings.init, settings.init_format)
+def take_weights(settings: Any, encoder: nn.Module, folder: Path) -> pretrained.Source:
+    """Put the weights that --init names into `encoder`; return where they are from. All ranks call it.
+
+    A run in `folder` that continues does not need published weights: its checkpoint replaces them.
+    """
+    known = published.find(settings.init, settings.encoder)
+    continues = settings.resume not in ("auto", "none") or broadcast_object(bool(torch_file.kept(folder)))
+    if known and continues:
+        return pretrained.source_of(known)
+    source = pretrained.load_encoder(encoder, settings.init, settings.init_format, settings.encoder)
     say(f"init        encoder weights of {source}")
     return source

@@ -16,6 +16,7 @@ Kind = Literal[
     "swav",
     "byol",
     "moco",
+    "moco_v3",
     "infomin",
     "vicreg",
     "supcontrast",
@@ -65,6 +66,15 @@ FORMATS = (
         ("encoder_q.",),
         marks=r"encoder_k\.|queue$",
         leftover=r"encoder_k\.|queue(_ptr)?$|encoder_q\.fc\.",
+    ),
+    # {epoch, arch, state_dict: module.base_encoder.*, module.momentum_encoder.*, module.predictor.*, optimizer, scaler}
+    Format(
+        "MoCo v3",
+        ("moco_v3",),
+        ("state_dict",),
+        ("base_encoder.",),
+        marks=r"base_encoder\.",
+        leftover=r"momentum_encoder\.|predictor\.|base_encoder\.(fc|head)\.",
     ),
     # module.*, module.projection_head.*, module.prototypes.*, flat or {epoch, state_dict, optimizer, amp}
     Format(
@@ -122,7 +132,7 @@ FORMATS = (
         (None, "state_dict"),
         ("",),
         marks=r"fc\.",
-        leftover=r"fc\.",
+        leftover=r"(fc|aux1|aux2|AuxLogits)\.",
         absent="num_batches_tracked$",
         doubt="a converted BYOL, or supervised by an old PyTorch",
     ),
@@ -132,8 +142,17 @@ FORMATS = (
         (None, "state_dict", "model"),
         ("",),
         marks=r"fc\.",
-        leftover=r"fc\.",
+        leftover=r"(fc|aux1|aux2|AuxLogits)\.",
         doubt="supervised, or a converted SimCLR",
+    ),
+    # What is no ResNet. An encoder may keep a part of the classifier: ConvNeXt's norm is classifier.0.
+    Format(
+        "torchvision's classifier",
+        ("baseline",),
+        (None, "state_dict", "model"),
+        ("",),
+        marks=r"(classifier|heads?)\.",
+        leftover=r"(classifier|heads?)\.",
     ),
     # encoder.pt of ours, resnet50.pth of Barlow Twins and of VICReg
     Format(
@@ -147,6 +166,7 @@ FORMATS = (
 )
 ALONE = FORMATS[-1]
 
+DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 in torchvision's files is norm1 now
 WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # of DataParallel and of torch.compile
 # lightly's examples number the children of a torchvision ResNet: Sequential(*list(resnet.children())[:-1]).
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -174,7 +194,8 @@ def recognise(
             + (f" ({form.doubt})" if form.doubt else "")
             + f". If that is right, ask for {' or '.join(form.kinds)}, or for nothing"
         )
-    out = [name for name in weights if not name.startswith(prefix) or re.match(form.leftover, name)]
+    left = {name for name in weights if re.match(form.leftover, name)} - set(own)
+    out = [name for name in weights if not name.startswith(prefix) or name in left]
     unknown = [name for name in out if not re.match(form.leftover, name)]
     if unknown:
         raise UserError(f"{path} ({form.name}): has unknown {some_of(unknown)}, which its authors' code does not write")
@@ -204,7 +225,8 @@ def _match(form: Format, content, path: Path | str) -> Iterator[tuple[Format, st
 
 
 def unnumbered(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a torchvision ResNet; names that number its children become torchvision's names."""
+    """The weights under the names of torchvision: a ResNet's whose children are numbered, a DenseNet's old ones."""
+    weights = {DENSENET.sub(r"\1", name): weight for name, weight in weights.items()}
     if not {"0.weight", "4.0.conv1.weight"} <= set(weights):
         return weights
     numbered = (name.partition(".") for name in weights)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl.checkpoints import image_keys, torch_file
+from ssl.checkpoints import image_keys, published, torch_file
 from ssl.checkpoints.image_keys import from_tensors, to_tensors
 from ssl.console import say
 from ssl.data.images import Images
@@ -65,7 +65,8 @@ def write(
 ) -> None:
     """Write the record of `folder`, on rank 0: the record of the weights at `before`, and the images `used`.
 
-    `before` is the file or run folder that the run begins with, or `folder` if it continues; None: untrained weights.
+    `before` is the file, run folder or published weights that the run begins with, or `folder` if it continues; None:
+    untrained weights.
     `used` are (images, one of USES); `apart` are the splits that the run does not learn from; `root` is data_dir.
     Raises `UserError` where the file cannot be written.
     """
@@ -131,6 +132,8 @@ def read(weights: str | Path) -> Record:
 
     Raises `UserError` for a file that is no record.
     """
+    if published.is_name(weights):
+        return Record(unknown=[str(weights)])
     path = torch_file.find_encoder(weights)
     beside = [path.with_name(FILE), *([path.parent.parent / FILE] if path.parent.name.startswith("seed_") else [])]
     file = next((file for file in beside if file.is_file()), None)
@@ -225,6 +228,9 @@ def _named(record: Record, own: dict[str, np.ndarray], count: int) -> np.ndarray
 
 def _tell_unknown(weights: str) -> None:
     """Say that nothing is known of `weights`. A run of ours without a record is older than the records."""
+    if published.is_name(weights):
+        say(f"learnt      {weights}: {published.saw(weights)}; these are not compared with your images")
+        return
     run = {}
     with contextlib.suppress(UserError):  # the weights may be gone
         run = config.read_yaml(torch_file.find_encoder(weights).with_name("config.yaml"))

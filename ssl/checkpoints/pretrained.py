@@ -4,26 +4,18 @@ Loading is strict: every weight of the encoder comes from the file and has the r
 missing and what is unknown. `kind` says which format the file is of, where the names of its weights cannot tell.
 """
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from ssl.checkpoints import safetensors, source_run, torch_file
+from ssl.checkpoints import published, safetensors, source_run, torch_file
 from ssl.checkpoints.layouts import WRAPPERS, Kind, recognise, some_of, unnumbered
 from ssl.console import say
-from ssl.distributed import barrier, is_main
 from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
-from ssl.sources.datasets import IMAGENET
-
-# Downloaded where no file is given.
-BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth"
 
 # The ResNet-50s of Kang et al. 2023 have the weight names of Barlow Twins' resnet50.pth, so the file name tells them.
 # Mean and std of their images: https://github.com/lunit-io/benchmark-ssl-pathology/releases/tag/pretrained-weights
@@ -48,43 +40,36 @@ class Source:
         return one_line(f"{self.path} ({self.format}{left_out}{stand_ins})")
 
 
-def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None) -> Source:
-    """Load the weights at `path`, a run folder or a file, into `encoder`.
+def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None, called: str | None = None) -> Source:
+    """Load the weights at `path` into `encoder`: a run folder, a file, or the name of published weights (all ranks).
 
-    Raises `UserError` where the file cannot be read, is not of `kind`, or does not hold exactly this encoder's weights.
-    The encoder is then unchanged.
+    `called` is the encoder's name, which chooses among torchvision's weights. Raises `UserError` where the file cannot
+    be read, is not of `kind`, or does not hold exactly this encoder's weights. The encoder is then unchanged.
     """
+    if known := published.find(path, called):
+        if called not in (None, known.encoder):
+            raise UserError(f"encoder: {known.name} is a {known.encoder}, not a {called}; leave --encoder out")
+        return _load_published(encoder, known, kind)
     path = torch_file.find_encoder(path)
     content, stand_ins = contents(path)
     return replace(take(encoder, content, path, kind), stand_ins=tuple(stand_ins))
 
 
-def load_published(encoder: nn.Module, kind: Literal["barlow_twins", "baseline"], name: str = "resnet50") -> Source:
-    """Download published weights into `encoder`, a torchvision ResNet called `name`. All ranks call it.
+def _load_published(encoder: nn.Module, known: published.Published, kind: Kind | None) -> Source:
+    if kind not in (None, known.kind):
+        raise UserError(f"{known.name}: these published weights are not of {kind}; leave --init_format or --method out")
+    path = published.fetch(known)
+    try:
+        content, _ = contents(path)
+        source = take(encoder, content, path, known.kind)
+    except UserError as error:
+        raise UserError(f"{error}. It should be {known.url}; remove it to download it again") from None
+    return replace(source_of(known), left_out=source.left_out)
 
-    `barlow_twins`: the authors' resnet50 of 1000 epochs. `baseline`: torchvision's IMAGENET1K_V1, trained with labels.
-    Raises `UserError` where there are no such weights, or the download fails.
-    """
-    try:
-        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url if kind == "baseline" else BARLOW_TWINS
-    except (ValueError, AttributeError):
-        raise UserError(f"encoder: torchvision has no weights of {name!r}; pass a file of weights") from None
-    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    try:
-        if not first_here:  # the first rank of a machine downloads, the others then read its file
-            barrier()
-        content = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=kind == "baseline", weights_only=True, progress=is_main()
-        )
-        if first_here:
-            barrier()
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"the published weights cannot be downloaded ({error}). Fetch {url} elsewhere and pass the file, "
-            "or a run folder: --model_path (evaluate.py), --init (the others)"
-        ) from None
-    mean, std = map(list, IMAGENET)
-    return replace(take(encoder, content, url, kind), mean=mean, std=std)
+
+def source_of(known: published.Published) -> Source:
+    """Where published weights come from, without reading them."""
+    return Source(known.url, str(known), list(known.mean), list(known.std))
 
 
 def contents(path: Path) -> tuple[object, list[str]]:
@@ -92,12 +77,15 @@ def contents(path: Path) -> tuple[object, list[str]]:
     return (safetensors.read(path), []) if path.suffix == ".safetensors" else torch_file.load_foreign(path)
 
 
-def run_settings(path: str | Path, kind: Kind | None = None) -> dict:
+def run_settings(path: str | Path, kind: Kind | None = None, called: str | None = None) -> dict:
     """The settings of the run that wrote `path`, a run folder or a file.
 
     They are in config.yaml beside the file, or in a checkpoint of ours. For any other file: {encoder, stem} if its
-    weights, read as `kind`, have the shapes of a torchvision ResNet, else nothing.
+    weights, read as `kind`, have the shapes of a torchvision ResNet, else nothing. For the name of published weights:
+    {encoder, stem}, where imagenet takes the encoder that is `called` so.
     """
+    if known := published.find(path, called):
+        return {"encoder": known.encoder, "stem": "imagenet"}
     path = torch_file.find_encoder(path)
     if path.with_name("config.yaml").is_file():
         return source_run.settings_of(path)

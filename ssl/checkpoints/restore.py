@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ssl.checkpoints import layouts, pretrained, torch_file
+from ssl.checkpoints import layouts, pretrained, published, torch_file
 from ssl.checkpoints.source_run import value
 from ssl.encoders import build_encoder, has_own_stem, is_known, stem_for
 from ssl.errors import UserError
@@ -50,16 +50,18 @@ def restore(
     image_size: int | None = None,
     init_format: pretrained.Kind | None = None,
 ) -> tuple[nn.Module, pretrained.Source, dict]:
-    """(encoder in eval mode, source of its weights, arguments of `build_encoder`) of a run folder or any file.
+    """(encoder in eval mode, source of its weights, arguments of `build_encoder`) of a run folder, file or name.
 
     Unset values come from the config.yaml beside the file, else from the shapes of the weights; else the encoder is a
     resnet50 for ImageNet. Raises `UserError` as `pretrained.load_encoder`.
     """
-    path = torch_file.find_encoder(path)
-    run = pretrained.run_settings(path, init_format)
+    run = pretrained.run_settings(path, init_format, encoder)
     encoder, encoder_kwargs, stem = architecture(run, encoder, encoder_kwargs, stem)
-    content, _ = pretrained.contents(path)
-    _, weights, _ = layouts.recognise(content, path, init_format)
+    weights = {}
+    if not published.is_name(path):
+        path = torch_file.find_encoder(path)
+        content, _ = pretrained.contents(path)
+        _, weights, _ = layouts.recognise(content, path, init_format)
     about = {
         "name": encoder or "resnet50",
         "image_size": image_size or value(run, "image_size", int) or 224,
@@ -71,4 +73,4 @@ def restore(
     about["channels"] = pretrained.input_channels(network, weights)
     if about["channels"] != 3:
         network, _ = build_encoder(**about)
-    return network.eval(), pretrained.load_encoder(network, path, init_format), about
+    return network.eval(), pretrained.load_encoder(network, path, init_format, about["name"]), about

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ssl import files
-from ssl.checkpoints import pickle_check, standins
+from ssl.checkpoints import pickle_check, published, standins
 from ssl.errors import UserError
 
 
@@ -140,5 +140,5 @@ def find_encoder(path: str | Path) -> Path:
                 return path / name
         raise UserError(f"{path}: holds neither encoder.pt, best.pt nor checkpoint.pt; is it the output_dir of a run?")
     if not path.is_file():
-        raise UserError(f"{path}: no such file or run folder")
+        raise UserError(f"{path}: no such file or run folder, nor published weights ({', '.join(published.NAMES)})")
     return path

@@ -2,6 +2,7 @@
 
 import os
 
+from ssl.checkpoints import published
 from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.evaluation.features import Split
@@ -19,6 +20,11 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
             raise UserError("random_init, raw_pixels and npz need images; leave them out with --features")
         if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
             raise UserError("features: one process judges a features file; leave out torchrun and --gpus")
+    elif settings.model_path is None:
+        raise UserError(
+            "model_path: nothing is named that is to be judged; name it with --model_path: a run folder, a file, or "
+            f"published weights, which are downloaded ({', '.join(published.NAMES)})"
+        )
     of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
     if of_linear and "linear" not in protocols:
         raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")

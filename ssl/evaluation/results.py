@@ -26,22 +26,21 @@ COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN", "fixed": 
 # What was judged, and how -----------------------------------------------------------------
 
 
-def about_weights(source: pretrained.Source, model_path: str | None, encoder: nn.Module) -> dict:
+def about_weights(source: pretrained.Source, encoder: nn.Module) -> dict:
     """Where the weights come from, their checksum, and after how many steps of training they were saved, if known."""
     return {
         "path": str(source.path),
         "format": source.format,
         "sha256": features.encoder_checksum(encoder),
-        "steps": steps_of(model_path, encoder) if model_path else None,
+        "steps": steps_of(source.path, encoder) if isinstance(source.path, Path) else None,
     }
 
 
-def steps_of(model_path: str | Path, encoder: nn.Module) -> int | None:
-    """After how many steps a run had the weights of `encoder`; None where its folder does not say.
+def steps_of(path: Path, encoder: nn.Module) -> int | None:
+    """After how many steps a run had the weights of `encoder`, which are in the file `path`; None where it is unknown.
 
     The checkpoint with these very weights says it; for encoder_best.pt it is best.json.
     """
-    path = torch_file.find_encoder(model_path)
     if path.name == "encoder_best.pt":
         return _step_of_best(path.with_name("best.json"))
     for kept in [path, *torch_file.kept(path.parent)]:

@@ -3,15 +3,16 @@
 import torch
 
 from ssl import distributed
+from ssl.checkpoints import published
 from ssl.settings.shared import TrainingSettings
 from ssl.training.precision import resolve_precision
 
-DOWNLOAD = 360  # minutes that the other ranks may wait for one that downloads a data set
+DOWNLOAD = 360  # minutes that the other ranks may wait for one that downloads a data set or weights
 
 
 def start(settings: TrainingSettings) -> torch.device:
     """Join the other processes, replace `settings.amp` by what it means on this device, and return the device."""
-    limit = DOWNLOAD if settings.download else patience(settings)
+    limit = DOWNLOAD if settings.download or published.is_name(settings.init) else patience(settings)
     device = distributed.start(settings.gpus, settings.device, limit, settings.deterministic)
     settings.amp = resolve_precision(settings.amp, device)
     return device

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import NAMES, RESNET18, SIMCLR, TINY, TINY_STATE, Tiny, features, layouts, lively, put, tiny_layouts
@@ -41,6 +40,7 @@ def test_every_format_is_recognised_and_its_encoder_computes_the_same(tmp_path, 
         "supervised": "fc",
         "byol": "fc",
         "moco": "encoder_q.fc",
+        "moco v3": "predictor",
         "sthalles": "backbone.fc",
         "infomin": "head_jig",
         "ours": "projector",
@@ -236,7 +236,7 @@ def test_any_missing_weight_unknown_name_or_other_shape_is_listed(name):
             if not weights_of(content)[key].is_floating_point() and change == "ruined":
                 continue
             weight = weights_of(content).pop(key)
-            listed = key.split("module.")[-1]
+            listed = key.split("module.")[-1].removeprefix("base_encoder.")
             listed = listed.removeprefix("encoder_q.").removeprefix("encoder.").removeprefix("backbone.")
             if change == "renamed":
                 weights_of(content)[key + "x"] = weight
@@ -370,29 +370,6 @@ def test_what_holds_no_weights_names_the_formats(tmp_path):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(UserError, match=r"x\.pt: holds no weights by name; expected .*MoCo v2"):
             pretrained.load_encoder(Tiny(), tmp_path / "x.pt")
-
-
-# Published weights ----------------------------------------------------------------------
-
-
-def test_published_weights_are_downloaded_or_it_says_what_to_do(monkeypatch):
-    asked = []
-    state = torchvision.models.resnet18().state_dict()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or state)
-    encoder, _ = build_encoder("resnet18", 224)
-    source = pretrained.load_published(encoder, "baseline", "resnet18")
-    assert source.path == asked[0] == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    assert torch.equal(encoder.conv1.weight, state["conv1.weight"]) and source.mean == [0.485, 0.456, 0.406]
-    with pytest.raises(UserError, match="torchvision has no weights of 'ssl"):
-        pretrained.load_published(encoder, "baseline", "ssl.encoders.SmallResNet")
-
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    for kind in ("baseline", "barlow_twins"):
-        with pytest.raises(UserError, match=r"cannot be downloaded \(no network\). Fetch https://\S+ elsewhere"):
-            pretrained.load_published(encoder, kind, "resnet18")
 
 
 # The scripts ----------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 import os
 import re
+import tempfile
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
-import torchvision
 from spawn import on_ranks
 from torch import nn
 
 import evaluate
-from ssl.checkpoints import pretrained
+from ssl import distributed
+from ssl.checkpoints import published
 from ssl.data.images import Images
 from ssl.data.order import Order, Shares
 from ssl.errors import UserError
@@ -122,21 +123,33 @@ def test_outputs_that_are_not_finite_are_one_error_on_every_rank(tmp_path):
                 assert re.match("the network gives NaN or Inf for 2 of (8|10) images, first for array/4; [^\n]*$", text)
 
 
-def turn() -> int:
-    """Which of the processes of a machine this one is in asking for published weights; the first takes its time."""
+def fetched() -> list:
+    """On each of two processes of a machine: how often it asked for a file, and what came, with and without network."""
     os.environ["LOCAL_RANK"] = str(dist.get_rank())
-    encoder, turns = torchvision.models.resnet18(), []
+    weights, asked, came = published.OTHERS["dino"], [], []
 
-    def fetch(*_, **__):
-        time.sleep(1 - dist.get_rank())
-        turns.append(dist.distributed_c10d._get_default_store().add("asked", 1))
-        return torchvision.models.resnet18().state_dict()
+    def download(url, path, *_, **__):
+        asked.append(url)
+        time.sleep(0.5)  # who does not wait finds no file
+        if "offline" in path:
+            raise OSError("no network")
+        torch.save({}, path)
 
-    torch.hub.load_state_dict_from_url = fetch
-    encoder.fc = nn.Identity()
-    pretrained.load_published(encoder, "baseline", "resnet18")
-    return turns[0]
+    torch.hub.download_url_to_file = download
+    with tempfile.TemporaryDirectory() as own:
+        for home in ("online", "offline"):
+            torch.hub.set_dir(os.path.join(distributed.broadcast_object(own), home))
+            try:
+                came.append(int(published.fetch(weights).is_file()))
+            except UserError as error:
+                came.append(torch.tensor(list(str(error).encode())))
+        distributed.barrier()  # before the folder goes
+    return [len(asked), *came]
 
 
-def test_one_process_of_a_machine_downloads_and_the_others_read_its_file(tmp_path):
-    assert on_ranks(turn, [2], tmp_path) == {2: [1, 2]}
+def test_one_process_of_a_machine_downloads_and_all_get_its_file_or_its_error(tmp_path):
+    first, second = on_ranks(fetched, [2], tmp_path)[2]
+    assert (first[:2], second[:2]) == ([2, 1], [0, 1])
+    words = bytes(first[2].tolist()).decode()
+    assert words.startswith("the published weights 'dino' cannot be downloaded (no network). Fetch https://")
+    assert torch.equal(first[2], second[2])

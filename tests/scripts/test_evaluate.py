@@ -96,5 +96,7 @@ def test_bad_settings_of_evaluate_stop_with_one_line(trained, settings, expected
 def test_without_a_model_path_or_a_network_the_message_says_what_to_do(images, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    done = run("evaluate.py", data_dir=images, check=False)
-    assert done.returncode == 2 and "cannot be downloaded" in done.stderr and "--model_path" in done.stderr
+    done = run("evaluate.py", check=False)
+    assert done.returncode == 2 and "--model_path: a run folder" in done.stderr and "download" not in done.stdout
+    done = run("evaluate.py", model_path="barlow_twins", data_dir=images, check=False)
+    assert done.returncode == 2 and "cannot be downloaded" in done.stderr and "resnet50.pth on another" in done.stderr
