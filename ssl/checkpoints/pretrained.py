@@ -4,6 +4,7 @@ Loading is strict: every weight of the encoder comes from the file and has the r
 missing and what is unknown. `kind` says which format the file is of, where the names of its weights cannot tell.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,10 +159,21 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
 
 
 def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """The settings that fit the file's weights, if these are a torchvision ResNet's."""
+    """The settings that fit the file's weights, if these are of a ResNet or a ViT of torchvision."""
+    theirs, ours = _side_of_vit(weights), _side_of_vit(wanted)
+    if theirs and ours and theirs != ours:
+        return f"It is for images of {theirs} pixels; pass --image_size {theirs}"
     pairs = zip(("--encoder", "--stem"), resnet_of(weights), resnet_of(wanted))
     fitting = [(f"{flag} {theirs}", theirs != ours) for flag, theirs, ours in pairs if theirs]
     other = [words for words, differs in fitting if differs]
     if not other:
         return "Check --encoder, --stem and --encoder_kwargs"
     return f"By its shapes it fits {' '.join(words for words, _ in fitting)}; pass {' '.join(other)}"
+
+
+def _side_of_vit(weights: dict[str, Tensor]) -> int | None:
+    """The image size of a ViT with these `weights` under torchvision's names; None of another network."""
+    positions, patches = weights.get("encoder.pos_embedding"), weights.get("conv_proj.weight")
+    if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
+        return None
+    return math.isqrt(max(positions.shape[1] - 1, 0)) * patches.shape[-1]

@@ -15,6 +15,7 @@ import torchvision
 from ssl.checkpoints.layouts import Kind
 from ssl.console import say
 from ssl.distributed import gather_objects, is_main
+from ssl.encoders.library import short_name
 from ssl.errors import UserError
 from ssl.sources.datasets import IMAGENET
 
@@ -126,13 +127,13 @@ def find(value: str | Path, encoder: str | None) -> Published | None:
 
 def of_torchvision(encoder: str) -> Published:
     """torchvision's IMAGENET1K_V1 of its classifier called `encoder`. These do not change with its version."""
-    called = encoder.removeprefix("torchvision.models.")
+    called = short_name(encoder)
     try:
         weights = torchvision.models.get_model_weights(called).IMAGENET1K_V1
     except (ValueError, AttributeError):
         raise UserError(
-            f"encoder: torchvision has no weights IMAGENET1K_V1 of {encoder!r}; take an --encoder that it has them "
-            "of, such as resnet18, resnet50 or another ResNet, or name a file of weights"
+            f"encoder: torchvision has no weights IMAGENET1K_V1 of {encoder!r}; pass an --encoder that it has them "
+            "of, such as resnet18, resnet50, convnext_tiny or vit_b_16, or name a file of weights"
         ) from None
     size = weights.meta.get("_file_size")
     preset = weights.transforms()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_imagenet_is_what_torchvision_calls_v1_for_each_of_its_classifiers():
             assert list(known.mean) == entry.transforms().mean and list(known.std) == entry.transforms().std
     assert without == ["regnet_y_128gf", "vit_h_14"]  # these have SWAG's alone
     for other in ("ssl.encoders.SmallResNet", "wide_resnet_28_10", "timm/resnet50", "fasterrcnn_resnet50_fpn"):
-        with pytest.raises(UserError, match=f"no weights IMAGENET1K_V1 of '{other}'; take an --encoder"):
+        with pytest.raises(UserError, match=f"no weights IMAGENET1K_V1 of '{other}'; pass an --encoder"):
             published.find("imagenet", other)
     assert published.find("imagenet", "torchvision.models.resnet18").url == V1.url
 
@@ -175,39 +176,45 @@ def test_the_authors_files_are_read_as_they_are_written(hub, monkeypatch, name):
     assert f"{name}: resnet18, " in str(source) and "without labels" in str(source) and known.licence in str(source)
 
 
-@pytest.mark.parametrize(
-    "name, last",
-    [("convnext_tiny", "classifier.2"), ("vit_b_32", "heads.head"), ("mobilenet_v3_small", "classifier.3")],
-)
-def test_other_classifiers_lose_the_last_layer_alone(tmp_path, name, last):
-    model = lively(torchvision.models.get_model(name, weights=None))
-    torch.save(model.state_dict(), tmp_path / "file.pth")
-    encoder = torchvision.models.get_model(name, weights=None)
-    parent, _, leaf = last.rpartition(".")
-    setattr(encoder.get_submodule(parent), leaf, nn.Identity())
-    source = pretrained.load_encoder(encoder, tmp_path / "file.pth", "baseline")
-    assert source.left_out == (last.split(".")[0],) and source.format == "torchvision's classifier"
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_other_classifiers_of_torchvision_lose_what_the_encoder_lacks(hub, name):
+    model = lively(torchvision.models.get_model(name))
+    torch.save(old_names(model.state_dict()), hub / published.find("imagenet", name).file)
+    encoder, _ = build_encoder(name, 64, pretrained.run_settings("imagenet", called=name)["stem"])
+    source = pretrained.load_encoder(encoder, "imagenet", called=name)
+    assert source.left_out in (("classifier",), ("fc",)) and source.path.startswith("https://download.pytorch.org/")
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
-    lacking = {key: value for key, value in model.state_dict().items() if key != next(iter(encoder.state_dict()))}
-    torch.save(lacking | {"classifier.9.weight": torch.ones(1), "more.weight": torch.ones(1)}, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=r"lacks .*; has unknown more\.weight"):
+
+
+def old_names(state: dict) -> dict:
+    """As torchvision's files of DenseNets still have them."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in state.items()}
+
+
+def test_a_classifier_keeps_what_the_encoder_has_of_it_and_nothing_is_lost_unseen(tmp_path):
+    model, (encoder, _) = lively(torchvision.models.convnext_tiny()), build_encoder("convnext_tiny", 64)
+    state = model.state_dict()
+    torch.save(state, tmp_path / "file.pth")
+    source = pretrained.load_encoder(encoder, tmp_path / "file.pth", "baseline")
+    assert source.format == "torchvision's classifier" and "classifier.0.weight" in encoder.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+    del state["classifier.0.weight"]
+    torch.save(state | {"more.weight": torch.ones(1)}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"lacks classifier\.0\.weight; has unknown more\.weight"):
         pretrained.load_encoder(encoder, tmp_path / "file.pth")
 
 
-def test_a_densenet_is_read_under_its_old_names(tmp_path):
-    model = torchvision.models.DenseNet(block_config=(2, 1))
-    encoder = torchvision.models.DenseNet(block_config=(2, 1))
-    encoder.classifier = nn.Identity()
-    old = {}
-    for key, value in lively(model).state_dict().items():
-        for part in ("norm1", "norm2", "conv1", "conv2"):
-            key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.") if "denselayer" in key else key
-        old[key] = value
-    assert "features.denseblock1.denselayer2.norm.1.weight" in old
-    torch.save(old, tmp_path / "file.pth")
-    pretrained.load_encoder(encoder, tmp_path / "file.pth")
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in encoder.state_dict().items())
+def test_a_vit_of_another_image_size_is_refused_with_its_own():
+    vit = dict(patch_size=8, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
+    state = torchvision.models.VisionTransformer(image_size=32, **vit).state_dict()
+    encoder = torchvision.models.VisionTransformer(image_size=32, **vit)
+    encoder.heads = nn.Identity()
+    assert pretrained.take(encoder, state, "file").left_out == ("heads",)
+    encoder = torchvision.models.VisionTransformer(image_size=16, **vit)
+    encoder.heads = nn.Identity()
+    with pytest.raises(UserError, match=r"It is for images of 32 pixels; pass --image_size 32$"):
+        pretrained.take(encoder, state, "file")
 
 
 def test_what_cannot_fit_is_refused_before_a_download(hub, monkeypatch):
