@@ -38,15 +38,23 @@ def argument_parser(command: str, about: str) -> argparse.ArgumentParser:
     )
 
 
+def redraws() -> bool:
+    """Whether stderr can draw a line again: a terminal, or the output of a notebook's cell."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+
+
 class Progress:
-    """A progress bar on a terminal, drawn at most twice a second; else a line every half minute. Only rank 0 prints."""
+    """A progress bar on a terminal or in a notebook, drawn at most twice a second; else a line every half minute.
+
+    Only rank 0 prints.
+    """
 
     PAUSE = 0.5  # seconds between two drawings of the bar
 
     def __init__(self, total: int, start: int, unit: str = "step"):
         self.total, self.start, self.unit = total, start, unit
         self.began, self.spoke, self.noted = time.monotonic(), 0.0, 0.0
-        self.terminal = is_main() and sys.stderr.isatty()
+        self.terminal = is_main() and redraws()
         self.bar = tqdm(
             total=total,
             initial=start,

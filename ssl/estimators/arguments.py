@@ -61,6 +61,8 @@ def check(params: dict) -> None:
     schedule(params["lr_scheduler_kwargs"])
     if not isinstance(params["exclude_bias_and_norm_wd"], bool | np.bool_):
         raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {params['exclude_bias_and_norm_wd']!r}")
+    if not (isinstance(params["verbose"], bool | np.bool_) or is_whole(params["verbose"], 0)):
+        raise UserError(f"verbose: expected True or False, got {params['verbose']!r}")
     for name, least in LEAST.items():
         if not is_whole(params[name], least):
             raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")

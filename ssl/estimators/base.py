@@ -33,6 +33,8 @@ class Estimator(Params):
     limit_train_batches: how many batches an epoch has (a whole number), or which share of them (0..1); None: all.
     check_val_every_n_epoch: epochs between validations. num_sanity_val_steps: validate on so many batches before the
     first step (-1: on all), so that an error in validation comes at once; the result is dropped.
+    verbose: `fit` shows a bar (without a terminal or notebook a line every half minute), and at the end a line that
+    says where the time went. False: it prints nothing.
 
     Arguments of Lightning's Trainer are accepted if they ask for what happens here anyway. Others are refused, and the
     error says what to do instead: `ssl.estimators.lightning`.
@@ -51,6 +53,7 @@ class Estimator(Params):
         limit_train_batches=None,
         check_val_every_n_epoch=1,
         num_sanity_val_steps=0,
+        verbose=True,
     )
     REPLACED: ClassVar = {"encoder", "optimizer", "lr_scheduler"}
 

@@ -1,5 +1,6 @@
 """The `fit` of an estimator: epochs, steps and validation. `model` is the estimator."""
 
+import contextlib
 import math
 from itertools import islice
 
@@ -14,6 +15,7 @@ from ssl.distributed import gather_numbers, gather_objects, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import arguments, optimization
 from ssl.estimators.network import to_device
+from ssl.estimators.progress import FitProgress
 from ssl.estimators.samples import FromLoader, FromSamples, are_samples, drawn_from
 from ssl.training import trainable
 from ssl.training.forward import rehearse
@@ -88,11 +90,14 @@ class _Fit:
 
     def run(self) -> None:
         model = self.model
-        if self.validation is not None and model.num_sanity_val_steps:
-            self._validate(None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
-        with drawn_from(model.seed):
-            while model.step < self.last:
-                self._epoch()
+        self.progress = FitProgress(model, self.last, self.source.workers)
+        with contextlib.closing(self.progress):
+            if self.validation is not None and model.num_sanity_val_steps:
+                self._validate(None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
+            with drawn_from(model.seed):
+                while model.step < self.last:
+                    self._epoch()
+        self.progress.sum_up()
 
     def _epoch(self) -> None:
         """One epoch, or the rest of one that was interrupted."""
@@ -115,8 +120,9 @@ class _Fit:
         if done and model.history and model.history[-1]["epoch"] == epoch:  # max_steps ended an earlier fit in it
             model.history.pop()
         model.history.append({"epoch": epoch} | metrics)
-        for callback in arguments.as_list(model.callbacks):
-            getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
+        with self.progress.spending("in callbacks"):
+            for callback in arguments.as_list(model.callbacks):
+                getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)
 
     # Steps ----------------------------------------------------------------------------
 
@@ -124,15 +130,19 @@ class _Fit:
         """The steps of an epoch, of which `done` were made before."""
         model = self.model
         end = min(self.last, (epoch + 1) * model.steps_per_epoch)
-        for number, batch in enumerate(self.source.epoch(epoch, done), done):
+        with self.progress.spending("waiting for data"):
+            batches = self.source.epoch(epoch, done)
+        for number, batch in enumerate(self.progress.waiting_for(batches), done):
             if model.step == self.first:
                 self._join(batch, number)
             self._step(batch, number)
             model.step += 1
+            self.progress.move()
             if not self.device_decides or len(self.unread) == READ_EVERY or model.step == end:
                 problem = self._settle()
                 if problem:
                     raise problem
+                self.progress.read()
             optimization.advance_step(model)
             if model.step == end:
                 return
@@ -177,7 +187,9 @@ class _Fit:
         model, scaler = self.model, self.scaler
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(hash32(model.seed, model.step, rank(), 0xFFFE))
-            loss = model.training_step(batch, number)["loss"]
+            found = model.training_step(batch, number)
+            self.progress.count(found)
+            loss = found["loss"]
             model.optimizer.zero_grad(set_to_none=True)
             spoilt = loss
             if self.guard.record:
@@ -224,7 +236,7 @@ class _Fit:
         model = self.model
         model.net.eval()
         runner, model.runner = model.runner, None
-        with drawn_from(model.seed):
+        with self.progress.spending("validating"), drawn_from(model.seed):
             some = islice(self.validation.once(), batches)
             losses = [torch.as_tensor(model.validation_step(batch, i)["loss"]).detach() for i, batch in enumerate(some)]
         model.runner = runner

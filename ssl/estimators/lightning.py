@@ -16,7 +16,7 @@ PRECISIONS = {
 # Name: (values that ask for what happens here anyway, what to do instead of passing another value).
 FIXED = {
     "accumulate_grad_batches": ((None, 1), "pass a larger batch_size, or use train.py --accumulate"),
-    "barebones": ((None, False, True), "leave it out: there is no logger, checkpoint, progress bar or summary"),
+    "barebones": ((None, False, True), "leave it out: there is no logger, checkpoint or summary"),
     "benchmark": ((None, False), "set torch.backends.cudnn.benchmark = True"),
     "default_root_dir": ((None,), "call save(path): nothing else is written"),
     "deterministic": ((None, False), "call torch.use_deterministic_algorithms(True); a CPU needs nothing"),
@@ -25,7 +25,7 @@ FIXED = {
     "enable_autolog_hparams": ((None, True, False), "leave it out: there is no logger"),
     "enable_checkpointing": ((None, False), "call save(path) after fit, or in a callback"),
     "enable_model_summary": ((None, False), "print(model.net)"),
-    "enable_progress_bar": ((None, False), "print in a callback"),
+    "enable_progress_bar": ((None, True, False), "pass verbose=True or verbose=False"),
     "fast_dev_run": ((None, False), "pass max_steps=1"),
     "gradient_clip_algorithm": ((None,), "lower learning_rate, or use train.py --clip_grad"),
     "gradient_clip_val": ((None, 0, 0.0), "lower learning_rate, or use train.py --clip_grad"),
@@ -57,7 +57,8 @@ def translated(given: dict) -> dict:
     """`given` with Lightning's arguments replaced by ours, and without those that ask for what happens here anyway.
 
     Raises `UserError` for what is not done here, and says what to do instead; also for an accelerator that does not
-    agree with device. Arguments of other names are returned as they are.
+    agree with device, and a progress bar that does not agree with verbose. Arguments of other names are returned as
+    they are.
     """
     ours = {name: value for name, value in given.items() if name not in FIXED and name != "accelerator"}
     for name, (usual, instead) in FIXED.items():
@@ -73,6 +74,12 @@ def translated(given: dict) -> dict:
                 f"accelerator={accelerator!r} and device={given['device']!r} do not agree; pass one of them"
             )
         ours["device"] = device
+    if given.get("enable_progress_bar") is False or given.get("barebones"):
+        ours["verbose"] = False
+    elif given.get("enable_progress_bar"):
+        if not given.get("verbose", True):
+            raise UserError("enable_progress_bar=True and verbose=False do not agree; pass one of them")
+        ours["verbose"] = True
     if isinstance(given.get("precision", ()), str | int | None):
         ours["precision"] = PRECISIONS.get(given["precision"], given["precision"])
     return ours

@@ -108,6 +108,7 @@ class FromSamples:
                 "or a DataLoader of `[X1, X2]`"
             )
         self.data, self.views, self.seed, self.reading = data, views, seed, reading
+        self.workers = reading.get("num_workers", 0)
         self.order = Order(len(data), batch_size, 1, world_size(), seed)
         self.steps_per_epoch = limited(self.order.steps_per_epoch, limit)
 
@@ -140,7 +141,7 @@ class FromLoader:
     """Batches of the user's loader. Its draws from torch, numpy and random depend on (seed, epoch, rank) alone."""
 
     def __init__(self, loader, seed: int, limit: int | float | None = None):
-        self.loader, self.seed = loader, seed
+        self.loader, self.seed, self.workers = loader, seed, getattr(loader, "num_workers", None)
         try:
             self.steps_per_epoch = limited(len(loader), limit)
         except TypeError:

@@ -1,13 +1,16 @@
 """Estimators: documented arguments, steps and errors; the same fit from the same random_state; scikit-learn's ways."""
 
 import copy
+import io
 import math
 import os
 import pickle
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
-from ssl.estimators import BarlowTwins, SimCLR
+from ssl.estimators import BarlowTwins, SimCLR, progress
 from ssl.losses import barlow_twins, info_nce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +94,7 @@ def test_the_documented_defaults():
         limit_train_batches=None,
         check_val_every_n_epoch=1,
         num_sanity_val_steps=0,
+        verbose=True,
     )
 
 
@@ -194,6 +198,8 @@ def test_bad_batches(batch, error, words):
         (dict(limit_train_batches=True), ValueError, "limit_train_batches: expected"),
         (dict(check_val_every_n_epoch=0), ValueError, "check_val_every_n_epoch: expected a whole number of at least 1"),
         (dict(num_sanity_val_steps=-2), ValueError, "num_sanity_val_steps: expected"),
+        (dict(verbose="no"), ValueError, "verbose: expected True or False, got 'no'"),
+        (dict(verbose=-1), ValueError, "verbose: expected True or False, got -1"),
         (dict(accelerator="tpu"), ValueError, "accelerator: 'tpu' is none of auto, cpu, gpu, cuda"),
         (
             dict(devices=2),
@@ -692,10 +698,14 @@ def test_an_encoder_of_ours_needs_no_naming(tmp_path):
 
 def test_lightnings_words_that_mean_something_here_are_taken():
     said = make(accelerator="cpu", precision="bf16-mixed", devices=1, logger=False, enable_progress_bar=False)
-    assert said.get_params() == make(device="cpu", precision="bf16").get_params() | {"encoder": Encoder, "views": noisy}
+    assert said.get_params() == make(device="cpu", precision="bf16", verbose=False).get_params()
     assert [make(precision=p).precision for p in (32, "32-true", None, 16, "16-mixed")] == ["off"] * 3 + ["fp16"] * 2
     assert clone(said).device == "cpu" and said.set_params(accelerator="gpu").device == "cuda"
     assert make(accelerator="cpu", device="auto").device == make(accelerator="cpu", device="cpu").device == "cpu"
+    assert [make(enable_progress_bar=value).verbose for value in (True, None, False)] == [True, True, False]
+    assert not make(barebones=True).verbose and make().set_params(enable_progress_bar=True).verbose is True
+    with pytest.raises(UserError, match="enable_progress_bar=True and verbose=False do not agree; pass one of them"):
+        make(enable_progress_bar=True, verbose=False)
 
 
 # All arguments of lightning.pytorch.Trainer, 2.6.
@@ -788,6 +798,71 @@ def test_losses_are_printed_as_nidls():
         str(BarlowTwinsLoss(loss_scale=0.5, form="gram")) == "BarlowTwinsLoss(lambd=0.005, loss_scale=0.5, form='gram')"
     )
     assert str(InfoNCELoss(0.2)) == "InfoNCELoss(temperature=0.2)"
+
+
+# What fit shows -----------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+Notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})  # its isatty() is False
+
+
+@pytest.mark.parametrize("stream", [Terminal, Notebook])
+def test_a_fit_shows_a_bar_where_somebody_looks_and_sums_up(stream, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", stream())
+    shown = make().fit(numbers(), TensorDataset(numbers(20)))
+    bar, said = sys.stderr.getvalue().split("\r")[-1], capsys.readouterr().out
+    assert "15/15" in bar and f"epoch 3/3  loss {shown.history[-1]['loss']:.4g}  " in bar and " samples/s]" in bar
+    assert re.fullmatch(r"fit: 15 steps in \d\d:\d\d: .*\d+% computing.*\n", said)
+    monkeypatch.setattr(sys, "stderr", stream())
+    silent = make(verbose=False).fit(numbers())
+    assert sys.stderr.getvalue() == capsys.readouterr().out == ""
+    assert torch.equal(weights(silent), weights(shown))
+
+
+def test_without_a_terminal_a_fit_prints_lines(capsys):
+    make(max_epochs=2).fit(pairs())
+    said = capsys.readouterr()
+    *_, last, summary = said.out.splitlines()
+    assert last.startswith("step 10/10") and "epoch 2/2  loss" in last and summary.startswith("fit: 10 steps in")
+    assert said.err == ""
+
+
+def test_an_interrupted_fit_closes_its_bar_and_goes_on_from_where_it_stood(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    model = make()
+    stop_at(model, 7, numbers())
+    assert sys.stderr.getvalue().endswith("\n") and capsys.readouterr().out == ""
+    model.fit(numbers(), resume=True)
+    assert "15/15" in sys.stderr.getvalue() and capsys.readouterr().out.startswith("fit: 8 steps in")
+    model.fit(numbers(), resume=True)  # there is nothing left to do
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["samples", "loader"])
+def test_the_last_line_says_where_the_time_went(kind, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def spend(seconds, result):
+        clock[0] += seconds
+        return result
+
+    model = make(
+        max_epochs=1, views=lambda sample: spend(1, noisy(sample)), callbacks=lambda *_: spend(60, None)
+    )  # 16 views a batch
+    model.training_step = lambda *batch: spend(4, BarlowTwins.training_step(model, *batch))
+    model.validation_step = lambda *batch: spend(20, {"loss": 0.0})
+    loader = DataLoader([(x, x) for x in numbers()], 8, collate_fn=lambda rows: spend(16, default_collate(rows)))
+    model.fit(numbers() if kind == "samples" else loader, DataLoader(TensorDataset(numbers(), numbers()), 20))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "fit: 5 steps in 03:20: 40% waiting for data, 20% validating, 30% in callbacks, 10% computing; "
+        "with num_workers other processes make the batches meanwhile"
+    )
 
 
 # scikit-learn and others --------------------------------------------------------------
