@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from ssl.console import Progress, say
-from ssl.distributed import is_main
+from ssl.distributed import rank
 
 MUCH = 0.3  # share of the time: if waiting for data takes more, the last line says what to do
 
@@ -20,7 +20,7 @@ class FitProgress:
 
     def __init__(self, model, last: int, workers: int | None):
         self.model, self.last, self.workers = model, last, workers
-        self.bar = Progress(last, model.step) if model.verbose and is_main() else None
+        self.bar = Progress(last, model.step) if model.verbose and rank() == 0 else None
         self.began, self.first, self.samples = time.monotonic(), model.step, 0
         self.spent = {"waiting for data": 0.0, "validating": 0.0, "in callbacks": 0.0}  # seconds
 
@@ -43,7 +43,8 @@ class FitProgress:
 
     def count(self, found: dict) -> None:
         """A training step returned `found`."""
-        self.samples += len(found.get("z1", ()))  # of all processes
+        z1 = found.get("z1")  # of all processes; a class that overrides the step may leave it out
+        self.samples += 0 if z1 is None else len(z1)
 
     def move(self) -> None:
         """A step is made: move the bar."""

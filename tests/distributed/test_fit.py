@@ -41,7 +41,8 @@ def do_fit():
         optimizer="sgd",
     )
     start = model.encoder[0].weight.detach().clone()
-    h = model.fit(x).transform(x)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        h = model.fit(x).transform(x)
     told = ""
     batch = [x, x, x] if rank() == world_size() - 1 else [x, x]
     try:
@@ -57,7 +58,8 @@ def do_fit():
             do()
         except UserError as error:
             refused.append(str(error))
-    return {"refused": refused, "features": h, "moved": model.encoder[0].weight.detach() - start, "told": told}
+    moved = model.encoder[0].weight.detach() - start
+    return {"refused": refused, "features": h, "moved": moved, "told": told, "printed": printed.getvalue()}
 
 
 def test_two_processes_learn_and_transform_as_one(tmp_path):
@@ -73,6 +75,9 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
         ):
             assert words in error
         assert len(result["refused"]) == 3
+    last_lines = [result["printed"].splitlines()[-1:] for result in [one, *results[2]]]
+    assert last_lines[0][0].startswith("fit: 15 steps in ") and last_lines[1][0].startswith("fit: 15 steps in ")
+    assert last_lines[2] == []  # rank 1 prints nothing
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
 
 
