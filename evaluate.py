@@ -61,6 +61,8 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     Unset values of the data set, its table, the encoder, value_range and seed come from the run of --model_path.
     """
 
+    FIRST = "model_path", "data_dir", "protocol", "random_init", "raw_pixels", "output_dir"  # in --help
+
     # What to judge
     config: str | None = None  # YAML file of settings; the command line wins over it
     model_path: str | None = None  # encoder to judge: a run folder, a file, or a name: imagenet, barlow_twins, …

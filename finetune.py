@@ -64,6 +64,8 @@ class Settings(EncoderSettings, LabelSettings, ViewSettings, TrainingSettings):
     validation split. The test split is scored once, with the weights of that epoch.
     """
 
+    FIRST = "init", "data_dir", "epochs", "lr", "freeze", "output_dir"  # in --help
+
     # Where settings come from
     config: str | None = None  # YAML file of settings; the command line wins over it
     row: int | None = None  # which row of that file's table, from 1 on

@@ -1,6 +1,7 @@
 """Pre-train an encoder on images, without labels or (supcon) with them.
 
 python train.py                                          the embedded data set, on this machine
+python train.py --data_dir IMAGES                        your own images
 torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
 python train.py --help                                   every setting
 """
@@ -71,6 +72,8 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     To build on another file, it says `extends: FILE`, a path relative to itself, or `extends: auto`,
     the recipe of the method and data set. The first line of a run names the files.
     """
+
+    FIRST = "data_dir", "encoder", "image_size", "batch_size", "epochs", "output_dir"  # in --help
 
     # Where settings come from
     config: str | None = None  # YAML file, the whole recipe; the command line wins over it

@@ -229,7 +229,7 @@ def parse(cls, arguments: list[str] | None = None, recipe: Callable[[dict], Path
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
-        print(manual(cls))
+        say(manual(cls))
         raise SystemExit(0)
     layers = [("command line", _from_arguments(cls, arguments))]
     config, row = layers[0][1].get("config"), layers[0][1].get("row")

@@ -1,8 +1,12 @@
-"""The text of `--help`, from the source of a script's settings: the comment behind a field explains it."""
+"""The text of `--help`, from the source of a script: the comment behind a setting explains it.
+
+It begins with the commands in the script's docstring and the settings in FIRST, an attribute of the settings' class.
+"""
 
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 
 from ssl.settings.kinds import plain
@@ -24,10 +28,25 @@ def manual(cls) -> str:
                 name, default, comment = match.groups()
                 _, shown = found.pop(name, (heading, _help_line(name, default, comment, kinds[name])))
                 found[name] = heading, shown
-    lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Settings, each --key value (defaults in brackets):"]
+    title, _, details = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
+    first = [found[name][1] for name in getattr(cls, "FIRST", ())]
+    lines = [
+        title,
+        *_examples(cls),
+        *(["", "To begin with:", *first] if first else []),
+        *(["", details] if details else []),
+    ]
+    lines += ["", "All settings, each --key value (defaults in brackets):"]
     for heading in dict.fromkeys(heading for heading, _ in found.values()):
         lines += ["", heading, *(shown for own, shown in found.values() if own == heading)]
     return "\n".join(lines)
+
+
+def _examples(cls) -> list[str]:
+    """The commands in the docstring of the script that defines `cls`, but that of --help."""
+    text = sys.modules[cls.__module__].__doc__ or ""
+    commands = [line for line in text.splitlines() if re.match(r"(python|torchrun) ", line) and "--help" not in line]
+    return ["", *(f"  {line}" for line in commands)] if commands else []
 
 
 def _help_line(name: str, default: str, comment: str, kind) -> str:

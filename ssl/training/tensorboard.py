@@ -3,7 +3,9 @@
 If that fails, as on a full disk, the run says so once and continues without.
 """
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from ssl.console import say
 from ssl.data.decode import decode
@@ -45,6 +47,9 @@ class Board:
             self._give_up(error)
 
     def _open(self):
+        # TensorBoard looks for this module. Without it, it imports TensorFlow where that is installed: this takes seconds
+        # and prints many lines.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)

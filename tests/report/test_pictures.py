@@ -2,8 +2,10 @@
 
 import io
 import json
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +265,30 @@ def test_without_tensorboard_nothing_is_said(tmp_path, monkeypatch, capsys):
     log.write(step=1, loss=1.0)
     log.close()
     assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+LOG = """
+import subprocess
+import sys
+sys.path[:0] = [{root!r}, {folder!r}]
+import ssl
+ssl.__path__ = [{root!r} + "/ssl"]
+from pathlib import Path
+from ssl.training.tensorboard import Board
+board = Board(Path({folder!r}), 0)
+board.scalars(1, {{"loss": 2.0}})
+board.close()
+assert not board.broken
+"""
+
+
+def test_tensorboard_imports_no_tensorflow_which_prints(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('a page of text')")
+    script = LOG.format(root=str(Path(__file__).resolve().parents[2]), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len([*(tmp_path / "tensorboard").iterdir()]) == 1
 
 
 def test_real_tensorboard_reads_back_what_was_logged_and_draws_nothing_at_random(tmp_path, monkeypatch):

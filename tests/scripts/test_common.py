@@ -42,10 +42,21 @@ def test_help_is_a_manual():
 
 
 @pytest.mark.parametrize("script", [train, evaluate, finetune])
+def test_help_begins_with_examples_and_six_settings(script):
+    title, examples, first, *_ = config.manual(script.Settings).split("\n\n")
+    name, commands = f"{script.__name__}.py", examples.splitlines()
+    assert title == script.Settings.__doc__.splitlines()[0]
+    assert len(commands) >= 2 and all(f"{name} " in line + " " and "--help" not in line for line in commands)
+    heading, *settings = first.splitlines()
+    assert heading == "To begin with:" and len(settings) == 6
+    assert [line.split()[0][2:] for line in settings] == list(script.Settings.FIRST)
+
+
+@pytest.mark.parametrize("script", [train, evaluate, finetune])
 def test_help_names_every_setting_with_a_comment_and_its_choices(script):
     manual = config.manual(script.Settings)
     for field in dataclasses.fields(script.Settings):
         line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
         assert len(line.split()) > 2
-        assert "[[" not in line and "[(" not in line
+        assert "[[" not in line and "[(" not in line and line.count("(") == line.count(")")
     assert "(linear|probe|knn|fixed|features|all) [probe knn]" in config.manual(evaluate.Settings)
