@@ -30,23 +30,18 @@ def manual(cls) -> str:
                 found[name] = heading, shown
     title, _, details = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
     first = [found[name][1] for name in getattr(cls, "FIRST", ())]
-    lines = [
-        title,
-        *_examples(cls),
-        *(["", "To begin with:", *first] if first else []),
-        *(["", details] if details else []),
-    ]
-    lines += ["", "All settings, each --key value (defaults in brackets):"]
+    parts = [title, _examples(cls), "\n".join(["To begin with:", *first]) if first else "", details]
+    parts.append("All settings, each --key value (defaults in brackets):")
     for heading in dict.fromkeys(heading for heading, _ in found.values()):
-        lines += ["", heading, *(shown for own, shown in found.values() if own == heading)]
-    return "\n".join(lines)
+        parts.append("\n".join([heading, *(shown for own, shown in found.values() if own == heading)]))
+    return "\n\n".join(filter(None, parts))
 
 
-def _examples(cls) -> list[str]:
+def _examples(cls) -> str:
     """The commands in the docstring of the script that defines `cls`, but that of --help."""
     text = sys.modules[cls.__module__].__doc__ or ""
     commands = [line for line in text.splitlines() if re.match(r"(python|torchrun) ", line) and "--help" not in line]
-    return ["", *(f"  {line}" for line in commands)] if commands else []
+    return "\n".join(f"  {line}" for line in commands)
 
 
 def _help_line(name: str, default: str, comment: str, kind) -> str:

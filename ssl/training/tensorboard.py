@@ -47,8 +47,7 @@ class Board:
             self._give_up(error)
 
     def _open(self):
-        # TensorBoard looks for this module. Without it, it imports TensorFlow where that is installed: this takes seconds
-        # and prints many lines.
+        # Without this module TensorBoard imports TensorFlow, if installed: that takes seconds and prints many lines.
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
