@@ -44,13 +44,14 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
-from ssl.training import introduce, next_steps, trainable
+from ssl.training import by_machine, introduce, next_steps, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
 from ssl.training.forward import Embed, blank_batch, compiled, rehearse, targets, try_step
 from ssl.training.guard import Guard, gradient_norm
 from ssl.training.health import Health
+from ssl.training.judge_after import judge_after
 from ssl.training.judging import Judge
 from ssl.training.precision import choose_precision
 from ssl.training.start import patience, start
@@ -81,12 +82,13 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     # What to learn
     method: Literal["barlow_twins", "simclr", "supcon"] = "barlow_twins"  # loss and recipe; supcon: with labels
     balanced: bool = False  # draw every class equally often, with replacement, by labels
-    image_size: int = 224  # pixels of a view's side
+    image_size: int | Literal["auto"] = 224  # pixels of a view's side; auto: 48 or 96
+    short_side: int | Literal["auto"] | None = None  # preload, and reduce images to it; auto: twice image_size
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
     seed: int = 0  # of weights, order and views
     # Model
-    encoder: str = "resnet50"  # torchvision's name (vit_b_16), timm/NAME, wide_resnet_28_10, or a class: package.Class
+    encoder: str = "resnet50"  # torchvision's name (vit_b_16), timm/NAME, wide_resnet_28_10, package.Class; or auto
     encoder_kwargs: dict = field(default_factory=lambda: {})  # further arguments of the encoder
     stem: Literal["auto", "imagenet", "small"] = "auto"  # of ResNets; auto: small (3x3, no max-pool) up to 64 pixels
     projector: str = "8192-8192-8192"  # widths of its layers, the last the embedding's; auto: by the number of images
@@ -99,8 +101,8 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     temperature: float = 0.1  # SimCLR and SupCon
     base_temperature: float | None = None  # SimCLR and SupCon: multiply the loss by temperature / this
     # Optimizer
-    batch_size: int = 256  # images per process and micro-batch
-    accumulate: int = 1  # micro-batches a step
+    batch_size: int | Literal["auto"] = 256  # images per process and micro-batch; auto: by images and memory
+    accumulate: int | Literal["auto"] = 1  # micro-batches a step; auto: with batch_size
     accumulate_mode: Literal["exact", "split"] = "exact"  # loss of all of them together, or the mean of their losses
     epochs: int | Literal["auto"] = 100  # length of the run and of the schedule; auto: by the number of images
     max_steps: int | None = None  # stop after so many steps; the schedule still spans all epochs
@@ -136,6 +138,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     linear_weight_decay: float = 0.0  # of the fixed head
     linear_momentum: float = 0.9  # of the fixed head
     eval_at_start: bool = False  # judge the untrained encoder, too
+    evaluate_after: bool = False  # after the last step run evaluate.py, with both baselines, and make the pictures
     ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
     # What may go wrong with numbers
     max_bad_steps: int = 10  # after so many steps in a row without a finite gradient: back to the last checkpoint
@@ -167,13 +170,13 @@ def main() -> None:
     load = partial(datasets.load_as, settings)
     with_labels = learns_from_labels(settings)
     data = load("train" if with_labels else "unlabelled")
-    if settings.preload:
-        data = preload.hold(data, settings.image_size)
+    found = by_machine.settle(settings, data, Model, device, folder)
+    data = preload.as_asked(settings, data)
     labels = require_labels(settings, data) if with_labels else None
     balanced_by = labels if settings.balanced else None
     order = Order(len(data), settings.batch_size, settings.accumulate, world_size(), settings.seed, balanced_by)
     require_whole_batches(settings, order)
-    introduce.tell_auto(settings, auto.settle(settings, order.global_batch, len(data)))
+    introduce.tell_auto(settings, found | auto.settle(settings, order.global_batch, len(data)))
     ranges.check_training(settings)
     validation = find_validation(settings, data, load, with_labels)
     if settings.init and validation:
@@ -210,8 +213,7 @@ def main() -> None:
     used += [(validation.images, "choice")] if settings.eval_every else []
     apart = learnt_from.set_apart(load) if with_labels else []
     learnt_from.write(folder, learnt_from.begun_with(folder, before, settings), used, apart, settings.data_dir)
-    if origin["dataset"] == origin["data_dir"] == "default":
-        say("*** No --dataset, no --data_dir: training on the EMBEDDED demonstration set `shapes`, not ImageNet. ***")
+    introduce.tell_choice(settings, origin, device)
     introduce.tell_start("train.py", settings, origin, device)
     introduce.tell_images(settings, data, with_labels)
     introduce.tell_training(settings, order, scale)
@@ -259,7 +261,10 @@ def main() -> None:
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     health.sum_up()
     judge.sum_up()
-    next_steps.after_training(folder, data.classes)
+    if settings.evaluate_after:
+        judge_after(folder, state.step, data.classes, settings.device)
+    else:
+        next_steps.after_training(folder, data.classes)
 
 
 def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.Module, session: TrainSession) -> None:

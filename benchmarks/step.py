@@ -43,7 +43,7 @@ from ssl.errors import UserError, one_line_errors
 from ssl.evaluation.probes import knn
 from ssl.settings import auto, config
 from ssl.sources import datasets
-from ssl.training import checks
+from ssl.training import by_machine, checks
 
 DEFAULTS = {"image_size": "32", "encoder": "resnet18", "projector": "2048-2048-2048", "batch_size": "256"}
 
@@ -127,6 +127,7 @@ def main() -> None:
     data, *splits = (datasets.load_as(settings, name) for name in names)
     if splits and (data.paths is None or not data.classes):
         raise UserError("epochs: the loops can be compared on class folders of image files; pass --data_dir FOLDER")
+    by_machine.settle(settings, data, train.Model, device)
     checks.require_whole_batches(settings, Order(len(data), settings.batch_size, 1, 1, settings.seed))
     auto.settle(settings, settings.batch_size, len(data))
     ours = our_loop(settings, data, device)

@@ -39,7 +39,7 @@ from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError, one_line_errors
 from ssl.settings import auto, config, ranges
 from ssl.sources import datasets
-from ssl.training import checks
+from ssl.training import by_machine, checks
 
 SERIOUS = 0.05  # a share of the time from which on it is worth doing something about
 
@@ -144,21 +144,23 @@ def parse() -> tuple[argparse.Namespace, train.Settings]:
     settings, _ = config.parse(train.Settings, rest, recipe=train.find_recipe)
     datasets.resolve(settings)
     checks.check(settings)
-    if settings.accumulate != 1:
+    if settings.accumulate not in (1, "auto"):
         raise UserError("accumulate: micro-batches cost the same each; measure one, with --accumulate 1")
     return options, settings
 
 
-def load(settings: train.Settings) -> Images:
+def load(settings: train.Settings, device: torch.device) -> Images:
     data = datasets.load_as(settings, "train" if checks.learns_from_labels(settings) else "unlabelled")
-    return preload.hold(data, settings.image_size) if settings.preload else data
+    by_machine.settle(settings, data, train.Model, device)
+    settings.accumulate = 1
+    return preload.as_asked(settings, data)
 
 
 def main() -> None:
     options, settings = parse()
     device = distributed.start(settings.gpus, settings.device)
     torch.backends.cudnn.benchmark = True
-    data = load(settings)
+    data = load(settings, device)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     checks.require_whole_batches(settings, order)
     auto.settle(settings, order.global_batch, len(data))

@@ -28,6 +28,8 @@ def fill(settings: Any, run: dict) -> None:
     _take(settings, run, ["seed"] if own_data else ["seed", *DATA])
     if settings.dataset not in EIGHT_BITS:
         _take(settings, run, ["value_range"])
+        if settings.image_size is None:  # images that are reduced for the run's views are too small for larger ones
+            _take(settings, run, ["short_side"])
     settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
         run, settings.encoder, settings.encoder_kwargs, settings.stem
     )

@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
 
 from ssl.console import say
 from ssl.data.cores import core_share
-from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode
+from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode, reduction_to
 from ssl.data.held import Held, path_of
 from ssl.data.images import Images
 from ssl.distributed import gather_objects, rank, world_size
@@ -28,19 +31,21 @@ from ssl.errors import UserError, one_line
 SHARE = 0.9  # of the free memory: at most this much is taken
 
 
-def hold(data: Images, size: int) -> Images:
+def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     """`data` with its images in memory, for views of `size` pixels. Unchanged if they are in memory or not in files.
 
-    All ranks call it. If the images do not fit, it raises `UserError` on all ranks before anything is decoded.
+    With `short_side`, larger images are reduced to this short side, as `ssl.data.prepare` does it on a disk. All ranks
+    call it. If the images do not fit, it raises `UserError` on all ranks before anything is decoded.
     """
-    if data.paths is None or data.resident is not None:
+    if data.paths is None or data.resident is not None or data.held is not None:
         return data
     began = time.monotonic()
-    table = _measure(data, size)
+    table = _measure(data, size, short_side)
     table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
     need = int(table.nbytes + table[:, 1].sum())
     local = int(os.environ.get("LOCAL_RANK", 0))  # the ranks of a machine have consecutive numbers
-    say(f"preload     decoding {len(data)} images, {need / 1e9:.1f} GB, into memory")
+    reduced = f", short side {short_side} pixels at most" if short_side else ""
+    say(f"preload     decoding {len(data)} images{reduced}, {need / 1e9:.2g} GB, into memory")
     fd, trouble = -1, shortage(need)
     if trouble is None and local == 0:
         fd, trouble = _created(need)
@@ -48,7 +53,7 @@ def hold(data: Images, size: int) -> Images:
     path = gather_objects(path_of(fd))[rank() - local]
     try:
         fd = fd if local == 0 else os.open(path, os.O_RDWR)
-        _fill(mmap.mmap(fd, need), table, data)
+        _fill(mmap.mmap(fd, need), table, data, short_side)
     except (OSError, MemoryError) as error:
         trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"
     _agree(trouble)
@@ -57,6 +62,13 @@ def hold(data: Images, size: int) -> Images:
     large = f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
     say(f"preload     done in {time.monotonic() - began:.0f} s{large if files else ''}")
     return replace(data, held=held)
+
+
+def as_asked(settings, data: Images) -> Images:
+    """`data`, held as the settings `preload` and `short_side` ask for it."""
+    if settings.preload or settings.short_side:
+        return hold(data, settings.image_size, settings.short_side)
+    return data
 
 
 def _agree(trouble: str | None) -> None:
@@ -78,22 +90,22 @@ def _created(need: int) -> tuple[int, str | None]:
         return -1, f"no memory to share can be had here ({one_line(error)}); leave --preload out"
 
 
-def _measure(data: Images, size: int) -> np.ndarray:
+def _measure(data: Images, size: int, short_side: int | None) -> np.ndarray:
     """Table (N, 4) of 0, bytes, height (0: held as a file), width, from the headers alone. Ranks share the work."""
     mine = range(rank(), len(data), world_size())
     with ThreadPoolExecutor(core_share()) as pool:
-        measured = list(pool.map(lambda index: _size(data.paths[index], size, data.value_range), mine))
+        measured = list(pool.map(lambda index: _size(data.paths[index], size, short_side, data.value_range), mine))
     table = np.zeros((len(data), 4), np.int64)
     for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
         table[other :: world_size(), 1:] = part
     return table
 
 
-def _size(path: str, size: int, value_range: Range | None) -> tuple[int, int, int]:
+def _size(path: str, size: int, short_side: int | None, value_range: Range | None) -> tuple[int, int, int]:
     """(bytes, height, width) of the image as it will be held; zeros if it cannot be held.
 
-    A JPEG of at least four times the size of the views is held as its file (height 0). Training decodes it at a reduced
-    size if the crops allow it, and the reduced image has other pixels than the whole one.
+    Without `short_side`, a JPEG of at least four times the size of the views is held as its file (height 0). Training
+    decodes it at a reduced size if the crops allow it, and the reduced image has other pixels than the whole one.
     """
     try:
         status = os.stat(path)
@@ -103,14 +115,16 @@ def _size(path: str, size: int, value_range: Range | None) -> tuple[int, int, in
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 return 0, 0, 0
-            if isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
+            if short_side:
+                height, width = _reduced_size(height, width, short_side)
+            elif isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
                 return status.st_size, 0, 0
             return 3 * width * height * (1 if value_range is None else 2), height, width
     except Exception:  # what is wrong with it is reported when training reads it
         return 0, 0, 0
 
 
-def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
+def _fill(shared: mmap.mmap, table: np.ndarray, data: Images, short_side: int | None) -> None:
     """Write this process's share of the images, and their rows of the table. Pillow decodes outside Python's lock."""
     rows = np.frombuffer(shared, np.int64, table.size).reshape(table.shape)
     memory = np.frombuffer(shared, np.uint8)
@@ -121,7 +135,7 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
             return
         with contextlib.suppress(BadImage):
             if height:
-                pixels = decode(data.paths[index], value_range=data.value_range).permute(1, 2, 0)
+                pixels = _decoded(data.paths[index], short_side, data.value_range).permute(1, 2, 0)
                 height, width = pixels.shape[:2]  # upright
                 held = pixels.numpy().reshape(-1).view(np.uint8)
             else:
@@ -134,6 +148,33 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
     with ThreadPoolExecutor(core_share()) as pool:
         for _ in pool.map(read, range(local, len(data), count)):
             pass
+
+
+def _reduced_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with a short side of at most `short_side`, rounded as torchvision's Resize does."""
+    shorter = min(height, width)
+    return (height, width) if shorter <= short_side else (short_side * height // shorter, short_side * width // shorter)
+
+
+def _decoded(path: str, short_side: int | None, value_range: Range | None) -> Tensor:
+    """(3, H, W), reduced to `short_side` if it is larger. A JPEG is decoded at twice that size at least, as far as it
+    can be; antialiased bicubic does the rest."""
+    if short_side is None:
+        return decode(path, value_range=value_range)
+    full: list[int] = []
+
+    def reduction(height: int, width: int) -> int:
+        full.extend([height, width])
+        return reduction_to(min(height, width) / (2 * short_side))
+
+    pixels = decode(path, reduction, value_range=value_range)
+    size = _reduced_size(*full, short_side)
+    if pixels.shape[1:] == size:
+        return pixels
+    deep = pixels.dtype == torch.uint16
+    x = (pixels.float() if deep else pixels)[None]
+    x = F.interpolate(x, size, mode="bicubic", antialias=True)[0]
+    return x.round().clamp(0, 65535).to(torch.uint16) if deep else x
 
 
 # Does it fit? -----------------------------------------------------------------

@@ -20,6 +20,7 @@ from ssl.checkpoints import torch_file
 from ssl.checkpoints.restore import restore
 from ssl.checkpoints.run_reader import Run
 from ssl.console import say
+from ssl.data import preload
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
@@ -49,7 +50,7 @@ def make(folder: Path, run: Run) -> None:
     encoder, source, about = restore(folder)
     say(f"encoder     {about['name']}, weights of {source}")
     settings = image_settings(run)
-    train, test, has_test = images_of(settings)
+    train, test, has_test = images_of(dataclasses.replace(settings, short_side=None))  # not all are held
     mean, std = datasets.normalisation(train, settings.mean, settings.std)
     size = inference.judged_size(encoder, test, about["image_size"])
     encoder.requires_grad_(False).to(device)
@@ -57,6 +58,7 @@ def make(folder: Path, run: Run) -> None:
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
         data = data.subset(torch.tensor(evenly_spaced(len(data), most)))
+        data = preload.hold(data, size, settings.short_side) if settings.short_side else data
         h, read, _ = inference.outputs(encoder, data, how, title)
         parts += [data.subset(read.nonzero()[:, 0].cpu()), h[read].cpu()]
     test, test_h, train, train_h = parts

@@ -1,11 +1,14 @@
-"""The values that `auto` stands for: those of published runs with a similar batch, image size and number of images.
+"""The values that `auto` stands for.
 
-Each value comes with its reason. Sources: the authors' table of learning rates for 300 epochs of
-Barlow Twins on ImageNet (facebookresearch/barlowtwins, issue 7), and solo-learn's published settings for smaller sets.
+Some follow the batch, the images' size and their number, as published runs do (`resolve`). Sources: the authors' table
+of learning rates for 300 epochs of Barlow Twins on ImageNet (facebookresearch/barlowtwins, issue 7), and solo-learn's
+published settings for smaller sets. Others follow the machine (the functions at the end, which `training.by_machine`
+calls). Each value comes with its reason.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -103,3 +106,61 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
     if settings["blur_prob"] == "auto":
         found["blur_prob"] = blur_prob(method, size), f"views of {size} pixels; none up to {SMALL_IMAGE}"
     return found
+
+
+# What follows the machine ---------------------------------------------------------
+
+CPU_ENCODER, CPU_KWARGS = "ssl.encoders.SmallResNet", {"width": 16, "stages": 4}
+CPU_SIZES = {"auto": (48,), "own": (96, 224)}  # pixels of a view, for that encoder, and for one that the user names
+SECONDS = 300  # of training on a CPU: half of ten minutes, as reading the images and judging need the other half
+CORE_FLOPS = 80e9  # a second, in float32, of one core with AVX-512; one with AVX2 has about half of it
+PIXEL_SECONDS = 3e-7  # of one core, for a pixel of a view: crop, colours, normalisation
+LEAST_EPOCHS, MOST_EPOCHS = 10, 300  # on a CPU
+BATCH = {"cpu": 32, "cuda": 256}  # images a step and process
+BACKWARD = 1.2  # times the memory that the forward pass keeps
+GPU_ITSELF = 1e9  # bytes: context, libraries, workspace
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`kind` is cpu or cuda. `memory` in bytes: all of the GPU's, or what a process may take of the machine's."""
+
+    kind: str
+    cores: int  # of all processes
+    memory: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a view through encoder and projector: operations of the forward pass, bytes that it keeps for backward."""
+
+    flops: float
+    memory: float
+    parameters: int
+
+
+def short_side(images: int, image_size: int, machine: Machine) -> int | None:
+    """Twice the views' side, if so many images of 3 : 4 take a quarter of the memory at most; else None."""
+    side = 2 * image_size
+    return side if 4 * side**2 * images <= machine.memory / 4 else None
+
+
+def batch(images: int, processes: int, machine: Machine, cost: Cost) -> tuple[int, int]:
+    """(batch_size, accumulate): BATCH images a step and process, or fewer where there are few images.
+
+    They are cut into as many micro-batches as the memory asks for. On a CPU an epoch has eight steps, if it can.
+    """
+    own = images // processes
+    most = min(BATCH[machine.kind], own if machine.kind == "cuda" else max(own // 8, min(own, 16)))
+    total = 2 ** int(math.log2(max(most, 2)))
+    room = 0.9 * machine.memory - GPU_ITSELF if machine.kind == "cuda" else machine.memory / 2
+    size, room = total, room - 16 * cost.parameters  # weights, gradients, the optimizer's two
+    while size > 2 and BACKWARD * 2 * cost.memory * size > room:
+        size //= 2
+    return size, total // size
+
+
+def epochs_on_cpu(images: int, image_size: int, machine: Machine, cost: Cost) -> int:
+    """As many as SECONDS allow; two views, and backward takes twice as long as forward."""
+    seconds = 2 * (3 * cost.flops / CORE_FLOPS + PIXEL_SECONDS * image_size**2)
+    return round(min(max(SECONDS * machine.cores / seconds / images, LEAST_EPOCHS), MOST_EPOCHS))

@@ -5,7 +5,7 @@ import os
 from ssl.errors import UserError
 
 AT_LEAST_1 = """
-    image_size accumulate epochs max_steps log_every save_steps save_epochs max_bad_steps k probe_epochs
+    image_size short_side accumulate epochs max_steps log_every save_steps save_epochs max_bad_steps k probe_epochs
     linear_epochs linear_batch patience plateau_patience runs copies health_every
 """.split()
 AT_LEAST_0 = """
@@ -49,7 +49,7 @@ def check(settings) -> None:
 
 def check_training(settings) -> None:
     """Raise `UserError` for settings that no training can use: a batch of one image, a warm-up as long as the run."""
-    if settings.batch_size < 2:
+    if settings.batch_size != "auto" and settings.batch_size < 2:
         raise UserError(
             f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
         )

@@ -38,6 +38,7 @@ class ImageSettings(DataSettings):
     std: list[float] | None = None  # of normalisation, one a channel; unset: those of the weights, or of the data set
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case
     preload: bool = False  # decode image files once, into memory that a machine's processes and workers share
+    short_side: int | None = None  # preload, and reduce images to this short side, in pixels
     # Random numbers
     seed: int | None = None  # of everything that is drawn at random; unset: the run's, or 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ssl.augment import to_unit
+from ssl.data import preload
 from ssl.data.bad_images import tell_left_out
 from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
@@ -78,18 +79,21 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
     'val' is None if the data set has no validation split of its own. 'unlabelled' is what to pre-train on: train, and
     images without labels where there are some (STL10). 'all' is what to test a model on that has learnt from none of
     the images: the test split, or all images if there are no splits. Images without splits are divided 90/10
-    (`cut.cut`). Raises `UserError` if the data is not there or not as expected.
+    (`cut.cut`). With a `short_side` image files are then held in memory; all ranks call it. Raises `UserError` if the
+    data is not there or not as expected.
     """
     _require_fitting(settings)
     data = _read(settings, split)
     if data is None:
         return None
     require_distinct(data.classes, data.name)
-    return make_resident(data, settings.value_range)
+    data, short_side = make_resident(data, settings.value_range), settings.short_side
+    return data if short_side in (None, "auto") else preload.hold(data, short_side, short_side)
 
 
 def _read(settings: ImageSettings, split: str) -> Images | None:
     name, data_dir = settings.dataset, settings.data_dir
+    size = KNOWN[name][0] if settings.image_size in (None, "auto") else settings.image_size
     if name == "folder":
         root = _existing(data_dir, name)
         return folder(root, split) if settings.csv is None else table(root, settings, split)
@@ -103,9 +107,9 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
     if split == "val":
         return None
     if name == "shapes":
-        return _shapes(split, settings.image_size or KNOWN[name][0])
+        return _shapes(split, size)
     if name == "fake":
-        return _fake(split, settings.image_size or KNOWN[name][0], settings.seed or 0)
+        return _fake(split, size, settings.seed or 0)
     if name.startswith("ImageNet"):
         return imagenet(_existing(data_dir, name), name, split, settings.class_list)
     if settings.download and is_main():

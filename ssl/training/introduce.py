@@ -15,8 +15,11 @@ from ssl.distributed import describe, world_size
 from ssl.encoders import SMALL_IMAGE, has_own_stem, short_name, stem_for
 from ssl.errors import one_line
 from ssl.settings.shared import TrainingSettings
+from ssl.sources.recipe import OWN_IMAGES
 from ssl.sources.validation import Validation, validation_order
 from ssl.training.precision import name_of
+
+FEW = 100  # images
 
 
 def tell_start(script: str, settings: TrainingSettings, origin: dict[str, str], device: torch.device) -> None:
@@ -25,6 +28,27 @@ def tell_start(script: str, settings: TrainingSettings, origin: dict[str, str], 
     say(f"recipe      {' < '.join([f'the defaults of {script}', *map(os.path.relpath, files)])}")
     say(f"device      {describe(device, settings.device)}")
     say(f"precision   {name_of(settings.amp, device)}")
+
+
+def tell_choice(settings, origin: dict[str, str], device: torch.device) -> None:
+    """What train.py has chosen where the user has not: the embedded images, the recipe for a CPU or for a GPU."""
+    if origin["dataset"] == origin["data_dir"] == "default":
+        say("*** No --dataset, no --data_dir: training on the EMBEDDED demonstration set `shapes`, not ImageNet. ***")
+    files = {os.path.basename(where) for where in origin.values()}
+    if settings.config or settings.dataset not in OWN_IMAGES:
+        return
+    for_cpu, for_gpu = f"{settings.method}_folder_cpu.yaml", "barlow_twins_folder.yaml"
+    if for_cpu in files and device.type == "cpu":
+        say(f"chosen      {for_cpu}, the recipe without a GPU: some ten minutes for up to 2,000 images on two cores")
+        if settings.method == "barlow_twins":
+            say(f"            the recipe for a GPU: --config configs/{for_gpu} (on a CPU it takes days)")
+    elif f"{settings.method}_cifar10.yaml" in files and device.type == "cpu":
+        say(f"chosen      {settings.method}_cifar10.yaml, for views of at most {SMALL_IMAGE} pixels; it wants a GPU")
+        say(f"            the recipe for a CPU: --config configs/{for_cpu} --image_size {settings.image_size}")
+    elif for_cpu in files:
+        say(f"chosen      {for_cpu}, as this run began without a GPU; another --output_dir takes the one for a GPU")
+    elif for_gpu in files and device.type == "cpu":
+        say(f"chosen      {for_gpu}, as this run began on a GPU; another --output_dir takes the one for a CPU")
 
 
 def tell_auto(settings, found: dict[str, tuple[object, str]]) -> None:
@@ -42,6 +66,8 @@ def tell_images(settings, data: Images, learns_labels: bool) -> None:
     where = "in memory" if data.resident is not None or data.held is not None else where
     say(f"data        {settings.dataset}: {len(data)} images {where}, views of {settings.image_size} px")
     tell_values(data)
+    if len(data) < FEW:
+        say(f"*** {len(data)} images are very few to learn from; docs/own-data.md says what to do with few images ***")
     if learns_labels:
         balanced = ", every class shown as often" if settings.balanced else ""
         say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes{balanced}")

@@ -15,7 +15,7 @@ from ssl.training.judging import Judge
 FREE_TO_CHANGE = shared.FREE_TO_CHANGE | set(
     """
     label_column max_steps save_steps save_epochs log_every health_every init_format accumulate max_bad_steps
-    eval_every eval_head eval_at_start ssl_val_interval linear_epochs linear_batch linear_lr
+    eval_every eval_head eval_at_start evaluate_after ssl_val_interval linear_epochs linear_batch linear_lr
     linear_weight_decay linear_momentum
     """.split()
 )

@@ -74,6 +74,7 @@ SMALL = {
         epochs=2,
         warmup_epochs=1.0,
         max_steps=2,
+        evaluate_after=False,
         workers=0,
         amp="off",
     ),

@@ -14,6 +14,8 @@ from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.errors import UserError
 from ssl.settings import auto, config, ranges
+from ssl.sources import recipe
+from ssl.training import by_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 import finetune
@@ -31,6 +33,12 @@ SMALL = {
     "batch_size": 4,
     "accumulate": 1,
 }
+
+
+@pytest.fixture(autouse=True)
+def with_a_gpu(monkeypatch):
+    """The recipes of images of your own are those for a GPU, unless --device cpu is asked for."""
+    monkeypatch.setattr(recipe, "_on_cpu", lambda asked: asked.get("device") == "cpu")
 
 
 def read(*arguments) -> train.Settings:
@@ -67,6 +75,8 @@ def test_every_recipe_builds_its_model_and_takes_a_step(path):
     for row in (rows := with_rows(path)):
         assert path.stem.startswith((row.method, "lesions", "tissue"))
         train.check(row)
+    large = Images("fake", torch.zeros(50_000), [], pool=torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    by_machine.settle(rows[0], large, train.Model, torch.device("cpu"))
     found = auto.resolve(vars(rows[0]), 256, 50_000)
     settings = dataclasses.replace(rows[0], **{name: value for name, (value, _) in found.items()})
     widths = [int(width) for width in settings.projector.split("-")]

@@ -1,0 +1,170 @@
+"""Settle the settings that are `auto` and follow the machine: its device, cores and memory. The rules are in `auto`.
+
+A run that is continued keeps what its config.yaml says, on any machine.
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl.checkpoints import torch_file
+from ssl.data.cores import usable_cores
+from ssl.data.images import Images
+from ssl.data.preload import free_memory
+from ssl.distributed import broadcast_object, world_size
+from ssl.settings import auto, config
+from ssl.settings.auto import Cost, Machine
+from ssl.settings.kinds import coerce
+from ssl.training.precision import DTYPES
+
+Build = Callable[[typing.Any, int], nn.Module]  # (settings, channels) -> encoder and projector
+KEPT = "encoder image_size short_side batch_size accumulate epochs lr warmup_epochs projector blur_prob".split()
+LIKE_RESNET50 = Cost(8.2e9, 88e6, 36_000_000)  # at 224 pixels, in float32: of an encoder whose cost is not known
+
+
+def settle(
+    settings, data: Images, build: Build, device: torch.device, folder: Path | None = None
+) -> dict[str, tuple[object, str]]:
+    """Set what is auto and follows the machine, alike on all ranks; and what a run in `folder` that continues has.
+
+    Returns {name: (value, reason)}.
+    """
+    found = _kept(settings, folder) if folder else {}
+    _set(settings, found)
+    for step in (_encoder, _image_size, _short_side, _batch_and_length):
+        more = broadcast_object(step(settings, data, build, device))
+        _set(settings, more)
+        found |= more
+    return found
+
+
+def _set(settings, found: dict[str, tuple[object, str]]) -> None:
+    for name, (value, _) in found.items():
+        setattr(settings, name, value)
+
+
+def _kept(settings, folder: Path) -> dict:
+    """What is auto, and the run that continues has: the one in `folder`, else that of the file --resume names."""
+    if not torch_file.kept(folder):
+        folder = folder if settings.resume in ("auto", "none") else Path(settings.resume).parent
+    path = folder / "config.yaml"
+    if not (torch_file.kept(folder) and path.is_file()):
+        return {}
+    run, kinds = config.read_yaml(path), typing.get_type_hints(type(settings))
+    names = [name for name in KEPT if getattr(settings, name) == "auto" and name in run]
+    names += ["encoder_kwargs"] if "encoder" in names and not settings.encoder_kwargs else []
+    return {name: (coerce(run.get(name), kinds[name], f"{path}: {name}"), "as this run began") for name in names}
+
+
+# In this order: each may follow those before ----------------------------------------
+
+
+def _encoder(settings, *_) -> dict:
+    if settings.encoder != "auto":
+        return {}
+    kwargs = settings.encoder_kwargs or auto.CPU_KWARGS
+    why = "a small network, for a CPU"
+    return {"encoder": (auto.CPU_ENCODER, why), "encoder_kwargs": (kwargs, why)}
+
+
+def _image_size(settings, data: Images, build: Build, device: torch.device) -> dict:
+    """The first of the usual sizes that the encoder reads, or the images' own if they are smaller and in memory."""
+    if settings.image_size != "auto":
+        return {}
+    sizes = auto.CPU_SIZES["auto" if settings.encoder == auto.CPU_ENCODER else "own"]
+    own = min(data.pixels(0).shape[1:]) if data.paths is None or data.resident is not None else sizes[-1]
+    for size in sizes:
+        if own < size:
+            return {"image_size": (own, "the images are no larger")}
+        if cost(dataclasses.replace(settings, image_size=size), data, build):
+            break
+    return {"image_size": (size, "a CPU's time goes with the pixels")}
+
+
+def _short_side(settings, data: Images, build: Build, device: torch.device) -> dict:
+    if settings.short_side != "auto":
+        return {}
+    held = data.resident is not None or settings.preload
+    if data.paths is None or held or not hasattr(os, "memfd_create"):
+        return {"short_side": (None, "these images are read as they are")}
+    side, why = auto.short_side(len(data), settings.image_size, machine_of(device)), "too many to be held in memory"
+    return {"short_side": (side, why if side is None else "twice the views: each is decoded once, into memory")}
+
+
+def _batch_and_length(settings, data: Images, build: Build, device: torch.device) -> dict:
+    on_cpu = settings.epochs == "auto" and device.type == "cpu"
+    if not on_cpu and "auto" not in (settings.batch_size, settings.accumulate):
+        return {}
+    machine, measured, found = machine_of(device), cost(settings, data, build), {}
+    used = measured or LIKE_RESNET50
+    how = "" if measured else "assumed, as of a ResNet-50: "
+    if settings.batch_size == "auto":
+        times = 1 if settings.accumulate == "auto" else settings.accumulate
+        size, micro = auto.batch(len(data) // times, world_size(), machine, used)
+        memory = f"{machine.memory / 1e9:.3g} GB {'of this GPU' if machine.kind == 'cuda' else 'free'}"
+        why = f"{len(data)} images; {memory}, of which an image takes {how}{2 * used.memory / 1e6:.2g} MB, not measured"
+        found["batch_size"] = size, why
+        if settings.accumulate == "auto":
+            found["accumulate"] = micro, f"{size * micro} images of a process in a step"
+    elif settings.accumulate == "auto":
+        found["accumulate"] = 1, "the batch size is set"
+    if on_cpu:
+        cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+        why = f"{len(data)} images, {how}{6 * used.flops / 1e9:.2g} GFLOP each, {cores}: about five minutes"
+        why += f"; at least {auto.LEAST_EPOCHS}, at most {auto.MOST_EPOCHS}"
+        found["epochs"] = auto.epochs_on_cpu(len(data), settings.image_size, machine, used), why
+    return found
+
+
+# Machine and cost -------------------------------------------------------------------
+
+
+def machine_of(device: torch.device) -> Machine:
+    """What the rules know of this machine, for each of its processes."""
+    cores = usable_cores()
+    if device.type == "cuda":
+        return Machine("cuda", cores, torch.cuda.mem_get_info(device)[1])
+    free, _ = free_memory(Path("/proc"), Path("/sys/fs/cgroup"))
+    return Machine("cpu", cores, free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def cost(settings, data: Images, build: Build) -> Cost | None:
+    """What a view costs in the precision of `settings`, computed on tensors without numbers; None where that fails.
+
+    Memory is the difference between four views and two: what does not grow with the views is left out.
+    """
+    projector = settings.projector
+    if projector == "auto":
+        projector = auto.projector(settings.method, len(data))
+    settings = dataclasses.replace(settings, projector=projector)
+    dtype = DTYPES.get(settings.amp) or torch.float32
+    try:
+        with torch.device("meta"):
+            model = build(settings, data.channels).to(dtype).train()
+            size = data.channels, settings.image_size, settings.image_size
+            (flops, two), (_, four) = (_count(model, torch.zeros(n, *size, dtype=dtype)) for n in (2, 4))
+    except Exception:  # an encoder that needs numbers, or no such size: training raises a better error
+        return None
+    return Cost(flops / 2, (four - two) / 2, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _count(model: nn.Module, views: Tensor) -> tuple[int, int]:
+    """(operations of a forward pass, bytes of the tensors that it keeps for backward)."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return x
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda x: x):
+        (z,) = model(views)  # it keeps what is counted
+    del z
+    return counter.get_total_flops(), sum(kept.values())
