@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from ssl.checkpoints import published
 from ssl.console import say
 from ssl.settings.command import command
 from ssl.settings.shared import DATA
 from ssl.training import best_model
 
 PASSED_ON = (*DATA, "value_range", "mean", "std", "encoder", "encoder_kwargs", "stem")  # by evaluate.py to finetune.py
+METHODS = ("simclr", "swav", "byol", "moco", "infomin")  # formats of weights that finetune.py calls methods
 
 
 def after_training(run: Path, classes: list[str]) -> None:
@@ -21,20 +23,22 @@ def after_training(run: Path, classes: list[str]) -> None:
 
 def given(settings, origin: dict[str, str]) -> dict[str, object]:
     """The settings of evaluate.py that the user has set and finetune.py needs again. `origin`: of `config.parse`."""
-    return {name: getattr(settings, name) for name in PASSED_ON if origin[name] != "default"}
+    kept = {name: getattr(settings, name) for name in PASSED_ON if origin[name] != "default"}
+    return kept | {"method": settings.init_format if settings.init_format in METHODS else None}
 
 
 def after_judging(model: str | None, settings: dict[str, object]) -> None:
     """The last lines of evaluate.py: fine-tune the encoder `model` with these settings; use one that is fine-tuned.
 
-    Nothing is printed where `model` is None or is no longer there.
+    `model` is a run folder, a file or a published name. Nothing is printed where it is None or is no longer there.
     """
-    if model is None or not Path(model).exists():
+    if model is None:
         return
-    run = Path(model) if Path(model).is_dir() else Path(model).parent
-    if best_model.is_of_finetuning(run):
+    path = Path(model)
+    run = path if path.is_dir() else path.parent
+    if path.exists() and best_model.is_of_finetuning(run):
         after_test(run)
-    else:
+    elif path.exists() or published.is_name(model):
         say(f"fine-tune   {command('finetune.py', init=model, **settings)}")
 
 

@@ -1,6 +1,7 @@
 """The last lines of the scripts: commands that a shell reads and that work as they are, also with blanks in paths."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import torch
 from drawn import class_folders
 from PIL import Image
 from running import ROOT, options, run, small_finetuning, tiny
+
+import evaluate
+import finetune
+from ssl.settings import config
+from ssl.training import next_steps
 
 QUICK = "--workers 0 --device cpu"
 
@@ -90,3 +96,23 @@ def test_what_was_said_of_the_images_is_passed_on(journey):
     # The same from the features, which know where they are from
     again = run("evaluate.py", *options(features=home / "judged", protocol="knn"))
     assert f"--csv '{table}'" in hint(again.stdout, "fine-tune")
+
+
+def test_weights_of_others_are_named_as_before(tmp_path, monkeypatch, capsys):
+    """A published name stays a name; what a file is, and of which encoder, is said again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "its weights.pth").touch()
+    for words in (
+        ["--model_path", "barlow_twins", "--data_dir", "my images"],
+        ["--model_path", "its weights.pth", "--init_format", "moco", "--encoder", "resnet18", "--mean", "0.5"],
+    ):
+        settings, origin = config.parse(evaluate.Settings, words)
+        next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
+        _, _, *shown = shlex.split(hint(capsys.readouterr().out, "fine-tune"))
+        meant, _ = config.parse(finetune.Settings, shown)
+        assert meant.init == settings.model_path and meant.method == settings.init_format
+        for name in ("data_dir", "encoder", "mean"):
+            assert getattr(meant, name) == getattr(settings, name)
+    next_steps.after_judging("gone.pth", {})
+    next_steps.after_judging(None, {})
+    assert capsys.readouterr().out == ""
