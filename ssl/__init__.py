@@ -3,7 +3,7 @@
 `import torch` imports the standard module `ssl`, and so do pip, urllib and every debugger. A package that hid it would
 stop them all. So this file finds the standard module, gives it this folder as `__path__`, and puts it into
 `sys.modules`. Afterwards `ssl` is the standard module, complete, and `ssl.losses` is ours. If the standard module was
-imported first, a line in every script does the same.
+imported first, a line in every script does the same, and so does the first cell of `examples/first_encoder.ipynb`.
 """
 
 import sys
