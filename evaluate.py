@@ -1,7 +1,8 @@
-"""Judge a frozen encoder: linear evaluation, a swept probe, k-NN; or write its features.
+"""Judge a frozen encoder: linear evaluation, a swept probe, k-NN; or write its features of any images.
 
 python evaluate.py --model_path runs/barlow_twins_shapes
 torchrun --nproc_per_node 8 evaluate.py --model_path RUN --protocol linear
+python evaluate.py --model_path RUN --data_dir UNLABELLED --protocol features --csv_features
 python evaluate.py --features RUN/features.pt
 python evaluate.py --help
 """
@@ -33,16 +34,17 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import checks, feature_origin, features, fixed_head, inference, npz, probes, results
+from ssl.evaluation import checks, feature_origin, feature_table, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
 from ssl.files import make_folder
+from ssl.report import duplicates_page
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA, EncoderSettings, LabelSettings, MachineSettings
-from ssl.sources import datasets, labels, leaks
+from ssl.sources import datasets, every_image, labels, leaks
 from ssl.training import best_model, next_steps
 from ssl.training.precision import name_of
 from ssl.training.threads import settle_threads
@@ -74,6 +76,8 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: but fixed
     standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
     npz: bool = False  # protocol features: also write features.npz
+    csv_features: bool = False  # protocol features: also write features.csv, a row for every image
+    near_duplicates: float | None = None  # list pairs of images whose features have a cosine above this, e.g. 0.95
     k: int = 20  # neighbours
     knn_temperature: float = 0.07  # of their votes
     probe_epochs: int = 30  # passes over the features
@@ -93,6 +97,8 @@ def main() -> None:
     protocols = settings.protocol
     if "all" in protocols:
         protocols = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
+    if settings.near_duplicates is not None and origin["protocol"] == "default":
+        protocols = [] if settings.features else ["features"]
     checks.check(settings, protocols, origin)
     if settings.features:
         judge_features(settings, protocols)
@@ -115,16 +121,19 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     say(f"protocol    {', '.join(protocols)}{other}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
 
-    images, all_train = load_images(settings, run, protocols)
-    subjects, width, source = build_encoders(settings, all_train.channels)
-    inherit.normalisation(settings, source, all_train)
+    images, first = load_images(settings, run, protocols)
+    subjects, width, source = build_encoders(settings, first.channels)
+    inherit.normalisation(settings, source, first)
+    if settings.npz:
+        npz.require_memory(sum(map(len, images.values())), width)
     weights = results.about_weights(source, subjects["trained"])
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     if weights["steps"] == 0:
         say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
-    counts = f"{len(images['train'])} train, {len(images['test'])} test images"
-    say(f"data        {settings.dataset}: {counts}, {len(all_train.classes)} classes")
-    tell_values(images["train"])
+    counts = ", ".join(f"{len(data)} {name}" for name, data in images.items())
+    counts = counts.removesuffix(" all")  # without splits
+    say(f"data        {settings.dataset}: {counts} images, {len(first.classes) or 'no'} classes")
+    tell_values(first)
 
     found: dict = {}
     for name, encoder in subjects.items():
@@ -134,7 +143,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         if name == "trained" and "features" in protocols:
             kept, how = dataclasses.asdict(settings) | {"steps": weights["steps"]}, Reading.of(settings, device)
             images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
-            if is_main():
+            if is_main() and set(protocols) != {"features"}:
                 splits = features.load(folder, device).splits
                 pairs = [splits["train"].pair(), splits["test"].pair()]
         elif set(protocols) != {"linear"}:
@@ -142,7 +151,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
                 h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
         if is_main() and pairs:
-            judged = judge(*pairs, len(all_train.classes), settings, protocols, head)
+            judged = judge(*pairs, len(first.classes), settings, protocols, head)
         distributed.barrier()
         if "linear" in protocols and name != "raw_pixels":
             judged["linear"] = linear_evaluation(encoder, width, images["train"], images["test"], settings, device)
@@ -150,14 +159,16 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         found |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
-    if is_main() and settings.npz:
-        npz.write(features.load(folder), folder / "features.npz")
-        say(f"features    {folder / 'features.npz'}")
+    if is_main() and "features" in protocols:
+        use_features(features.load(folder), settings, folder, device, images)
     if is_main() and set(protocols) != {"features"}:
         about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
         found["of"] = about | results.about_protocols(settings, protocols)
         results.report(found, list(subjects), folder)
-    next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
+    if first.classes:
+        next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
+    else:
+        next_steps.after_features(folder / "features.pt", settings)
 
 
 def judge_features(settings: Settings, protocols: list[str]) -> None:
@@ -166,17 +177,21 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     failures.advise(lambda: "the features of all splits are there; pass --device cpu, or write fewer of them")
     run = pretrained.run_settings(settings.model_path) if settings.model_path and "fixed" in protocols else {}
     head = fixed_head.settings_of(run)
-    found = features.load(settings.features, distributed.join(settings.device))
+    device = distributed.join(settings.device)
+    found = features.load(settings.features, device)
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
     folder = results_folder(settings)
     if settings.seed is None:
         settings.seed = coerce(found.settings.get("seed", 0), int, "features: seed")
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
-    width = found.splits["train"].rows.shape[1]
-    say(f"features    {settings.features}: {counts}, {width} a sample, {len(found.classes)} classes")
+    say(f"features    {settings.features}: {counts}, {found.width} a sample, {len(found.classes) or 'no'} classes")
     feature_origin.require(found, settings)
+    use_features(found, settings, folder, device)
+    if not protocols:
+        return
 
+    found = features.with_labels(found, settings.features)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
     checks.require_enough(train, protocols)
     judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head)
@@ -184,6 +199,20 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
     next_steps.after_judging(found.settings.get("model_path"), {name: found.settings.get(name) for name in DATA})
+
+
+def use_features(
+    found: features.Features, settings: Settings, folder: Path, device: torch.device, images: dict | None = None
+) -> None:
+    """Write what the settings want of features: features.npz, features.csv, near duplicates with their `images`."""
+    if settings.npz:
+        npz.write(found, folder / "features.npz")
+        say(f"features    {folder / 'features.npz'}")
+    if settings.csv_features:
+        feature_table.write(found, folder / "features.csv")
+        say(f"features    {folder / 'features.csv'}")
+    if settings.near_duplicates is not None:
+        duplicates_page.write(found, settings.near_duplicates, device, images, folder)
 
 
 # Settings -----------------------------------------------------------------------------
@@ -217,25 +246,32 @@ def results_folder(settings: Settings) -> Path:
 
 
 def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[dict[str, Images], Images]:
-    """(the splits to judge with, all of train): train with the chosen labels, test, and for protocol features val.
+    """(the splits, all of the first one): train with the chosen labels, test, and for protocol features val.
 
-    Fills the image size. Raises `UserError` for images that cannot be judged.
+    For features alone: every image, with a label or without. Fills the image size. Raises `UserError` for images that
+    cannot be judged.
     """
-    names = ("train", "val", "test") if "features" in protocols else ("train", "test")
-    loaded = {name: datasets.load_labelled(settings, name) for name in names}
-    images = {name: data for name, data in loaded.items() if data is not None}
-    train, test = images["train"], images["test"]
-    if train.channels != test.channels:
-        raise UserError(f"data_dir: train has images of {train.channels} channels, test of {test.channels}")
-    images["train"] = labels.choose(train, settings.train_percent, settings.train_files, settings.seed)
-    checks.require_enough(images["train"], protocols)
-    leaks.check(images)
-    learnt_from.check(settings.model_path, test, settings.data_dir)
+    if protocols == ["features"]:
+        images = every_image.load(settings)
+    else:
+        names = ("train", "val", "test") if "features" in protocols else ("train", "test")
+        loaded = {name: datasets.load_labelled(settings, name) for name in names}
+        images = {name: data for name, data in loaded.items() if data is not None}
+    start, first = next(iter(images.items()))
+    for name, data in images.items():
+        if data.channels != first.channels:
+            raise UserError(f"data_dir: {start} has images of {first.channels} channels, {name} of {data.channels}")
+    images[start] = labels.choose(first, settings.train_percent, settings.train_files, settings.seed)
+    if protocols != ["features"]:
+        checks.require_enough(images["train"], protocols)
+    if every_image.can_judge(images):
+        leaks.check(images)
+        learnt_from.check(settings.model_path, images["test"], settings.data_dir)
     if settings.image_size is None:
-        settings.image_size = judged_size(settings, run, images["train"])
+        settings.image_size = judged_size(settings, run, images[start])
     if settings.preload:
-        images["train"] = preload.hold(images["train"], settings.image_size)
-    return images, train
+        images[start] = preload.hold(images[start], settings.image_size)
+    return images, first
 
 
 def judged_size(settings: Settings, run: dict, data: Images) -> int:

@@ -47,6 +47,7 @@ class Images:
 
     labels: (N,) int64, -1 for none. groups: (N,) which images belong together (of one patient, lesion or slide); None
     where that is not known. named: a table gave the names of the files, so one name is one image in any folder.
+    rows: (N,) of images that were read from an array into memory: their places in it.
     held: the content of the files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out,
     as they cannot be read.
     """
@@ -60,6 +61,7 @@ class Images:
     pool: Tensor | None = None
     groups: Sequence[str | None] | None = None
     named: bool = False
+    rows: np.ndarray | None = None
     bad: tuple[tuple[str, str], ...] = ()
     held: Held | None = None
     value_range: Range | None = None
@@ -86,7 +88,11 @@ class Images:
         return pixels
 
     def sample_name(self, index: int) -> str:
-        return self.paths[index] if self.paths is not None else f"{self.name}/{index}"
+        """The path of a file; of an image of an array its place in the array."""
+        if self.paths is not None:
+            return self.paths[index]
+        rows = self.rows if self.stored is None else self.stored.rows
+        return f"{self.name}/{index if rows is None else rows[index]}"
 
     def fingerprint(self, root: str | None) -> str:
         """The number of images and a checksum: of names below `root`, or of labels and some pixels."""
@@ -111,6 +117,7 @@ class Images:
             paths=None if self.paths is None else Paths(self.paths[i] for i in indices.tolist()),
             stored=None if self.stored is None else self.stored.subset(indices.numpy()),
             groups=None if self.groups is None else [self.groups[i] for i in indices.tolist()],
+            rows=None if self.rows is None else self.rows[indices.numpy()],
             held=None if self.held is None else self.held.subset(indices.numpy()),
         )
 

@@ -43,7 +43,8 @@ def make_resident(data: Images, value_range: Range | None) -> Images:
         same = all(pool.map(read, range(len(data)), chunksize=256))
     if not same:
         return data
-    data = replace(data, resident=resident, stored=None, bad=tuple(bad[index] for index in sorted(bad)))
+    rows = None if data.stored is None else data.stored.rows
+    data = replace(data, resident=resident, stored=None, rows=rows, bad=tuple(bad[index] for index in sorted(bad)))
     if not bad:
         return data
     good = torch.ones(len(data), dtype=torch.bool)

@@ -1,1 +1,1 @@
-"""What an encoder is worth: its features, probes, k-NN, metrics and results; and what a fine-tuned one predicts."""
+"""What an encoder is worth, by features, probes and k-NN; what it finds alike; what a fine-tuned one predicts."""

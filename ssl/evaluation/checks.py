@@ -25,6 +25,10 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
             "model_path: nothing is named that is to be judged; name it with --model_path: a run folder, a file, or "
             f"published weights, which are downloaded ({', '.join(published.NAMES)})"
         )
+    if not settings.features and "features" not in protocols:
+        for name in ("npz", "csv_features", "near_duplicates"):
+            if getattr(settings, name):
+                raise UserError(f"{name}: features are written by --protocol features; add it")
     of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
     if of_linear and "linear" not in protocols:
         raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")
@@ -32,8 +36,10 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
     if settings.batch_size < 1:
         raise UserError(f"batch_size: {settings.batch_size} must be at least 1")
     labels.check_choice(settings.train_percent, settings.train_files)
-    if settings.npz and "features" not in protocols:
-        raise UserError("npz: features are written by --protocol features; add it")
+    if protocols == ["features"] and (settings.random_init or settings.raw_pixels):
+        raise UserError("random_init and raw_pixels are judged; add a protocol that judges, such as probe")
+    if settings.near_duplicates is not None and not 0 < settings.near_duplicates < 1:
+        raise UserError(f"near_duplicates: {settings.near_duplicates:g} is no cosine between 0 and 1, such as 0.95")
     if settings.standardize and not {"probe", "knn"} & set(protocols):
         raise UserError("standardize is for probe and knn; other protocols take features as the encoder gives them")
 

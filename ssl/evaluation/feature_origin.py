@@ -6,8 +6,7 @@ from ssl.checkpoints.restore import restore
 from ssl.data.images import Images
 from ssl.errors import UserError, one_line
 from ssl.evaluation.features import Features, encoder_checksum
-from ssl.settings.kinds import coerce
-from ssl.sources import datasets, labels
+from ssl.sources import datasets, every_image
 
 
 def require(found: Features, settings) -> None:
@@ -18,9 +17,13 @@ def require(found: Features, settings) -> None:
         require_encoder(found, encoder, settings.features, settings.model_path)
     if settings.dataset or settings.data_dir:
         settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-        images = {name: datasets.load_labelled(settings, name) for name in ("train", "test")}
-        percent = coerce(found.settings.get("train_percent", 100), float, "features: train_percent")
-        images["train"] = labels.choose(images["train"], percent, None, settings.seed)
+        images = every_image.load(settings)
+        if images.keys() != found.splits.keys():
+            here, there = (", ".join(splits) for splits in (images, found.splits))
+            raise UserError(
+                f"features: {settings.features} is of another data set: its splits are {there}, those of the images "
+                f"{here}. Leave --dataset and --data_dir out, or name the images that the features are of"
+            )
         require_images(found, images, settings.features, settings.data_dir)
 
 
@@ -39,15 +42,20 @@ def require_images(found: Features, splits: dict[str, Images], path: str, root: 
     """Raise `UserError` unless all features are of these images: same names below `root`, same classes."""
     for name, data in splits.items():
         own = found.splits[name]
-        theirs = {_below(data.sample_name(i), root): data.classes[y] for i, y in enumerate(data.labels.tolist())}
+        numbered = enumerate(data.labels.tolist())
+        theirs = {_below(data.sample_name(i), root): _class(data.classes, y) for i, y in numbered}
         for sample, label in zip(own.paths, own.labels.tolist()):
-            short = _below(sample, found.settings.get("data_dir"))
-            if theirs.get(short) != own.classes[label]:
-                why = f"{own.classes[label]!r} there, {theirs[short]!r} here" if short in theirs else "is not here"
+            short, there = _below(sample, found.settings.get("data_dir")), _class(own.classes, label)
+            if theirs.get(short) != there:
+                why = f"{there!r} there, {theirs[short]!r} here" if short in theirs else "is not here"
                 raise UserError(
                     f"features: {path} is of another data set: {one_line(short)}, in {name}, {why}. Leave --dataset "
                     "and --data_dir out, or name the images that the features are of"
                 )
+
+
+def _class(classes: list[str], label: int) -> str:
+    return classes[label] if label >= 0 else "no label"
 
 
 def _below(name: str, root) -> str:

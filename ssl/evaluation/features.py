@@ -1,9 +1,10 @@
 """Features of a data set in files: written a shard at a time, mapped when they are read, and checked.
 
-features.pt holds {train, val, test: split, classes, encoder, settings}. A split is {features (N, F), labels (N,),
-names}; one that is larger than a shard is {shards: [file names]}. Each shard lies beside features.pt and holds a part
-of the split and its own name. The name ends in a checksum of the content, so another writing uses other names, and
-features.pt, which is written last, always finds its own shards.
+features.pt holds {train, val, test: split, classes, encoder, settings}; images without splits are one split, `all`. A
+split is {features (N, F), labels (N,), names}, with the label -1 for none; one that is larger than a shard is {shards:
+[file names]}. Each shard lies beside features.pt and holds a part of the split and its own name. The name ends in a
+checksum of the content, so another writing uses other names, and features.pt, which is written last, always finds its
+own shards.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ from ssl.evaluation import inference, npz
 from ssl.evaluation.feature_rows import Rows, block_size
 from ssl.evaluation.inference import Reading
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "all")
 SHARD = 1 << 29  # bytes; rank 0 holds one while it writes, and copies the last one
-OUR_SHARD = re.compile(r"features-(train|val|test)-\d{5}-[0-9a-f]{8}\.pt(\.partial-\d+)?")  # that: older versions
+OUR_SHARD = re.compile(r"features-(train|val|test|all)-\d{5}-[0-9a-f]{8}\.pt(\.partial-\d+)?")  # that: older versions
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class Features:
     classes: list[str]
     encoder: str | None
     settings: dict
+
+    @property
+    def width(self) -> int:
+        return next(iter(self.splits.values())).rows.shape[1]
+
+    def name_of(self, split: str, index: int) -> str:
+        """The name of a sample; of a file its path below the folder `data_dir`."""
+        name, root = self.splits[split].paths[index], self.settings.get("data_dir")
+        return name.removeprefix(f"{Path(root).expanduser()}/") if isinstance(root, str) else name
 
 
 def encoder_checksum(encoder: nn.Module) -> str:
@@ -97,7 +107,8 @@ def write(
         unread = inference.from_all_ranks(unread)
         kept[name] = inference.readable(data, torch.cat(read), unread, max_bad_fraction)
     if is_main():
-        path = finish(folder, entries, splits["train"].classes, encoder_checksum(encoder), settings)
+        classes = next(iter(splits.values())).classes
+        path = finish(folder, entries, classes, encoder_checksum(encoder), settings)
         say(f"features    {path}")
     return kept
 
@@ -186,14 +197,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
     path, device = Path(path), torch.device(device)
     path = path / "features.pt" if path.is_dir() else path
     content = npz.read(path) if path.suffix.lower() == ".npz" else torch_file.load(path, mmap=True)
-    if not isinstance(content, dict) or not {"train", "test", "classes"} <= content.keys():
+    if not isinstance(content, dict) or "classes" not in content or not content.keys() & set(SPLITS):
         found = first_few(sorted(map(str, content))) if isinstance(content, dict) and content else "nothing of that"
         raise UserError(
-            f"features: {path} is no features file; it holds {found}. Expected train, test and classes, as "
-            "evaluate.py --protocol features writes them"
+            f"features: {path} is no features file; it holds {found}. Expected classes and train, val, test or all, "
+            "as evaluate.py --protocol features writes them"
         )
     classes = content["classes"]
-    if not _all_strings(classes) or not classes or len(set(classes)) != len(classes):
+    if not _all_strings(classes) or len(set(classes)) != len(classes):
         raise UserError(f"features: the classes in {path} are not a list of names, each once")
     splits = {name: _split(path, name, content[name], classes, device) for name in SPLITS if name in content}
     widths = {name: split.rows.shape[1] for name, split in splits.items()}
@@ -202,6 +213,28 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
     encoder, settings = content.get("encoder"), content.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     return Features(splits, classes, encoder if encoder and isinstance(encoder, str) else None, settings)
+
+
+def with_labels(found: Features, path: str) -> Features:
+    """The features that can judge: of samples with a label. Raises `UserError` unless train and test have some."""
+    splits = {name: _labelled(split) for name, split in found.splits.items()}
+    if not all(name in splits and len(splits[name]) for name in ("train", "test")):
+        there = ", ".join(f"{len(splits[name])} of {len(split)} in {name}" for name, split in found.splits.items())
+        raise UserError(
+            f"features: {path} has labels of {there}; to judge, some of train and of test need labels. Without labels, "
+            "--near_duplicates lists pairs of images that are alike"
+        )
+    if len(found.classes) < 2:
+        raise UserError(f"features: {path} has samples of one class, {found.classes[0]!r}; there is nothing to tell")
+    for name, split in found.splits.items():
+        if len(splits[name]) < len(split):
+            say(f"labels      {len(split) - len(splits[name])} of {len(split)} samples of {name} have none: not judged")
+    return replace(found, splits=splits)
+
+
+def _labelled(split: Split) -> Split:
+    known = split.labels >= 0
+    return split if known.all() else split.subset(known.nonzero()[:, 0])
 
 
 def _split(path: Path, name: str, entry, classes: list[str], device: torch.device) -> Split:
@@ -247,10 +280,10 @@ def _require_part(where: str, part, classes: int) -> None:
         raise UserError(f"features: {where} has not labels (N,) of type int64 and a list of names; write them again")
     if not len(x) == len(y) == len(names):
         raise UserError(f"features: {where} has {len(x)} features but {len(y)} labels and {len(names)} names")
-    if not 0 <= int(y.min()) <= int(y.max()) < classes:
+    if not -1 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(
             f"features: {where} has labels from {y.min()} to {y.max()}, and there are {classes} classes; expected "
-            f"0 to {classes - 1}"
+            f"0 to {classes - 1}, or -1 for none"
         )
     count = block_size(x)
     for number, block in enumerate(x.split(count)):

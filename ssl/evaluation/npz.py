@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssl.data.preload import free_memory
 from ssl.errors import UserError
 from ssl.files import replacing
 
@@ -29,6 +30,16 @@ def write(found, path: Path) -> None:
         arrays[f"{name}_names"] = [_plain(word) for word in split.paths]
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
+
+
+def require_memory(samples: int, width: int) -> None:
+    """Raise `UserError` where `samples` features of `width` numbers of float32 need more memory than is free."""
+    free, whose = free_memory(Path("/proc"), Path("/sys/fs/cgroup"))
+    if 4 * samples * width > free:
+        raise UserError(
+            f"npz: {samples:,} features of {width} numbers take {4 * samples * width / 2**30:.1f} GiB, and {whose} has "
+            f"{free / 2**30:.1f} GiB free; leave --npz out: features.pt and --csv_features need little memory"
+        )
 
 
 def _plain(word: str) -> str:

@@ -31,11 +31,11 @@ def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: 
     """
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(["name", "label", "predicted", *(f"score_{_cell(name)}" for name in classes)])
-    shown = [_cell(name) for name in classes]
+    rows.writerow(["name", "label", "predicted", *(f"score_{cell(name)}" for name in classes)])
+    shown = [cell(name) for name in classes]
     predicted = scores.argmax(1).tolist()
     for name, label, best, row in zip(names, labels.tolist(), predicted, scores.tolist(), strict=True):
-        rows.writerow([_cell(name), shown[label] if label >= 0 else "", shown[best], *row])
+        rows.writerow([cell(name), shown[label] if label >= 0 else "", shown[best], *row])
     write_text(text.getvalue(), path)
 
 
@@ -61,15 +61,15 @@ def write_rows(path: Path, rows: Iterable[Row], root: str, classes: list[str]) -
     The cells: name below `root`, predicted, its probability, `score_CLASS` for every class, and `unread`. Names are
     written as `write_predictions` does. If anything is raised, there is no file, or an earlier one is unchanged.
     """
-    shown = [_cell(name) for name in classes]
+    shown = [cell(name) for name in classes]
     counts: Counter = Counter()
     with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["name", "predicted", "probability", *(f"score_{name}" for name in shown), "unread"])
         for name, scores, unread in rows:
-            name = _cell(name.removeprefix(root))
+            name = cell(name.removeprefix(root))
             if scores is None:
-                table.writerow([name, "", "", *[""] * len(classes), _cell(unread)])
+                table.writerow([name, "", "", *[""] * len(classes), cell(unread)])
                 continue
             best = max(range(len(classes)), key=scores.__getitem__)  # the first of equals, as argmax
             counts[classes[best]] += 1
@@ -77,7 +77,8 @@ def write_rows(path: Path, rows: Iterable[Row], root: str, classes: list[str]) -
     return counts
 
 
-def _cell(word: str) -> str:
+def cell(word: str) -> str:
+    """`word` as a cell that no spreadsheet runs: one that begins like a formula gets an apostrophe in front."""
     word = word.encode("utf-8", "backslashreplace").decode()
     is_run = word.startswith(RUN_BY_SPREADSHEETS) and not PLAIN_NUMBER.fullmatch(word)
     return f"'{word}" if is_run else word

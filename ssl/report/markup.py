@@ -8,7 +8,7 @@ from html import escape
 from ssl.checkpoints.run_reader import Run, finite
 from ssl.errors import one_line
 from ssl.report import svg
-from ssl.report.page_style import COLOURS
+from ssl.report.page_style import COLOURS, STYLE
 
 LONGEST = 300  # characters of a value
 LONG = 40  # a cell with more characters gets room for a sentence
@@ -23,6 +23,18 @@ def words(value: object) -> str:
 def text(value: object) -> str:
     """`words`, escaped."""
     return escape(words(value))
+
+
+def document(title: str, body: str) -> str:
+    """A page of HTML that needs no network and runs no script. `title` and `body` are HTML."""
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
+        f'content="light dark"><link rel="icon" href="data:,"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    )
 
 
 def number(value: object) -> str:

@@ -5,8 +5,7 @@ import time
 
 from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves, numbers
 from ssl.report import figures, svg
-from ssl.report.markup import folded, folded_table, grid, key, legend, note, number, table, text
-from ssl.report.page_style import STYLE
+from ssl.report.markup import document, folded, folded_table, grid, key, legend, note, number, table, text
 from ssl.training import health_rules
 
 # Measures that are shown without a click.
@@ -33,16 +32,11 @@ def page(runs: list[Run]) -> str:
         f"</h2>{content}</section>"
         for name, content in sections.items()
     )
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><link rel="icon" href="data:,"><title>{title}</title>'
-        f"<style>{STYLE}</style></head>"
-        f'<body><a class="skip" href="#overview">Skip to the overview</a><header><h1>{title}</h1>'
+    return document(
+        title,
+        f'<a class="skip" href="#overview">Skip to the overview</a><header><h1>{title}</h1>'
         f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M %Z")}</p>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main>',
     )
 
 

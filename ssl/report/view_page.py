@@ -91,16 +91,16 @@ def page(rows: list[list[Tensor]], titles: list[str], frames: list[list[tuple | 
     return file.getvalue()
 
 
-def tile(pixels: Tensor) -> Tensor:
-    """An image (C, H, W) as (3, SIDE, SIDE) in 0..1. The whole image is shown; small ones keep visible pixels.
+def tile(pixels: Tensor, side: int = SIDE) -> Tensor:
+    """An image (C, H, W) as (3, side, side) in 0..1. The whole image is shown; small ones keep visible pixels.
 
     With one or two channels the first is shown as grey, with four or more the first three as colours.
     """
     x = to_unit(pixels).clamp(0, 1)
     x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
-    scale = SIDE / max(x.shape[1:])
-    size = [max(1, round(side * scale)) for side in x.shape[1:]]
+    scale = side / max(x.shape[1:])
+    size = [max(1, round(length * scale)) for length in x.shape[1:]]
     how = {"mode": "nearest"} if scale >= 1 else {"mode": "bilinear", "antialias": True}
     x = F.interpolate(x[None], size, **how)[0]
-    down, right = SIDE - size[0], SIDE - size[1]
+    down, right = side - size[0], side - size[1]
     return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), value=1.0)

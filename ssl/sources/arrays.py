@@ -22,19 +22,18 @@ from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
 from ssl.sources.array_labels import one_class_each, refuse_signs
 from ssl.sources.classes import one_label_each
-from ssl.sources.splits import split_of
-from ssl.sources.unsplit import unsplit, with_labels
+from ssl.sources.splits import split_of, val_as_test
+from ssl.sources.unsplit import cut_if_labelled, unsplit, with_labels
 
 SUFFIXES = (".npz", ".npy")
+INSTEAD = "train_images and test_images would be splits of your own"
 CHANNELS = 16  # at most
 
 
 def load(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
     """A split of a .npz or .npy file."""
-    path = Path(data_dir or "").expanduser()
-    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
-    found = read(path, "test" if split == "all" else split, value_range)
+    path = _file(data_dir)
+    found = read(path, "test" if split == "all" else split, value_range, split != "unlabelled")
     if found is None:
         return None
     stored, labels, classes, is_split = found
@@ -47,16 +46,43 @@ def load(data_dir: str | None, split: str, value_range: Range | None) -> Images 
         )
     if is_split:
         return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")
-    instead = "train_images and test_images would be splits of your own"
-    return unsplit(data, split, None, str(path), instead, f"data_dir: {path} holds images without labels")
+    return unsplit(data, split, None, str(path), INSTEAD, f"data_dir: {path} holds images without labels")
 
 
-def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stack, Tensor, list[str], bool] | None:
+def by_split(data_dir: str | None, value_range: Range | None) -> dict[str, Images]:
+    """{split: all its images} of a .npz or .npy file, with labels or without."""
+    path, found = _file(data_dir), {}
+    for split in _splits(path):
+        stored, labels, classes, is_split = read(path, split, value_range, False)
+        found[split] = Images("array", labels, classes, stored=stored)
+    return found if is_split else cut_if_labelled(found["unlabelled"], None, str(path), INSTEAD)
+
+
+def _file(data_dir: str | None) -> Path:
+    path = Path(data_dir or "").expanduser()
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"data_dir: {data_dir} is not a file; dataset array is read from a .npz or .npy file")
+    return path
+
+
+def _splits(path: Path) -> list[str]:
+    """What `read` finds in a file: its splits, or 'unlabelled' for all images of a file without splits."""
+    if path.suffix.lower() == ".npy":
+        return ["unlabelled"]
+    with _readable(path), np.load(path, allow_pickle=False) as file:
+        names = file.files
+    prefixes = _prefixes(path, names)
+    return list(val_as_test(prefixes, str(path))) or ["unlabelled"]
+
+
+def read(
+    path: Path, split: str, value_range: Range | None = None, needed: bool = True
+) -> tuple[Stack, Tensor, list[str], bool] | None:
     """(images, labels (N,), class names, whether the file has splits) for a split of `datasets.load_as`.
 
     None for 'val' unless the file has both val and test. If the file has no labels, they are -1, and there are no
-    classes; the same for 'unlabelled' if the labels are not one class for every image. Raises `UserError` for a file
-    that is not as described above.
+    classes; the same if the labels are not `needed`, and are not one class for every image. Raises `UserError` for a
+    file that is not as described above.
     """
     if path.suffix.lower() == ".npy":
         if split == "val":
@@ -75,7 +101,7 @@ def read(path: Path, split: str, value_range: Range | None = None) -> tuple[Stac
             return None
         prefix = _prefix(path, prefixes, file.files, split)
         images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}", value_range)
-        labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), split != "unlabelled")
+        labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), needed)
     return _stack(images, value_range), labels, classes, prefix != ""
 
 

@@ -13,6 +13,10 @@ from ssl.data import keys
 from ssl.data.images import Images
 from ssl.errors import UserError
 
+NO_LABELS = (
+    "without labels there is nothing to judge. Features need none: evaluate.py --protocol features writes them, and "
+    "--near_duplicates lists pairs of images that are alike"
+)
 TENTH = 2**64 // 10
 
 
@@ -26,7 +30,7 @@ def cut(all_images: Images, split: str, root: str | None, unlabelled: str) -> Im
     if split == "val":
         return None
     if not all_images.classes and split in ("test", "all"):
-        raise UserError(f"{unlabelled}; without labels there is nothing to judge")
+        raise UserError(f"{unlabelled}; {NO_LABELS}")
     if not all_images.classes or split == "all":
         return all_images
     test = test_images(all_images.labels.numpy(), _keys(all_images, root))

@@ -82,7 +82,7 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
     (`cut.cut`). With a `short_side` image files are then held in memory; all ranks call it. Raises `UserError` if the
     data is not there or not as expected.
     """
-    _require_fitting(settings)
+    require_fitting(settings)
     data = _read(settings, split)
     if data is None:
         return None
@@ -95,15 +95,15 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
     name, data_dir = settings.dataset, settings.data_dir
     size = KNOWN[name][0] if settings.image_size in (None, "auto") else settings.image_size
     if name == "folder":
-        root = _existing(data_dir, name)
+        root = existing(data_dir, name)
         return folder(root, split) if settings.csv is None else table(root, settings, split)
     if name == "array":
         return arrays.load(data_dir, split, settings.value_range)
     split = "test" if split == "all" else split
     if name in lesions.TABLES:
-        return lesions.load(name, _existing(data_dir, name), split, settings.csv, settings.splits_folder)
+        return lesions.load(name, existing(data_dir, name), split, settings.csv, settings.splits_folder)
     if name in SLIDES:
-        return slides(name, _existing(data_dir, name), split, settings.csv, settings.test_slides)
+        return slides(name, existing(data_dir, name), split, settings.csv, settings.test_slides)
     if split == "val":
         return None
     if name == "shapes":
@@ -111,7 +111,7 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
     if name == "fake":
         return _fake(split, size, settings.seed or 0)
     if name.startswith("ImageNet"):
-        return imagenet(_existing(data_dir, name), name, split, settings.class_list)
+        return imagenet(existing(data_dir, name), name, split, settings.class_list)
     if settings.download and is_main():
         _torchvision(name, data_dir or "data", split, download=True)
     barrier()  # the other ranks read what rank 0 has downloaded
@@ -153,7 +153,7 @@ def normalisation(data: Images, mean: list[float] | None, std: list[float] | Non
     return list(mean or known_mean), list(std or known_std)
 
 
-def _require_fitting(settings: ImageSettings) -> None:
+def require_fitting(settings: ImageSettings) -> None:
     """Raise `UserError` for settings of a table without a table, and for settings that the data set does not have."""
     name, with_table = settings.dataset, settings.csv is not None
     if settings.value_range is not None and name in EIGHT_BITS:
@@ -172,7 +172,7 @@ def _require_fitting(settings: ImageSettings) -> None:
         raise UserError(f"test_slides: is for data sets whose images are named after slides: {', '.join(SLIDES)}")
 
 
-def _existing(data_dir: str | None, name: str) -> Path:
+def existing(data_dir: str | None, name: str) -> Path:
     if data_dir is None:
         raise UserError(f"data_dir: {name} has to be read from somewhere; pass --data_dir FOLDER")
     folder = Path(data_dir).expanduser()

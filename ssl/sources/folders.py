@@ -14,8 +14,8 @@ from ssl.data.listing import holds_images, is_image, is_junk, list_files, list_i
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError
 from ssl.sources.classes import distinct, tell_alike
-from ssl.sources.splits import seeming_splits, split_folders, split_of
-from ssl.sources.unsplit import unsplit
+from ssl.sources.splits import seeming_splits, split_folders, split_of, val_as_test
+from ssl.sources.unsplit import cut_if_labelled, unsplit
 
 # The class lists of Van Gansbeke et al. (2020), SCAN, which published numbers use: data/imagenet_subsets/ of
 # github.com/wvangansbeke/Unsupervised-Classification. SHA-256 of the sorted wnids, one in a line.
@@ -24,6 +24,7 @@ SUBSETS = {
     "ImageNet100": "fe8959b5f87ec66368fda940dcf709500cbf530debef6b263ed7befa161e91b2",
     "ImageNet200": "fca8e3dd52db9f95c98c130957301a4061f562004d760a4c41b050909b5dfceb",
 }
+INSTEAD = "train/ and test/ folders would be splits of your own"
 LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wvangansbeke/Unsupervised-Classification"
 
 
@@ -58,19 +59,37 @@ def folder(root: Path, split: str) -> Images | None:
     return test
 
 
-def _without_splits(root: Path, split: str) -> Images | None:
+def by_split(root: Path) -> dict[str, Images]:
+    """{split: all its images} of a folder as `folder` reads it, with labels or without.
+
+    An image that is in no class folder has the label -1. A split may lack classes that another one has.
+    """
+    parts = split_folders(root)
+    if not parts:
+        all_images = _all_images(root)
+        _no_splits_below(root, "unlabelled")
+        return cut_if_labelled(all_images, str(root), str(root), INSTEAD)
+    _report_unread(root, parts)
+    return val_as_test({part: _tree(path) for part, path in parts.items()}, str(root))
+
+
+def _all_images(root: Path) -> Images:
+    """All images of a folder without split folders."""
     if seeming := seeming_splits(root):
         raise UserError(
             f"data_dir: {root} has {', '.join(f'{name}/' for name in seeming[:5])}: are they splits or classes? Rename "
             "splits to train/ and test/ (or val/), and classes to other words, or pass one folder as --data_dir"
         )
-    all_images = _tree(root)
+    return _tree(root)
+
+
+def _without_splits(root: Path, split: str) -> Images | None:
+    all_images = _all_images(root)
     _no_splits_below(root, split)
     words = f"data_dir: {root} holds images without class folders"
     if not all_images.classes and split != "unlabelled":  # the search may look at every path
         words += ", such as " + next(Path(path).name for path in all_images.paths if Path(path).parent == root)
-    instead = "train/ and test/ folders would be splits of your own"
-    return unsplit(all_images, split, str(root), str(root), instead, words)
+    return unsplit(all_images, split, str(root), str(root), INSTEAD, words)
 
 
 def _report_unread(root: Path, parts: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ from ssl.data.hold_out import first_of_classes
 from ssl.data.images import Images
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError, nearest
+from ssl.sources.cut import NO_LABELS
 
 
 def check_choice(percent: float, files: str | None) -> None:
@@ -63,8 +64,8 @@ def require_classes(data: Images, data_dir: str | None) -> None:
     """Raise `UserError` unless every image has one of at least two classes."""
     if not data.classes or bool((data.labels < 0).any()):
         raise UserError(
-            f"data_dir: {data_dir} has images without labels; judging needs class folders, "
-            "or a class number for every image of an array file"
+            f"data_dir: {data_dir} has images without labels; judging needs class folders, or a class number for every "
+            f"image of an array file: {NO_LABELS}"
         )
     if len(data.classes) < 2:
         raise UserError(f"data_dir: {data_dir} has images of one class, {data.classes[0]!r}; there is nothing to tell")

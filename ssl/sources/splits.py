@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
+from ssl.console import say_once
 from ssl.data.listing import holds_images, is_junk
 from ssl.errors import UserError
 
@@ -12,6 +14,7 @@ NAMES = {
     "test": ("test", "testing"),
 }
 SPLITS = tuple(NAMES)
+T = TypeVar("T")
 
 
 def split_of(name: str) -> str | None:
@@ -47,6 +50,14 @@ def seeming_splits(root: Path) -> list[str]:
     if any(split is None and holds_images(path) for path, split in meant.items()):
         return []
     return [path.name for path, split in meant.items() if split]
+
+
+def val_as_test(found: dict[str, T], where: str) -> dict[str, T]:
+    """`found` in the order train, val, test. If it has no test, its val is the test, as wherever splits are judged."""
+    if "test" not in found and "val" in found:
+        say_once(f"test        the split 'val' of {where}; there is no split 'test'")
+        found = {"test" if split == "val" else split: data for split, data in found.items()}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _split_in(name: str) -> str | None:

@@ -11,10 +11,12 @@ from ssl.data.tables import read_table, shown
 from ssl.errors import UserError, nearest
 from ssl.settings.shared import DataSettings
 from ssl.sources.classes import NUMBER, one_label_each, refuse_quantities, tell_alike, values
+from ssl.sources.cut import NO_LABELS
 from ssl.sources.lookup import find_images
-from ssl.sources.splits import SPLITS, split_of
-from ssl.sources.unsplit import unsplit, with_labels
+from ssl.sources.splits import SPLITS, split_of, val_as_test
+from ssl.sources.unsplit import cut_if_labelled, unsplit, with_labels
 
+INSTEAD = "--split_column names splits of your own"
 BINARY = ["negative", "positive"]
 
 
@@ -26,6 +28,30 @@ def table(root: Path, settings: DataSettings, split: str) -> Images | None:
     `UserError` as `read_table` and `find_images` do, and for an unknown split, several labels in a cell, labels that
     are quantities, and a split without images.
     """
+    csv = settings.csv
+    all_images, splits = _read(root, settings)
+    unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
+    if splits is None:
+        return unsplit(all_images, split, str(root), csv, INSTEAD, unlabelled)
+    part = _part(csv, splits, settings.split_column, "test" if split == "all" else split)
+    if part is None:
+        return None
+    if part in ("test", "val") and not all_images.classes:
+        raise UserError(f"{unlabelled}; {NO_LABELS}")
+    own = _of_split(all_images, splits, part)
+    return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
+
+
+def by_split(root: Path, settings: DataSettings) -> dict[str, Images]:
+    """{split: all its images} of a table as `table` reads it, with labels or without."""
+    all_images, splits = _read(root, settings)
+    if splits is None:
+        return cut_if_labelled(all_images, str(root), settings.csv, INSTEAD)
+    return val_as_test({part: _of_split(all_images, splits, part) for part in set(splits)}, settings.csv)
+
+
+def _read(root: Path, settings: DataSettings) -> tuple[Images, list[str] | None]:
+    """(all images of the table, the split of each of them; None without a column of splits)."""
     csv = settings.csv
     names = [settings.image_column or "image", settings.label_column, settings.group_column, settings.split_column]
     rows = read_table(csv, [name for name in names if name is not None])
@@ -45,17 +71,14 @@ def table(root: Path, settings: DataSettings, split: str) -> Images | None:
         groups=None if groups is None else [groups[row] for row in order],
         named=True,
     )
-    unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
     if splits is None:
-        instead = "--split_column names splits of your own"
-        return unsplit(all_images, split, str(root), csv, instead, unlabelled)
-    part = _part(csv, splits, settings.split_column, "test" if split == "all" else split)
-    if part is None:
-        return None
-    if part in ("test", "val") and not classes:
-        raise UserError(f"{unlabelled}; without labels there is nothing to judge")
-    own = all_images.subset(torch.tensor([at for at, row in enumerate(order) if split_of(splits[row]) == part]))
-    return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
+        return all_images, None
+    _require_known(csv, splits, settings.split_column)
+    return all_images, [split_of(splits[row]) for row in order]
+
+
+def _of_split(all_images: Images, splits: list[str], part: str) -> Images:
+    return all_images.subset(torch.tensor([at for at, split in enumerate(splits) if split == part]))
 
 
 def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tuple[list[int], list[str]]:
@@ -85,8 +108,8 @@ def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tu
     return [-1 if label is None else int(label in settings.positive) for label in labels], BINARY
 
 
-def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:
-    """The split in the table that is `split`; None for 'val' if the table has none, or if its val is the test."""
+def _require_known(csv: str, splits: list[str], column: str | None) -> None:
+    """Raise `UserError` for a cell that names no split."""
     unknown = [(row, value) for row, value in enumerate(splits, 1) if split_of(value) is None]
     if unknown:
         row, value = unknown[0]
@@ -94,7 +117,11 @@ def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | 
             f"split_column: {len(unknown)} of {len(splits)} rows have none of {', '.join(SPLITS)} in {column!r}; "
             f"the first is row {row} (after the header): {value!r}{nearest(value, SPLITS)}"
         )
-    there = {split_of(value) for value in set(splits)}
+
+
+def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:
+    """The split in the table that is `split`; None for 'val' if the table has none, or if its val is the test."""
+    there = set(splits)
     judging = [part for part in ("test", "val") if part in there]
     if split == "val":
         return "val" if len(judging) == 2 else None

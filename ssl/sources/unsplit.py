@@ -5,7 +5,7 @@ import torch
 from ssl.console import say_once
 from ssl.data.images import Images
 from ssl.errors import UserError
-from ssl.sources.cut import cut
+from ssl.sources.cut import NO_LABELS, cut
 
 
 def unsplit(
@@ -36,13 +36,26 @@ def unsplit(
     return all_images.subset(torch.tensor(stays).nonzero()[:, 0])
 
 
+def cut_if_labelled(all_images: Images, root: str | None, where: str, instead: str) -> dict[str, Images]:
+    """{'train', 'test'} of all images that `unsplit` divides, or {'all'} where there are no labels to cut by.
+
+    Images without a label are in train, or in the test if their group is.
+    """
+    if not all_images.classes:
+        return {"all": all_images}
+    train = unsplit(all_images, "unlabelled", root, where, instead, "")
+    known = set(_identities(train))
+    test = torch.tensor([one not in known for one in _identities(all_images)])
+    return {"train": train, "test": all_images.subset(test.nonzero()[:, 0])} if test.any() else {"all": all_images}
+
+
 def with_labels(data: Images, where: str) -> Images:
     """The images that have a label, or all if there are no classes. Raises `UserError` if none has a label."""
     known = data.labels >= 0
     if not data.classes or known.all():
         return data
     if not known.any():
-        raise UserError(f"no image of {where} has a label; without labels there is nothing to learn from or to judge")
+        raise UserError(f"no image of {where} has a label; {NO_LABELS}")
     return data.subset(known.nonzero()[:, 0])
 
 

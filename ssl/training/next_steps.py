@@ -19,6 +19,7 @@ def after_training(run: Path, classes: list[str]) -> None:
         say(f"fine-tune   {command('finetune.py', init=run)}")
     else:
         say(f"look at it  {command('ssl.report', run, '--pictures')}")
+        say(f"features    {command('evaluate.py', model_path=run, protocol='features', csv_features=True)}")
 
 
 def given(settings, origin: dict[str, str]) -> dict[str, object]:
@@ -40,6 +41,12 @@ def after_judging(model: str | None, settings: dict[str, object]) -> None:
         after_test(run)
     elif path.exists() or published.is_name(model):
         say(f"fine-tune   {command('finetune.py', init=model, **settings)}")
+
+
+def after_features(path: Path, settings) -> None:
+    """The last line of evaluate.py for features of images without labels."""
+    if settings.near_duplicates is None:
+        say(f"duplicates  {command('evaluate.py', features=path, near_duplicates=0.95)}")
 
 
 def after_fine_tuning(run: Path, model: Path) -> None:

@@ -194,7 +194,12 @@ BAD = {
     "fewer labels": (put("labels", torch.zeros(9, dtype=torch.long)), "12 features but 9 labels and 12 names"),
     "fewer names": (put("names", ["x"]), "12 features but 12 labels and 1 names"),
     "a class too many": (put("labels", torch.arange(12)), "labels from 0 to 11, and there are 3 classes"),
-    "a negative label": (put("labels", torch.full((12,), -1)), "labels from -1 to -1"),
+    "labels of no kind": (put("labels", torch.full((12,), -2)), "labels from -2 to -2"),
+    "no label to judge": (
+        put("labels", torch.full((12,), -1)),
+        "labels of 35 of 35 in train, 0 of 12 in test; to judge",
+    ),
+    "no test": (lambda c: c.pop("test"), "labels of 35 of 35 in train; to judge, some of train and of test"),
     "labels of floats": (put("labels", torch.zeros(12)), "has not labels"),
     "other width": (put("features", torch.zeros(12, 5)), "features of different widths"),
     "other type": (put("features", torch.zeros(12, 6, dtype=torch.int32)), "torch.int32 of shape .* expected float32"),
@@ -202,6 +207,10 @@ BAD = {
     "nothing": (put("features", torch.zeros(0, 6)), r"shape \(0, 6\)"),
     "NaN": (lambda c: c["test"]["features"][4].fill_(float("nan")), "NaN or Inf, first in those of /data/2/b/4"),
     "Inf": (lambda c: c["test"]["features"][4, 2].fill_(float("inf")), "NaN or Inf"),
+    "one class": (
+        lambda c: (c.update(classes=["a"]), c["test"]["labels"].zero_(), c.update(train=c["test"])),
+        "of one class, 'a'",
+    ),
     "classes twice": (lambda c: c.update(classes=["a", "a", "b"]), "not a list of names, each once"),
     "a shard elsewhere": (lambda c: c["train"]["shards"].__setitem__(0, "../x.pt"), "list of shards in .* is damaged"),
 }
@@ -213,7 +222,7 @@ def test_what_does_not_fit_is_one_clear_error(tmp_path, name):
     features.load(tmp_path)
     spoil(tmp_path, BAD[name][0])
     with pytest.raises(UserError, match=BAD[name][1]):
-        features.load(tmp_path)
+        features.with_labels(features.load(tmp_path), "x")
 
 
 def test_a_shard_that_is_missing_damaged_or_of_another_writing(tmp_path):
@@ -287,6 +296,20 @@ def test_another_encoder_and_another_data_set_are_refused(tmp_path):
         )
     with pytest.raises(UserError, match=r"1/a/0\.png, in train, is not here"):
         feature_origin.require_images(found, {"train": samples(35, 9)[0]}, "x", "/data")
+
+
+def test_samples_without_a_label_are_read_and_not_judged(tmp_path, capsys):
+    write(tmp_path)
+    labels = torch.arange(12) % 3
+    spoil(tmp_path, put("labels", torch.where(torch.arange(12) < 5, labels, -1)))
+    found = features.load(tmp_path)
+    assert len(found.splits["test"]) == 12
+    judged = features.with_labels(found, "x")
+    assert judged.splits["test"].labels.tolist() == [0, 1, 2, 0, 1]
+    assert judged.splits["test"].paths == found.splits["test"].paths[:5]
+    assert torch.equal(everything(judged.splits["test"].rows), everything(found.splits["test"].rows)[:5])
+    assert judged.splits["train"] is found.splits["train"]
+    assert "7 of 12 samples of test have none: not judged" in capsys.readouterr().out
 
 
 # Judging from them

@@ -69,16 +69,20 @@ def test_the_commands_from_training_to_export_work_as_printed(journey):
     assert len(table.read_text().splitlines()) == 86
 
 
-def test_images_without_labels_lead_to_pictures(tmp_path):
+def test_images_without_labels_lead_to_pictures_and_features(tmp_path):
     (tmp_path / "my photos").mkdir()
     for number in range(40):
         pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "my photos" / f"{number}.png")
     settings = tiny(epochs=1, warmup_epochs=0, output_dir=tmp_path / "a run", data_dir=tmp_path / "my photos")
     done = run("train.py", *settings)
-    assert not [line for line in done.stdout.splitlines() if "evaluate.py" in line]
+    assert len([line for line in done.stdout.splitlines() if "evaluate.py" in line]) == 1
     shell(hint(done.stdout, "look at it"), tmp_path)
     assert (tmp_path / "a run" / "report.html").is_file() and (tmp_path / "a run" / "neighbours.png").is_file()
+    written = shell(f"{hint(done.stdout, 'features')} {QUICK}", tmp_path)
+    assert (tmp_path / "a run" / "features.csv").read_text().count(".png,all,,") == 40
+    shell(f"{hint(written, 'duplicates')} --device cpu", tmp_path)
+    assert (tmp_path / "a run" / "near_duplicates.html").is_file()
 
 
 def test_what_was_said_of_the_images_is_passed_on(journey):
