@@ -34,7 +34,8 @@ def write(
     page = folder / "near_duplicates.html"
     write_text(_page(found, features, threshold, images), page)
     where = f"{_count(found.across)} across splits, {_count(found.within)} within a split"
-    say(f"duplicates  {where} have a cosine above {threshold:g}: {folder / 'near_duplicates.csv'}")
+    more = f"; of each the {KEPT:,} highest" if max(found.across.total, found.within.total) > KEPT else ""
+    say(f"duplicates  {where} have a cosine above {threshold:g}: {folder / 'near_duplicates.csv'}{more}")
     say(f"look at     {page}")
 
 
@@ -44,8 +45,8 @@ def _count(pairs: Pairs) -> str:
 
 def _page(found: Found, features: Features, threshold: float, images: dict[str, Images] | None) -> str:
     about = (
-        f"<p>Pairs of images whose features have a cosine above {threshold:g}, the highest first. All are in "
-        "near_duplicates.csv. The encoder decides what is alike: look at them, and raise or lower the value.</p>"
+        f"<p>Pairs of images whose features have a cosine above {threshold:g}, the highest first. "
+        "near_duplicates.csv lists them. The encoder decides what is alike: look, and raise or lower the value.</p>"
     )
     parts = [about]
     if len(features.splits) > 1:
