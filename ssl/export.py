@@ -4,7 +4,8 @@
 a temporary name and read by the program it is for. It gets its name only if the features of fixed images are the
 encoder's.
 
-torchvision   encoder.torchvision.pt: resnet50().load_state_dict(torch.load(FILE), strict=False) lacks only fc
+torchvision   encoder.torchvision.pt: resnet50().load_state_dict(torch.load(FILE), strict=False) lacks only the
+              classifier; a ViT is built for the size of the images: vit_b_16(image_size=S)
 safetensors   encoder.safetensors: holds no code; --init reads it too
 timm          timm/: create_model("local-dir:timm", pretrained=True), or create_model("resnet50", num_classes=0,
               checkpoint_path="timm/model.safetensors"); config.json says the normalisation
@@ -36,6 +37,7 @@ from ssl.checkpoints import pretrained, safetensors, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import say
 from ssl.encoders import build_encoder
+from ssl.encoders.library import short_name, size_argument, torchvision_names, without_classifier
 from ssl.errors import UserError, one_line_errors
 from ssl.settings import config
 from ssl.sources.datasets import IMAGENET
@@ -82,16 +84,19 @@ class Export:
             found = {name: found[name] or list(values) for name, values in zip(found, IMAGENET)}
         return found if all(found.values()) else {}
 
-    def resnet(self, target: str) -> str:
-        """The encoder's name in torchvision. Raises `UserError` if it is no ResNet that `target` knows."""
-        name = self.about["name"]
+    def called(self, target: Literal["torchvision", "timm"]) -> str:
+        """The encoder's name in `target`. Raises `UserError` if it has no such encoder."""
+        name, resnet = short_name(self.about["name"]), isinstance(self.encoder, torchvision.models.ResNet)
         plain = not self.about["kwargs"] and self.about["channels"] == 3
-        if not (plain and isinstance(self.encoder, torchvision.models.ResNet) and "." not in name):
+        if target == "timm" and name.startswith("timm/"):
+            return name.removeprefix("timm/").partition(".")[0]
+        if not (plain and name in torchvision_names() and (resnet or target == "torchvision")):
+            known = {"torchvision": "torchvision's classifiers", "timm": "timm/NAME and torchvision's ResNets"}[target]
             raise UserError(
                 f"to: {target} has no such encoder ({name} {self.about['kwargs'] or ''}, {self.about['channels']} "
-                "channels), only torchvision's ResNets for three; safetensors and onnx take any"
+                f"channels), only {known} for three, without encoder_kwargs; safetensors and onnx take any"
             )
-        if not isinstance(self.encoder.maxpool, nn.MaxPool2d):
+        if resnet and not isinstance(self.encoder.maxpool, nn.MaxPool2d):
             raise UserError(f"to: {target} has no {name} with the small 3×3 stem; safetensors and onnx take any")
         return name
 
@@ -138,12 +143,11 @@ def to_torchvision(export: Export, path: Path) -> str:
 
 def prove_torchvision(export: Export, path: Path) -> str:
     """Say how features agree if torchvision reads the weights at `path`."""
-    name = export.resnet("torchvision")
-    plain = torchvision.models.get_model(name, weights=None)
-    outcome = plain.load_state_dict(torch.load(path, weights_only=True), strict=False)
-    if outcome.missing_keys != ["fc.weight", "fc.bias"] or outcome.unexpected_keys:
+    name = export.called("torchvision")
+    plain = torchvision.models.get_model(name, weights=None, **size_argument(name, export.about["image_size"]))
+    outcome = without_classifier(plain, name).load_state_dict(torch.load(path, weights_only=True), strict=False)
+    if outcome.missing_keys or outcome.unexpected_keys:
         raise UserError(f"to: torchvision's {name} does not take these weights ({outcome}); nothing was written")
-    plain.fc = nn.Identity()
     return prove(features(plain.eval(), export), features(export.encoder, export), "torchvision")
 
 
@@ -156,18 +160,18 @@ def to_safetensors(export: Export, path: Path) -> str:
 
 
 def to_timm(export: Export, path: Path) -> str:
-    name = export.resnet("timm")
-    size = export.about["image_size"]
+    name, size = export.called("timm"), export.about["image_size"]
+    known = getattr(export.encoder, "pretrained_cfg", {"first_conv": "conv1", "classifier": "fc"})  # or a ResNet's
     about = {
         "architecture": name,
         "num_classes": 0,
         "num_features": features(export.encoder, export, 1).shape[1],
+        "model_args": export.about["kwargs"] or {},
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": [3, size, size],
+            "input_size": [export.about["channels"], size, size],
             "interpolation": "bicubic",
-            "first_conv": "conv1",
-            "classifier": "fc",
+            **{key: known[key] for key in ("first_conv", "classifier", "fixed_input_size") if key in known},
             **export.normalisation(),
         },
     }
@@ -179,7 +183,7 @@ def to_timm(export: Export, path: Path) -> str:
         return "unchecked: timm is not installed"
     import timm
 
-    theirs = timm.create_model(name, num_classes=0, checkpoint_path=str(weights)).eval()
+    theirs = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return prove(features(theirs, export), features(export.encoder, export), "timm")
 
 

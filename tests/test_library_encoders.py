@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ssl.checkpoints import pretrained
 from ssl.encoders import build_encoder
 from ssl.encoders.library import torchvision_names
 from ssl.errors import UserError
@@ -205,6 +206,14 @@ def test_a_model_of_timm_has_the_size_and_the_channels_of_the_images():
         assert build_encoder(path, 48, kwargs={"depth": 1})[1] == width
     of_class = dict(patch_size=8, embed_dim=24, depth=1, num_heads=2)
     assert build_encoder("timm.models.VisionTransformer", 32, kwargs=of_class)[1] == 24
+
+
+@needs_timm
+def test_weights_of_a_vit_of_another_size_are_refused_with_their_size():
+    theirs, ours = (build_encoder("timm/vit_tiny_patch16_224", size, kwargs={"depth": 1})[0] for size in (64, 96))
+    with pytest.raises(UserError, match=r"pos_embed is .* It is for images of 64 pixels; pass --image_size 64$"):
+        pretrained.take(ours, theirs.state_dict(), "file")
+    assert pretrained.take(theirs, theirs.state_dict(), "file").format == "the encoder alone"
 
 
 @needs_timm

@@ -159,7 +159,7 @@ def fill(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
 
 
 def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """The settings that fit the file's weights, if these are of a ResNet or a ViT of torchvision."""
+    """The settings that fit the file's weights, if these are of a ResNet of torchvision or of a ViT."""
     theirs, ours = _side_of_vit(weights), _side_of_vit(wanted)
     if theirs and ours and theirs != ours:
         return f"It is for images of {theirs} pixels; pass --image_size {theirs}"
@@ -172,8 +172,9 @@ def _advice(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 
 
 def _side_of_vit(weights: dict[str, Tensor]) -> int | None:
-    """The image size of a ViT with these `weights` under torchvision's names; None of another network."""
-    positions, patches = weights.get("encoder.pos_embedding"), weights.get("conv_proj.weight")
-    if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
-        return None
-    return math.isqrt(max(positions.shape[1] - 1, 0)) * patches.shape[-1]
+    """The image size of a ViT with these `weights` under torchvision's or timm's names; None of another network."""
+    for names in (("encoder.pos_embedding", "conv_proj.weight"), ("pos_embed", "patch_embed.proj.weight")):
+        positions, patches = map(weights.get, names)
+        if positions is not None and patches is not None and (positions.ndim, patches.ndim) == (3, 4):
+            return math.isqrt(positions.shape[1]) * patches.shape[-1]  # a class token adds less than a row of patches
+    return None

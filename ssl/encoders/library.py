@@ -44,13 +44,16 @@ def of_torchvision(name: str, image_size: int, kwargs: dict, channels: int) -> n
 
     if name.startswith("mnasnet"):  # its load_state_dict wants a version number that plain files do not have
         raise UserError(f"encoder: weights of torchvision's {name} cannot be read again; choose mobilenet_v3_small")
-    size = {}
+    network = built(name, make, kwargs, size_argument(name, image_size) | kwargs)
+    return with_channels(without_classifier(network, name), channels)
+
+
+def size_argument(name: str, image_size: int) -> dict:
+    """What torchvision's `name` must be told of the image size: {} where it reads any."""
     if name.startswith("vit_"):
         _require_whole_patches(name, image_size, int(name.rpartition("_")[2]))
-        size = {"image_size": image_size}
-    elif name.startswith("maxvit"):
-        size = {"input_size": (image_size, image_size)}
-    return with_channels(without_classifier(built(name, make, kwargs, size | kwargs), name), channels)
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if name.startswith("maxvit") else {}
 
 
 def of_timm(name: str, image_size: int, kwargs: dict, channels: int) -> nn.Module:

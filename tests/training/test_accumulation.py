@@ -26,6 +26,11 @@ class Prepared(Embed):
 
 DROPPING = ("test_accumulation.Dropping", {"width": 8, "stages": 1})
 WIDE = ("wide_resnet_28_10", {"depth": 10, "widen_factor": 1})
+VIT = (
+    "torchvision.models.VisionTransformer",
+    {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "dropout": 0.5},
+)
+STOCHASTIC_DEPTH = ("efficientnet_b0", {"stochastic_depth_prob": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,8 @@ WIDE = ("wide_resnet_28_10", {"depth": 10, "widen_factor": 1})
         ("barlow_twins", 4, DROPPING),
         ("supcon", 4, DROPPING),
         ("simclr", 2, WIDE),
+        ("simclr", 4, VIT),
+        ("barlow_twins", 2, STOCHASTIC_DEPTH),
     ],
 )
 def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches, encoder):
