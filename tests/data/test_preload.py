@@ -17,7 +17,9 @@ from ssl.data.decode import BadImage, decode
 from ssl.data.images import Images
 from ssl.data.loader import plain_batches, training_batches
 from ssl.data.order import Order
+from ssl.data.prepare import prepare
 from ssl.errors import UserError
+from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 
 CPU = torch.device("cpu")
@@ -105,6 +107,45 @@ def test_judging_and_subsets_see_the_same(folder):
     for (a, _, bad), (b, _, same_bad) in zip(*(plain_batches(data, 24, 3, 1, CPU) for data in (plain, held))):
         assert torch.equal(a, b) and bad == same_bad
     assert torch.equal(held.pixels(0), decode(plain.paths[0]))
+
+
+@pytest.mark.parametrize("side", [40, 75])
+def test_with_a_short_side_larger_images_are_reduced_as_prepare_reduces_them(folder, tmp_path, side):
+    prepare(folder, tmp_path / "small", side, quality=100, workers=0)
+    held = datasets.load("folder", str(folder), "unlabelled", short_side=side)
+    assert held.held is not None and all(row[2] for row in held.held.table if row[1])  # as pixels, large JPEGs, too
+    for index, path in enumerate(held.paths):
+        copy = tmp_path / "small" / Path(path).name
+        if not copy.exists():  # it cannot be read
+            with pytest.raises(BadImage):
+                held.pixels(index)
+            continue
+        whole, found, expected = decode(path), held.pixels(index), decode(copy)
+        assert found.shape == expected.shape and min(found.shape[1:]) == min(side, *whole.shape[1:])
+        if min(whole.shape[1:]) <= side:
+            assert torch.equal(found, whole)
+        kept = slice(None) if copy.suffix == ".png" else slice(2)  # a JPEG loses the fine pattern of the third
+        assert (found.float() - expected.float())[kept].abs().mean() < 4  # of 255
+
+
+def test_a_short_side_keeps_a_value_range(tmp_path):
+    y, x = np.mgrid[:80, :120]
+    Image.fromarray((x * 30 + y).astype(np.uint16)).save(tmp_path / "deep.png")
+    data = datasets.load("folder", str(tmp_path), "unlabelled", value_range=(0, 4095), short_side=40)
+    found = data.pixels(0)
+    assert found.dtype == torch.uint16 and found.shape == (3, 40, 60)
+    expected = (x * 30 + y).reshape(40, 2, 60, 2).mean((1, 3)) / 4095 * 65535
+    assert abs(found[0].numpy().astype(float) - expected)[2:-2, 2:-2].max() < 100  # of 65535
+
+
+def test_settings_hold_images_whole_or_reduced(folder):
+    plain = load(folder)
+    for settings, shape in ((ImageSettings(preload=True), (3, 300, 400)), (ImageSettings(short_side=30), (3, 30, 40))):
+        settings.image_size = 32
+        held = preload.as_asked(settings, plain)
+        assert held.pixels([Path(path).name for path in plain.paths].index("large.png")).shape == shape
+        assert preload.as_asked(settings, held) is held
+    assert preload.as_asked(ImageSettings(), plain) is plain
 
 
 def test_what_is_in_memory_already_stays_as_it_is():

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from drawn import class_folders
 from running import ROOT, run, tiny
 
@@ -85,3 +86,18 @@ def test_a_signal_while_it_is_judged_leaves_the_run_finished(judged, images, tmp
     assert "the judging was stopped" in "".join(said) and "Traceback" not in "".join(said)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "checkpoint.pt").read_bytes() == before and not (folder / "results.json").exists()
+
+
+def test_a_run_without_a_gpu_goes_on_with_its_values_on_a_machine_with_fewer_cores(tmp_path, monkeypatch):
+    photographs = class_folders(tmp_path / "images", {"train": (600, 0)}, size=80)
+    where = {"data_dir": photographs, "output_dir": tmp_path / "run", "workers": 0, "evaluate_after": False}
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    run("train.py", **where, max_steps=1)
+    began = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    said = run("train.py", **where, max_steps=2).stdout
+    assert f"auto        epochs {began['epochs']} (as this run began)" in said and "continuing at step 1" in said
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == began | {"max_steps": 2}
+    other = where | {"output_dir": tmp_path / "other"}  # the control: by itself that machine makes another choice
+    run("train.py", **other, max_steps=1)
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["epochs"] < began["epochs"]
