@@ -29,7 +29,8 @@ def judge_after(folder: Path, step: int, classes: list[str], device: str) -> Non
     place = str(folder.resolve())
     try:
         if len(classes) > 1 and not _is_judged(folder, step):
-            _tell(command("evaluate.py", model_path=folder, **dict.fromkeys(BASELINES, True), device=device))
+            shown = None if device == "auto" else device
+            _tell(command("evaluate.py", model_path=folder, **dict.fromkeys(BASELINES, True), device=shown))
             _run("evaluate.py", "--model_path", place, *(f"--{name}" for name in BASELINES), "--device", device)
         if not _has_pictures(folder):
             _tell(command("ssl.report", folder, "--pictures"))
