@@ -104,6 +104,19 @@ def test_a_foreign_file_becomes_torchvisions(resnet_run, tmp_path, capsys):
         assert torch.equal(network.eval()(images()), expected(resnet_run, images()))
 
 
+def test_torchvision_takes_its_other_classifiers(tmp_path, capsys):
+    encoder = lively(build_encoder("mobilenet_v3_small", 64)[0])
+    torch.save({"model": encoder.state_dict()}, tmp_path / "file.pth")
+    how = ["--encoder", "mobilenet_v3_small", "--image_size", "64", "--to", "torchvision"]
+    export.main([str(tmp_path / "file.pth"), *how])
+    assert "encoder.torchvision.pt: identical features" in capsys.readouterr().out
+    state = torch.load(tmp_path / "encoder.torchvision.pt", weights_only=True)
+    outcome = torchvision.models.mobilenet_v3_small().load_state_dict(state, strict=False)
+    assert outcome.missing_keys == ["classifier.3.weight", "classifier.3.bias"] and not outcome.unexpected_keys
+    with pytest.raises(UserError, match=r"only timm/NAME and torchvision's ResNets for three"):
+        export.main([str(tmp_path / "file.pth"), *how[:-1], "timm"])
+
+
 @needs("timm", "safetensors")
 def test_timm_takes_the_file_and_the_folder(resnet_run, capsys):
     import timm
