@@ -14,7 +14,9 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,6 +35,7 @@ from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order
 from ssl.data.values import tell_values
+from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
@@ -43,7 +46,7 @@ from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings
 from ssl.sources import datasets, labels, to_predict
 from ssl.sources.labelled import choose_labels, identity_of, load_splits
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, early_stopping, introduce, next_steps, trainable
+from ssl.training import best_model, early_stopping, estimate, introduce, next_steps, trainable
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
@@ -178,6 +181,9 @@ def main() -> None:
     size = settings.image_size
     blank = torch.zeros(first.order.batch_size, all_train.channels, size, size, device=device)
     blank = blank.contiguous(memory_format=torch.channels_last)
+    of_model = model, make_optimizer(settings, model), finisher(settings, model), lambda views: [model(*views)]
+    work = estimate.Work(*of_model, first.train, [random_view(settings)], first.order, settings.workers)
+    estimate.tell(work, settings.runs * longest - (state["step"] if state else 0), may_end_early=True)
     rehearse(model, lambda: net(blank).sum())
 
     # Runs: the same again from other seeds
@@ -211,9 +217,7 @@ def main() -> None:
 def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession) -> None:
     """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
     model, order = fit.model, trial.order
-    view = random_view(settings)
-    of_pixels = model.dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
-    mean, std = (torch.tensor(values, device=fit.device) for values in (settings.mean, settings.std))
+    view, finish_views = random_view(settings), finisher(settings, model)
     last = settings.epochs * order.steps_per_epoch
     batches = training_batches(trial.train, [view], order, fit.step, last, workers=settings.workers, device=fit.device)
     log = EpochLog(trial.folder, fit, last)
@@ -225,7 +229,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
             model.encoder.eval()  # its running statistics do not change
 
         torch.manual_seed(batch.seed)  # for dropout
-        (x,) = finish(batch, [view], mean, std, of_pixels, settings.compile)  # random views (n, C, size, size)
+        (x,) = finish_views(batch)  # random views (n, C, size, size)
         logits = net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()
@@ -380,6 +384,15 @@ def random_view(settings: Settings) -> View:
         blur_prob=0.0,
         solarize_prob=0.0,
     )
+
+
+def finisher(settings: Settings, model: Model) -> Callable[[Batch], list[Tensor]]:
+    """What makes the random views of a batch: a list of one, normalised (n, C, size, size)."""
+    device = next(model.parameters()).device
+    of_pixels = model.dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
+    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
+    how = {"mean": mean, "std": std, "dtype": of_pixels, "compile_views": settings.compile}
+    return partial(finish, views=[random_view(settings)], **how)
 
 
 # Test ------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
-from ssl.training import by_machine, introduce, next_steps, trainable
+from ssl.training import by_machine, estimate, introduce, next_steps, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
@@ -244,8 +244,10 @@ def main() -> None:
     feed = partial(training_batches, data, views, order, stop=last, workers=workers, device=device)
     log = TrainingLog(run, data, order, last, bad_images)
     session = TrainSession(settings, run, requests, bad_images, identity, state=state, feed=feed, log=log)
-    blank = partial(blank_batch, len(views), settings.batch_size, shape, device)
-    rehearse(model, lambda: sum(z.float().sum() for z in embed(blank())))
+    parts = model, optimizer, embed.pixels, partial(embed.outputs, net=model), data, views, order, workers
+    smaller = partial(estimate.smaller, settings, embed, partial(Model, channels=data.channels))
+    estimate.tell(estimate.Work(*parts, settings.accumulate_mode), last - first, smaller)
+    rehearse(model, lambda: embed.total(blank_batch(len(views), settings.batch_size, shape, device)))
     session.begin(before)
     del before
     if is_main() and state.step == 0:

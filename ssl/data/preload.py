@@ -25,6 +25,7 @@ from ssl.data.cores import core_share
 from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode, reduction_to
 from ssl.data.held import Held, path_of
 from ssl.data.images import Images
+from ssl.data.memory import free_memory
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
 
@@ -189,34 +190,3 @@ def shortage(need: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/f
         f"the decoded images take {need / 1e9:.1f} GB; they may take {SHARE:.0%} of the {free / 1e9:.1f} GB that "
         f"{whose} has free. Make them smaller (python -m ssl.data.prepare), take fewer, or leave --preload out"
     )
-
-
-def free_memory(proc: Path, cgroups: Path) -> tuple[int, str]:
-    """(free bytes, whose): of this machine, or of a tighter limit of the job. Memory of cached files counts as free."""
-    found = [(1 << 62, "this machine")]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
-        found.append((1024 * int(lines["MemAvailable"].split()[0]), "this machine"))
-    with contextlib.suppress(OSError):
-        for line in (proc / "self/cgroup").read_text().splitlines():
-            number, kinds, path = line.split(":", 2)
-            if number == "0":
-                found += _of_groups(cgroups, path, "memory.max", "memory.current", "")
-            elif "memory" in kinds.split(","):
-                limits = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
-                found += _of_groups(cgroups / "memory", path, *limits)
-    return min(found)
-
-
-def _of_groups(root: Path, path: str, limit: str, usage: str, prefix: str) -> list[tuple[int, str]]:
-    """The free bytes of a control group and of each group above it."""
-    group, found = Path(path.lstrip("/")), []
-    for part in (group, *group.parents):
-        folder = root / part
-        with contextlib.suppress(OSError, ValueError):  # 'max' is no limit; a group may not be mounted here
-            most = int((folder / limit).read_text())
-            used = int((folder / usage).read_text())
-            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = sum(int(numbers.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-            found.append((max(0, most - used + cached), "this job's or container's memory limit"))
-    return found

@@ -42,6 +42,10 @@ class Embed:
         torch.manual_seed(batch.seed)  # for dropout
         return self.outputs(self.pixels(batch), net)
 
+    def total(self, batch: Batch, net: nn.Module | None = None) -> Tensor:
+        """The sum of all embeddings, a scalar with a gradient: for steps that change nothing."""
+        return sum(z.float().sum() for z in self(batch, net))
+
     def pixels(self, batch: Batch) -> list[Tensor]:
         """The normalised views (n, C, size, size)."""
         with torch.no_grad():
@@ -106,19 +110,29 @@ def try_step(model: nn.Module, embed: Embed, optimizer: torch.optim.Optimizer, s
     evaluation mode: batch norm then asks no other rank. Raises what a step raises.
     """
     device = next(model.parameters()).device
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     model.zero_grad(set_to_none=True)
     try:
-        z = embed(blank_batch(len(embed.views), size, shape, device), model)
-        # Not backward(): DDP's hooks on the parameters would start to sum gradients over the ranks.
-        gradients = torch.autograd.grad(sum(x.float().sum() for x in z), learning, allow_unused=True)
-        for parameter, gradient in zip(learning, gradients):
-            parameter.grad = gradient
-        optimizer.found_inf = torch.ones((), device=device)  # it then makes its copies, and changes nothing
-        optimizer.step()
+        set_gradients(model, embed.total(blank_batch(len(embed.views), size, shape, device), model))
+        step_aside(optimizer)
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def set_gradients(model: nn.Module, loss: Tensor) -> None:
+    """The gradients of `loss` on this rank alone."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Not backward(): DDP's hooks on the parameters would start to sum gradients over the ranks.
+    gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+    for parameter, gradient in zip(learning, gradients):
+        parameter.grad = gradient
+
+
+def step_aside(optimizer: torch.optim.Optimizer) -> None:
+    """A step of `optimizer` that makes its state, as the first step does, and changes no weight."""
+    device = optimizer.param_groups[0]["params"][0].device
+    optimizer.found_inf = torch.ones((), device=device)
+    optimizer.step()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,189 @@
+"""Say before the wait how long a training takes and how much memory it needs; refuse what the machine cannot hold."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssl import failures
+from ssl.console import say
+from ssl.data.cores import core_share
+from ssl.data.memory import UNKNOWN, free_memory, free_swap, held_memory
+from ssl.distributed import gather_objects, world_size
+from ssl.errors import UserError
+from ssl.training.forward import Embed
+from ssl.training.step_cost import Cost, Work, costs_of, grown
+
+SHORT = 60.0  # seconds: a training that is surely shorter is measured no further
+LONG = 12 * 3600.0  # seconds of a training on a CPU from which on smaller settings are proposed
+SMALLER = {"encoder": "resnet18", "image_size": 96}
+
+
+def tell(
+    work: Work,
+    steps: int,
+    smaller: Callable[[Work], tuple[str, Work] | None] = lambda _: None,
+    may_end_early: bool = False,
+) -> None:
+    """Print how long `steps` steps take and how much memory they need. All ranks call it; no state changes.
+
+    Raises `UserError`, on all ranks, if a CPU's memory cannot hold them. If they take long on a CPU, the time of
+    `smaller(work)` is printed too: (settings as words, their work), or None.
+    """
+    if not steps:
+        return
+    machine = Machine.smallest()
+    costs = _costs(work, steps, machine)
+    whole = grown(costs, work.order.batch_size)
+    took = step_seconds(work, whole, machine)
+    where = f"this {'CPU' if work.on_cpu else 'GPU'}" if world_size() == 1 else f"these {world_size()} processes"
+    speed = f" ({work.order.global_batch / took:.3g} samples/s)" if steps * took >= SHORT else ""
+    most = "at most " if may_end_early else ""
+    say(f"estimate    {most}{duration(steps * took)} on {where}{speed}, {memory_words(work, whole, machine)}")
+    if not work.on_cpu:
+        return
+    require_memory(work, costs, machine)
+    proposed = smaller(work) if steps * took > LONG else None
+    if proposed:
+        words, small = proposed
+        small_took = step_seconds(small, grown(_costs(small, steps, machine), work.order.batch_size), machine)
+        if small_took < took / 2:
+            say(f"            `{words}`: {duration(steps * small_took)}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the processes of one machine may use."""
+
+    free: int  # bytes of memory, before the first step
+    whose: str  # limit that is
+    processes: int  # of this training
+    cores: int  # of each process
+    threads: int  # of each process
+
+    @classmethod
+    def smallest(cls) -> "Machine":
+        """The machine with the least free memory, the same on all ranks. All ranks call it."""
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return cls(*min(gather_objects((*free_memory(), processes, core_share(), torch.get_num_threads()))))
+
+
+def _costs(work: Work, steps: int, machine: Machine) -> list[Cost]:
+    def enough(costs: list[Cost]) -> bool:
+        whole = grown(costs, work.order.batch_size)
+        return steps * step_seconds(work, whole, machine) < SHORT and room(whole)
+
+    def room(cost: Cost) -> bool:
+        return needed(work, cost, machine)[1] < machine.free / 2
+
+    return costs_of(work, enough, room)
+
+
+# Time -------------------------------------------------------------------------------
+
+
+def step_seconds(work: Work, cost: Cost, machine: Machine) -> float:
+    """Seconds of a step whose micro-batches have this cost.
+
+    Loader workers read while the model computes. On a CPU they share its cores.
+    """
+    twice = work.order.accumulate > 1 and work.accumulate_mode == "exact"
+    compute = cost.forward * (2 if twice else 1) + cost.backward
+    if work.workers == 0 or work.data.resident is not None:
+        micro = compute + cost.read
+    elif work.on_cpu:
+        busy = machine.threads * compute + cost.read  # core seconds
+        micro = max(compute, cost.read / work.workers, busy / machine.cores)
+    else:
+        micro = max(compute, cost.read / min(work.workers, machine.cores))
+    return work.order.accumulate * micro + cost.optimizer
+
+
+def duration(seconds: float) -> str:
+    """'about 3.2 h'."""
+    if seconds < SHORT:
+        return "under a minute"
+    limits = ((60, "minutes"), (3600, "h"), (86400, "days"))
+    length, unit = next((limit for limit in limits if seconds < 100 * limit[0]), limits[-1])
+    digits = 1 if seconds < 10 * length and unit != "minutes" else 0
+    return f"about {seconds / length:.{digits}f} {unit}"
+
+
+# Memory -----------------------------------------------------------------------------
+
+
+def memory_words(work: Work, cost: Cost, machine: Machine) -> str:
+    """'18 of 17 GB memory': what this machine's processes need of all that they may have."""
+    if not work.on_cpu:
+        return f"{gigabytes(cost.peak)} of {gigabytes(torch.cuda.mem_get_info()[1])} GB GPU memory"
+    held = held_memory(machine.processes)
+    most = "" if machine.free == UNKNOWN else f" of {gigabytes(held + machine.free)}"
+    return f"{gigabytes(held + needed(work, cost, machine)[1])}{most} GB memory"
+
+
+def needed(work: Work, cost: Cost, machine: Machine) -> tuple[int, int]:
+    """Bytes that the processes of this machine need besides what they hold: (at least, probably).
+
+    At least: at the end of a forward pass there is what autograd keeps, and the optimizer's state. Probably: also
+    gradients, one more of the largest while it is added up, batches that are read, and a copy for a checkpoint.
+    """
+    weights = sum(x.nbytes for x in work.model.state_dict().values())
+    gradients = [p.nbytes for p in work.model.parameters() if p.requires_grad]
+    batches = work.order.accumulate + 2 * work.workers
+    least = cost.kept + cost.state
+    probably = least + sum(gradients) + max(gradients) + batches * cost.pixels
+    return round(machine.processes * least), round(machine.processes * probably + weights + cost.state)
+
+
+def require_memory(work: Work, costs: list[Cost], machine: Machine) -> None:
+    """Raise `UserError` if a step surely needs more than all free memory; say so if it probably does."""
+    least, probably = needed(work, grown(costs, work.order.batch_size), machine)
+    if probably <= machine.free:
+        return
+
+    def fits(images: int) -> None:
+        if needed(work, grown(costs, images), machine)[1] > machine.free:
+            raise MemoryError
+
+    advice = "pass a smaller --batch_size or --image_size"
+    if work.accumulate_mode:
+        advice = failures.batch_that_fits(fits, work.order.batch_size, work.order.accumulate)
+    if least > machine.free + free_swap():
+        raise UserError(
+            f"memory: steps of batch_size {work.order.batch_size} need {gigabytes(probably)} GB more than is held "
+            f"already, and {machine.whose} has {gigabytes(machine.free)} GB free: {advice}"
+        )
+    say(f"*** memory may run out: {advice} ***")
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.{0 if count >= 1e10 else 1}f}"
+
+
+# Smaller settings -------------------------------------------------------------------
+
+
+def smaller(settings, embed: Embed, build: Callable[..., nn.Module], work: Work) -> tuple[str, Work] | None:
+    """Settings of train.py with a smaller encoder and smaller views, and their work; None if there are none.
+
+    `build(settings)` makes a model.
+    """
+    changes = {}
+    if settings.encoder.startswith("resnet") and settings.encoder != SMALLER["encoder"] and not settings.init:
+        changes["encoder"] = SMALLER["encoder"]
+    if settings.image_size > SMALLER["image_size"]:
+        changes["image_size"] = SMALLER["image_size"]
+    if not changes or settings.encoder_kwargs:
+        return None
+    settings = dataclasses.replace(settings, **changes)
+    with torch.random.fork_rng([]):
+        model = build(settings).to(memory_format=torch.channels_last)
+    views = [dataclasses.replace(view, size=settings.image_size) for view in work.views]
+    small = copy.copy(embed)
+    small.net, small.views = model, views
+    parts = {"model": model, "optimizer": None, "pixels": small.pixels, "outputs": small.outputs, "views": views}
+    return " ".join(f"--{name} {value}" for name, value in changes.items()), dataclasses.replace(work, **parts)
