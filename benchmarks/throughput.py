@@ -8,6 +8,9 @@ What train.py does, with its pieces: `real` reads the data set, `synthetic` take
 again (its views are still made anew), as if reading cost nothing. They take turns, and turns in the middle
 are compared. On several processes the gradients' exchange is measured by leaving it out: what it costs
 beyond what backward hides. Other collectives (batch norm, the loss) are within forward, loss and backward.
+
+It begins with the estimate of train.py, from steps with few images, which takes some seconds whatever the
+settings are. Memory that is too small ends it there. Then it says how long the turns take, and prints each.
 """
 
 import sys
@@ -26,7 +29,8 @@ from dataclasses import replace
 import torch
 from loops import Loop, loader_workers, our_loop
 from measure import machine, peak_memory, reset_peak, synchronise, write_json
-from turns import endless, summary, take_turn, turns_table
+from torch import Tensor
+from turns import WARM_UP, endless, summary, take_turn, turns_table
 
 import train
 from ssl import distributed
@@ -39,7 +43,9 @@ from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError, one_line_errors
 from ssl.settings import auto, config, ranges
 from ssl.sources import datasets
-from ssl.training import by_machine, checks
+from ssl.training import by_machine, checks, estimate
+from ssl.training.precision import autocast, choose_precision
+from ssl.training.threads import settle_threads
 
 SERIOUS = 0.05  # a share of the time from which on it is worth doing something about
 
@@ -67,6 +73,21 @@ def input_rate(loop: Loop, steps: int, drain: int, samples: int, device: str) ->
     return rate
 
 
+def first_look(settings: train.Settings, data: Images, order: Order, device: torch.device) -> float:
+    """Print the estimate of train.py, and return the seconds of a step; every process calls it."""
+    loop = our_loop(settings, data, device)
+    dtype = choose_precision(settings.amp, device)
+
+    def outputs(x: list[Tensor]) -> tuple[Tensor, ...]:
+        with autocast(dtype, device):
+            return loop.model(*x)
+
+    views, workers = train.make_views(settings), loader_workers(settings)
+    of_loop = loop.model, loop.optimizer, lambda batch: loop.prepare(batch)[0], outputs
+    work = estimate.Work(*of_loop, data, views, order, workers, settings.accumulate_mode)
+    return estimate.tell(work, settings.epochs * order.steps_per_epoch)
+
+
 def measure(settings: train.Settings, data: Images, device: torch.device, steps: int, turns: int) -> dict:
     """Numbers of this process; every process calls it."""
     kind, batch = device.type, settings.batch_size
@@ -83,6 +104,8 @@ def measure(settings: train.Settings, data: Images, device: torch.device, steps:
             real = name == "real"
             drain = 2 * workers if real else 0
             own.append(take_turn(loop if real else free, turn, steps, kind, drain, quiet="not exchanged" in name))
+            rate = steps * batch / sum(own[-1].values())
+            say(f"turn {turn + 1} of {turns}  {name}: {rate:.3g} samples/s per process")
     found = {name: summary(own, steps * batch) for name, own in taken.items()}
     numbers = dict(
         parts=found,
@@ -160,11 +183,20 @@ def main() -> None:
     options, settings = parse()
     device = distributed.start(settings.gpus, settings.device)
     torch.backends.cudnn.benchmark = True
+    settle_threads()
+    say(f"{machine(device.type)}, {world_size()} process{'es' if world_size() > 1 else ''}")
     data = load(settings, device)
     order = Order(len(data), settings.batch_size, 1, world_size(), settings.seed)
     checks.require_whole_batches(settings, order)
     auto.settle(settings, order.global_batch, len(data))
     ranges.check_training(settings)
+    where = "in memory" if data.resident is not None or data.held is not None else "from files"
+    say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
+    say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process\n")
+    seconds = first_look(settings, data, order, device)
+    kinds = 2 if world_size() == 1 else 3
+    count = options.turns * kinds * (WARM_UP + options.steps)
+    say(f"measuring   {count} steps, {estimate.duration(count * seconds)}: --steps, --turns, --batch_size change it")
     numbers = measure(settings, data, device, options.steps, options.turns)
 
     everyone = gather_objects(numbers)
@@ -188,11 +220,8 @@ def main() -> None:
         bottleneck=bottleneck(waiting, device.type, auto_workers(), settings.compile),
         **waiting,
     )
-    say(f"{results['machine']}, {world_size()} process{'es' if world_size() > 1 else ''}")
-    where = "in memory" if data.resident is not None or data.held is not None else f"{results['workers']} workers each"
-    say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
-    say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process")
-    say(f"{options.turns} turns of {options.steps} steps; per process, of the one that waits the longest\n")
+    workers = "" if data.resident is not None else f", {results['workers']} workers each"
+    say(f"\n{options.turns} turns of {options.steps} steps{workers}; of the process that waits the longest\n")
     say(turns_table(results["parts"]))
     say(f"\nreal reaches {results['of_synthetic']:.0%} of synthetic; peak memory {results['peak_memory_mb']:.0f} MB")
     if world_size() > 1:

@@ -28,14 +28,15 @@ def tell(
     steps: int,
     smaller: Callable[[Work], tuple[str, Work] | None] = lambda _: None,
     may_end_early: bool = False,
-) -> None:
+) -> float:
     """Print how long `steps` steps take and how much memory they need. All ranks call it; no state changes.
 
-    Raises `UserError`, on all ranks, if a CPU's memory cannot hold them. If they take long on a CPU, the time of
-    `smaller(work)` is printed too: (settings as words, their work), or None.
+    Returns the seconds of a step, 0 where no step is left. Raises `UserError`, on all ranks, if a CPU's memory cannot
+    hold them. If they take long on a CPU, the time of `smaller(work)` is printed too: (settings as words, their work),
+    or None.
     """
     if not steps:
-        return
+        return 0.0
     machine = Machine.smallest()
     costs = _costs(work, steps, machine)
     whole = grown(costs, work.order.batch_size)
@@ -44,15 +45,14 @@ def tell(
     speed = f" ({work.order.global_batch / took:.3g} samples/s)" if steps * took >= SHORT else ""
     most = "at most " if may_end_early else ""
     say(f"estimate    {most}{duration(steps * took)} on {where}{speed}, {memory_words(work, whole, machine)}")
-    if not work.on_cpu:
-        return
-    require_memory(work, costs, machine)
-    proposed = smaller(work) if steps * took > LONG else None
-    if proposed:
+    if work.on_cpu:
+        require_memory(work, costs, machine)
+    if work.on_cpu and steps * took > LONG and (proposed := smaller(work)):
         words, small = proposed
         small_took = step_seconds(small, grown(_costs(small, steps, machine), work.order.batch_size), machine)
         if small_took < took / 2:
             say(f"            `{words}`: {duration(steps * small_took)}")
+    return took
 
 
 @dataclass(frozen=True)

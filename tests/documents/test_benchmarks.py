@@ -226,6 +226,23 @@ def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(t
     said = capsys.readouterr().out
     for words in ("folder, in memory", "projector 2048-2048-2048", "1000 epochs would take"):
         assert words in said
+    words = "estimate    ", "measuring   6 steps, ", "turn 1 of 1  real", "turn 1 of 1  synthetic", "real reaches"
+    places = [said.index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_throughput_speaks_before_it_makes_a_whole_step(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("sys.argv", ["throughput.py", *gpu_resnet50.TINY[:8], *options(batch_size=64, device="cpu")])
+    monkeypatch.setattr(throughput, "take_turn", None)
+    forward = train.Model.forward
+    monkeypatch.setattr(train.Model, "forward", lambda self, *x: shown.append(len(x[0])) or forward(self, *x))
+    monkeypatch.setattr(throughput.estimate, "free_memory", lambda: (10**6, "this machine"))
+    monkeypatch.setattr(throughput.estimate, "free_swap", lambda: 0)
+    with pytest.raises(UserError, match="memory: steps of batch_size 64 need"):
+        throughput.main()
+    said = capsys.readouterr().out
+    assert "batch 64 per process" in said and "estimate    " in said and max(shown) < 64
 
 
 # What they say ------------------------------------------------------------------------
