@@ -108,6 +108,8 @@ def measure(work: Work, images: int) -> Cost:
         if work.optimizer:
             work.optimizer.state = before
             vars(work.optimizer).pop("found_inf", None)
+        if not work.on_cpu:
+            torch.cuda.empty_cache()  # the training begins with memory in one piece
     return Cost(
         images,
         *clock.laps,
