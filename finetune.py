@@ -14,9 +14,7 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -32,10 +30,9 @@ from ssl.console import say
 from ssl.data.bad_images import BadImages
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
-from ssl.data.loader import finish, training_batches
+from ssl.data.loader import training_batches
 from ssl.data.order import Order
 from ssl.data.values import tell_values
-from ssl.data.worker import Batch
 from ssl.distributed import is_main, world_size
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
@@ -50,7 +47,7 @@ from ssl.training import best_model, early_stopping, estimate, introduce, next_s
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
-from ssl.training.forward import compiled, rehearse
+from ssl.training.forward import Embed, compiled, rehearse
 from ssl.training.precision import autocast, choose_precision
 from ssl.training.start import patience, start
 from ssl.training.stopping import StopRequests
@@ -181,8 +178,11 @@ def main() -> None:
     size = settings.image_size
     blank = torch.zeros(first.order.batch_size, all_train.channels, size, size, device=device)
     blank = blank.contiguous(memory_format=torch.channels_last)
-    of_model = model, make_optimizer(settings, model), finisher(settings, model), lambda views: [model(*views)]
-    work = estimate.Work(*of_model, first.train, [random_view(settings)], first.order, settings.workers)
+    of_pixels = dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
+    statistics = settings.mean, settings.std
+    embed = Embed(net, [random_view(settings)], statistics, device, None, of_pixels, settings.compile)
+    of_model = model, make_optimizer(settings, model), embed.pixels, lambda views: [model(*views)]
+    work = estimate.Work(*of_model, first.train, embed.views, first.order, settings.workers)
     estimate.tell(work, settings.runs * longest - (state["step"] if state else 0), may_end_early=True)
     rehearse(model, lambda: net(blank).sum())
 
@@ -203,7 +203,7 @@ def main() -> None:
             fit.load_state_dict(state)
             best_model.write_best(trial.folder, fit.best)  # the file may be of epochs that the checkpoint has not seen
             state = None
-        fine_tune(settings, trial, fit, net, session)
+        fine_tune(settings, trial, fit, embed, session)
 
         model.load_state_dict(fit.best["model"])
         results.append({"epochs": len(fit.history)} | score(settings, model, fit.best, test, trial.folder))
@@ -214,12 +214,12 @@ def main() -> None:
     next_steps.after_fine_tuning(folder, folder_of(settings, folder, 0))
 
 
-def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, session: FitSession) -> None:
+def fine_tune(settings: Settings, trial: "Trial", fit: Fit, embed: Embed, session: FitSession) -> None:
     """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
     model, order = fit.model, trial.order
-    view, finish_views = random_view(settings), finisher(settings, model)
     last = settings.epochs * order.steps_per_epoch
-    batches = training_batches(trial.train, [view], order, fit.step, last, workers=settings.workers, device=fit.device)
+    how = {"workers": settings.workers, "device": fit.device}
+    batches = training_batches(trial.train, embed.views, order, fit.step, last, **how)
     log = EpochLog(trial.folder, fit, last)
     while not session.asked and not early_stopping.finished(fit.history, settings):
         (batch,) = session.read(batches, fit.total_step())  # this rank's images
@@ -229,8 +229,8 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, net: nn.Module, sess
             model.encoder.eval()  # its running statistics do not change
 
         torch.manual_seed(batch.seed)  # for dropout
-        (x,) = finish_views(batch)  # random views (n, C, size, size)
-        logits = net(x)  # (n, classes)
+        (x,) = embed.pixels(batch)  # random views (n, C, size, size)
+        logits = embed.net(x)  # (n, classes)
         loss = F.cross_entropy(logits, batch.labels)  # mean over this rank; DDP takes the mean over the ranks
         fit.scaler.scale(loss).backward()
         fit.scaler.step(fit.optimizer)
@@ -384,15 +384,6 @@ def random_view(settings: Settings) -> View:
         blur_prob=0.0,
         solarize_prob=0.0,
     )
-
-
-def finisher(settings: Settings, model: Model) -> Callable[[Batch], list[Tensor]]:
-    """What makes the random views of a batch: a list of one, normalised (n, C, size, size)."""
-    device = next(model.parameters()).device
-    of_pixels = model.dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
-    mean, std = (torch.tensor(values, device=device) for values in (settings.mean, settings.std))
-    how = {"mean": mean, "std": std, "dtype": of_pixels, "compile_views": settings.compile}
-    return partial(finish, views=[random_view(settings)], **how)
 
 
 # Test ------------------------------------------------------------------------------
