@@ -244,9 +244,7 @@ def main() -> None:
     feed = partial(training_batches, data, views, order, stop=last, workers=workers, device=device)
     log = TrainingLog(run, data, order, last, bad_images)
     session = TrainSession(settings, run, requests, bad_images, identity, state=state, feed=feed, log=log)
-    parts = model, optimizer, embed.pixels, partial(embed.outputs, net=model), data, views, order, workers
-    smaller = partial(estimate.smaller, settings, embed, partial(Model, channels=data.channels))
-    estimate.tell(estimate.Work(*parts, settings.accumulate_mode), last - first, smaller)
+    estimate.tell_pretraining(session, embed, workers, Model, last - first)
     rehearse(model, lambda: embed.total(blank_batch(len(views), settings.batch_size, shape, device)))
     session.begin(before)
     del before

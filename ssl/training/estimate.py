@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError
 from ssl.training.forward import Embed
 from ssl.training.step_cost import Cost, Work, costs_of, grown
+from ssl.training.train_session import TrainSession
 
 SHORT = 60.0  # seconds: a training that is surely shorter is measured no further
 LONG = 12 * 3600.0  # seconds of a training on a CPU from which on smaller settings are proposed
@@ -53,6 +55,16 @@ def tell(
         if small_took < took / 2:
             say(f"            `{words}`: {duration(steps * small_took)}")
     return took
+
+
+def tell_pretraining(
+    session: TrainSession, embed: Embed, workers: int, build: Callable[..., nn.Module], steps: int
+) -> None:
+    """`tell` for train.py. `build(settings, channels)` makes a model."""
+    state, log, settings = session.state, session.log, session.settings
+    of_model = state.model, state.optimizer, embed.pixels, partial(embed.outputs, net=state.model)
+    work = Work(*of_model, log.data, embed.views, log.order, workers, settings.accumulate_mode)
+    tell(work, steps, partial(smaller, settings, embed, build))
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ def gigabytes(count: float) -> str:
 def smaller(settings, embed: Embed, build: Callable[..., nn.Module], work: Work) -> tuple[str, Work] | None:
     """Settings of train.py with a smaller encoder and smaller views, and their work; None if there are none.
 
-    `build(settings)` makes a model.
+    `build(settings, channels)` makes a model.
     """
     changes = {}
     if settings.encoder.startswith("resnet") and settings.encoder != SMALLER["encoder"] and not settings.init:
@@ -181,7 +193,7 @@ def smaller(settings, embed: Embed, build: Callable[..., nn.Module], work: Work)
         return None
     settings = dataclasses.replace(settings, **changes)
     with torch.random.fork_rng([]):
-        model = build(settings).to(memory_format=torch.channels_last)
+        model = build(settings, work.data.channels).to(memory_format=torch.channels_last)
     views = [dataclasses.replace(view, size=settings.image_size) for view in work.views]
     small = copy.copy(embed)
     small.net, small.views = model, views
