@@ -37,15 +37,16 @@ def tell(
     hold them. If they take long on a CPU, the time of `smaller(work)` is printed too: (settings as words, their work),
     or None.
     """
-    if not steps:
+    if steps <= 0:
         return 0.0
     machine = Machine.smallest()
     costs = _costs(work, steps, machine)
     whole = grown(costs, work.order.batch_size)
     took = step_seconds(work, whole, machine)
     where = f"this {'CPU' if work.on_cpu else 'GPU'}" if world_size() == 1 else f"these {world_size()} processes"
-    speed = f" ({work.order.global_batch / took:.3g} samples/s)" if steps * took >= SHORT else ""
-    most = "at most " if may_end_early else ""
+    short = steps * took < SHORT
+    speed = "" if short else f" ({work.order.global_batch / took:.3g} samples/s)"
+    most = "at most " if may_end_early and not short else ""
     say(f"estimate    {most}{duration(steps * took)} on {where}{speed}, {memory_words(work, whole, machine)}")
     if work.on_cpu:
         require_memory(work, costs, machine)
@@ -72,7 +73,7 @@ class Machine:
     """What the processes of one machine may use."""
 
     free: int  # bytes of memory, before the first step
-    whose: str  # limit that is
+    whose: str  # limit that is: of the machine or of the job
     processes: int  # of this training
     cores: int  # of each process
     threads: int  # of each process
