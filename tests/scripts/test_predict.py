@@ -262,5 +262,10 @@ def test_an_array_is_read_as_in_the_training(tmp_path, monkeypatch):
     assert [row["name"] for row in rows if row["unread"]] == ["array/7"] and "5000" in rows[7]["unread"]
     for row, other in zip(rows, tested, strict=True):
         assert row["unread"] or float(row["score_1"]) == pytest.approx(float(other["score_1"]), abs=1e-6)
+    np.savez(tmp_path / "several.npz", images=pixels[:5], labels=np.eye(5) + np.eye(5)[0])  # labels are not needed
+    ask(tmp_path / "several.npz", tmp_path / "run", None, monkeypatch)
+    assert [row["predicted"] for row in read(tmp_path / "run" / "predict_several.npz")] == [
+        row["predicted"] for row in rows[:5]
+    ]
     with pytest.raises(UserError, match="has splits; save the images to predict"):
         ask(tmp_path / "splits.npz", tmp_path / "run", tmp_path / "out", monkeypatch)
