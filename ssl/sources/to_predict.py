@@ -70,7 +70,7 @@ def _array(path: Path, settings: ImageSettings) -> Images:
         raise UserError("csv: names files in a folder; leave it out to predict the images of an array")
     if not path.is_file():
         raise UserError(f"predict: {path} is not there")
-    stored, _, _, is_split = arrays.read(path, "unlabelled", settings.value_range)
+    stored, _, _, is_split = arrays.read(path, "unlabelled", settings.value_range, needed=False)
     if is_split:
         raise UserError(f"predict: {path} has splits; save the images to predict as a .npy, or as `images` of a .npz")
     return Images("array", torch.full((len(stored),), -1), [], stored=stored)
