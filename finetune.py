@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ssl import distributed, failures, files
 from ssl.augment import View
 from ssl.batch_norm import synchronise
-from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
+from ssl.checkpoints import about, inherit, learnt_from, pretrained, resume, run_folder
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
 from ssl.data.bad_images import BadImages
@@ -126,7 +126,7 @@ def main() -> None:
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
     run = RunFolder(folder, settings.keep_checkpoints)
     requests = StopRequests(folder, patience(settings))
-    settle_threads(run_folder.threads_of(folder))
+    settle_threads(about.threads_of(folder))
 
     # Images
     splits = load_splits(settings)
@@ -166,7 +166,7 @@ def main() -> None:
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
         views, statistics = [random_view(settings)], (settings.mean, settings.std)
-        run.write("about.json", lambda path: run_folder.write_about(path, origin, views, statistics, first.order))
+        run.write("about.json", lambda path: about.write(path, origin, views, statistics, first.order, device))
     introduce.tell_start("finetune.py", settings, origin, device)
     introduce.tell_fine_tuning(settings, source, splits, first.order)
     say(f"run folder  {folder}")

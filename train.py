@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ssl import distributed, failures, optim
 from ssl.augment import View
 from ssl.batch_norm import synchronise
-from ssl.checkpoints import inherit, learnt_from, pretrained, resume, run_folder
+from ssl.checkpoints import about, inherit, learnt_from, pretrained, resume
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
 from ssl.data import preload
@@ -164,7 +164,7 @@ def main() -> None:
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
     run = RunFolder(folder, settings.keep_checkpoints)
     requests = StopRequests(folder, patience(settings))
-    settle_threads(run_folder.threads_of(folder))
+    settle_threads(about.threads_of(folder))
 
     # Images
     load = partial(datasets.load_as, settings)
@@ -208,7 +208,7 @@ def main() -> None:
     first = before["step"] if before else 0
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write("about.json", lambda path: run_folder.write_about(path, origin, views, statistics, order))
+        run.write("about.json", lambda path: about.write(path, origin, views, statistics, order, device))
     used = [(data, "labels" if with_labels else "pixels")]
     used += [(validation.images, "choice")] if settings.eval_every else []
     apart = learnt_from.set_apart(load) if with_labels else []

@@ -85,6 +85,11 @@ class Progress:
         self.bar.close()
 
 
+def counted(count: int, thing: str) -> str:
+    """'1 step', '2 steps'."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def table(rows: list[list[str]]) -> str:
     """Rows of words in aligned columns, with a line under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -1,6 +1,7 @@
 """Write files whole or not at all, and read small ones even if they are cut short."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,15 +12,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ssl.distributed import is_main
-from ssl.errors import UserError
+from ssl.errors import UserError, on_failure
 
 PARTIAL = ".partial-"  # names of unfinished files begin so; they are hidden, so they do not count as images
 ABANDONED = 3600  # seconds; a partial file that is older was left by a process that was killed
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder` on rank 0, if it is not there. Raises `UserError`, on rank 0, where it cannot be written to."""
+    """Make `folder` on rank 0, if it is not there; if the script fails, it is removed again, unless it holds something.
+
+    Raises `UserError`, on rank 0, where it cannot be written to.
+    """
     if is_main():
+        made = missing_folders(folder)
+        on_failure(lambda reason: remove_empty(made))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -27,6 +33,30 @@ def make_folder(folder: Path) -> Path:
         if not os.access(folder, os.W_OK):
             raise UserError(f"output_dir: {folder} cannot be written to; set --output_dir")
     return folder
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """`folder` and the folders above it, inner first, as far as they are not there."""
+    return list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, inner first, that are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def remove_start(folder: Path, names: tuple[str, ...]) -> bool:
+    """Remove the files `names`, in this order, if `folder` holds nothing else; whether it did."""
+    try:
+        if not set(os.listdir(folder)) <= set(names):
+            return False
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

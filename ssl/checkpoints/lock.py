@@ -17,15 +17,19 @@ LEAVING = ORPHANED + 5  # seconds to wait for an earlier run whose launcher was 
 def lock(path: Path) -> TextIO:
     """Lock the file at `path`, and write into it who holds it. The kernel releases the lock when the process ends.
 
-    Keep what is returned: closing it releases the lock. Raises `UserError` where another run holds the lock, OSError
-    where the file cannot be written. Where the disk knows no locks, a line says so.
+    It makes the folder, too. Keep what is returned: closing it releases the lock. Raises `UserError` where another run
+    holds the lock, OSError where the file cannot be written. Where the disk knows no locks, a line says so.
     """
-    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, open as long as the run
+    file = _opened(path)
     began, told = time.monotonic(), False
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loader workers do not inherit it, as they would a flock
-            break
+            if _is_at(path, file):
+                break
+            file.close()  # its holder failed when it started, and has removed the folder
+            file = _opened(path)
+            continue
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 tell(f"{path}: cannot be locked here ({error}): make sure that no second run uses this folder")
@@ -46,3 +50,16 @@ def lock(path: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}\n")
     file.flush()
     return file
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether the open `file` is still the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a+", encoding="utf-8", errors="replace")  # as long as the run

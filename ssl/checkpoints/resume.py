@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ssl import optim
-from ssl.checkpoints import run_folder, torch_file
+from ssl.checkpoints import about, run_folder, torch_file
 from ssl.console import say
 from ssl.errors import UserError
 from ssl.settings.shared import TrainingSettings
@@ -67,7 +67,7 @@ def find_state(
         )
     versions = [
         f"{name} {state['versions'].get(name)} -> {version}"
-        for name, version in run_folder.versions().items()
+        for name, version in about.versions().items()
         if state["versions"].get(name) != version
     ]
     told = [words for name, words in changed.items() if name not in NOT_REPORTED] + versions

@@ -5,10 +5,8 @@ the disk is full, and the save is tried again.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
-import platform
 import threading
 import time
 import zlib
@@ -17,21 +15,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 
 from ssl import files
-from ssl.augment import View
 from ssl.checkpoints import alive, torch_file
 from ssl.checkpoints.lock import lock
 from ssl.console import say
-from ssl.data.order import Order
-from ssl.distributed import barrier, broadcast_object, is_main, world_size
+from ssl.distributed import barrier, broadcast_object, is_main
 from ssl.errors import UserError, on_failure, one_line
 from ssl.files import json_text
 
 RETRY = 60.0  # seconds after which a failed save is tried again
+START = ("status.json", "config.yaml", "about.json", "trained_on.pt", "stop", "lock")  # what a start writes; lock last
 DIVERGED = "training has diverged: lower --lr, lengthen --warmup_epochs, set --clip_grad 1, or try --amp off"
 
 
@@ -49,12 +44,15 @@ class RunFolder:
         self.step = self.length = 0
         self.saved_step: int | None = None
         self.best: dict = {}  # on rank 0: the best encoder ("weights"), and why ("about"); part of a checkpoint
+        self.begun: str | None = None  # when its first step began
+        self.seconds: float | None = 0.0  # how long earlier processes computed; None: not known
+        self.started = time.monotonic()
         self.state, self.reason = "running", ""
         self.status_lock = threading.Lock()
         self.tried = time.monotonic()
+        self.made = files.missing_folders(folder)  # by this start
         if is_main():
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 self.lock = lock(folder / "lock")
                 for partial in folder.glob(f"*{files.PARTIAL}*"):  # left by a process that was killed
                     if not partial.is_dir():
@@ -63,14 +61,17 @@ class RunFolder:
                 raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
             before = self._written_status()
             self.step, self.length = before.get("step", 0), before.get("of", 0)
-            self.saved_step = before.get("saved_step")
+            self.saved_step, self.begun = before.get("saved_step"), before.get("begun")
+            self.seconds = before.get("seconds") if before else 0.0
             self.status("running")
-        broadcast_object(None)  # if rank 0 was refused, no other rank goes on
+        self.made = broadcast_object(self.made)  # if rank 0 was refused, no other rank goes on
         on_failure(self.failed)
 
     def begin(self, step: int, length: int) -> None:
         """Training begins at `step` of `length`, the step of the folder's newest checkpoint if it has any."""
         self.step, self.length, self.saved_step = step, length, step if torch_file.kept(self.folder) else None
+        if step == 0:
+            self.begun, self.seconds = now(), 0.0
         if is_main():
             self.status("running")
 
@@ -102,19 +103,32 @@ class RunFolder:
                 "of": self.length,
                 "saved_step": self.saved_step,
                 "reason": self.reason,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "time": now(),
+                "begun": self.begun,
+                "seconds": self._seconds(),
                 **alive.where(),
             }
             files.write_text(json.dumps(words, indent=2) + "\n", self.folder / "status.json")
 
+    def _seconds(self) -> float | None:
+        """How long the run has computed, without the pauses between its processes."""
+        known = isinstance(self.seconds, int | float)
+        return round(self.seconds + time.monotonic() - self.started, 1) if known else None
+
     def failed(self, reason: str) -> None:
-        """Write that the run ended with an error. Any rank may call it; the first reason is kept."""
+        """Write that the run ended with an error. Any rank may call it; the first reason is kept.
+
+        If this start has made the folder and saved nothing yet, it removes the folder instead.
+        """
+        if self.made and self.pending is None and files.remove_start(self.folder, START):
+            files.remove_empty(self.made)
+            return
         written = self._written_status()
         if written.get("state") == "failed":
             self.state, self.reason = "failed", written.get("reason", "")  # in case a save ends after this
             return
         if not is_main():
-            self.saved_step = written.get("saved_step")
+            self.saved_step, self.begun, self.seconds = (written.get(k) for k in ("saved_step", "begun", "seconds"))
         self.status("failed", reason)
 
     def _written_status(self) -> dict:
@@ -238,6 +252,10 @@ class RunFolder:
             files.write_text(words, about)
 
 
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def copied(value: Any) -> Any:
     """`value` with every tensor copied to the CPU, so that a thread can write it while training goes on.
 
@@ -263,37 +281,3 @@ def checksum(weights: dict[str, torch.Tensor]) -> str:
     for value in weights.values():
         seen = zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy(), seen)
     return f"{seen:08x}"
-
-
-def write_about(path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order) -> None:
-    """Write about.json for ssl.report: where settings came from, and what followed from them."""
-    about = {
-        "origin": origin,
-        "views": [dataclasses.asdict(view) for view in views],
-        "versions": versions(),
-        "mean": statistics[0],
-        "std": statistics[1],
-        "images": order.count,
-        "processes": world_size(),
-        "global_batch": order.global_batch,
-        "steps_per_epoch": order.steps_per_epoch,
-    }
-    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def threads_of(folder: Path) -> int | None:
-    """The number of threads with which the run in `folder` computed; None where it is not known."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        return int(files.json_object(folder / "about.json")["versions"]["threads"])
-    return None
-
-
-def versions() -> dict[str, str]:
-    """What decides the last bits of a result, besides the settings."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": str(numpy.__version__),
-        "threads": str(torch.get_num_threads()),
-    }

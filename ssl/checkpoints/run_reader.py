@@ -19,13 +19,17 @@ FIRST = "loss train_loss val_loss knn_acc1 linear_acc1 val_acc1 on_diagonal off_
 FIRST += ["lr_weights", "lr_head"]
 SPEED = ("samples_per_second", "data_wait")
 PICTURES = ("views.png", "neighbours.png", "correlation.png", "roc.png", "confusion.png")
+MARKS = ("config.yaml", "status.json", "metrics.jsonl", "results.json")  # a folder with one of them is a run folder
+DEEPEST = 4  # levels below a folder at which runs are looked for
 
 
 @dataclass
 class Run:
     """A run, as far as its folder tells.
 
-    `curves`: {name: [(step, value), …]}, steps rising. `missing`: sentences about files that are not there.
+    `curves`: {name: [(step, value), …]}, steps rising. `judged`: the last line of metrics.jsonl with accuracies.
+    `results`: {file: its content}. `seeds`: the runs of `finetune.py --runs`; their settings are those of this run.
+    `missing`: sentences about files that are not there.
     """
 
     name: str
@@ -34,17 +38,36 @@ class Run:
     status: dict = field(default_factory=dict)
     state: str = "unknown"  # in words, as `alive.state`
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    judged: dict = field(default_factory=dict)
     verdicts: list[dict] = field(default_factory=list)
     results: dict[str, dict] = field(default_factory=dict)
     best: dict = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     projection: dict = field(default_factory=dict)
     bad_steps: int = 0
+    seeds: list["Run"] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
     def short_name(self) -> str:
-        return self.name.rstrip("/").rpartition("/")[2] or self.name
+        parts = self.name.rstrip("/").split("/")
+        return "/".join(parts[-2:] if parts[-1].startswith("seed_") else parts[-1:]) or self.name
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether it is a run of finetune.py."""
+        return "freeze" in self.settings
+
+
+def find(folder: Path, depth: int = DEEPEST) -> list[Path]:
+    """`folder`, if it is a run folder; else the run folders below it, by name; [] where there are none."""
+    if any((folder / name).is_file() for name in MARKS):
+        return [folder]
+    try:
+        inner = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError:  # it may not be read
+        return []
+    return [run for path in sorted(inner) for run in find(path, depth - 1)] if depth else []
 
 
 def read(folder: Path) -> Run:
@@ -56,27 +79,39 @@ def read(folder: Path) -> Run:
         run.settings = config.read_yaml(folder / "config.yaml")
     except UserError as error:
         run.missing.append(str(error))
-    pretrained = "freeze" not in run.settings  # finetune.py leaves less
-    for name, needed in (("about", pretrained), ("status", True), ("best", False)):
+    for name, needed in (("about", not run.fine_tuned), ("status", True), ("best", False)):
         setattr(run, name, json_object(folder / f"{name}.json", run.missing, needed))
-    run.projection = json_object(folder / "pictures.json", run.missing, needed=False)
-    for place in ("", "evaluation/"):
-        if found := json_object(folder / f"{place}results.json", run.missing, needed=False):
-            run.results[f"{place}results.json"] = found
-    seeds = sorted(path.name for path in folder.glob("seed_*") if path.is_dir())  # of finetune.py --runs
-    if seeds:
-        run.missing.append(f"curves and pictures are of a seed each: name {', '.join(seeds)} as runs of their own")
-    run.curves = _curves(folder / "metrics.jsonl", run.missing, needed=not seeds)
+    seeds = sorted(folder.glob("seed_*"), key=lambda path: (len(path.name), path.name))  # of finetune.py --runs
+    _read_outcome(folder, run, needed=not seeds)
     run.state = _state(folder, run)
+    for path in seeds:
+        if not find(path, depth=0):
+            continue
+        one = Run(str(path), run.settings, run.about, run.status, run.state)
+        _read_outcome(path, one, needed=False)
+        run.missing += [f"{path.name}: {words}" for words in one.missing]
+        run.seeds.append(one)
+    return run
+
+
+def _read_outcome(folder: Path, run: Run, needed: bool) -> None:
+    """Read what a run measured. `needed`: whether files that a run always writes must be there."""
+    run.projection = json_object(folder / "pictures.json", run.missing, needed=False)
+    for path in (folder / "results.json", *sorted(folder.glob("*/results.json"))[:20]):
+        if path.parent.name.startswith("seed_") and path.parent != folder:
+            continue
+        if found := json_object(path, run.missing, needed=False):
+            run.results[str(path.relative_to(folder))] = found
+    run.curves, run.judged = _curves(folder / "metrics.jsonl", run.missing, needed)
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
     for name in PICTURES:
-        content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=pretrained and name == "views.png")
+        views = needed and not run.fine_tuned and name == "views.png"
+        content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=views)
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
             run.pictures[name] = content
         elif content:
             run.missing.append(f"{name} is no PNG")
-    return run
 
 
 def finite(value: object) -> bool:
@@ -114,9 +149,12 @@ def _state(folder: Path, run: Run) -> str:
     return alive.state(run.status, max(filter(finite, steps), default=None), max(changed, default=0.0))
 
 
-def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tuple[float, float]]]:
+def _curves(path: Path, missing: list[str], needed: bool) -> tuple[dict[str, list[tuple[float, float]]], dict]:
+    """(the curves, the last line with accuracies)."""
     found: dict[str, list] = {}
+    judged: dict = {}
     for line in _objects(path, missing, needed):
+        judged = line if {"linear_acc1", "val_acc1_interval"} & set(line) else judged
         step = line.get("step")
         if not finite(step):
             continue
@@ -125,7 +163,7 @@ def _curves(path: Path, missing: list[str], needed: bool) -> dict[str, list[tupl
                 found.setdefault(name, []).append((float(step), float(value)))
     for points in found.values():
         points.sort(key=lambda point: point[0])
-    return found
+    return found, judged
 
 
 def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:

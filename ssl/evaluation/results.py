@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl import files
-from ssl.checkpoints import pretrained, run_folder, torch_file
+from ssl.checkpoints import about, pretrained, torch_file
 from ssl.console import say, table
 from ssl.data.images import Images
 from ssl.errors import UserError
@@ -109,7 +109,7 @@ def about_protocols(settings, protocols: list[str]) -> dict:
         if protocol in protocols
     }
     shared = {name: getattr(settings, name) for name in ("seed", "train_percent", "train_files")}
-    return {"protocols": own, **shared, "versions": run_folder.versions()}
+    return {"protocols": own, **shared, "versions": about.versions()}
 
 
 # Writing --------------------------------------------------------------------------------

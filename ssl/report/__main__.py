@@ -1,17 +1,20 @@
 """A command: write one page, report.html, about one run or several.
 
 python -m ssl.report RUN [RUN ...]
-    One file, report.html in the first folder, or --output FILE: settings and their origin,
-    curves, pictures, verdicts, speed and evaluations; several runs stand side by side. It opens
-    from disk, needs no network and runs no script. A run may still be going on.
+    One file, report.html in the first folder, or --output FILE: what ran, accuracies, health,
+    curves, pictures, speed and settings; several runs stand side by side. It opens from disk,
+    needs no network and runs no script. A run may still be going on.
+python -m ssl.report runs
+    The same for all runs below this folder. More than six have a line each, and no pictures.
 --pictures first passes about a thousand of the run's own images through its encoder, and adds
-    neighbours, projection, correlation and spectrum. They are kept in the run folder.
+    neighbours, maps of the features (PCA; UMAP or t-SNE, where umap or scikit-learn is
+    installed), correlation and spectrum. They are kept in the run folder.
 """
 
 from pathlib import Path
 
 from ssl.checkpoints import run_reader
-from ssl.console import argument_parser, say
+from ssl.console import argument_parser, counted, say
 from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
 from ssl.report import encoder_pictures, page
@@ -19,20 +22,41 @@ from ssl.report import encoder_pictures, page
 
 def main() -> None:
     parser = argument_parser("ssl.report", __doc__)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of train.py or finetune.py")
+    about = "output_dir of train.py or finetune.py, or a folder above several"
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help=about)
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--pictures", action="store_true", help="make pictures of the encoders, some minutes each")
     options = parser.parse_args()
+    given = [path for path in options.runs if path.name != "report.html"]  # `runs/*` names an earlier report, too
+    folders = find(given)
     if options.pictures:
-        for folder in options.runs:
+        for folder in folders:
             encoder_pictures.make(folder, run_reader.read(folder))
-    path = options.output or options.runs[0] / "report.html"
-    text = page.page([run_reader.read(folder) for folder in options.runs])
+    path = options.output or given[0] / "report.html"
+    text = page.page([run_reader.read(folder) for folder in folders])
     try:
         write_text(text, path)
     except OSError as error:
         raise UserError(f"output: cannot write {path} ({error})") from None
-    say(f"report      {path}")
+    say(f"report      {path}" + (f", of {counted(len(folders), 'run')}" if folders != given else ""))
+
+
+def find(given: list[Path]) -> list[Path]:
+    """The run folders that are named, or lie below those that are named. Raises `UserError` where one has none."""
+    found: dict[Path, None] = {}
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; pass the output_dir of train.py or finetune.py")
+        runs = run_reader.find(folder)
+        if not runs:
+            raise UserError(
+                f"{folder}: neither it nor a folder in it is a run folder, with {', '.join(run_reader.MARKS)}; pass "
+                "the output_dir of train.py or finetune.py, or a folder that holds some"
+            )
+        found |= dict.fromkeys(runs)
+    if not found:
+        raise UserError("report.html is no run folder; pass the output_dir of train.py or finetune.py")
+    return list(found)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,9 @@ def make(folder: Path, run: Run) -> None:
         "classes": test.classes,
         "has_test": has_test,
     }
+    if mapped := projections.neighbour_map(test_h):
+        method, points = mapped
+        found["map"] = {"method": method, "x": _rounded(points[:, 0]), "y": _rounded(points[:, 1])}
     if z := embeddings(folder, run, encoder, train, [mean, std], device):
         found["spectrum"] = _rounded(projections.spectrum(z[0]))
         found["embedded"] = len(z[0])

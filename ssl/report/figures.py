@@ -18,22 +18,56 @@ CAPTIONS = {
 }
 # Of a run without a test split.
 NEIGHBOURS = "Every second image of the set, which has no labels, and its nearest neighbours among the others"
-MOST_CLASSES = 20  # in the key of a projection
+MOST_CLASSES = 20  # in the key of a map
+SHARE = "share, 0 to 1"
+CURVES = {  # name in metrics.jsonl: (title, name and unit of its axis)
+    "loss": ("Loss", "loss"),
+    "train_loss": ("Loss", "cross-entropy"),
+    "val_loss": ("Loss on validation images", "loss"),
+    "knn_acc1": ("Accuracy of k-NN on validation images", SHARE),
+    "linear_acc1": ("Accuracy of the probe on validation images", SHARE),
+    "linear_train_acc1": ("Accuracy of the probe on its training images", SHARE),
+    "val_balanced_accuracy": ("Balanced accuracy on validation images", SHARE),
+    "val_auc": ("AUC on validation images", "AUC, 0 to 1"),
+    "val_mcc": ("Matthews' correlation on validation images", "MCC, -1 to 1"),
+    "on_diagonal": ("Term of the loss: diagonal", "sum of squares"),
+    "off_diagonal": ("Term of the loss: off the diagonal", "sum of squares"),
+    "contrastive_acc1": ("How often the other view is the nearest", SHARE),
+    "lr_weights": ("Learning rate of weights", "learning rate"),
+    "lr_biases": ("Learning rate of biases and norms", "learning rate"),
+    "lr_head": ("Learning rate of the head", "learning rate"),
+    "lr_backbone": ("Learning rate of the encoder", "learning rate"),
+    "samples_per_second": ("Speed", "images a second"),
+    "data_wait": ("Waiting for data", "share of the time, 0 to 1"),
+}
+OF_FINE_TUNING = {"val_acc1": ("Accuracy on validation images", SHARE)}  # train.py calls another thing so
 
 
 def curve(runs: list[Run], name: str) -> str:
-    """The values `name` of all runs over their steps."""
+    """The values `name` of all runs over their steps. With the loss of a fine-tuning's training stands its val_loss."""
+    known = CURVES | OF_FINE_TUNING if all(run.fine_tuned for run in runs) else CURVES
+    title, unit = known.get(name, (name, name))
     lines = [run.curves.get(name, []) for run in runs]
-    log = wide(name, [value for line in lines for _, value in line])
     last = ", ".join(svg.number(line[-1][1]) if line else "-" for line in lines)
-    caption = f"<b>{text(name)}</b> {'(logarithmic) ' if log else ''}last {last}"
-    return figure(caption, svg.curves(lines, f"{words(name)} by step, last {last}", log=log))
+    named = f" ({name})" if title != name else ""
+    caption = f"<b>{text(title)}</b>{text(named)} last {last}"
+    if name == "train_loss":
+        lines += [run.curves.get("val_loss", []) for run in runs]
+        caption = f"<b>{title}</b>: of training solid (train_loss), on validation images dashed (val_loss)"
+    log = wide(name, [value for line in lines for _, value in line])
+    drawn = svg.curves(lines, f"{words(title)} by step, last {last}", "step", words(unit), log, len(runs))
+    return figure(caption, drawn)
+
+
+def names_to_draw(names: list[str]) -> list[str]:
+    """Those of `names` that have a figure of their own."""
+    return [name for name in names if name != "val_loss" or "train_loss" not in names]
 
 
 def pictures(runs: list[Run]) -> list[list[str]]:
     """Figures of each kind: of every run one, where it has one."""
     kinds = [[_image(run, name, _of(run, runs)) for run in runs if name in run.pictures] for name in CAPTIONS]
-    kinds += [[_projection(run, _of(run, runs)) for run in runs], [_spectra(runs)]]
+    kinds += [[shown for run in runs for shown in _maps(run, _of(run, runs))], [_spectra(runs)]]
     return [[shown for shown in kind if shown] for kind in kinds]
 
 
@@ -49,23 +83,43 @@ def _image(run: Run, name: str, of: str) -> str:
     return figure(caption, f'<img alt="{caption}" src="data:image/png;base64,{source}">')
 
 
-def _projection(run: Run, of: str) -> str:
-    xs, ys = numbers(run.projection.get("x")), numbers(run.projection.get("y"))
-    if not xs or len(xs) != len(ys):
+def _maps(run: Run, of: str) -> list[str]:
+    """The features of images in two dimensions: by PCA, and by another method where `--pictures` had one."""
+    found = run.projection
+    images = "images" if found.get("has_test") is False else "test images"
+    shares = numbers(found.get("explained"))
+    both = f"two components hold {100 * sum(shares):.0f} % of the variance"
+    labels = [f"{which} component" for which in ("first", "second")]
+    labels = [f"{label}, {100 * share:.0f} % of the variance" for label, share in zip(labels, shares)] or labels
+    maps = [_map(run, found, f"{of}PCA of the features of {{}} {images}; {both}", labels)]
+    more = found.get("map")
+    if isinstance(more, dict):
+        name = more.get("method")
+        caption = f"{of}{name} of the features of {{}} {images}: near points are alike; distances between groups, and their sizes, say little"
+        maps.append(_map(run, more, caption, [f"{name}, {which} axis (no unit)" for which in ("first", "second")]))
+    return maps
+
+
+def _map(run: Run, places: dict, caption: str, labels: list[str]) -> str:
+    """Points at the `places` x and y, in the colours of their classes."""
+    xs, ys = numbers(places.get("x")), numbers(places.get("y"))
+    if not xs or len(xs) != len(ys) or len(labels) != 2:
         return ""
-    labels, classes = (value if isinstance(value := run.projection.get(k), list) else [] for k in ("labels", "classes"))
-    groups = [v if isinstance(v, int) and 0 <= v < 10**6 else -1 for v in (labels + [-1] * len(xs))[: len(xs)]]
+    of_images, classes = (v if isinstance(v := run.projection.get(k), list) else [] for k in ("labels", "classes"))
+    groups = [v if isinstance(v, int) and 0 <= v < 10**6 else -1 for v in (of_images + [-1] * len(xs))[: len(xs)]]
+    caption = caption.format(len(xs))
+    drawn = svg.scatter(list(zip(xs, ys)), groups, caption, (labels[0], labels[1]))
+    return figure(text(caption), f'{drawn}<p class="soft keys">{_key_of(classes)}</p>')
+
+
+def _key_of(classes: list) -> str:
+    """The colours of the classes."""
     keys = "".join(
         f'<span><span class="key c{i % COLOURS}"></span>{text(name)}</span> '
         for i, name in enumerate(classes[:MOST_CLASSES])
     )
     more = f"… and {len(classes) - MOST_CLASSES} more; " if len(classes) > MOST_CLASSES else ""
-    more += f"colours repeat after {COLOURS}" if len(classes) > COLOURS else ""
-    share = sum(numbers(run.projection.get("explained")))
-    images = "images" if run.projection.get("has_test") is False else "test images"
-    caption = f"{of}PCA of the features of {len(xs)} {images}; two components hold {100 * share:.0f} % of the variance"
-    drawn = svg.scatter(list(zip(xs, ys)), groups, caption)
-    return figure(text(caption), f'{drawn}<p class="soft keys">{keys}{more}</p>')
+    return keys + more + (f"colours repeat after {COLOURS}" if len(classes) > COLOURS else "")
 
 
 def _spectra(runs: list[Run]) -> str:
@@ -76,4 +130,5 @@ def _spectra(runs: list[Run]) -> str:
     caption = (
         "<b>Spectrum of the embeddings</b>: eigenvalues of their correlation matrix; flat where all dimensions are used"
     )
-    return figure(caption, legend(runs) + svg.curves(lines, "Spectrum of the embeddings", "dimension", log=True))
+    drawn = svg.curves(lines, "Spectrum of the embeddings", "dimension, by eigenvalue", "eigenvalue", log=True)
+    return figure(caption, legend(runs) + drawn)

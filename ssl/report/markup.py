@@ -86,5 +86,7 @@ def key(i: int) -> str:
 
 
 def legend(runs: list[Run]) -> str:
-    keys = "".join(f"<span>{key(i)}{text(run.short_name)}</span> &ensp; " for i, run in enumerate(runs))
+    """The colours of the runs that have curves."""
+    shown = [(i, run) for i, run in enumerate(runs) if run.curves]
+    keys = "".join(f"<span>{key(i)}{text(run.short_name)}</span> &ensp; " for i, run in shown)
     return f"<p>{keys}</p>" if len(runs) > 1 else ""

@@ -3,29 +3,32 @@
 import json
 import time
 
-from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves, numbers
-from ssl.report import figures, svg
-from ssl.report.markup import document, folded, folded_table, grid, key, legend, note, number, table, text
+from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves
+from ssl.console import counted
+from ssl.report import figures
+from ssl.report.accuracies import judged
+from ssl.report.markup import document, folded, folded_table, grid, key, legend, number, table, text
+from ssl.report.overview import MOST_COLUMNS, overview
 from ssl.training import health_rules
 
-# Measures that are shown without a click.
-MAIN = {"n", "images", "acc1", "balanced_accuracy", "auc", "mcc", "knn_acc1", "linear_acc1", "val_acc1", "val_auc"}
-ONLINE = ("knn_acc1", "linear_acc1", "val_acc1", "val_auc")
 MOST_FIGURES = 6  # curves that are shown without a click
 
 
 def page(runs: list[Run]) -> str:
-    """The HTML of a report of one run or several."""
-    title = text(f"Run {runs[0].short_name}" if len(runs) == 1 else f"{len(runs)} runs side by side")
-    sections = {
-        "Overview": _overview(runs),
-        "Health": _health(runs),
-        "Judged": _judged(runs),
-        "Curves": _curves(runs),
-        "Pictures": _pictures(runs),
-        "Throughput": _throughput(runs),
-        "Settings": _settings(runs),
-    }
+    """The HTML of a report of one run or several. Of more than MOST_COLUMNS it has the overview and accuracies alone."""
+    several = f"{len(runs)} runs side by side" if len(runs) <= MOST_COLUMNS else f"{len(runs)} runs"
+    title = text(f"Run {runs[0].short_name}" if len(runs) == 1 else several)
+    every = [one for run in runs for one in (run, *run.seeds)]
+    sections = {"Overview": overview(runs), "Judged": judged(every)}
+    if len(runs) <= MOST_COLUMNS:
+        pretrained = [run for run in runs if not run.fine_tuned]
+        sections |= {
+            **({"Health": _health(pretrained)} if pretrained else {}),
+            "Curves": _curves(every),
+            "Pictures": _pictures(every),
+            "Throughput": _throughput(every),
+            "Settings": _settings(runs),
+        }
     links = "".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in sections)
     body = "".join(
         f'<section id="{name.lower()}" aria-labelledby="h-{name.lower()}"><h2 id="h-{name.lower()}">{name}'
@@ -40,32 +43,6 @@ def page(runs: list[Run]) -> str:
     )
 
 
-def _overview(runs: list[Run]) -> str:
-    rows = []
-    for i, run in enumerate(runs):
-        last = {name: points[-1][1] for name, points in run.curves.items()}
-        rows.append(
-            [
-                (key(i) if len(runs) > 1 else "") + text(run.short_name),
-                text(run.state),
-                text(f"{run.status['step']} of {run.status.get('of', '?')}" if "step" in run.status else "-"),
-                *(text(run.settings.get(name, "-")) for name in ("method", "dataset", "encoder")),
-                number(run.about.get("global_batch")),
-                number(last.get("loss", last.get("train_loss"))),
-                text(f"step {run.best.get('step')}, by {run.best.get('chosen_by')}" if run.best else "-"),
-            ]
-        )
-    head = ["Run", "State", "Step", "Method", "Data", "Encoder", "Global batch", "Last loss", "Best encoder"]
-    notes = [
-        note(run, f", {text(run.state)}: {text(run.status['reason'])}") for run in runs if run.status.get("reason")
-    ]
-    for run in runs:
-        if run.missing:
-            listed = "".join(f"<li>{text(words)}</li>" for words in run.missing)
-            notes.append(note(run, f": not in this report<ul>{listed}</ul>"))
-    return table("What ran, and how far it is", head, rows) + "".join(notes)
-
-
 def _health(runs: list[Run]) -> str:
     parts = []
     for run in runs:
@@ -77,61 +54,25 @@ def _health(runs: list[Run]) -> str:
         if run.bad_steps:
             rows.append(["", "not finite", text(f"{run.bad_steps} steps were left out: bad_steps.jsonl")])
         parts.append(f"<h3>{text(run.short_name)}</h3>" if len(runs) > 1 else "")
-        parts.append(
-            table("Verdicts", ["Step", "Rule", "Words"], rows) or f"<p>No verdict was given{_unjudged(run)}.</p>"
-        )
+        parts.append(table("What was wrong", ["Step", "Rule", "Words"], rows) or f"<p>{_nothing_wrong(run)}.</p>")
     return "".join(parts)
 
 
-def _unjudged(run: Run) -> str:
-    """Why no rule could be judged, if that is so."""
+def _nothing_wrong(run: Run) -> str:
+    """What it means that there is no verdict."""
     readings = max((len(points) for name, points in run.curves.items() if name.startswith("health_")), default=0)
     if readings == 0:
-        return ": no health values are in metrics.jsonl"
-    few = f": {readings} reading{'s are' if readings > 1 else ' is'} too few to judge"
-    return few if readings < health_rules.MEMORY else ""
-
-
-def _judged(runs: list[Run]) -> str:
-    measured: dict[tuple[str, str], list] = {}  # (measure, file) -> a value of each run
-    for i, run in enumerate(runs):
-        found = [(path, file, value) for file, results in run.results.items() for path, value in _flat(results)]
-        found += [(name, "metrics.jsonl, last", run.curves[name][-1][1]) for name in ONLINE if name in run.curves]
-        for path, file, value in found:
-            measured.setdefault((path, file), [None] * len(runs))[i] = value
-    if not measured:
-        return "<p>Not judged yet: <code>python evaluate.py --model_path RUN</code></p>"
-    rows = [[text(path), text(file), *map(number, values)] for (path, file), values in measured.items()]
-    head = ["Measure", "From", *([run.short_name for run in runs] if len(runs) > 1 else ["Value"])]
-    main = [row for row in rows if MAIN & set(row[0].split(" · "))]
-    return table("Accuracies are fractions in 0..1, in brackets their 95 % intervals", head, main) + folded_table(
-        f"All {len(rows)} numbers", head, rows
-    )
-
-
-def _flat(results: dict, above: str = "", depth: int = 0) -> list[tuple[str, float | str]]:
-    """The numbers of a nested dict with their paths, and their intervals if there are any; at most 60 of each part."""
-    found: list[tuple[str, float | str]] = []
-    for name, value in results.items():
-        path = f"{above}{name}"
-        if finite(value):
-            interval = numbers(results.get(f"{name}_interval"))
-            low_high = f" ({svg.number(interval[0])}–{svg.number(interval[1])})" if len(interval) == 2 else ""
-            found.append((path, svg.number(value) + low_high if low_high else value))
-        elif name == "runs" and isinstance(value, list):  # of finetune.py, one for each seed
-            for place, one in enumerate(value):
-                if isinstance(one, dict):
-                    found += _flat(one, f"{above}seed {one.get('seed', place)} · ", depth + 1)
-        elif isinstance(value, dict) and depth < 4:
-            found += _flat(value, f"{path} · ", depth + 1)
-    return found[: 60 if depth else 1000]
+        return "Health was not measured: metrics.jsonl has no values of it"
+    if readings < health_rules.MEMORY:
+        return f"Health was measured {counted(readings, 'time')}, which is too few to judge"
+    return f"Health was measured {counted(readings, 'time')}, and nothing was wrong"
 
 
 def _curves(runs: list[Run]) -> str:
     changing, constant = names_of_curves(runs)
     if not changing and not constant:
         return "<p>metrics.jsonl holds nothing to draw.</p>"
-    drawn = [figures.curve(runs, name) for name in changing]
+    drawn = [figures.curve(runs, name) for name in figures.names_to_draw(changing)]
     first = {name: next(run.curves[name][0][1] for run in runs if name in run.curves) for name in constant}
     listed = "".join(f"<li>{text(name)}: {number(value)}</li>" for name, value in first.items())
     return (
@@ -148,7 +89,7 @@ def _pictures(runs: list[Run]) -> str:
     parts = [f'<div class="pairs">{"".join(row)}</div>' for row in rows if row]
     if not any(run.projection for run in runs):
         parts.append(
-            '<p class="soft">Neighbours, projection and correlation are made by '
+            '<p class="soft">Neighbours, maps of the features and the correlation are made by '
             "<code>python -m ssl.report RUN --pictures</code>.</p>"
         )
     return "".join(parts)
@@ -157,6 +98,8 @@ def _pictures(runs: list[Run]) -> str:
 def _throughput(runs: list[Run]) -> str:
     rows = []
     for i, run in enumerate(runs):
+        if not run.curves:
+            continue
         rate, wait = (_median([value for _, value in run.curves.get(name, [])]) for name in SPEED)
         share = "-" if wait is None else f"{100 * wait:.1f} %"
         rows.append([key(i) + text(run.short_name), number(rate), share, number(run.about.get("processes"))])

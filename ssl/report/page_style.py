@@ -27,7 +27,7 @@ figcaption{font-size:.9rem;color:var(--soft);margin-bottom:.4rem}figcaption b{co
 img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;margin:auto}
 svg{display:block;width:100%;height:auto}
 .grid{stroke:var(--line);fill:none}.tick{font-size:11px;fill:var(--soft)}.line{fill:none;stroke-width:1.8;
-stroke-linejoin:round}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;stroke-opacity:.75}.none{stroke:var(--soft)}
+stroke-linejoin:round}.dashed{stroke-dasharray:5 4}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;stroke-opacity:.75}.none{stroke:var(--soft)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:var(--card)}
 .pairs{margin-bottom:1rem}caption{text-align:left;padding:.4rem .7rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;overflow-wrap:normal}

@@ -1,4 +1,8 @@
-"""Pure functions of representations and embeddings: PCA, cross-correlation, spectrum, nearest neighbours."""
+"""Pure functions of representations and embeddings: maps in two dimensions, cross-correlation, spectrum, neighbours."""
+
+import importlib
+import importlib.util
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,42 @@ def pca(features: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
     variance = singular**2
     share = variance[:components] / variance.sum().clamp(min=1e-300)
     return x @ (directions * torch.where(largest < 0, -1.0, 1.0)).T, share
+
+
+MAPPED = 1000  # images at most: t-SNE takes seconds then, UMAP half a minute
+FEWEST = 10  # images of which a map by neighbours says something
+
+
+def neighbour_map(features: Tensor) -> tuple[str, Tensor] | None:
+    """(method, points (N, 2)) of features (N, F): UMAP where umap is installed, else t-SNE where scikit-learn is.
+
+    The seed is fixed. It begins with up to 50 principal components. None without such a package, for fewer than FEWEST
+    or more than MAPPED images, and for images that all have the same features.
+    """
+    name = next((name for name in ("umap", "sklearn") if importlib.util.find_spec(name)), None)
+    if name is None or not FEWEST <= len(features) <= MAPPED:
+        return None
+    x = pca(features, 50)[0]
+    if not x.isfinite().all() or (x.std(0) < 1e-9).all():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # UMAP says that a seed costs speed
+        method, points = (_umap if name == "umap" else _tsne)(x)
+    points = torch.as_tensor(points, dtype=torch.float64)
+    return (method, points) if points.isfinite().all() else None
+
+
+def _umap(x: Tensor):
+    package = importlib.import_module("umap")
+    near = min(15, len(x) - 1)
+    return f"UMAP ({near} neighbours)", package.UMAP(n_neighbors=near, random_state=0).fit_transform(x.numpy())
+
+
+def _tsne(x: Tensor):
+    manifold = importlib.import_module("sklearn.manifold")
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    tsne = manifold.TSNE(perplexity=perplexity, init="pca", random_state=0)
+    return f"t-SNE (perplexity {perplexity:.3g})", tsne.fit_transform(x.numpy())
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:

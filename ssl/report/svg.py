@@ -9,7 +9,7 @@ from ssl.report.page_style import COLOURS
 
 MOST_POINTS = 1000  # of a curve
 WIDTH, HEIGHT = 480, 240
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 28, 34
 
 Points = Sequence[tuple[float, float]]
 
@@ -47,11 +47,15 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 class Frame:
-    """Axes: numbers become places in the picture. With `log` y is logarithmic if all of it is positive."""
+    """Axes: numbers become places in the picture. With `log` y is logarithmic if all of it is positive.
 
-    def __init__(self, points: Points, x_label: str, log: bool = False):
+    A label is the name of an axis and its unit.
+    """
+
+    def __init__(self, points: Points, x_label: str, y_label: str = "value", log: bool = False):
         xs, ys = ([float(v) for v in column] for column in zip(*points)) if points else ([0.0], [1.0])
         self.log, self.x_label = log and min(ys) > 0, x_label
+        self.y_label = y_label + (", logarithmic" if self.log else "")
         ys = [math.log10(y) for y in ys] if self.log else ys
         self.x0, self.x1 = _widened(min(xs), max(xs), 0)
         self.y0, self.y1 = _widened(min(ys), max(ys), 0.04)
@@ -63,7 +67,7 @@ class Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> str:
-        parts = []
+        parts = [f'<text class="tick" x="4" y="14">{html.escape(one_line(self.y_label))}</text>']
         for value in log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
             y = self.place(self.x0, value)[1]
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -77,29 +81,35 @@ class Frame:
             )
         parts.append(
             f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
-            f"{html.escape(self.x_label)}</text>"
+            f"{html.escape(one_line(self.x_label))}</text>"
         )
         return "".join(parts)
 
 
-def curves(lines: list[Points], title: str, x_label: str = "step", log: bool = False) -> str:
-    """A picture of several curves, curve i in colour i; a curve of one point is a dot."""
+def curves(
+    lines: list[Points], title: str, x_label: str = "step", y_label: str = "value", log: bool = False, colours: int = 0
+) -> str:
+    """A picture of several curves; a curve of one point is a dot.
+
+    Curve i has colour i. With `colours`, the colours begin again after so many curves, and those lines are dashed.
+    """
     lines = [thin(line) for line in lines]
-    frame = Frame([point for line in lines for point in line], x_label, log)
+    frame = Frame([point for line in lines for point in line], x_label, y_label, log)
     drawn = []
-    for i, line in enumerate(lines):
+    for place, line in enumerate(lines):
+        again, i = divmod(place, colours or len(lines))
         places = [frame.place(*point) for point in line]
         if len(places) == 1:
             drawn.append(f'<circle class="fill c{i % COLOURS}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>')
         elif places:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-            drawn.append(f'<path class="line c{i % COLOURS}" d="M{path}"/>')
+            drawn.append(f'<path class="line{" dashed" * again} c{i % COLOURS}" d="M{path}"/>')
     return _picture(title, frame.axes() + "".join(drawn))
 
 
-def scatter(points: Points, groups: Sequence[int], title: str) -> str:
-    """Points (x, y), each in the colour of its group; a negative group is grey."""
-    frame = Frame(points, "first component", log=False)
+def scatter(points: Points, groups: Sequence[int], title: str, labels: tuple[str, str]) -> str:
+    """Points (x, y), each in the colour of its group; a negative group is grey. `labels`: of the axes x and y."""
+    frame = Frame(points, *labels)
     drawn = {}
     for point, group in zip(points, groups):
         x, y = frame.place(*point)

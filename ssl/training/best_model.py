@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssl import files
-from ssl.checkpoints import restore, run_folder, torch_file
+from ssl.checkpoints import about, restore, torch_file
 from ssl.console import say, table
 from ssl.data.images import Images
 from ssl.distributed import is_main
@@ -138,7 +138,7 @@ def identity(settings, model: nn.Module, test: Images, split: str = "test") -> d
     """What the numbers of a test are of: `model` on the images `test`."""
     weights = {"sha256": features.encoder_checksum(model), "init": settings.init, "encoder": settings.encoder}
     data = results.about_images(settings, test, split=split)
-    return {"weights": weights, "data": data, "copies": settings.copies, "versions": run_folder.versions()}
+    return {"weights": weights, "data": data, "copies": settings.copies, "versions": about.versions()}
 
 
 def report(found: list[dict], folder: Path) -> None:

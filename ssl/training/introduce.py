@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ssl.checkpoints.pretrained import Source
-from ssl.console import say
+from ssl.console import counted, say
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.values import tell_values
@@ -72,8 +72,7 @@ def tell_images(settings, data: Images, learns_labels: bool) -> None:
         balanced = ", every class shown as often" if settings.balanced else ""
         say(f"labels      of {int((data.labels >= 0).sum())} images, {len(data.classes)} classes{balanced}")
     if data.channels != 3:
-        channels = f"{data.channels} channel{'s' if data.channels > 1 else ''}"
-        say(f"views       {channels}: saturation, hue and grey are left out")
+        say(f"views       {counted(data.channels, 'channel')}: saturation, hue and grey are left out")
 
 
 def tell_training(settings, order: Order, lr_scale: float) -> None:
@@ -90,7 +89,8 @@ def tell_training(settings, order: Order, lr_scale: float) -> None:
         f"{order.global_batch} (global)"
     )
     say(f"lr          weights {settings.lr * lr_scale:g}, biases and norms {bias_lr * lr_scale:g} ({why})")
-    say(f"length      {settings.epochs} epochs of {order.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up")
+    length = f"{counted(settings.epochs, 'epoch')} of {counted(order.steps_per_epoch, 'step')}"
+    say(f"length      {length}, {settings.warmup_epochs:g} of warm-up")
 
 
 def tell_judging(settings, validation: Validation, order: Order) -> None:
@@ -132,7 +132,8 @@ def tell_fine_tuning(settings, source: Source | None, splits: dict[str, Images |
     say(f"lr          head {settings.lr:g}, backbone {backbone}, {settings.schedule}")
     warmup = f", {settings.warmup_epochs:g} of warm-up" if settings.warmup_epochs else ""
     runs = f", {settings.runs} runs" if settings.runs > 1 else ""
-    say(f"length      at most {settings.epochs} epochs of {order.steps_per_epoch} steps{warmup}{runs}")
+    length = f"{counted(settings.epochs, 'epoch')} of {counted(order.steps_per_epoch, 'step')}"
+    say(f"length      at most {length}{warmup}{runs}")
 
 
 def tell_model(paths: Iterable[Path], settings, device: torch.device) -> None:

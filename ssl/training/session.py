@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssl import distributed
-from ssl.checkpoints.run_folder import RunFolder, versions
+from ssl.checkpoints.about import versions
+from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
 from ssl.data.bad_images import BadImages
 from ssl.data.worker import Batch

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl.checkpoints import alive, lock, resume, run_folder, run_reader, torch_file
+from ssl.checkpoints import about, alive, lock, resume, run_folder, run_reader, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.errors import UserError
 from ssl.files import json_text
@@ -432,7 +432,7 @@ def saved_run(tmp_path: Path, **settings) -> tuple[RunFolder, train.Settings]:
         "step": 3,
         "settings": dataclasses.asdict(made_by),
         "identity": IDENTITY,
-        "versions": run_folder.versions(),
+        "versions": about.versions(),
         "retries": 0,
         "guard": {},
         "bad_images": {},
@@ -522,7 +522,7 @@ def test_other_images_are_refused(tmp_path):
 
 def test_other_versions_are_told(tmp_path, capsys, monkeypatch):
     run, settings = saved_run(tmp_path)
-    monkeypatch.setattr(run_folder, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(about, "versions", lambda: {"torch": "9.9"})
     assert resume.find_state(run, settings, IDENTITY, train.CHECKPOINT)["step"] == 3
     assert "-> 9.9" in capsys.readouterr().out
 

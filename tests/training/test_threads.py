@@ -10,7 +10,7 @@ import torch
 from drawn import class_folders
 from running import tiny
 
-from ssl.checkpoints import run_folder
+from ssl.checkpoints import about
 from ssl.data.cores import usable_cores
 from ssl.training import threads
 
@@ -88,12 +88,12 @@ def test_a_timing_takes_moments_and_is_on_the_threads_it_is_of():
 
 
 def test_a_run_folder_says_its_number(tmp_path):
-    assert run_folder.threads_of(tmp_path) is None
+    assert about.threads_of(tmp_path) is None
     for content in ("", "[]", "{}", '{"versions": {"threads": "x"}}', "[" * 100_000):
         (tmp_path / "about.json").write_text(content)
-        assert run_folder.threads_of(tmp_path) is None
-    (tmp_path / "about.json").write_text(json.dumps({"versions": run_folder.versions()}))
-    assert run_folder.threads_of(tmp_path) == torch.get_num_threads()
+        assert about.threads_of(tmp_path) is None
+    (tmp_path / "about.json").write_text(json.dumps({"versions": about.versions()}))
+    assert about.threads_of(tmp_path) == torch.get_num_threads()
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
@@ -107,4 +107,4 @@ def test_scripts_continue_and_test_with_the_threads_of_the_run(tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     again = forked.run("train.py", *longer, env=free)
     assert again.returncode == 0 and on in again.stdout and "as the run had" in again.stdout
-    assert "changed     threads" not in again.stdout and run_folder.threads_of(tmp_path / "again") == 1
+    assert "changed     threads" not in again.stdout and about.threads_of(tmp_path / "again") == 1
