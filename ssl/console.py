@@ -5,11 +5,12 @@ import contextlib
 import functools
 import sys
 import time
+import weakref
 
 from tqdm import tqdm
 
 from ssl.distributed import is_main
-from ssl.errors import one_line
+from ssl.errors import CLEARED, on_failure, on_terminal, one_line
 
 
 def say(text: str = "") -> None:
@@ -40,7 +41,31 @@ def argument_parser(command: str, about: str) -> argparse.ArgumentParser:
 
 def redraws() -> bool:
     """Whether stderr can draw a line again: a terminal, or the output of a notebook's cell."""
-    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+    return on_terminal() or type(sys.stderr).__module__.startswith("ipykernel.")
+
+
+class _Bar(tqdm):
+    """A bar that leaves room at the end of its line, where a terminal writes the ^C of Ctrl-C."""
+
+    @property
+    def format_dict(self) -> dict:
+        found = super().format_dict
+        return found | {"ncols": found["ncols"] and max(found["ncols"] - 3, 1)}
+
+
+_bars: weakref.WeakSet[_Bar] = weakref.WeakSet()
+
+
+def _close_bars(reason: str) -> None:
+    """Leave what the bars show as whole lines. `reason`, why the script fails, is printed after them."""
+    for bar in _bars:
+        with contextlib.suppress(OSError, ValueError):
+            if not bar.disable:
+                sys.stderr.write(CLEARED)  # the ^C, which stands behind the bar
+            bar.close()
+
+
+on_failure(_close_bars)
 
 
 class Progress:
@@ -55,7 +80,7 @@ class Progress:
         self.total, self.start, self.unit = total, start, unit
         self.began, self.spoke, self.noted = time.monotonic(), 0.0, 0.0
         self.terminal = is_main() and redraws()
-        self.bar = tqdm(
+        self.bar = _Bar(
             total=total,
             initial=start,
             unit=unit,
@@ -64,6 +89,7 @@ class Progress:
             dynamic_ncols=True,
             disable=not self.terminal,
         )
+        _bars.add(self.bar)
 
     def move(self, step: int) -> None:
         """Move the bar to `step` and keep its note. Without a terminal this prints nothing."""

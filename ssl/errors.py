@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
+CLEARED = "\r\x1b[K"  # a terminal goes back to the beginning of the line, and clears it
 _failure_callbacks: list[Callable[[str], None]] = []
 
 
@@ -33,9 +34,19 @@ def on_failure(callback: Callable[[str], None]) -> None:
 
 
 def tell(text: str) -> None:
-    """Print on stderr, also in a notebook, where it is no file. A closed stderr is ignored."""
+    """Print on stderr, also in a notebook, where it is no file. A closed stderr is ignored.
+
+    On a terminal the line begun there is cleared first: a progress bar, or the ^C of Ctrl-C.
+    """
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(CLEARED * on_terminal() + text, file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    with contextlib.suppress(AttributeError, ValueError):
+        return sys.stderr.isatty()
+    return False
 
 
 class UserError(ValueError):
@@ -54,6 +65,11 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
     """
     try:
         yield
+    except KeyboardInterrupt:  # Ctrl-C where nothing is saved: at the start of a run, or in an evaluation
+        _tell_failure("interrupted")
+        _tell_last(f"{script}: interrupted")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # ends the process so that a shell's loop ends, too
     except Exception as error:
         words = str(error) if isinstance(error, UserError) else explain(error)
         rank = int(os.environ.get("RANK", 0))
@@ -65,14 +81,19 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
             time.sleep(10)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(words)}"
         _tell_failure(line)
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        tell(line)
+        _tell_last(line)
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if report:  # torchrun's last lines then give this reason, too
             with contextlib.suppress(OSError), open(report, "w", encoding="utf-8") as file:
                 json.dump({"message": line, "timestamp": int(time.time())}, file)
         os._exit(2)  # not sys.exit, which may wait for the other ranks to leave the process group
+
+
+def _tell_last(line: str) -> None:
+    """Print on stderr, after all of stdout."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    tell(line)
 
 
 def _tell_failure(reason: str) -> None:

@@ -46,6 +46,7 @@ document.querySelector("iframe").onload = event => {
     unnamed: [...page.images].filter(x => !x.alt).length
       + [...page.querySelectorAll("svg")].filter(x => !x.querySelector("title")?.textContent).length,
     scopeless: [...page.querySelectorAll("th")].filter(x => !x.scope).length,
+    widest: Math.max(0, ...[...page.querySelectorAll("svg")].map(x => x.getBoundingClientRect().width)),
     cells: page.querySelectorAll("td").length,
     cut: [...page.querySelectorAll(".scroll")].filter(x => x.scrollWidth > x.clientWidth + 1).length,
     tick: Math.min(99, ...[...page.querySelectorAll(".tick")].map(

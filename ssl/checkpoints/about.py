@@ -19,7 +19,7 @@ from ssl.distributed import describe, world_size
 def write(
     path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order, device: torch.device
 ) -> None:
-    """Write about.json for ssl.report: where settings came from, what followed from them, and where the run computes."""
+    """Write about.json: where settings came from, what followed from them, and on which device the run computes."""
     about = {
         "origin": origin,
         "views": [dataclasses.asdict(view) for view in views],

@@ -27,9 +27,10 @@ def judged(runs: list[Run]) -> str:
     for run in runs:
         of = f", {run.short_name}" if len(runs) > 1 else ""
         for file, content in run.results.items():
-            fine_tuned = {"test", "runs"} & set(content)
-            for line in _fine_tuned(content, of) if fine_tuned else _frozen(content, of):
-                caption = f"Test: {_images(content, file)}. In brackets 95 % intervals"
+            tuned = bool({"test", "runs"} & set(content))
+            what = "fine-tuned networks" if tuned else "frozen encoders"
+            caption = f"Test: {what} on {_images(content, file)}; in brackets 95 % intervals"
+            for line in _fine_tuned(content, of, bool(run.seeds)) if tuned else _frozen(content, of):
                 tests.setdefault(caption, []).append(line)
         for line in _validated(run, of):
             validation.setdefault(_chosen_on(run), []).append(line)
@@ -57,9 +58,9 @@ def _images(content: dict, file: str) -> str:
     data = _inner(content, "of", "data")
     if not data:
         return f"the images of {file}"
-    place = data["dataset"] if data.get("data_dir") is None else data["data_dir"]
-    split = "all images" if data.get("split") == "all" else f"{data.get('split', 'test')} split"
-    return f"{split} of {place}, {data.get('test_checksum') or data.get('test_images')}"
+    place = data.get("dataset") if data.get("data_dir") is None else data["data_dir"]
+    split = "all images" if data.get("split") == "all" else f"the {data.get('split', 'test')} split"
+    return f"{split} of {place} ({data.get('test_checksum') or data.get('test_images')})"
 
 
 def _frozen(content: dict, of: str) -> Iterable[Line]:
@@ -90,12 +91,12 @@ def _differ(values: dict) -> bool:
     return not all(map(finite, pair)) or abs(pair[0] - pair[1]) > 1e-9
 
 
-def _fine_tuned(content: dict, of: str) -> Iterable[Line]:
-    """The rows of finetune.py: the network; of several seeds their mean, and each."""
+def _fine_tuned(content: dict, of: str, seeds_apart: bool) -> Iterable[Line]:
+    """The rows of finetune.py: the network; of several seeds their mean and, unless they have folders, each."""
     runs = [one for one in content["runs"] if isinstance(one, dict)] if isinstance(content.get("runs"), list) else []
     if mean := _inner(content, "mean"):
         yield f"mean ± deviation of {len(runs)} seeds{of}", _mean(mean) | {"n": _count(runs[0] if runs else {})}
-    for one in runs or [content]:
+    for one in [] if runs and seeds_apart else runs or [content]:
         name = f"seed {one.get('seed')}" if runs else "fine-tuned network"
         test = _inner(one, "test")
         if test:
@@ -111,7 +112,7 @@ def _measured(found: dict, before: str = "") -> dict[str, str]:
     for name, column in MEASURES.items():
         value = found.get(before + name)
         if name == "auc" and value is None:
-            value = found.get("auc_macro")
+            column, value = "AUC, mean of classes", found.get("auc_macro")
         if value is not None:
             cells[column] = _share(found, before + name) if name in SHARES else _word(value)
     return cells
@@ -120,12 +121,14 @@ def _measured(found: dict, before: str = "") -> dict[str, str]:
 def _mean(mean: dict) -> dict[str, str]:
     cells = {}
     for name, column in MEASURES.items():
-        found = _inner(mean, name) or (_inner(mean, "auc_macro") if name == "auc" else {})
-        value, spread = found.get("mean"), found.get("std")
-        if finite(value):
-            factor, unit = (100, " %") if name in SHARES else (1, "")
-            plus_minus = f" ± {svg.number(factor * spread)}" if finite(spread) else ""
-            cells[column] = f"{svg.number(factor * value)}{plus_minus}{unit}"
+        found = _inner(mean, name)
+        if name == "auc" and not found:
+            column, found = "AUC, mean of classes", _inner(mean, "auc_macro")
+        pair = [value for value in (found.get("mean"), found.get("std")) if finite(value)]
+        if name in SHARES:
+            cells[column] = " ± ".join(f"{100 * value:.1f}" for value in pair) + " %"
+        else:
+            cells[column] = " ± ".join(f"{value:.4f}" for value in pair)
     return cells
 
 

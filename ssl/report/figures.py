@@ -45,10 +45,10 @@ OF_FINE_TUNING = {"val_acc1": ("Accuracy on validation images", SHARE)}  # train
 
 def curve(runs: list[Run], name: str) -> str:
     """The values `name` of all runs over their steps. With the loss of a fine-tuning's training stands its val_loss."""
-    known = CURVES | OF_FINE_TUNING if all(run.fine_tuned for run in runs) else CURVES
+    known = CURVES | OF_FINE_TUNING if all(run.fine_tuned for run in runs if name in run.curves) else CURVES
     title, unit = known.get(name, (name, name))
     lines = [run.curves.get(name, []) for run in runs]
-    last = ", ".join(svg.number(line[-1][1]) if line else "-" for line in lines)
+    last = ", ".join(svg.number(line[-1][1]) if line else "-" for line, run in zip(lines, runs) if run.curves)
     named = f" ({name})" if title != name else ""
     caption = f"<b>{text(title)}</b>{text(named)} last {last}"
     if name == "train_loss":
@@ -95,7 +95,10 @@ def _maps(run: Run, of: str) -> list[str]:
     more = found.get("map")
     if isinstance(more, dict):
         name = more.get("method")
-        caption = f"{of}{name} of the features of {{}} {images}: near points are alike; distances between groups, and their sizes, say little"
+        caption = (
+            f"{of}{name} of the features of {{}} {images}: points that are near are alike; "
+            "distances between groups, and their sizes, say little"
+        )
         maps.append(_map(run, more, caption, [f"{name}, {which} axis (no unit)" for which in ("first", "second")]))
     return maps
 

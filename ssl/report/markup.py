@@ -55,7 +55,8 @@ def table(caption: str, head: list[str], rows: list[list[str]]) -> str:
 
 def _cell(head: str, content: str) -> str:
     """A cell. On a narrow screen, where a row is a block, its head is shown before it."""
-    return f'<td{" class=long" if len(content) > LONG else ""} data-head="{text(head)}">{content}</td>'
+    kind = " class=long" if len(content) > LONG else " class=dash" if content == "-" else ""
+    return f'<td{kind} data-head="{text(head)}">{content}</td>'
 
 
 def folded(title: str, content: str) -> str:

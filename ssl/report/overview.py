@@ -1,10 +1,11 @@
 """The overview of a report: what each run is, when and where it ran, how it ended, and what continues it."""
 
 import datetime
-import shlex
+import os
 
 from ssl.checkpoints.run_reader import Run, finite
 from ssl.report.markup import note, number, table, text
+from ssl.settings.command import command
 
 MOST_COLUMNS = 6  # runs that stand side by side; more have a line each
 
@@ -35,7 +36,7 @@ def _facts(run: Run) -> dict[str, str]:
     best = f"step {run.best.get('step')}, by {run.best.get('chosen_by')}" if run.best else None
     loss = last.get("loss", last.get("train_loss"))
     found = {
-        "Folder": run.name,
+        "Folder": os.path.abspath(run.name),
         "Script": script,
         "State": run.state,
         "Step": at,
@@ -54,8 +55,8 @@ def _facts(run: Run) -> dict[str, str]:
         "Best encoder": best,
     }
     words = {name: text(value) for name, value in found.items() if value is not None}
-    command = _continuing(run)
-    return words | ({"Continue with": f"<code>{text(command)}</code>"} if command else {})
+    again = _continuing(run)
+    return words | ({"Continue with": f"<code>{text(again)}</code>"} if again else {})
 
 
 def _data(settings: dict) -> str | None:
@@ -90,9 +91,9 @@ def _continuing(run: Run) -> str | None:
     processes = run.about.get("processes")
     if finite(processes) and processes > 1 and run.settings.get("gpus") is None:
         return f"the same command as before, on {processes} processes"
-    folder = shlex.quote(run.name)
+    folder = os.path.abspath(run.name)
     script = "finetune.py" if run.fine_tuned else "train.py"
-    return f"python {script} --config {shlex.quote(run.name + '/config.yaml')} --output_dir {folder}"
+    return command(script, config=os.path.join(folder, "config.yaml"), output_dir=folder)
 
 
 def _notes(run: Run) -> str:

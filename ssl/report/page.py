@@ -15,7 +15,7 @@ MOST_FIGURES = 6  # curves that are shown without a click
 
 
 def page(runs: list[Run]) -> str:
-    """The HTML of a report of one run or several. Of more than MOST_COLUMNS it has the overview and accuracies alone."""
+    """The HTML of a report of one run or several. More than MOST_COLUMNS have an overview and accuracies alone."""
     several = f"{len(runs)} runs side by side" if len(runs) <= MOST_COLUMNS else f"{len(runs)} runs"
     title = text(f"Run {runs[0].short_name}" if len(runs) == 1 else several)
     every = [one for run in runs for one in (run, *run.seeds)]

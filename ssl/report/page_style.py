@@ -21,14 +21,15 @@ a{color:var(--link)}p{margin:.4rem 0}.soft{color:var(--soft)}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;padding:0;list-style:none;margin:.6rem 0}
 .grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
-.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem;align-items:start}
+.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1rem;align-items:start}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;min-width:0}
 figcaption{font-size:.9rem;color:var(--soft);margin-bottom:.4rem}figcaption b{color:var(--fg)}
 img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;margin:auto}
 svg{display:block;width:100%;height:auto}
 .grid{stroke:var(--line);fill:none}.tick{font-size:11px;fill:var(--soft)}.line{fill:none;stroke-width:1.8;
-stroke-linejoin:round}.dashed{stroke-dasharray:5 4}.dot{fill:none;stroke-width:4.5;stroke-linecap:round;stroke-opacity:.75}.none{stroke:var(--soft)}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:var(--card)}
+stroke-linejoin:round}.dashed{stroke-dasharray:5 4}
+.dot{fill:none;stroke-width:4.5;stroke-linecap:round;stroke-opacity:.75}.none{stroke:var(--soft)}
+.scroll{margin-bottom:.8rem;overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:var(--card)}
 .pairs{margin-bottom:1rem}caption{text-align:left;padding:.4rem .7rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;overflow-wrap:normal}
 th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
@@ -42,7 +43,7 @@ details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
 @media (max-width:50rem){.grid-of .tick{font-size:16px}svg{overflow:visible}thead{position:absolute;left:-999rem}
 table,caption,tbody,tr,tbody th{display:block}tr{padding:.4rem .7rem;border-bottom:1px solid var(--line)}
 tbody tr:last-child{border-bottom:0}tbody th,td,td.long{min-width:0;max-width:none;padding:0;border:0}
-td{display:inline;margin-right:1rem}td::before{content:attr(data-head)": ";color:var(--soft)}}
+td{display:inline;margin-right:1rem}td.dash{display:none}td::before{content:attr(data-head)": ";color:var(--soft)}}
 """ + "".join(
     f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
     for i in range(COLOURS)

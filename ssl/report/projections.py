@@ -1,7 +1,6 @@
 """Pure functions of representations and embeddings: maps in two dimensions, cross-correlation, spectrum, neighbours."""
 
 import importlib
-import importlib.util
 import warnings
 
 import torch
@@ -33,7 +32,7 @@ def neighbour_map(features: Tensor) -> tuple[str, Tensor] | None:
     The seed is fixed. It begins with up to 50 principal components. None without such a package, for fewer than FEWEST
     or more than MAPPED images, and for images that all have the same features.
     """
-    name = next((name for name in ("umap", "sklearn") if importlib.util.find_spec(name)), None)
+    name = next(filter(_installed, ("umap", "sklearn")), None)
     if name is None or not FEWEST <= len(features) <= MAPPED:
         return None
     x = pca(features, 50)[0]
@@ -44,6 +43,14 @@ def neighbour_map(features: Tensor) -> tuple[str, Tensor] | None:
         method, points = (_umap if name == "umap" else _tsne)(x)
     points = torch.as_tensor(points, dtype=torch.float64)
     return (method, points) if points.isfinite().all() else None
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def _umap(x: Tensor):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import browser
 import pytest
@@ -16,6 +17,7 @@ from ssl.report import __main__ as report
 from ssl.report import markup, page, svg, view_page
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed here")
+OLD_RUNS = Path(__file__).resolve().parents[1] / "old_runs"
 EVIL = "</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&\x1b[2J"
 
 
@@ -87,6 +89,7 @@ def test_chromium_finds_a_page_that_is_whole_safe_and_readable(hostile, width, d
     assert found["least"]["ratio"] >= 4.5, found["least"]
     assert found["line"] >= 3
     assert found["tick"] >= 8, "numbers at the axes are too small to read"
+    assert found["widest"] <= 640, "a curve fills the whole screen"
     assert found["cut"] == 0 or width > 800, "columns of a table are out of sight"
     assert found["first"] == "skip" and found["jumps"] == found["dead"] == 0
     assert found["images"] == 6 and found["broken"] == found["unnamed"] == 0
@@ -103,8 +106,10 @@ def test_control_the_browser_sees_what_would_be_wrong(tmp_path):
         "<main><div id=overview style='width:900px;color:#ccc;background:#fff'>faint</div><img src=/stolen>"
         "<a href='#nowhere' tabindex=3>x</a><table><th>h</table><script>parent.owned=1;console.log('noise')</script>",
     )
-    found = browser.look(bad.replace("max-width:", "max-width:0.0"), 360)
-    assert found["cut"] and found["tick"] < 8
+    bad = bad.replace("max-width:", "max-width:0.0").replace("svg{display:block;width:100%", "svg{width:900px")
+    found = browser.look(bad, 360)
+    assert found["widest"] > 640
+    assert found["cut"]
     assert found["owned"] and found["scripts"] == 1 and found["console"]
     assert "/stolen" in found["requests"]
     assert found["width"] > 360 and found["least"]["ratio"] < 2
@@ -217,20 +222,38 @@ def test_what_ended_a_run_and_which_of_several_has_a_value_are_told(tmp_path):
 
 
 def test_of_several_seeds_each_has_its_numbers(tmp_path):
-    runs = [{"seed": seed, "epochs": 3, "best": {"epoch": 2}, "test": {"acc1": 0.625 + seed / 16}} for seed in (4, 5)]
+    runs = [{"seed": seed, "best": {"epoch": 2}, "test": {"acc1": 0.625 + seed / 16, "images": 9}} for seed in (4, 5)]
     many = {f"class {i}": {"mean": 0.5, "std": 0.1} for i in range(80)}  # as many numbers as would fill the table
     results = {"mean": {"acc1": {"mean": 0.90625, "std": 0.044}, "recall": many}, "runs": runs}
     (tmp_path / "results.json").write_text(json.dumps(results))
     for seed in (4, 5):
         (tmp_path / f"seed_{seed}").mkdir()
     text = without_heads(make_page(tmp_path))
-    for measure, value in (
-        ("mean · acc1 · mean", "0.9062"),
-        ("seed 4 · test · acc1", "0.875"),
-        ("seed 5 · test · acc1", "0.9375"),
-    ):
-        assert f'<th scope="row">{measure}</th><td>results.json</td><td>{value}</td>' in text.partition("<details>")[0]
-    assert "name seed_4, seed_5 as runs of their own" in text and "metrics.jsonl is not there" not in text
+    mean = '<th scope="row">mean ± deviation of 2 seeds</th><td>90.6 ± 4.4 %</td><td>9</td>'
+    rows = [
+        mean,
+        *(f'<th scope="row">seed {seed}</th><td>{62.5 + 6.25 * seed:.1f} %</td><td>9</td>' for seed in (4, 5)),
+    ]
+    assert all(row in text.partition("<details>")[0] for row in rows)
+    assert "metrics.jsonl is not there" not in text
+
+
+def test_seeds_with_folders_of_their_own_are_read_with_their_run(tmp_path):
+    runs = [{"seed": seed, "test": {"acc1": 0.5, "images": 9}} for seed in (9, 10)]
+    (tmp_path / "config.yaml").write_text("freeze: false\nlr: 0.5\n")
+    (tmp_path / "results.json").write_text(json.dumps({"mean": {"acc1": {"mean": 0.5, "std": 0.0}}, "runs": runs}))
+    for one in runs:
+        folder = tmp_path / f"seed_{one['seed']}"
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(one))
+        (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "train_loss": {2 + s}}}\n' for s in (1, 2)))
+    run = run_reader.read(tmp_path)
+    assert [seed.short_name for seed in run.seeds] == [f"{tmp_path.name}/seed_{seed}" for seed in (9, 10)]
+    assert all(seed.fine_tuned and seed.curves["train_loss"] == [(1, 3), (2, 4)] for seed in run.seeds)
+    text = make_page(tmp_path)
+    judged = text.partition('id="judged"')[2].partition("<details>")[0]
+    assert judged.count("fine-tuned network, ") == 2 and judged.count("mean ± deviation of 2 seeds") == 1
+    assert text.count(' class="line c') == 2 and 'id="health"' not in text
 
 
 def test_an_accuracy_stands_with_its_interval_and_n(tmp_path):
@@ -243,8 +266,107 @@ def test_an_accuracy_stands_with_its_interval_and_n(tmp_path):
     }
     (tmp_path / "results.json").write_text(json.dumps({"probe": found}))
     text = without_heads(make_page(tmp_path)).partition("<details>")[0]
-    for measure, value in (("acc1", "0.791 (0.778–0.803)"), ("n", "4000"), ("balanced_accuracy", "0.75")):
-        assert f'<th scope="row">probe · {measure}</th><td>results.json</td><td>{value}</td>' in text
+    assert "trained encoder</th><td>79.1 % (77.8–80.3)</td><td>75.0 %</td><td>4000</td>" in text
+
+
+def test_accuracies_are_the_terminals_table_and_validation_stands_apart(tmp_path):
+    def found(acc1):
+        low_high = [acc1 - 0.01, acc1 + 0.01]
+        return {"n": 400, "acc1": acc1, "acc1_interval": low_high} | {
+            "balanced_accuracy": acc1,
+            "balanced_accuracy_interval": low_high,
+        }
+
+    one = write_run(tmp_path / "one")
+    of = {
+        "weights": {"path": "runs/one/encoder.pt", "steps": 300},
+        "data": {"dataset": "folder", "data_dir": "my <photos>", "split": "test", "test_checksum": "400 images abc"},
+    }
+    content = {"raw_pixels": {"knn": found(0.25)}, "random_init": {"probe": found(0.375), "knn": found(0.3)}}
+    (one / "results.json").write_text(json.dumps(content | {"probe": found(0.5), "knn": found(0.625), "of": of}))
+    line = {"step": 300, "epoch": 3, "judged_n": 50, "knn_acc1": 0.7, "linear_acc1": 0.8}
+    with open(one / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line | {f"{name}_acc1_interval": [0.6, 0.9] for name in ("knn", "linear")}) + "\n")
+    best = {"step": 200, "epoch": 2, "chosen_by": "linear_acc1", "value": 0.9, "interval": [0.8, 0.95], "n": 50}
+    (one / "best.json").write_text(json.dumps(best))
+    text = without_heads(make_page(one))
+    test, validation = (part.partition("</table>")[0] for part in text.split("<caption")[2:4])
+    assert "Test: frozen encoders on the test split of my &lt;photos&gt; (400 images abc)" in test
+    for row in (
+        "raw pixels</th><td>-</td><td>25.0 % (24.0–26.0)</td><td>400</td>",
+        "untrained encoder</th><td>37.5 % (36.5–38.5)</td><td>30.0 % (29.0–31.0)</td><td>400</td>",
+        "trained encoder (encoder.pt, step 300)</th><td>50.0 % (49.0–51.0)</td><td>62.5 % (61.5–63.5)</td><td>400</td>",
+    ):
+        assert row in test.replace(" class=dash", ""), row
+    assert "Validation" in validation and "chosen on these images" in validation
+    assert "epoch 3 (the last)</th><td>80.0 % (60.0–90.0)</td><td>70.0 % (60.0–90.0)</td><td>50</td>" in validation
+    assert "epoch 2 (encoder_best.pt)</th><td>90.0 % (80.0–95.0)</td>" in validation
+
+
+def test_a_fine_tuning_has_its_curves_and_no_health(tmp_path):
+    (tmp_path / "config.yaml").write_text("freeze: false\nval_fraction: 0.1\n")
+    lines = [
+        {"step": 10 * e, "epoch": e, "train_loss": 2 / e, "val_loss": 3 / e, "val_n": 30, "val_acc1": e / 4}
+        | {"val_acc1_interval": [0.1, 0.9], "val_auc": 0.5 + e / 10}
+        for e in (1, 2, 3)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    test = {"loss": 1.5, "images": 40, "acc1": 0.6, "acc1_interval": [0.5, 0.7], "auc": None, "auc_macro": 0.75}
+    (tmp_path / "results.json").write_text(json.dumps({"best": lines[1], "test": test}))
+    text = without_heads(make_page(tmp_path))
+    assert 'id="health"' not in text and "Health" not in text
+    assert "<b>Loss</b>" in text and 'class="line dashed c0"' in text and "Accuracy on validation images" in text
+    assert "fine-tuned network</th><td>60.0 % (50.0–70.0)</td><td>0.75</td><td>1.5</td><td>40</td>" in text
+    assert "epoch 2 (the best)</th><td>50.0 % (10.0–90.0)</td><td>0.7</td><td>1.5</td><td>30</td>" in text
+    assert "0.1 of every class of train" in text and "The best epoch was chosen on these images" in text
+
+
+# What ran ----------------------------------------------------------------------------------
+
+
+def test_the_overview_says_where_when_and_how_to_continue(tmp_path):
+    folder = write_run(tmp_path / "a run")
+    status = {"state": "preempted", "step": 7, "of": 9, "reason": "SIGTERM", "time": "2026-11-29T13:05:09+0000"}
+    (folder / "status.json").write_text(json.dumps(status | {"begun": "2026-11-28T23:00:00+0000", "seconds": 7500}))
+    about = {"device": "CPU, 2 threads × 1 process", "processes": 1, "images": 20000}
+    (folder / "about.json").write_text(json.dumps(about))
+    text = without_heads(make_page(folder)).replace(" class=long", "")
+    command = f"train.py --config &#x27;{folder}/config.yaml&#x27; --output_dir &#x27;{folder}&#x27;"
+    for name, value in (
+        ("Folder", str(folder)),
+        ("State", "preempted"),
+        ("Started", "2026-11-28 23:00"),
+        ("Ended", "2026-11-29 13:05"),
+        ("Time computed", "2 h 05 min"),
+        ("Device", "CPU, 2 threads × 1 process"),
+        ("Data", "shapes"),
+        ("Images trained on", "20,000"),
+    ):
+        assert f'<th scope="row">{name}</th><td>{value}</td>' in text, name
+    assert command in text.partition("Continue with")[2].partition("</td>")[0]
+    (folder / "status.json").write_text(json.dumps(status | {"state": "finished"}))
+    (folder / "about.json").write_text("{}")
+    older = make_page(folder)
+    assert not any(
+        words in older for words in ("Continue with", "Started", "Time computed", "Device", "Images trained")
+    )
+
+
+def test_a_run_of_an_earlier_version_has_a_report():
+    for name in ("pretrain", "finetune"):
+        text = make_page(OLD_RUNS / name)
+        assert "preempted" in text and "2026-11-29" in text and "Time computed" not in text and "Traceback" not in text
+
+
+def test_every_axis_has_a_name(tmp_path):
+    text = make_page(write_run(tmp_path / "run"))
+    pictures = re.findall("<svg.*?</svg>", text)
+    assert len(pictures) > 10
+    for picture in pictures:
+        words = re.findall('<text class="tick"[^>]*>([^<]*)</text>', picture)
+        assert words[0] and not re.match(r"-?\d", words[0]) and not re.match(r"-?\d", words[-1]), picture[:300]
+    for words in ("first component, 60 % of the variance", "second component, 20 %", "eigenvalue, logarithmic"):
+        assert words in text
 
 
 # Curves ----------------------------------------------------------------------------------
@@ -294,9 +416,43 @@ def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
         report.main()
 
 
+def test_a_folder_above_runs_reports_them_all(tmp_path, monkeypatch, capsys):
+    for name in ("a/one", "a/b/two", "three"):
+        write_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "runs")])
+    report.main()
+    text = (tmp_path / "runs" / "report.html").read_text("utf-8")
+    assert "3 runs side by side" in text and all(f">{name}</th>" in text for name in ("one", "two", "three"))
+    assert "report.html, of 3 runs" in capsys.readouterr().out
+    # `runs/*` also names the report that was just written
+    several = sorted(map(str, (tmp_path / "runs").iterdir()))
+    monkeypatch.setattr(sys, "argv", ["report", *(path for path in several if not path.endswith("empty"))])
+    report.main()
+    assert "3 runs side by side" in (tmp_path / "runs" / "a" / "report.html").read_text("utf-8")
+
+
+def test_many_runs_have_a_line_each(tmp_path, monkeypatch):
+    for number in range(8):
+        write_run(tmp_path / f"run_{number}", steps=20)
+    text = page.page([run_reader.read(path) for path in run_reader.find(tmp_path)])
+    assert "<h1>8 runs</h1>" in text and text.count("20 of 400") == 8 and 'id="judged"' in text
+    assert 'id="pictures"' not in text and "data:image" not in text
+
+
+def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for given in (["photos"], ["nowhere"], ["report.html"]):
+        monkeypatch.setattr(sys, "argv", ["report", *(str(tmp_path / name) for name in given)])
+        with pytest.raises(UserError, match="no run|nor a folder in it|not a folder"):
+            report.main()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
+
+
 def test_it_runs_as_a_module_beside_the_standard_one(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "status.json").write_text("{}")
     done = subprocess.run([sys.executable, "-m", "ssl.report", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "<h1>Run run</h1>" in (folder / "report.html").read_text("utf-8")

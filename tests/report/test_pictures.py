@@ -101,6 +101,31 @@ def test_pca_is_scikit_learns_up_to_the_sign():
     assert projections.pca(torch.ones(5, 3))[1].tolist() == [0, 0]
 
 
+def test_a_map_by_neighbours_is_the_same_every_time(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) + 20 * (torch.arange(60) % 2)[:, None]
+    method, points = projections.neighbour_map(x)
+    again = projections.neighbour_map(x)
+    assert method.startswith("t-SNE") and points.shape == (60, 2) and torch.equal(points, again[1])
+    nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(1)
+    assert (nearest % 2 == torch.arange(60) % 2).all()  # two clusters stay apart
+    assert projections.neighbour_map(torch.ones(60, 8)) is None  # one point
+    assert projections.neighbour_map(x[:9]) is None and projections.neighbour_map(torch.zeros(1001, 8)) is None
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert projections.neighbour_map(x) is None
+
+
+def test_umap_is_taken_where_it_is_installed(monkeypatch):
+    asked = []
+    package = types.ModuleType("umap")
+    package.UMAP = lambda **how: asked.append(how) or types.SimpleNamespace(fit_transform=lambda x: x[:, :2])
+    monkeypatch.setitem(sys.modules, "umap", package)
+    x = torch.randn(20, 8)
+    method, points = projections.neighbour_map(x)
+    assert method == "UMAP (15 neighbours)" and asked == [{"n_neighbors": 15, "random_state": 0}]
+    assert torch.allclose(points, projections.pca(x)[0])
+
+
 def test_correlation_and_spectrum_are_numpys():
     z1, z2 = torch.randn(2, 40, 6)
     reference = np.corrcoef(z1.double(), z2.double(), rowvar=False)
@@ -167,6 +192,7 @@ def test_looking_at_a_run_leaves_its_pictures(tmp_path, labelled):
     words = page.page([run])
     assert ("Test images and their nearest" in words and f"of {count} test images" in words) == labelled
     assert ("Every second image of the set" in words and f"of {count} images" in words) == (not labelled)
+    assert said["map"]["method"] in words and len(said["map"]["x"]) == len(said["map"]["y"]) == count
     assert sum(said["spectrum"]) == pytest.approx(8, abs=1e-3)
 
 
@@ -175,7 +201,7 @@ def test_a_collapse_that_pictures_show_is_a_verdict_however_few_the_readings(tmp
     (folder / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0, "health_redundancy": 0.9}\n')
     encoder_pictures.make(folder, run_reader.read(folder))
     healthy = page.page([run_reader.read(folder)])
-    assert "No verdict was given: 1 reading is too few to judge." in healthy and "nearly one point" not in healthy
+    assert "Health was measured 1 time, which is too few to judge." in healthy and "nearly one point" not in healthy
     state = torch_file.load(folder / "checkpoint.pt")
     last = state["model"]["projector.3.weight"]
     last.copy_(last[:1].clone().expand_as(last))  # all dimensions say the same
