@@ -98,7 +98,9 @@ def _place(device: str) -> torch.device:
 
 def describe(device: torch.device, setting: str) -> str:
     """'CPU, 2 threads × 4 processes (no GPU: …)': where all processes compute. `setting` is what --device says."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
     reason = f" (no GPU: {no_gpu()})" if device.type == "cpu" and setting == "auto" else ""
     return f"{name} × {processes}{reason}"

@@ -1,4 +1,4 @@
-"""Write an encoder for other programs, and prove that they compute the same features with it.
+"""Write an encoder for other programs, and check that they compute the same features with it.
 
 `python -m ssl.export RUN_OR_FILE --to safetensors onnx`; RUN_OR_FILE is what `--init` takes. Each file is written under
 a temporary name and read by the program it is for. It gets its name only if the features of fixed images are the

@@ -62,7 +62,7 @@ def layouts(trunk: dict) -> dict:
     pycontrast = put("module.", put("encoder.", trunk) | put("head.", mlp))
     byol_names = "torchvision names with a classifier and no num_batches_tracked"
     any_head = "torchvision names with a classifier"
-    alone = ("the encoder alone", {"ours", "barlow_twins", "vicreg"})
+    alone = ("only an encoder", {"ours", "barlow_twins", "vicreg"})
     lightning_names = ("Lightning (solo-learn, lightly and others)", {"lightning"})
     return {
         "ours": (

@@ -255,7 +255,7 @@ def test_what_is_exported_is_read_again_as_init(small_run, capsys):
     assert "encoder.safetensors: identical features" in capsys.readouterr().out
     encoder = SmallResNet(4, 2)
     source = pretrained.load_encoder(encoder, small_run / "encoder.safetensors")
-    assert source.format == "the encoder alone"
+    assert source.format == "only an encoder"
     with torch.no_grad():
         assert torch.equal(encoder.eval()(images(32)), expected(small_run, images(32)))
 

@@ -156,7 +156,7 @@ FORMATS = (
     ),
     # encoder.pt of ours, resnet50.pth of Barlow Twins and of VICReg
     Format(
-        "the encoder alone",
+        "only an encoder",
         ("ours", "barlow_twins", "vicreg"),
         (None, "state_dict", "model"),
         ("",),
@@ -177,7 +177,7 @@ def recognise(
 ) -> tuple[Format, dict[str, Tensor], list[str]]:
     """(format, weights under the encoder's names, names that were left out) of the `content` of the file at `path`.
 
-    `own` are the names of the encoder's weights: a file with exactly these is the encoder alone. Raises `UserError`
+    `own` are the names of the encoder's weights: a file with exactly these holds only an encoder. Raises `UserError`
     where the file holds no weights, is not of `kind`, or has names that its format does not know.
     """
     forms = [ALONE] if own and isinstance(content, dict) and set(content) == set(own) else FORMATS

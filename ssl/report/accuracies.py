@@ -125,9 +125,9 @@ def _mean(mean: dict) -> dict[str, str]:
         if name == "auc" and not found:
             column, found = "AUC, mean of classes", _inner(mean, "auc_macro")
         pair = [value for value in (found.get("mean"), found.get("std")) if finite(value)]
-        if name in SHARES:
+        if pair and name in SHARES:
             cells[column] = " ± ".join(f"{100 * value:.1f}" for value in pair) + " %"
-        else:
+        elif pair:
             cells[column] = " ± ".join(f"{value:.4f}" for value in pair)
     return cells
 

@@ -192,7 +192,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             name, equals, value = argument.partition("=")
             meant = "" if not equals else f"; write --{name} {value}" if name in kinds else hint(name, kinds)
             raise UserError(
-                f"command line: {argument!r} has no place; settings are written --key value (see --help){meant}"
+                f"command line: {argument!r} is not a setting; settings are written --key value (see --help){meant}"
             )
         key, equals, text = argument[2:].partition("=")
         key = key.replace("-", "_")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssl.console import say
+from ssl.console import counted, say
 from ssl.distributed import gather_rows, is_main, world_size
 from ssl.training import feature_spread, health_rules
 from ssl.training.log import Metrics
@@ -213,10 +213,10 @@ class Health:
     def sum_up(self) -> None:
         """Print the last lines of a run."""
         if self.every:
-            found = f"{len(self.holding) or 'no'} rule{'s hold' if len(self.holding) > 1 else ' holds'}"
+            found = f"{counted(len(self.holding), 'thing')} wrong" if self.holding else "nothing wrong"
             if not self.holding and self.count < health_rules.MEMORY:
                 found = "too few readings to judge"
-            say(f"health      {found} ({self.count} reading{'s' * (self.count != 1)}; docs/health.md)")
+            say(f"health      {found} ({counted(self.count, 'reading')}; docs/health.md)")
             for name, words in self.holding.items():
                 say(f"            {name.replace('_', ' ')}: {words}")
 

@@ -1,4 +1,4 @@
-"""Receive requests to stop a run, by a signal or the file `stop` in the run folder. All ranks stop at the same step.
+"""Receive requests to stop a run: signals, or a file named `stop` in its folder. All ranks stop at the same step.
 
 SIGTERM, SIGUSR1, SIGINT and the file all mean: finish this step, save, leave. A thread receives the signals: the main
 thread may wait inside a collective, where Python runs no signal handlers.
@@ -82,7 +82,7 @@ class StopRequests:
         if number == STOP_FILE:
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)
-            return "the file `stop`"
+            return "the file named stop"
         return signal.Signals(number).name if number else None
 
 

@@ -62,7 +62,7 @@ def test_the_published_layouts_are_taken(real_data, width):
     described = json.loads((real_data / "ckpt_layouts" / f"{width}.json").read_text())
     expected = {
         "torchvision_supervised": "torchvision names with a classifier",
-        "barlowtwins_resnet50_pth": "the encoder alone",
+        "barlowtwins_resnet50_pth": "only an encoder",
         "barlowtwins_checkpoint_pth": "Barlow Twins' checkpoint.pth",
         "moco_v2": "MoCo v2",
         "swav_pretrain": "SwAV",

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -105,6 +106,59 @@ def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path):
     assert not list(tmp_path.glob("*partial*"))
 
 
+# A start that fails
+
+
+def test_a_failed_start_removes_the_folders_that_it_made(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "mine", 2)
+    for name in ("config.yaml", "about.json", "trained_on.pt"):
+        (run.folder / name).write_text("{}")
+    run.failed("a misspelt setting")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("held", ["the folder", "a file of the user", "a checkpoint", "a save that goes on", "a run"])
+def test_a_failed_start_leaves_what_is_of_value(tmp_path, held):
+    folder = tmp_path / "run"
+    if held == "a run":
+        before = RunFolder(folder, 2)
+        save(before, 3)
+        before.lock.close()
+    elif held == "the folder":
+        folder.mkdir()
+    run = RunFolder(folder, 2)
+    if held == "a file of the user":
+        (folder / "notes.txt").write_text("mine")
+    elif held in ("a checkpoint", "a save that goes on"):
+        run.begin(0, 9)
+        save(run, 0, wait=held == "a checkpoint")
+    content = {path.name for path in folder.iterdir()} - {"status.json"}
+    run.failed("a reason")
+    run.settle()
+    assert content <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "status.json").read_text())["reason"] == "a reason"
+
+
+def test_who_waits_for_a_start_that_fails_locks_a_folder_of_its_own(tmp_path):
+    """The lock that it waited for is of a file that is no longer there: it would keep nobody out."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = lock.lock(folder / "lock")
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    opened = Path(f"/proc/{waiting.pid}/fd")
+    while not any(os.path.samefile(path, folder / "lock") for path in opened.iterdir() if path.exists()):
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    shutil.rmtree(folder)
+    held.close()
+    assert waiting.stdout.readline() == "held\n"
+    assert (folder / "lock").read_text().startswith(f"process {waiting.pid} ")
+    waiting.kill()
+    waiting.wait()
+
+
 # Status
 
 
@@ -118,11 +172,22 @@ def test_status_follows_the_run(run):
     assert (said()["state"], said()["step"], said()["saved_step"]) == ("running", 4, 4)
     run.end("preempted", "SIGTERM")
     assert (said()["state"], said()["reason"], said()["pid"]) == ("preempted", "SIGTERM", os.getpid())
+    begun, seconds = said()["begun"], said()["seconds"]
     again = RunFolder(run.folder, 2)
     assert (said()["state"], said()["step"], said()["saved_step"]) == ("running", 4, 4)  # until it is known better
     again.failed("first")
     again.failed("second")
     assert (said()["state"], said()["reason"], said()["saved_step"]) == ("failed", "first", 4)
+    assert said()["begun"] == begun and said()["seconds"] >= seconds > 0  # of both processes
+    again.begin(0, 10)
+    assert said()["seconds"] < 60
+
+
+def test_when_a_run_of_an_earlier_version_began_is_not_known(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "preempted", "step": 5}')
+    RunFolder(tmp_path, 2).begin(5, 10)
+    said = json.loads((tmp_path / "status.json").read_text())
+    assert (said["begun"], said["seconds"]) == (None, None)
 
 
 def test_a_killed_run_is_told_from_one_that_runs(tmp_path):

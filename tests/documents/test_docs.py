@@ -151,7 +151,7 @@ def is_there(name: str) -> bool:
         ("train.py ssl_model.val_batch_size=512", "here is no such setting, it changes no number"),
         (
             "train.py dataset=SVHN",
-            "'dataset=SVHN' has no place; settings are written --key value (see --help); write --dataset SVHN",
+            "'dataset=SVHN' is not a setting; settings are written --key value (see --help); write --dataset SVHN",
         ),
         ("train.py --random_state 1", "here that is 'seed', see"),
         ("train.py --proj_input_dim 512", "here that is 'projector', see"),

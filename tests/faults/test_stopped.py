@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from running import options
+from running import options, tiny
+from terminal import interrupt
 
+from ssl import files
 from ssl.checkpoints import torch_file
 from ssl.faultcheck.small_run import TRAIN, SmallRun, descendants, gone, kill, ranks
 
@@ -93,7 +96,7 @@ def test_the_file_stop_is_a_signal_too(new_run, undisturbed, altered, processes)
     (run.folder / "stop").touch()
     assert run.finish(process) == (EX_TEMPFAIL if processes == 1 else 0)
     status = run.status()
-    assert (status["state"], status["reason"]) == ("preempted", "the file `stop`")
+    assert (status["state"], status["reason"]) == ("preempted", "the file named stop")
     assert status["saved_step"] == status["step"] < 48 and not (run.folder / "stop").exists()
     run.script = TRAIN
     run.finished()
@@ -140,17 +143,22 @@ def test_to_run_a_finished_run_again_changes_nothing(new_run):
     assert run.status() | {"state": "finished", "step": 16, "saved_step": 16} == run.status()
 
 
+def labelled(images: Path, folder: Path) -> Path:
+    """`folder` with the images in two classes."""
+    for i, path in enumerate(sorted(images.iterdir())):
+        target = folder / "ab"[i % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    return folder
+
+
 @pytest.mark.parametrize("launcher, number", [([], signal.SIGINT), (["torchrun"], signal.SIGTERM)])
 def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, number):
     """It has no state: nothing half written, nobody left."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher else []
     (tmp_path / "results.json").write_text("{}")
-    images = undisturbed(1).images
-    for i, path in enumerate(sorted(images.iterdir())):
-        target = tmp_path / "data" / "ab"[i % 2] / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path)
+    labelled(undisturbed(1).images, tmp_path / "data")
     command = [
         sys.executable,
         *torchrun,
@@ -173,3 +181,23 @@ def test_judging_can_be_interrupted(undisturbed, tmp_path, chance, launcher, num
     gone(everybody)
     assert (tmp_path / "results.json").read_text() == "{}"
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def test_ctrl_c_on_a_terminal_leaves_whole_lines(images, altered, tmp_path):
+    words = tiny(data_dir=images, output_dir=tmp_path / "run", epochs=500, max_steps=500)
+    code, screen = interrupt([str(altered(slowly=True)), *words], r"[1-9]\d*/500", tmp_path)
+    assert code == EX_TEMPFAIL and files.json_object(tmp_path / "run" / "status.json")["reason"] == "SIGINT"
+    assert not [line for line in screen if "^" in line]
+    said = screen.index("SIGINT: the run ends after the next step and saves; again: at once")
+    stopped = next(i for i, line in enumerate(screen) if line.startswith("stopped by SIGINT at step"))
+    assert said < stopped and screen[-1] == "" and all("step/s" not in line for line in screen[stopped:])
+
+
+def test_ctrl_c_in_an_evaluation_is_one_line(undisturbed, tmp_path):
+    data = labelled(undisturbed(1).images, tmp_path / "data")
+    words = options(model_path=undisturbed(1).folder, data_dir=data, output_dir=tmp_path / "new", protocol="linear")
+    words += options(linear_epochs=10**6, linear_batch=8, workers=1)
+    code, screen = interrupt([str(TRAIN.with_name("evaluate.py")), *words], "linear  loss", tmp_path)
+    assert code == -signal.SIGINT and screen[-2:] == ["evaluate.py: interrupted", ""]
+    assert not [line for line in screen if "^" in line or "Traceback" in line]
+    assert not (tmp_path / "new").exists()

@@ -89,7 +89,7 @@ def test_chromium_finds_a_page_that_is_whole_safe_and_readable(hostile, width, d
     assert found["least"]["ratio"] >= 4.5, found["least"]
     assert found["line"] >= 3
     assert found["tick"] >= 8, "numbers at the axes are too small to read"
-    assert found["widest"] <= 640, "a curve fills the whole screen"
+    assert found["widest"] <= 640 or width < 832, "a curve fills the whole screen"
     assert found["cut"] == 0 or width > 800, "columns of a table are out of sight"
     assert found["first"] == "skip" and found["jumps"] == found["dead"] == 0
     assert found["images"] == 6 and found["broken"] == found["unnamed"] == 0
@@ -444,7 +444,7 @@ def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path, monke
     (tmp_path / "photos").mkdir()
     for given in (["photos"], ["nowhere"], ["report.html"]):
         monkeypatch.setattr(sys, "argv", ["report", *(str(tmp_path / name) for name in given)])
-        with pytest.raises(UserError, match="no run|nor a folder in it|not a folder"):
+        with pytest.raises(UserError, match=r"no run|nor a folder in it|not a folder"):
             report.main()
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 

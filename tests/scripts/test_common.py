@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from running import ROOT, run
 
 import evaluate
@@ -34,6 +36,18 @@ def test_the_demo_leaves_the_promised_table(tmp_path):
             assert 0 < low < row[judge] < high < 1
     for words in ("raw pixels", "untrained encoder", "trained encoder", "linear probe", "k-NN"):
         assert words in done.stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("script", ["train.py", "finetune.py", "evaluate.py"])
+def test_a_start_that_fails_leaves_no_folder(tmp_path, script, processes):
+    settings = {"data_dir": tmp_path / "misspelt", "output_dir": tmp_path / "runs" / "mine"}
+    if script == "evaluate.py":
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+        settings |= {"model_path": tmp_path / "weights.pth", "encoder": "resnet18"}
+    done = run(script, processes=processes, check=False, **settings)
+    assert done.returncode and "misspelt" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_is_a_manual():

@@ -46,7 +46,7 @@ def test_judging_takes_gpus_too(trained, judged, tmp_path):
     done = run(
         "evaluate.py", gpus=2, batch_size=256, model_path=trained, device="cpu", protocol="knn", output_dir=tmp_path
     )
-    assert re.search(r"^device      CPU, \d+ threads × 2 processes", done.stdout, re.M)
+    assert re.search(r"^device      CPU, \d+ threads? × 2 processes", done.stdout, re.M)
     assert json.loads((tmp_path / "results.json").read_text())["knn"] == judged[0]["knn"]
     done = run("evaluate.py", gpus=2, features=trained, check=False)
     assert "one process judges a features file" in done.stderr

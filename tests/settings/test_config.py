@@ -118,7 +118,7 @@ def test_words_that_yaml_would_turn_into_something_else_stay_words(tmp_path, tex
         (["--kwargs", "3"], "command line: kwargs: 3 is not a mapping like {key: value}"),
         (["--epochs"], "command line: --epochs needs a value"),
         (["--epochs", "1", "--epochs", "2"], "command line: --epochs is given twice"),
-        (["epochs", "1"], "command line: 'epochs' has no place; settings are written --key value (see --help)"),
+        (["epochs", "1"], "command line: 'epochs' is not a setting; settings are written --key value (see --help)"),
         (["--ep", "3"], "command line: unknown setting --ep; --help lists the settings"),
         (
             ["--scope", "1"],
@@ -136,7 +136,10 @@ def test_mistakes_on_the_command_line_are_named(arguments, expected):
         (["--n_epochs", "1"], "unknown setting --n_epochs; here that is 'epochs', see docs/from-other-projects.md"),
         (["--learning-rate-biases", "1"], "here that is 'bias_lr'"),
         (["--model.optimizer.base_lr", "1"], "here that is 'lr'"),
-        (["model.n_epochs=3"], "has no place; settings are written --key value (see --help); here that is 'epochs'"),
+        (
+            ["model.n_epochs=3"],
+            "is not a setting; settings are written --key value (see --help); here that is 'epochs'",
+        ),
         (["epochs=3"], "see --help); write --epochs 3"),
         (["--n_cpus", "1"], "--n_cpus; here that is 'workers' of train.py and evaluate.py and finetune.py, see"),
         (["--workers", "1"], "--workers; it is a setting of train.py and evaluate.py and finetune.py"),

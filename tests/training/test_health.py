@@ -252,10 +252,10 @@ def test_a_collapsed_loop_is_called_that_and_keeps_no_best_encoder(tmp_path, cap
     assert any(best) and not control.health.note()
     capsys.readouterr()
     control.health.sum_up()
-    assert "no rule holds (20 readings" in capsys.readouterr().out
+    assert "nothing wrong (20 readings" in capsys.readouterr().out
     watched.health.sum_up()
     first, *others = capsys.readouterr().out.splitlines()
-    assert f"{len(others)} rules hold (20 readings" in first and len(others) == len(watched.health.holding)
+    assert f"{len(others)} things wrong (20 readings" in first and len(others) == len(watched.health.holding)
     assert any(line.strip().startswith("dimensional collapse: embeddings use 0 of 8") for line in others)
 
 
@@ -294,7 +294,7 @@ def test_a_run_has_twenty_readings_or_one_each_hundred_steps(steps, every):
 
 
 def test_too_few_readings_are_not_called_healthy(tmp_path, capsys):
-    for collapse, words in ((False, "too few readings to judge (2 readings"), (True, "1 rule holds (2 readings")):
+    for collapse, words in ((False, "too few readings to judge (2 readings"), (True, "1 thing wrong (2 readings")):
         watched = Watched(tmp_path, collapse=collapse)
         for number in (1, 2):
             watched.step(number)

@@ -78,7 +78,7 @@ def test_the_file_stop_is_a_request_and_an_old_one_is_not(tmp_path):
     process = start(LOOP, tmp_path)
     assert not (tmp_path / "stop").exists()
     (tmp_path / "stop").touch()
-    assert process.communicate(timeout=300)[0] == "asked by the file `stop`\n" and process.returncode == 0
+    assert process.communicate(timeout=300)[0] == "asked by the file named stop\n" and process.returncode == 0
     assert not (tmp_path / "stop").exists()
 
 
