@@ -419,7 +419,7 @@ def begin_with(settings: Settings, origin: dict[str, str]) -> tuple[dict[Path, d
     check(settings)
     device = start(settings)
     home = first.parent if len(models) == 1 else Path(settings.model_path)
-    settle_threads(run_folder.threads_of(home) or run_folder.threads_of(home.parent))  # home may be one of several runs
+    settle_threads(about.threads_of(home) or about.threads_of(home.parent))  # home may be one of several runs
     introduce.tell_model(models, settings, device)
     return models, home, device
 
