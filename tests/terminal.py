@@ -5,6 +5,7 @@ import pty
 import re
 import signal
 import struct
+import subprocess
 import sys
 import termios
 from fcntl import ioctl
@@ -14,31 +15,34 @@ COLUMNS = 100
 
 
 def interrupt(command: list[str], seen: str, folder: Path) -> tuple[int, list[str]]:
-    """Run `python command` in `folder` on a terminal, and press Ctrl-C when `seen` stands there.
+    """Run `python command` in `folder` on a terminal, and press Ctrl-C when `seen`, a pattern, stands there.
 
     Returns the exit status (negative: the signal) and the lines of the screen.
     """
-    process, terminal = pty.fork()
-    if process == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-        os.chdir(folder)
-        os.execv(sys.executable, [sys.executable, *command])
+    leader, terminal = pty.fork()
+    if leader == 0:
+        _lead([sys.executable, *command], folder)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    written, pressed = b"", False
-    while True:
-        try:
-            part = os.read(terminal, 4096)
-        except OSError:  # the last process has left the terminal
-            break
-        if not part:
-            break
-        written += part
-        if not pressed and re.search(seen.encode(), written):
+    written, pressed = "", False
+    while not (ended := re.search(r"ended (-?\d+)\r\n", written)):
+        written += os.read(terminal, 4096).decode("utf-8", "replace")
+        if not pressed and re.search(seen, written):
             os.write(terminal, b"\x03")
             pressed = True
-    _, status = os.waitpid(process, 0)
     os.close(terminal)
-    return os.waitstatus_to_exitcode(status), screen(written.decode("utf-8", "replace"))
+    os.waitpid(leader, 0)
+    return int(ended[1]), screen(written[: ended.start()])
+
+
+def _lead(command: list[str], folder: Path) -> None:
+    """What a shell does: it starts the command, and stays when that ends. If it left, the last words could be lost."""
+    try:
+        signal.signal(signal.SIGINT, lambda *_: None)  # a command that it starts has the default again
+        code = subprocess.Popen(command, cwd=folder).wait()
+        print(f"ended {code}", flush=True)
+        os.read(0, 1)  # until the terminal is closed
+    finally:
+        os._exit(0)
 
 
 def screen(text: str) -> list[str]:
