@@ -23,15 +23,15 @@ def interrupt(command: list[str], seen: str, folder: Path) -> tuple[int, list[st
     if leader == 0:
         _lead([sys.executable, *command], folder)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    written, pressed = "", False
-    while not (ended := re.search(r"ended (-?\d+)\r\n", written)):
-        written += os.read(terminal, 4096).decode("utf-8", "replace")
-        if not pressed and re.search(seen, written):
+    written, pressed = b"", False
+    while not (ended := re.search(rb"ended (-?\d+)\r\n", written)):
+        written += os.read(terminal, 4096)
+        if not pressed and re.search(seen.encode(), written):
             os.write(terminal, b"\x03")
             pressed = True
     os.close(terminal)
     os.waitpid(leader, 0)
-    return int(ended[1]), screen(written[: ended.start()])
+    return int(ended[1]), screen(written[: ended.start()].decode("utf-8", "replace"))
 
 
 def _lead(command: list[str], folder: Path) -> None:
