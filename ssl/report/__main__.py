@@ -19,6 +19,8 @@ from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
 from ssl.report import encoder_pictures, page
 
+MOST = 200  # runs of a report
+
 
 def main() -> None:
     parser = argument_parser("ssl.report", __doc__)
@@ -30,8 +32,7 @@ def main() -> None:
     given = [path for path in options.runs if path.name != "report.html"]  # `runs/*` names an earlier report, too
     folders = find(given)
     if options.pictures:
-        for folder in folders:
-            encoder_pictures.make(folder, run_reader.read(folder))
+        make_pictures(folders, given)
     path = options.output or given[0] / "report.html"
     text = page.page([run_reader.read(folder) for folder in folders])
     try:
@@ -56,7 +57,21 @@ def find(given: list[Path]) -> list[Path]:
         found |= dict.fromkeys(runs)
     if not found:
         raise UserError("report.html is no run folder; pass the output_dir of train.py or finetune.py")
+    if len(found) > MOST:
+        say(f"*** {len(found)} runs: the report has the {MOST} that changed last ***")
+        found = dict.fromkeys(sorted(found, key=lambda folder: folder.stat().st_mtime)[-MOST:])
     return list(found)
+
+
+def make_pictures(folders: list[Path], given: list[Path]) -> None:
+    """Make the pictures of each run. What cannot be made stops the command only for a run that was named itself."""
+    for folder in folders:
+        try:
+            encoder_pictures.make(folder, run_reader.read(folder))
+        except UserError as error:
+            if folder in given:
+                raise
+            say(f"*** no pictures of {folder}: {error} ***")
 
 
 if __name__ == "__main__":

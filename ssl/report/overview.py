@@ -8,6 +8,7 @@ from ssl.report.markup import note, number, table, text
 from ssl.settings.command import command
 
 MOST_COLUMNS = 6  # runs that stand side by side; more have a line each
+IN_A_LINE = ("Folder", "Script", "State", "Step", "Data", "Encoder", "Started", "Time computed", "Last loss")
 
 
 def overview(runs: list[Run]) -> str:
@@ -24,16 +25,15 @@ def overview(runs: list[Run]) -> str:
     return found + "".join(map(_notes, runs))
 
 
-IN_A_LINE = ("Folder", "Script", "State", "Step", "Data", "Encoder", "Started", "Time computed", "Last loss")
-
-
 def _facts(run: Run) -> dict[str, str]:
     """{what: HTML} of all that the folder tells."""
     settings, status, about = run.settings, run.status, run.about
     last = {name: points[-1][1] for name, points in run.curves.items()}
     script = "finetune.py" if run.fine_tuned else f"train.py, {settings.get('method')}" if settings else None
     at = f"{status['step']} of {status.get('of', '?')}" if "step" in status else None
-    best = f"step {run.best.get('step')}, by {run.best.get('chosen_by')}" if run.best else None
+    chosen_by = str(run.best.get("chosen_by")).replace("linear_acc1", "the probe on validation images")
+    best = f"step {run.best.get('step')}, by {chosen_by}" if run.best else None
+    ended = "Ended" if status.get("state") in ("finished", "failed", "preempted") else "Last sign"
     loss = last.get("loss", last.get("train_loss"))
     found = {
         "Folder": os.path.abspath(run.name),
@@ -41,9 +41,7 @@ def _facts(run: Run) -> dict[str, str]:
         "State": run.state,
         "Step": at,
         "Started": _date(status.get("begun")),
-        "Ended" if status.get("state") in ("finished", "failed", "preempted") else "Last sign": _date(
-            status.get("time")
-        ),
+        ended: _date(status.get("time")),
         "Time computed": _duration(status.get("seconds")),
         "Device": about.get("device"),
         "Processes": about.get("processes") if "device" not in about else None,

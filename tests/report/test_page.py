@@ -440,6 +440,16 @@ def test_many_runs_have_a_line_each(tmp_path, monkeypatch):
     assert 'id="pictures"' not in text and "data:image" not in text
 
 
+def test_of_very_many_runs_the_newest_are_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "MOST", 2)
+    for age, name in enumerate("cab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}")
+        os.utime(tmp_path / name, (10**9 - age, 10**9 - age))
+    assert [path.name for path in report.find([tmp_path])] == ["a", "c"]
+    assert "3 runs: the report has the 2 that changed last" in capsys.readouterr().out
+
+
 def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     for given in (["photos"], ["nowhere"], ["report.html"]):
