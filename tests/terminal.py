@@ -39,7 +39,7 @@ def _lead(command: list[str], folder: Path) -> None:
     try:
         signal.signal(signal.SIGINT, lambda *_: None)  # a command that it starts has the default again
         code = subprocess.Popen(command, cwd=folder).wait()
-        print(f"ended {code}", flush=True)
+        os.write(1, f"ended {code}\n".encode())
         os.read(0, 1)  # until the terminal is closed
     finally:
         os._exit(0)
