@@ -91,26 +91,24 @@ def _maps(run: Run, of: str) -> list[str]:
     both = f"two components hold {100 * sum(shares):.0f} % of the variance"
     labels = [f"{which} component" for which in ("first", "second")]
     labels = [f"{label}, {100 * share:.0f} % of the variance" for label, share in zip(labels, shares)] or labels
-    maps = [_map(run, found, f"{of}PCA of the features of {{}} {images}; {both}", labels)]
+    maps = [_map(run, found, f"{of}PCA", f"{images}; {both}", labels)]
     more = found.get("map")
     if isinstance(more, dict):
-        name = more.get("method")
-        caption = (
-            f"{of}{name} of the features of {{}} {images}: points that are near are alike; "
-            "distances between groups, and their sizes, say little"
-        )
-        maps.append(_map(run, more, caption, [f"{name}, {which} axis (no unit)" for which in ("first", "second")]))
+        method = words(more.get("method"))
+        about = f"{images}: points that are near are alike; distances between groups, and their sizes, say little"
+        labels = [f"{method}, {which} axis (no unit)" for which in ("first", "second")]
+        maps.append(_map(run, more, of + method, about, labels))
     return maps
 
 
-def _map(run: Run, places: dict, caption: str, labels: list[str]) -> str:
-    """Points at the `places` x and y, in the colours of their classes."""
+def _map(run: Run, places: dict, method: str, about: str, labels: list[str]) -> str:
+    """Points at the `places` x and y, in the colours of their classes. `labels`: of the axes."""
     xs, ys = numbers(places.get("x")), numbers(places.get("y"))
     if not xs or len(xs) != len(ys) or len(labels) != 2:
         return ""
     of_images, classes = (v if isinstance(v := run.projection.get(k), list) else [] for k in ("labels", "classes"))
     groups = [v if isinstance(v, int) and 0 <= v < 10**6 else -1 for v in (of_images + [-1] * len(xs))[: len(xs)]]
-    caption = caption.format(len(xs))
+    caption = f"{method} of the features of {len(xs)} {about}"
     drawn = svg.scatter(list(zip(xs, ys)), groups, caption, (labels[0], labels[1]))
     return figure(text(caption), f'{drawn}<p class="soft keys">{_key_of(classes)}</p>')
 

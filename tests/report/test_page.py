@@ -18,7 +18,7 @@ from ssl.report import markup, page, svg, view_page
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed here")
 OLD_RUNS = Path(__file__).resolve().parents[1] / "old_runs"
-EVIL = "</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&\x1b[2J"
+EVIL = "{0}{x}</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&\x1b[2J"
 
 
 def write_run(folder, word="shapes", steps=300):
@@ -26,9 +26,11 @@ def write_run(folder, word="shapes", steps=300):
     folder.mkdir(parents=True)
     quoted = json.dumps(word)
     (folder / "config.yaml").write_text(f"method: barlow_twins\ndataset: {quoted}\nlr: 0.2\nepochs: {steps}\n")
-    about = {"origin": {"dataset": word, "lr": "default"}, "global_batch": 128, "processes": 2}
+    about = {"origin": {"dataset": word, "lr": "default"}, "global_batch": 128, "processes": 2, "device": word}
     (folder / "about.json").write_text(json.dumps(about))
-    (folder / "status.json").write_text(json.dumps({"state": "failed", "step": steps, "of": 400, "reason": word}))
+    (folder / "status.json").write_text(
+        json.dumps({"state": "failed", "step": steps, "of": 400, "reason": word, "begun": word})
+    )
     (folder / "best.json").write_text(json.dumps({"step": 9, "epoch": 1, "chosen_by": word, "value": 0.5}))
     lines = [
         {"epoch": s / 10, "step": s, "loss": 1000 / (s + 1), "samples_per_second": 300.0 + s % 7, "data_wait": 0.01}
@@ -47,6 +49,7 @@ def write_run(folder, word="shapes", steps=300):
         "labels": [i % 3 for i in range(40)],
         "explained": [0.6, 0.2],
         "classes": [word, "b", "c"],
+        "map": {"method": word, "x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 0.0]},
         "spectrum": [4.0, 2.0, 1.0, 0.1],
     }
     (folder / "pictures.json").write_text(json.dumps(looks))
