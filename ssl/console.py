@@ -60,7 +60,7 @@ def _close_bars(reason: str) -> None:
     """Leave what the bars show as whole lines. `reason`, why the script fails, is printed after them."""
     for bar in _bars:
         with contextlib.suppress(OSError, ValueError):
-            if not bar.disable:
+            if not bar.disable and on_terminal():
                 sys.stderr.write(CLEARED)  # the ^C, which stands behind the bar
             bar.close()
 
