@@ -18,7 +18,7 @@ from ssl.report import markup, page, svg, view_page
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed here")
 OLD_RUNS = Path(__file__).resolve().parents[1] / "old_runs"
-EVIL = "{0}{x}</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&\x1b[2J"
+EVIL = "</title></svg></script><script>parent.owned=1</script><img src=/stolen onerror=parent.owned=1>\"'&{0}{x}\x1b[2J"
 
 
 def write_run(folder, word="shapes", steps=300):
