@@ -452,7 +452,10 @@ def test_two_processes_train_on_an_array_as_one(tmp_path):
     "settings, expected",
     [
         ({"mean": "[0.5, 0.5, 0.5]"}, "mean: expected 2 values, one a channel of array, got"),
-        ({"encoder": "torchvision.models.SqueezeNet", "encoder_kwargs": "{}"}, "cannot read a (1, 2, 32, 32) image"),
+        (
+            {"encoder": "torch.nn.Conv2d", "encoder_kwargs": "{in_channels: 3, out_channels: 8, kernel_size: 3}"},
+            "cannot read a (1, 2, 32, 32) image",
+        ),
         ({"dataset": "folder"}, "is not a folder (it is a file)"),
     ],
 )
