@@ -34,12 +34,12 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import checks, feature_origin, feature_table, features, fixed_head, inference, npz, probes, results
+from ssl.evaluation import checks, feature_origin, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
 from ssl.files import make_folder
-from ssl.report import duplicates_page
+from ssl.report import feature_files
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.settings.kinds import coerce
@@ -97,7 +97,8 @@ def main() -> None:
     protocols = settings.protocol
     if "all" in protocols:
         protocols = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
-    if settings.near_duplicates is not None and origin["protocol"] == "default":
+    files_only = settings.near_duplicates is not None or (settings.features and settings.csv_features)
+    if files_only and origin["protocol"] == "default":
         protocols = [] if settings.features else ["features"]
     checks.check(settings, protocols, origin)
     if settings.features:
@@ -160,7 +161,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     distributed.leave()
 
     if is_main() and "features" in protocols:
-        use_features(features.load(folder), settings, folder, device, images)
+        feature_files.write(features.load(folder), settings, folder, device, images)
     if is_main() and set(protocols) != {"features"}:
         about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
         found["of"] = about | results.about_protocols(settings, protocols)
@@ -187,7 +188,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
     say(f"features    {settings.features}: {counts}, {found.width} a sample, {len(found.classes) or 'no'} classes")
     feature_origin.require(found, settings)
-    use_features(found, settings, folder, device)
+    feature_files.write(found, settings, folder, device)
     if not protocols:
         return
 
@@ -199,20 +200,6 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
     next_steps.after_judging(found.settings.get("model_path"), {name: found.settings.get(name) for name in DATA})
-
-
-def use_features(
-    found: features.Features, settings: Settings, folder: Path, device: torch.device, images: dict | None = None
-) -> None:
-    """Write what the settings want of features: features.npz, features.csv, near duplicates with their `images`."""
-    if settings.npz:
-        npz.write(found, folder / "features.npz")
-        say(f"features    {folder / 'features.npz'}")
-    if settings.csv_features:
-        feature_table.write(found, folder / "features.csv")
-        say(f"features    {folder / 'features.csv'}")
-    if settings.near_duplicates is not None:
-        duplicates_page.write(found, settings.near_duplicates, device, images, folder)
 
 
 # Settings -----------------------------------------------------------------------------

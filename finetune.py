@@ -115,10 +115,7 @@ def main() -> None:
         return predict_only(settings, origin)
     if settings.test_only:
         return test_only(settings, origin)
-    if settings.init is None and settings.method == "baseline":
-        settings.init = "imagenet"
-    if settings.init:
-        inherit.take_settings(settings, origin)
+    inherit.take_settings(settings, origin)
     check(settings)
     device = start(settings)
 
@@ -267,6 +264,7 @@ def end_epoch(settings: Settings, trial: "Trial", fit: Fit, session: FitSession,
             "seed": trial.seed,
             "settings": dataclasses.asdict(settings),
             "best": epoch,
+            "whole": trial.val.resident is not None,  # how --predict shows images
         }
         best_model.write_best(trial.folder, fit.best)
     session.save_if_due(fit)
@@ -461,7 +459,7 @@ def predict_only(settings: Settings, origin: dict[str, str]) -> None:
     best_model.require_as_trained(settings, images, best["settings"], path)
     file = predictions.new_file(settings.output_dir or home / f"predict_{Path(settings.csv or settings.data_dir).name}")
     model = load_model(settings, best, path, images.channels, device).eval()
-    predict.write(model, images, best["classes"], settings, device, copies_of(settings, best), file)
+    predict.write(model, images, best, settings, device, copies_of(settings, best), file)
     distributed.leave()
 
 

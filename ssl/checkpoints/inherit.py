@@ -46,7 +46,14 @@ def _take(settings: Any, run: dict, names: Iterable[str]) -> None:
 
 
 def take_settings(settings: Any, origin: dict[str, str]) -> None:
-    """`fill` settings, and the image size, from the run of --init, and note that in `origin`. For finetune.py."""
+    """`fill` settings, and the image size, from the run of --init, if there is one, and note that in `origin`.
+
+    For finetune.py, where --method baseline alone means --init imagenet.
+    """
+    if settings.init is None and settings.method == "baseline":
+        settings.init = "imagenet"
+    if not settings.init:
+        return
     run = pretrained.run_settings(settings.init, settings.method, settings.encoder)
     unset = [name for name, value in vars(settings).items() if value is None]
     fill(settings, run)

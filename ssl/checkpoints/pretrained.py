@@ -22,6 +22,7 @@ from ssl.errors import UserError, one_line
 # Mean and std of their images: https://github.com/lunit-io/benchmark-ssl-pathology/releases/tag/pretrained-weights
 LUNIT = re.compile(r"(bt|mocov2|swav)_rn50_ep200\.torch")
 PATHOLOGY = [0.70322989, 0.53606487, 0.66096631], [0.21716536, 0.26081574, 0.20723464]
+VIT_SIDE = 224  # pixels of the images of torchvision's published ViTs
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,32 @@ def load_encoder(encoder: nn.Module, path: str | Path, kind: Kind | None = None,
     be read, is not of `kind`, or does not hold exactly this encoder's weights. The encoder is then unchanged.
     """
     if known := published.find(path, called):
-        if called not in (None, known.encoder):
-            raise UserError(f"encoder: {known.name} is a {known.encoder}, not a {called}; leave --encoder out")
-        return _load_published(encoder, known, kind)
+        _require_fitting(encoder, known, kind, called)
+        return _load_published(encoder, known)
     path = torch_file.find_encoder(path)
     content, stand_ins = contents(path)
     return replace(take(encoder, content, path, kind), stand_ins=tuple(stand_ins))
 
 
-def _load_published(encoder: nn.Module, known: published.Published, kind: Kind | None) -> Source:
+def _require_fitting(encoder: nn.Module, known: published.Published, kind: Kind | None, called: str | None) -> None:
+    """Raise `UserError`, before a download, where published weights cannot fit."""
+    if called not in (None, known.encoder):
+        raise UserError(f"encoder: {known.name} is a {known.encoder}, not a {called}; leave --encoder out")
     if kind not in (None, known.kind):
         raise UserError(f"{known.name}: these published weights are not of {kind}; leave --init_format or --method out")
+    channels, side = input_channels(encoder, encoder.state_dict()), _side_of_vit(encoder.state_dict())
+    if channels != 3:
+        raise UserError(
+            f"{known.name}: these weights are for images of 3 channels, and yours have {channels}; begin "
+            "without weights, or make images of 3 channels"
+        )
+    if side not in (None, VIT_SIDE):
+        raise UserError(
+            f"{known.name}: these weights are for images of {VIT_SIDE} pixels, not {side}; pass --image_size {VIT_SIDE}"
+        )
+
+
+def _load_published(encoder: nn.Module, known: published.Published) -> Source:
     path = published.fetch(known)
     try:
         content, _ = contents(path)

@@ -4,6 +4,7 @@ A name stands for one file at one address. It is downloaded once, into torch.hub
 docs/checkpoints.md has the table, with the sources of the licences. A file or folder of the same name wins.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -20,6 +21,7 @@ from ssl.errors import UserError
 from ssl.sources.datasets import IMAGENET
 
 META = "https://dl.fbaipublicfiles.com"
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # of a folder or its disk
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,14 @@ def fetch(weights: Published) -> Path:
     Raises the same `UserError` on all ranks where a download fails.
     """
     path, trouble = weights.path(), None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and not path.is_file():
-        say(f"download    {weights.url}{weights.size and f' ({weights.size})'} to {path}")
-        digest = torch.hub.HASH_REGEX.search(path.name)  # torchvision's file names end with their SHA-256
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(weights.url, str(path), digest and digest[1], progress=is_main())
+            if not path.is_file():
+                _download(weights, path)
         except (OSError, RuntimeError, HTTPException) as error:
             trouble = str(error) or type(error).__name__
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                trouble += "; TORCH_HOME can name another folder"
     troubles = [found for found in gather_objects(trouble) if found]
     if troubles:
         raise UserError(
@@ -174,3 +176,10 @@ def fetch(weights: Published) -> Path:
             f"another machine, and put it here as {path}"
         )
     return path
+
+
+def _download(weights: Published, path: Path) -> None:
+    say(f"download    {weights.url}{weights.size and f' ({weights.size})'} to {path}")
+    digest = torch.hub.HASH_REGEX.search(path.name)  # torchvision's file names end with their SHA-256
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(weights.url, str(path), digest and digest[1], progress=is_main())

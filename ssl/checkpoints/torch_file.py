@@ -138,7 +138,11 @@ def find_encoder(path: str | Path) -> Path:
         for name in ("encoder.pt", "best.pt", "checkpoint.pt"):
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{path}: holds neither encoder.pt, best.pt nor checkpoint.pt; is it the output_dir of a run?")
+        name = str(path)
+        hides = f" It hides the published weights {name!r}: to use these, rename it" if name in published.NAMES else ""
+        raise UserError(
+            f"{path}: holds neither encoder.pt, best.pt nor checkpoint.pt; is it the output_dir of a run?{hides}"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file or run folder, nor published weights ({', '.join(published.NAMES)})")
     return path

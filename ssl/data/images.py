@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl.data.decode import BadImage, Range, Reduction, decode
 from ssl.data.held import Held
+from ssl.data.reduced import decode_reduced
 from ssl.data.stack import Stack
 
 
@@ -48,8 +49,8 @@ class Images:
     labels: (N,) int64, -1 for none. groups: (N,) which images belong together (of one patient, lesion or slide); None
     where that is not known. named: a table gave the names of the files, so one name is one image in any folder.
     rows: (N,) of images that were read from an array into memory: their places in it.
-    held: the content of the files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out,
-    as they cannot be read.
+    short_side: files are reduced to this short side as they are read (`decode_reduced`). held: the content of the
+    files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out, as they cannot be read.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Images:
     named: bool = False
     rows: np.ndarray | None = None
     bad: tuple[tuple[str, str], ...] = ()
+    short_side: int | None = None
     held: Held | None = None
     value_range: Range | None = None
 
@@ -79,13 +81,18 @@ class Images:
         """Image `index` as (C, H, W). `reduction` as in `decode`. Raises `BadImage`."""
         if self.held is not None:
             return self.held.pixels(index, self.paths[index], reduction)
-        if self.paths is not None:
+        if self.paths is not None and self.short_side is None:
             return decode(self.paths[index], reduction, value_range=self.value_range)
-        held = self.resident if self.stored is None else self.stored
-        pixels = held[index] if self.pool is None else self.pool[index % len(self.pool)]
+        pixels = self._whole(index)
         if reduction is not None:
             reduction(*pixels.shape[1:])  # tells the caller the size; the pixels are not reduced
         return pixels
+
+    def _whole(self, index: int) -> Tensor:
+        if self.paths is not None:
+            return decode_reduced(self.paths[index], self.short_side, self.value_range)
+        held = self.resident if self.stored is None else self.stored
+        return held[index] if self.pool is None else self.pool[index % len(self.pool)]
 
     def sample_name(self, index: int) -> str:
         """The path of a file; of an image of an array its place in the array."""

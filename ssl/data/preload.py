@@ -14,18 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torch import Tensor
 
 from ssl.console import say
 from ssl.data.cores import core_share
-from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content, decode, reduction_to
+from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content
 from ssl.data.held import Held, path_of
 from ssl.data.images import Images
 from ssl.data.memory import free_memory
+from ssl.data.reduced import reduced_size
 from ssl.distributed import gather_objects, rank, world_size
 from ssl.errors import UserError, one_line
 
@@ -40,12 +38,12 @@ def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     """
     if data.paths is None or data.resident is not None or data.held is not None:
         return data
-    began = time.monotonic()
-    table = _measure(data, size, short_side)
+    began, data = time.monotonic(), replace(data, short_side=short_side or data.short_side)
+    table = _measure(data, size)
     table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
     need = int(table.nbytes + table[:, 1].sum())
     local = int(os.environ.get("LOCAL_RANK", 0))  # the ranks of a machine have consecutive numbers
-    reduced = f", short side {short_side} pixels at most" if short_side else ""
+    reduced = f", short side {data.short_side} pixels at most" if data.short_side else ""
     say(f"preload     decoding {len(data)} images{reduced}, {need / 1e9:.2g} GB, into memory")
     fd, trouble = -1, shortage(need)
     if trouble is None and local == 0:
@@ -54,7 +52,7 @@ def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     path = gather_objects(path_of(fd))[rank() - local]
     try:
         fd = fd if local == 0 else os.open(path, os.O_RDWR)
-        _fill(mmap.mmap(fd, need), table, data, short_side)
+        _fill(mmap.mmap(fd, need), table, data)
     except (OSError, MemoryError) as error:
         trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"
     _agree(trouble)
@@ -91,11 +89,11 @@ def _created(need: int) -> tuple[int, str | None]:
         return -1, f"no memory to share can be had here ({one_line(error)}); leave --preload out"
 
 
-def _measure(data: Images, size: int, short_side: int | None) -> np.ndarray:
+def _measure(data: Images, size: int) -> np.ndarray:
     """Table (N, 4) of 0, bytes, height (0: held as a file), width, from the headers alone. Ranks share the work."""
     mine = range(rank(), len(data), world_size())
     with ThreadPoolExecutor(core_share()) as pool:
-        measured = list(pool.map(lambda index: _size(data.paths[index], size, short_side, data.value_range), mine))
+        measured = list(pool.map(lambda index: _size(data.paths[index], size, data.short_side, data.value_range), mine))
     table = np.zeros((len(data), 4), np.int64)
     for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
         table[other :: world_size(), 1:] = part
@@ -117,7 +115,7 @@ def _size(path: str, size: int, short_side: int | None, value_range: Range | Non
             if width * height > LARGEST_IMAGE:
                 return 0, 0, 0
             if short_side:
-                height, width = _reduced_size(height, width, short_side)
+                height, width = reduced_size(height, width, short_side)
             elif isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
                 return status.st_size, 0, 0
             return 3 * width * height * (1 if value_range is None else 2), height, width
@@ -125,7 +123,7 @@ def _size(path: str, size: int, short_side: int | None, value_range: Range | Non
         return 0, 0, 0
 
 
-def _fill(shared: mmap.mmap, table: np.ndarray, data: Images, short_side: int | None) -> None:
+def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
     """Write this process's share of the images, and their rows of the table. Pillow decodes outside Python's lock."""
     rows = np.frombuffer(shared, np.int64, table.size).reshape(table.shape)
     memory = np.frombuffer(shared, np.uint8)
@@ -136,7 +134,7 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images, short_side: int | 
             return
         with contextlib.suppress(BadImage):
             if height:
-                pixels = _decoded(data.paths[index], short_side, data.value_range).permute(1, 2, 0)
+                pixels = data.pixels(index).permute(1, 2, 0)
                 height, width = pixels.shape[:2]  # upright
                 held = pixels.numpy().reshape(-1).view(np.uint8)
             else:
@@ -149,33 +147,6 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images, short_side: int | 
     with ThreadPoolExecutor(core_share()) as pool:
         for _ in pool.map(read, range(local, len(data), count)):
             pass
-
-
-def _reduced_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with a short side of at most `short_side`, rounded as torchvision's Resize does."""
-    shorter = min(height, width)
-    return (height, width) if shorter <= short_side else (short_side * height // shorter, short_side * width // shorter)
-
-
-def _decoded(path: str, short_side: int | None, value_range: Range | None) -> Tensor:
-    """(3, H, W), reduced to `short_side` if it is larger. A JPEG is decoded at twice that size at least, as far as it
-    can be; antialiased bicubic does the rest."""
-    if short_side is None:
-        return decode(path, value_range=value_range)
-    full: list[int] = []
-
-    def reduction(height: int, width: int) -> int:
-        full.extend([height, width])
-        return reduction_to(min(height, width) / (2 * short_side))
-
-    pixels = decode(path, reduction, value_range=value_range)
-    size = _reduced_size(*full, short_side)
-    if pixels.shape[1:] == size:
-        return pixels
-    deep = pixels.dtype == torch.uint16
-    x = (pixels.float() if deep else pixels)[None]
-    x = F.interpolate(x, size, mode="bicubic", antialias=True)[0]
-    return x.round().clamp(0, 65535).to(torch.uint16) if deep else x
 
 
 # Does it fit? -----------------------------------------------------------------

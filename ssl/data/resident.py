@@ -28,19 +28,21 @@ def make_resident(data: Images, value_range: Range | None) -> Images:
     resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
     bad: dict[int, tuple[str, str]] = {}
 
-    def read(index: int) -> bool:
-        try:
-            pixels = data.pixels(index)
-        except BadImage as error:
-            bad[index] = error.path, error.reason
-            return True
-        if pixels.shape != first.shape:
-            return False
-        resident[index] = pixels
+    def read(rows: range) -> bool:
+        for index in rows:
+            try:
+                pixels = data.pixels(index)
+            except BadImage as error:
+                bad[index] = error.path, error.reason
+                continue
+            if pixels.shape != first.shape:
+                return False
+            resident[index] = pixels
         return True
 
+    blocks = (range(start, min(start + 256, len(data))) for start in range(0, len(data), 256))
     with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside Python's lock
-        same = all(pool.map(read, range(len(data)), chunksize=256))
+        same = all(pool.map(read, blocks))  # a block at a time: a million tasks would take gigabytes
     if not same:
         return data
     rows = None if data.stored is None else data.stored.rows

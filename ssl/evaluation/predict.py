@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,22 +24,24 @@ NAMED = 10  # unreadable images that are printed; the table has all
 def write(
     predict: Predict,
     listed: Images,
-    classes: list[str],
+    best: dict,
     settings,
     device: torch.device,
     copies: Copies | None,
     path: Path,
 ) -> None:
-    """Write a row for every image of `listed` to `path`, with the probabilities that `classify.test` finds.
+    """Write a row for every image of `listed` to `path`, with the probabilities of the model of a best.pt, `best`.
 
     All ranks call it. An image that cannot be read has a row without a prediction. Memory grows with the number of
     images only by their names, and for small images (`make_resident`). Raises `UserError` for outputs that are NaN or
     Inf, and where the file cannot be written; there is then no file.
     """
-    data = make_resident(listed, settings.value_range)
+    data, classes = _as_trained(listed, best, settings), best["classes"]
     part = "the whole of each" if data.resident is not None else "the central square of each"
     say(f"data        {len(listed)} images, {part} at {settings.image_size} px")
-    tell_values(listed)
+    if best.get("whole") and data.resident is None:
+        say("*** data     the model was chosen on small images, shown whole; these are larger or of several sizes ***")
+    tell_values(data)
     root = settings.data_dir if os.path.isdir(settings.data_dir) else os.path.dirname(settings.data_dir)
     rows = _rows(listed, dict(data.bad), _found(predict, data, settings, device, copies))
     if is_main():
@@ -54,6 +57,18 @@ def write(
     for _ in rows:  # the other ranks compute their share; rank 0 has none left
         pass
     barrier()
+
+
+def _as_trained(listed: Images, best: dict, settings) -> Images:
+    """`listed` to be shown as validation images were in the training: reduced, whole, or the central square.
+
+    Files of older versions do not say whether whole: then small images of one size are, as in a test.
+    """
+    if best.get("whole") is False:
+        data = replace(listed, value_range=settings.value_range)
+    else:
+        data = make_resident(listed, settings.value_range)
+    return replace(data, short_side=settings.short_side)
 
 
 def _found(

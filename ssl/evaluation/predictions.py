@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl.distributed import is_main
 from ssl.errors import UserError
-from ssl.files import make_folder, replacing, write_text
+from ssl.files import PARTIAL, make_folder, remove_abandoned, replacing, write_text
 
 # A spreadsheet runs a cell that begins with one of these (the wide ones in some languages). Names of files and classes
 # may be hostile.
@@ -40,10 +40,15 @@ def write_predictions(path: Path, names: Iterable[str], labels: Tensor, scores: 
 
 
 def new_file(folder: str | Path) -> Path:
-    """Make `folder`, and return where predictions.csv goes. Raises `UserError` where there is one already."""
+    """Make `folder`, and return where predictions.csv goes. Raises `UserError` where there is one already.
+
+    What a killed process left unfinished is removed.
+    """
     path = make_folder(Path(folder)) / "predictions.csv"
-    if is_main() and os.path.lexists(path):
-        raise UserError(f"output_dir: {path} is there already; name another folder with --output_dir, or remove it")
+    if is_main():
+        if os.path.lexists(path):
+            raise UserError(f"output_dir: {path} is there already; name another folder with --output_dir, or remove it")
+        remove_abandoned(path.parent.glob(f"{PARTIAL}*"))
     return path
 
 

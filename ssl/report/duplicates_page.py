@@ -20,6 +20,7 @@ from ssl.settings.kinds import coerce
 
 SHOWN = 60  # pairs across splits on the page, and as many within a split
 SIDE = 160  # pixels of a picture
+NONE = "<p>The picture cannot be read here.</p>"
 
 
 def write(
@@ -32,11 +33,17 @@ def write(
     found = near_duplicates.find(features, threshold, device)
     near_duplicates.write(found, features, folder / "near_duplicates.csv")
     page = folder / "near_duplicates.html"
-    write_text(_page(found, features, threshold, images), page)
+    html = _page(found, features, threshold, images)
+    write_text(html, page)
     where = f"{_count(found.across)} across splits, {_count(found.within)} within a split"
     more = f"; of each the {KEPT:,} highest" if max(found.across.total, found.within.total) > KEPT else ""
     say(f"duplicates  {where} have a cosine above {threshold:g}: {folder / 'near_duplicates.csv'}{more}")
     say(f"look at     {page}")
+    if missing := html.count(NONE):
+        say(
+            f"pictures    {missing} on that page cannot be read: their files are not here, or they are images of "
+            "an array. To see them leave --features out, and name encoder and images: --model_path, --data_dir"
+        )
 
 
 def _count(pairs: Pairs) -> str:
@@ -78,7 +85,7 @@ def _picture(split: str, index: int, features: Features, images: dict[str, Image
     try:
         pixels = _decoded(name, features) if images is None else images[split].pixels(index)
     except BadImage:
-        return "<p>The picture cannot be read here.</p>"
+        return NONE
     file = io.BytesIO()
     picture = tile(pixels, SIDE).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(picture).save(file, "JPEG", quality=90)

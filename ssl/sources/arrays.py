@@ -42,7 +42,7 @@ def load(data_dir: str | None, split: str, value_range: Range | None) -> Images 
     if missing:
         say_once(
             f"labels      {missing} of {len(data)} images of {path} have none (a negative number or an empty "
-            "text): they are only used for pre-training"
+            "text): judging and fine-tuning leave them out"
         )
     if is_split:
         return data if split == "unlabelled" else with_labels(data, f"the split {split!r} of {path}")

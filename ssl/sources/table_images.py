@@ -86,7 +86,7 @@ def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tu
     if labels is None:
         return [-1] * count, []
     where = f"column {settings.label_column!r} of {settings.csv}"
-    labels = values(labels, settings.label_column, "they are only used for pre-training")
+    labels = values(labels, settings.label_column, "judging and fine-tuning leave them out")
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")

@@ -98,7 +98,7 @@ def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, fre
 
 def require_as_trained(settings, data: Images, saved: dict, path: Path) -> None:
     """Raise `UserError` unless `data` is shown to the encoder as in its fine-tuning, with the settings `saved`."""
-    for name in ("encoder", "encoder_kwargs", "stem", "image_size", "mean", "std"):
+    for name in ("encoder", "encoder_kwargs", "stem", "image_size", "short_side", "mean", "std"):
         if name in saved and getattr(settings, name) != saved[name]:
             raise UserError(
                 f"{name}: {path} was trained with {saved[name]}, not {getattr(settings, name)}; leave it out"

@@ -144,7 +144,9 @@ def test_a_file_or_folder_of_the_same_name_wins(tmp_path, monkeypatch, imagenet)
     encoder, _ = build_encoder("resnet18", 64, "imagenet")
     source = pretrained.load_encoder(encoder, "imagenet", called="resnet18")
     assert source.path == Path("imagenet") and source.mean is None
-    with pytest.raises(UserError, match="dino: holds neither encoder"):
+    with pytest.raises(
+        UserError, match=r"dino: holds neither encoder.* It hides the published weights 'dino': to use these, rename it"
+    ):
         pretrained.load_encoder(encoder, "dino")
     assert not published.is_name(None) and not published.is_name("runs/mine")
 
@@ -224,6 +226,28 @@ def test_what_cannot_fit_is_refused_before_a_download(hub, monkeypatch):
         pretrained.load_encoder(encoder, "barlow_twins", called="resnet18")
     with pytest.raises(UserError, match="imagenet: these published weights are not of moco"):
         pretrained.load_encoder(encoder, "imagenet", "moco", "resnet18")
+
+
+def test_channels_and_sizes_that_cannot_fit_are_refused_before_a_download(hub, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    grey, _ = build_encoder("resnet18", 64, "imagenet", None, 1)
+    with pytest.raises(UserError, match="imagenet: these weights are for images of 3 channels, and yours have 1"):
+        pretrained.load_encoder(grey, "imagenet", called="resnet18")
+    vit, _ = build_encoder("vit_b_16", 96)
+    with pytest.raises(UserError, match="for images of 224 pixels, not 96; pass --image_size 224"):
+        pretrained.load_encoder(vit, "imagenet", called="vit_b_16")
+
+
+def test_a_folder_of_downloads_that_cannot_be_used_is_told_on_all_ranks(hub, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    gathered = []
+    monkeypatch.setattr(published, "gather_objects", lambda value: gathered.append(value) or [None, value])
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*Permission denied.*; TORCH_HOME can name another"):
+        published.fetch(published.OTHERS["dino"])
+    assert len(gathered) == 1  # the other ranks do not wait for this one
 
 
 def test_the_small_stem_does_not_fit_and_the_error_says_which(imagenet):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from ssl.augment import View
-from ssl.data import preload
+from ssl.data import images, preload
 from ssl.data.decode import BadImage, decode
 from ssl.data.images import Images
 from ssl.data.loader import plain_batches, training_batches
@@ -126,6 +127,13 @@ def test_with_a_short_side_larger_images_are_reduced_as_prepare_reduces_them(fol
             assert torch.equal(found, whole)
         kept = slice(None) if copy.suffix == ".png" else slice(2)  # a JPEG loses the fine pattern of the third
         assert (found.float() - expected.float())[kept].abs().mean() < 4  # of 255
+
+def test_images_reduced_as_they_are_read_have_the_bits_of_those_held(folder):
+    plain = load(folder)
+    held, reduced = preload.hold(plain, 32, 40), replace(plain, short_side=40)
+    assert same(batches(reduced, 2), batches(held, 0)) and not same(batches(plain, 0), batches(held, 0))
+    for (a, _, bad), (b, _, same_bad) in zip(*(plain_batches(data, 24, 4, 0, CPU) for data in (reduced, held))):
+        assert torch.equal(a, b) and bad == same_bad
 
 
 def test_a_short_side_keeps_a_value_range(tmp_path):
@@ -250,9 +258,10 @@ def test_free_memory_is_that_of_the_machine_or_a_tighter_limit(tmp_path, files, 
 
 def test_too_much_is_refused_before_anything_is_decoded_with_what_to_do(folder, monkeypatch):
     monkeypatch.setattr(preload, "free_memory", lambda *_: (500_000, "this machine"))
-    monkeypatch.setattr(preload, "decode", None)
+    data = load(folder)
+    monkeypatch.setattr(images, "decode", None)
     with pytest.raises(UserError) as raised:
-        preload.hold(load(folder), 32)
+        preload.hold(data, 32)
     for words in ("preload: the decoded images take 0.0 GB", "this machine has free", "ssl.data.prepare", "--preload"):
         assert words in str(raised.value)
 

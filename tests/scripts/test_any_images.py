@@ -246,3 +246,46 @@ def test_numbers_of_any_size_read_back_and_a_full_disk_leaves_the_old_table(tmp_
     with pytest.raises(OSError, match="No space"):
         feature_table.write(found, tmp_path / "features.csv")
     assert (tmp_path / "features.csv").read_bytes() == old and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_short_side_gives_the_features_that_are_judged(common, tmp_path, monkeypatch):
+    """Images are reduced as they are read; with another protocol they are held in memory, reduced."""
+    root, tables = draw(tmp_path / "images", *SPLITS), []
+    for more in (["--short_side", 40], ["--short_side", 40, "--protocol", "features", "knn"], []):
+        protocol = [] if "--protocol" in more else ["--protocol", "features"]
+        arguments = [*common, "--data_dir", root, *more, *protocol, "--csv_features", "--output_dir", tmp_path]
+        evaluated(monkeypatch, *arguments)
+        tables.append((tmp_path / "features.csv").read_bytes())
+    assert tables[0] == tables[1] != tables[2]
+
+
+def test_a_features_file_without_labels_becomes_a_table_and_says_which_pictures_are_missing(
+    common, tmp_path, monkeypatch, capsys
+):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 80, 3), dtype=np.uint8)
+    pixels[3] = pixels[5]
+    np.save(tmp_path / "photos.npy", pixels)
+    arguments = [*common, "--data_dir", tmp_path / "photos.npy", "--near_duplicates", "0.9", "--output_dir", tmp_path]
+    evaluated(monkeypatch, *arguments)
+    page = tmp_path / "near_duplicates.html"
+    assert "pictures    " not in capsys.readouterr().out and "data:image/jpeg;base64," in page.read_text("utf-8")
+    evaluated(monkeypatch, "--features", tmp_path, "--near_duplicates", "0.9", "--csv_features", "--device", "cpu")
+    out, html = capsys.readouterr().out, page.read_text("utf-8")
+    assert f"pictures    {html.count('cannot be read here')} on that page cannot be read" in out
+    assert "array/3" in html and "data:image" not in html
+    page.unlink()
+    (tmp_path / "features.csv").unlink()
+    evaluated(monkeypatch, "--features", tmp_path, "--csv_features", "--device", "cpu")
+    assert len(rows_of(tmp_path / "features.csv")) == 40 and not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(feature_table, "cell", lambda word: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match=r"output_dir: cannot write to .*No space left.*features\.pt is complete"):
+        evaluated(monkeypatch, "--features", tmp_path, "--csv_features", "--device", "cpu")
+
+
+def test_rows_without_a_label_are_not_said_to_be_for_pre_training(common, tmp_path, monkeypatch, capsys):
+    root, table = draw(tmp_path / "images", "1.png", "2.png"), tmp_path / "table.csv"
+    table.write_text("image,sort\n1.png,x\n2.png,\n")
+    more = ["--csv", table, "--label_column", "sort", "--protocol", "features", "--output_dir", tmp_path]
+    evaluated(monkeypatch, *common, "--data_dir", root, *more)
+    assert "rows have no 'sort' (1 empty): judging and fine-tuning leave them out" in capsys.readouterr().out
+    assert len(features.load(tmp_path).splits["all"]) == 2

@@ -145,6 +145,46 @@ def test_names_come_back_from_the_file(photos, tuned, tmp_path, monkeypatch):
     assert found == {*HOSTILE, "'=1+1.png", "'-x/@y.png", r"\udcff.png"}  # a spreadsheet runs none
 
 
+# Pixels ---------------------------------------------------------------------------------
+
+
+def changed(tuned: Path, folder: Path, whole: bool | None = None, **settings) -> Path:
+    """The best.pt of a run with other settings, and another record of how validation images were shown."""
+    best = torch_file.load(tuned / "best.pt")
+    best = best | {"whole": whole, "settings": best["settings"] | settings}
+    folder.mkdir()
+    torch_file.save(best, folder / "best.pt")
+    return folder / "best.pt"
+
+
+def test_a_short_side_is_that_of_the_training(photos, tuned, tmp_path, monkeypatch):
+    model = changed(tuned, tmp_path / "model", whole=False, short_side=40)
+    ask(photos / "test", model, tmp_path / "out", monkeypatch)
+    ask(photos / "test", tuned, tmp_path / "other", monkeypatch)
+    run("finetune.py", "--test_only", model_path=model, workers=0, data_dir=photos / "test", output_dir=tmp_path / "t")
+    assert scores(read(tmp_path / "out")) == scores(read(tmp_path / "t")) != scores(read(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"short_side: .* was trained with 40, not 60; leave it out"):
+        ask(photos, model, tmp_path / "refused", monkeypatch, short_side=60)
+
+
+def test_small_images_are_shown_as_in_the_training(images, photos, tuned, tmp_path, monkeypatch, capsys):
+    """Alone or beside larger ones: the central square, where the training had images of several sizes."""
+    assert torch_file.load(tuned / "best.pt")["whole"] is True
+    small, mixed = images / "test" / "disc", tmp_path / "mixed"
+    shutil.copytree(small, mixed)
+    shutil.copy(next(photos.rglob("*.png")), mixed / "zzz.png")
+    model = changed(tuned, tmp_path / "model", whole=False)
+    found = {}
+    for name, data, weights in (("alone", small, model), ("mixed", mixed, model), ("whole", small, tuned)):
+        ask(data, weights, tmp_path / name, monkeypatch)
+        found[name] = numbers(read(tmp_path / name))[:7]
+    assert "*** data" not in capsys.readouterr().out
+    assert torch.allclose(found["alone"], found["mixed"], rtol=0, atol=1e-6)
+    assert not torch.allclose(found["alone"], found["whole"], rtol=0, atol=1e-5)
+    ask(mixed, tuned, tmp_path / "told", monkeypatch)
+    assert "*** data     the model was chosen on small images, shown whole" in capsys.readouterr().out
+
+
 # Images that cannot be read --------------------------------------------------------------
 
 
