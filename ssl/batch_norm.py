@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl.distributed import all_gather, all_reduce, world_size
+from ssl.errors import UserError
 
 # A rank without rows says it has so many. With 0 the kernel that joins the ranks would divide by 0.
 NO_ROWS = 1e-30
@@ -57,19 +58,41 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out.to(x.dtype)
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """BatchNormAct2d of timm over the rows of all ranks: batch norm, then its own `drop` and `act`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def synchronise(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm synchronised over the ranks; unchanged on one process."""
+    """`module` with every batch norm synchronised over the ranks; unchanged on one process.
+
+    Raises `UserError` for a batch norm that computes something of its own.
+    """
     if world_size() == 1:
         return module
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        synced = SyncBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
+        options = module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        synced = _synchronised_kind(module)(*options)
         synced._parameters, synced._buffers = module._parameters, module._buffers  # the very same, frozen or not
+        synced._modules = module._modules
         return synced.train(module.training)
     for name, child in module.named_children():
         setattr(module, name, synchronise(child))
     return module
+
+
+def _synchronised_kind(norm: nn.modules.batchnorm._BatchNorm) -> type[SyncBatchNorm]:
+    plain = nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward
+    if type(norm).forward in plain:
+        return SyncBatchNorm
+    if set(norm._modules) == {"drop", "act"}:
+        return SyncBatchNormAct
+    raise UserError(
+        f"encoder: its {type(norm).__name__} is a batch norm with a forward of its own, which is not known for several "
+        "processes; run on one process, or pass --sync_bn false"
+    )
 
 
 class _Kernels(torch.autograd.Function):

@@ -144,6 +144,7 @@ def test_a_class_of_torchvision_loses_its_classifier_unless_it_is_asked_for():
     assert build_encoder(path, 32, kwargs=kwargs)[1] == 16
     assert build_encoder(path, 32, kwargs=kwargs | {"num_classes": 10})[1] == 10
     assert build_encoder(path, 32, kwargs=kwargs, channels=2)[0].conv_proj.in_channels == 2
+    assert build_encoder(path, 32, kwargs=kwargs | {"mlp_dim": 1000})[1] == 16  # a hidden layer is no classifier
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,19 @@ def test_weights_of_a_vit_of_another_size_are_refused_with_their_size():
     theirs, ours = (build_encoder("timm/vit_tiny_patch16_224", size, kwargs={"depth": 1})[0] for size in (64, 96))
     with pytest.raises(UserError, match=r"pos_embed is .* It is for images of 64 pixels; pass --image_size 64$"):
         pretrained.take(ours, theirs.state_dict(), "file")
-    assert pretrained.take(theirs, theirs.state_dict(), "file").format == "the encoder alone"
+    assert pretrained.take(theirs, theirs.state_dict(), "file").format == "only an encoder"
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["timm/rexnet_100", "timm/ghostnet_100", "timm.models.RexNet"])
+def test_a_model_of_timm_has_no_dropout_before_its_classifier_unless_it_is_asked_for(name):
+    def rates(**kwargs):
+        with torch.device("meta"):
+            encoder, _ = build_encoder(name, 64, kwargs=kwargs)
+        modules = list(encoder.modules())
+        return {m.p for m in modules if isinstance(m, nn.Dropout)} | {getattr(m, "drop_rate", 0.0) for m in modules}
+
+    assert rates() == {0.0} and 0.3 in rates(drop_rate=0.3)
 
 
 @needs_timm

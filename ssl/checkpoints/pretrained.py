@@ -123,6 +123,11 @@ def run_settings(path: str | Path, kind: Kind | None = None, called: str | None 
 def take(encoder: nn.Module, content, path: Path | str, kind: Kind | None = None) -> Source:
     """Load `content`, which was read from `path`, into `encoder`. Raises as `load_encoder`."""
     form, weights, left_out = recognise(content, path, kind, own=set(encoder.state_dict()))
+    if left_out and "ours" not in form.kinds and source_run.wrote(path):
+        raise UserError(
+            f"{path}: the encoder of this run kept its classifier ({some_of(left_out)}), as in earlier versions; pass "
+            "its --encoder, and its --encoder_kwargs with num_classes: 1000 added"
+        )
     if "0.weight" not in encoder.state_dict():
         weights = unnumbered(weights)
     fill(encoder, weights, f"{path} ({form.name})")

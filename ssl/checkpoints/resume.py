@@ -92,7 +92,10 @@ def load_state(
         for name, part in others.items():
             part.load_state_dict(state.get(name, {}))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"resume: the checkpoint does not fit this model and optimizer ({error})") from None
+        raise UserError(
+            f"resume: the checkpoint does not fit this model and optimizer ({error}); choose another --output_dir, and "
+            "--init to begin with its encoder"
+        ) from None
 
 
 def _read(run: run_folder.RunFolder, resume: str, kind: Kind) -> tuple[dict | None, Path]:

@@ -18,6 +18,12 @@ def settings_of(path: Path, content: object = None) -> dict:
     return own if isinstance(own, dict) and "encoder" in own else {}
 
 
+def wrote(path: Path | str) -> bool:
+    """Whether `path` is a file of the weights of an encoder, and nothing else, in a run folder."""
+    path = Path(path)
+    return path.name in ("encoder.pt", "encoder_best.pt") and path.with_name("config.yaml").is_file()
+
+
 def value(run: dict, name: str, kind: Any) -> Any:
     """Setting `name` of a run, of type `kind`; None where it is unset. Raises `UserError` for another type."""
     return coerce(run.get(name), kind | None, f"config.yaml of the run: {name}")

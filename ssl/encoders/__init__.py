@@ -161,7 +161,7 @@ def _from_path(path: str, image_size: int, kwargs: dict, channels: int) -> nn.Mo
         told |= dict.fromkeys({"image_size", "img_size"} & takes, image_size)
     as_it_is = "num_classes" in kwargs or "num_classes" not in takes
     if library == "timm" and not as_it_is:
-        told |= {"num_classes": 0}
+        told |= {"num_classes": 0} | dict.fromkeys({"drop_rate"} & takes, 0.0)
     encoder = built(path, cls, kwargs, told | kwargs)
     if library == "torchvision" and not as_it_is:
         encoder = with_channels(without_classifier(encoder, path), channels)

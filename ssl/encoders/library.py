@@ -69,7 +69,8 @@ def of_timm(name: str, image_size: int, kwargs: dict, channels: int) -> nn.Modul
     def make(**given) -> nn.Module:
         return timm.create_model(name, pretrained=False, checkpoint_path=None, num_classes=0, **given)
 
-    told = {"img_size": image_size} if about.fixed_input_size else {}
+    told = {"drop_rate": 0.0}  # of dropout before the classifier, as in `without_classifier`
+    told |= {"img_size": image_size} if about.fixed_input_size else {}
     told |= {"in_chans": channels} if channels != 3 else {}
     encoder = built(f"timm/{name}", make, kwargs, told | kwargs)
     patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
@@ -90,6 +91,11 @@ def built(name: str, make: Callable, kwargs: dict, arguments: dict) -> nn.Module
 
 def without_classifier(network: nn.Module, name: str) -> nn.Module:
     """`network` with `nn.Identity` in place of its last layer, which must be linear, and of dropout before it."""
+    if getattr(network, "aux_logits", False):  # googlenet, inception_v3
+        raise UserError(
+            f"encoder: {name} has further classifiers; switch them off with --encoder_kwargs '{{aux_logits: false}}', "
+            "or choose another encoder"
+        )
     *before, (last, layer) = ((n, m) for n, m in network.named_modules() if not any(m.children()))
     if not isinstance(layer, nn.Linear):
         raise UserError(
@@ -99,13 +105,6 @@ def without_classifier(network: nn.Module, name: str) -> nn.Module:
     network.set_submodule(last, nn.Identity())
     while isinstance(before[-1][1], nn.Dropout):
         network.set_submodule(before.pop()[0], nn.Identity())
-    classes = layer.out_features
-    others = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    if others:
-        raise UserError(
-            f"encoder: {name} has further classifiers, {', '.join(others)}; switch them off with "
-            "--encoder_kwargs '{aux_logits: false}', or choose another encoder"
-        )
     return network
 
 

@@ -209,6 +209,32 @@ def test_the_normalisation_of_a_run_comes_with_its_encoder(tmp_path):
     assert (source.mean, source.std) == ([0.0] * 3, None)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "kwargs"),
+    [
+        (
+            "torchvision.models.VisionTransformer",
+            dict(patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8),
+        ),
+        ("torchvision.models.ShuffleNetV2", dict(stages_repeats=[1, 1, 1], stages_out_channels=[4, 8, 16, 16, 8])),
+    ],
+)
+def test_a_run_whose_encoder_kept_its_classifier_is_judged_with_it_or_not_at_all(tmp_path, encoder, kwargs):
+    """As classes of torchvision had it in an earlier version."""
+    settings = dict(encoder=encoder, encoder_kwargs=kwargs, image_size=32, mean=[0.1] * 3, std=[0.2] * 3)
+    config.write_yaml(tmp_path / "config.yaml", settings)
+    whole = build_encoder(encoder, 32, kwargs=kwargs | {"num_classes": 1000})[0].eval()
+    torch_file.save(whole.state_dict(), tmp_path / "encoder.pt")
+    for path in (tmp_path, tmp_path / "encoder.pt"):
+        with pytest.raises(UserError, match=r"kept its classifier .* --encoder_kwargs with num_classes: 1000 added"):
+            restore.restore(path)
+    network, source, _ = restore.restore(tmp_path, encoder, kwargs | {"num_classes": 1000}, image_size=32)
+    x = torch.randn(2, 3, 32, 32)
+    assert network(x).shape == (2, 1000) and torch.equal(network(x), whole(x)) and source.mean == [0.1] * 3
+    torch.save(whole.state_dict(), tmp_path / "theirs.pt")  # of others, who trained it with labels
+    assert restore.restore(tmp_path / "theirs.pt")[1].left_out
+
+
 # Whole or refused -----------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl import optim
 from ssl.checkpoints import about, alive, lock, resume, run_folder, run_reader, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.errors import UserError
@@ -550,6 +551,20 @@ def test_another_optimizer_is_refused_even_by_force(tmp_path):
     run, _ = saved_run(tmp_path)
     with pytest.raises(UserError, match=r"optimizer: 'lars' -> 'adam'.*--init"):
         resume.find_state(run, train.Settings(optimizer="adam", resume_force=True), IDENTITY, train.CHECKPOINT)
+
+
+def test_other_groups_of_the_optimizer_are_refused(monkeypatch):
+    """As of a class token, which an earlier version put among the weights."""
+    model = torch.nn.Linear(2, 2)
+    model.cls_token = torch.nn.Parameter(torch.ones(1, 1, 2))
+    optimizers = []
+    for without_decay in (set(), optim.NO_DECAY):
+        monkeypatch.setattr(optim, "NO_DECAY", without_decay)
+        optimizers.append(optim.build("adam", optim.parameter_groups(model, 0.1, 0.1, 0.1), 0.1))
+    state = {"model": model.state_dict(), "optimizer": optimizers[0].state_dict(), "scaler": {}}
+    with pytest.raises(UserError, match=r"does not fit this model and optimizer .*--init to begin with its encoder"):
+        resume.load_state(state, model, optimizers[1], torch.amp.GradScaler("cpu", enabled=False))
+    resume.load_state(state, model, optimizers[0], torch.amp.GradScaler("cpu", enabled=False))
 
 
 def test_mean_and_std_that_an_older_run_left_to_the_data_are_no_change(tmp_path):

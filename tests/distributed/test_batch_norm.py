@@ -10,13 +10,34 @@ from shards import SHARDS, N, close, my_rows, random
 from spawn import on_ranks
 from torch import nn
 
-from ssl.batch_norm import SyncBatchNorm, synchronise
+from ssl.batch_norm import SyncBatchNorm, SyncBatchNormAct, _synchronised_kind, synchronise
 from ssl.distributed import world_size
+from ssl.errors import UserError
 from ssl.training.guard import Guard
 
 WORLDS = [2, 3, 4]
 CUMULATIVE = ["cumulative", "cumulative float64"]  # the kernels do not know them
+NOT_BY_KERNELS = [*CUMULATIVE, "activated"]
+
+
+class Activated(nn.BatchNorm2d):
+    """What BatchNormAct2d of timm is."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.0), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Own(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
 NORMS = {
+    "activated": (lambda kind: synchronise(Activated(6)), (6, 5, 3)),
     "2d": (lambda kind: kind(6, momentum=0.3), (6, 5, 3)),
     "channels last": (lambda kind: kind(6), (6, 5, 3)),
     "3d": (lambda kind: kind(6), (6, 2, 5, 3)),
@@ -38,7 +59,7 @@ class ByKernels(SyncBatchNorm):
 
 
 KINDS = {"sums": SyncBatchNorm, "kernels": ByKernels}
-CASES = [(kind, name) for kind in KINDS for name in NORMS if kind == "sums" or name not in CUMULATIVE]
+CASES = [(kind, name) for kind in KINDS for name in NORMS if kind == "sums" or name not in NOT_BY_KERNELS]
 
 
 # What every process does ------------------------------------------------------
@@ -74,6 +95,14 @@ def do_conversion():
     return str(synced.weight.dtype), synced.weight.requires_grad, synced.weight is norm.weight, type(synced).__name__
 
 
+def do_refused():
+    """What is said of a batch norm that computes something of its own."""
+    try:
+        synchronise(nn.Sequential(Own(6)))
+    except UserError as error:
+        return str(error)
+
+
 def do_compiled(kind):
     """A small network, eager and as one graph, on two views: what it gives, all gradients, its buffers."""
     found, graphs = [], []
@@ -98,6 +127,7 @@ def do_compiled(kind):
 def do_everything():
     return {
         "conversion": do_conversion(),
+        "refused": do_refused(),
         **{("compiled", kind): do_compiled(KINDS[kind]) for kind in KINDS if world_size() == 2},
         **{(kind, name, shards): do_norm(KINDS[kind], name, shards) for kind, name in CASES for shards in SHARDS},
     }
@@ -124,6 +154,18 @@ def test_sync_batch_norm_is_batch_norm_of_the_whole_batch(results, kind, name, s
     for result in many:
         for got, expected in zip(result["buffers"], one["buffers"], strict=True):
             close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_batch_norm_that_computes_something_of_its_own_is_refused_on_several_processes(results, world):
+    assert results[1][0]["refused"] is None
+    assert all("Own is a batch norm with a forward of its own" in result["refused"] for result in results[world])
+
+
+def test_activations_of_timm_are_known():
+    layers = pytest.importorskip("timm.layers")
+    norm = layers.BatchNormAct2d(6)
+    assert set(norm._modules) == {"drop", "act"} and _synchronised_kind(norm) is SyncBatchNormAct
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -23,8 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torchvision.models import VisionTransformer
 
-from ssl.encoders import SmallResNet
+from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 from ssl.estimators import BarlowTwins, SimCLR, progress
 from ssl.losses import barlow_twins, info_nce
@@ -691,6 +692,27 @@ def test_an_encoder_of_ours_needs_no_naming(tmp_path):
     model = make(encoder=SmallResNet, encoder_kwargs=dict(width=4, stages=1, in_channels=2), max_epochs=1).fit(images)
     model.save(tmp_path / "model.pt")
     assert torch.equal(BarlowTwins.load(tmp_path / "model.pt").transform(images), model.transform(images))
+
+
+def test_a_vit_of_torchvision_is_trained_saved_and_continued(tmp_path):
+    sizes = dict(patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, dropout=0.2)
+    vit = dict(encoder=VisionTransformer, encoder_kwargs=sizes | {"image_size": 16, "num_classes": 8})
+    images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole, model = make(**vit).fit(images), make(**vit)
+    stop_at(model, 4, images)
+    model.save(tmp_path / "model.pt")
+    model = BarlowTwins.load(tmp_path / "model.pt", views=noisy).fit(images, resume=True)
+    assert torch.equal(weights(model), weights(whole)) and model.transform(images).shape == (24, 8)
+    names = {id(p): name for name, p in model.net.named_parameters()}
+    biases = {
+        names[id(p)] for group in model.optimizer.param_groups if group["name"] == "biases" for p in group["params"]
+    }
+    assert {"encoder.class_token", "encoder.encoder.pos_embedding"} <= biases
+    without_classifier, width = build_encoder("torchvision.models.VisionTransformer", 16, kwargs=sizes)
+    model = make(encoder=without_classifier, proj_input_dim=width).fit(images)
+    torch.testing.assert_close(model.transform(images), without_classifier.eval()(images).detach())
+    with pytest.raises(TypeError, match=r"Encoder must be a PyTorch nn\.Module, or a class"):
+        make(encoder=lambda: without_classifier)
 
 
 # As under Lightning -------------------------------------------------------------------

@@ -17,15 +17,8 @@ OPTIMIZERS = ["lars", "lamb", "sgd", "adam", "adamw"]
 
 def make(optimizer="lars", **settings):
     """A small model with everything that a step moves: weights, optimizer state, running statistics."""
-    settings = train.Settings(
-        image_size=16,
-        projector="12-8",
-        encoder="ssl.encoders.SmallResNet",
-        optimizer=optimizer,
-        encoder_kwargs={"width": 8, "stages": 1},
-        lr=0.1,
-        **settings,
-    )
+    encoder = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 8, "stages": 1}}
+    settings = train.Settings(image_size=16, projector="12-8", optimizer=optimizer, lr=0.1, **encoder | settings)
     torch.manual_seed(0)
     model = train.Model(settings).train()
     made = train.make_optimizer(settings, model, 1.0)
@@ -73,6 +66,17 @@ def test_a_bad_step_leaves_everything_as_if_it_had_not_been(optimizer, how):
         step(*plain, seed=number)
     assert same(everything(*spoilt[:2]), everything(*plain[:2]))
     assert all(value.isfinite().all() for value in everything(*spoilt[:2]).values())
+
+
+def test_a_network_without_running_statistics_is_guarded_too():
+    sizes = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
+    vit = {"method": "simclr", "encoder": "torchvision.models.VisionTransformer", "encoder_kwargs": sizes}
+    spoilt, plain = make(**vit), make(**vit)
+    assert not list(plain[0].buffers())
+    step(*spoilt, seed=99, loss=SPOILT["nan"])
+    for parts in (spoilt, plain):
+        step(*parts, seed=0)
+    assert same(everything(*spoilt[:2]), everything(*plain[:2])) and spoilt[2].read() == [(1, [0])]
 
 
 def test_without_the_guard_one_bad_step_ruins_the_weights():
