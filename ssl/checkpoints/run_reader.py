@@ -47,11 +47,13 @@ class Run:
     bad_steps: int = 0
     seeds: list["Run"] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    parts: int = 1  # of its path, in `short_name`
 
     @property
     def short_name(self) -> str:
-        parts = self.name.rstrip("/").split("/")
-        return "/".join(parts[-2:] if parts[-1].startswith("seed_") else parts[-1:]) or self.name
+        """The end of its path: the folder's name, of a seed also its run's."""
+        parts = os.path.abspath(self.name).split(os.sep)
+        return "/".join(parts[-self.parts - parts[-1].startswith("seed_") :])
 
     @property
     def fine_tuned(self) -> bool:
@@ -64,14 +66,26 @@ def find(folder: Path, depth: int = DEEPEST) -> list[Path]:
     if any((folder / name).is_file() for name in MARKS):
         return [folder]
     try:
-        inner = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
+        with os.scandir(folder) as entries:
+            inner = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError:  # it may not be read
         return []
     return [run for path in sorted(inner) for run in find(path, depth - 1)] if depth else []
 
 
-def read(folder: Path) -> Run:
-    """Read the run in `folder`. Raises `UserError` only where there is no such folder."""
+def tell_apart(runs: list[Run]) -> None:
+    """Show so much of the runs' paths that their names differ, up to six folders."""
+    for parts in range(2, 7):
+        names = [run.short_name for run in runs]
+        for run, name in zip(runs, names):
+            run.parts = parts if names.count(name) > 1 else run.parts
+
+
+def read(folder: Path, figures: bool = True) -> Run:
+    """Read the run in `folder`. Raises `UserError` only where there is no such folder.
+
+    Without `figures` pictures are not read, and of a curve the last point is kept: many runs need less memory so.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder; pass the output_dir of train.py or finetune.py")
     run = Run(str(folder))
@@ -82,19 +96,19 @@ def read(folder: Path) -> Run:
     for name, needed in (("about", not run.fine_tuned), ("status", True), ("best", False)):
         setattr(run, name, json_object(folder / f"{name}.json", run.missing, needed))
     seeds = sorted(folder.glob("seed_*"), key=lambda path: (len(path.name), path.name))  # of finetune.py --runs
-    _read_outcome(folder, run, needed=not seeds)
+    _read_outcome(folder, run, figures, needed=not seeds)
     run.state = _state(folder, run)
     for path in seeds:
         if not find(path, depth=0):
             continue
         one = Run(str(path), run.settings, run.about, run.status, run.state)
-        _read_outcome(path, one, needed=False)
+        _read_outcome(path, one, figures, needed=False)
         run.missing += [f"{path.name}: {words}" for words in one.missing]
         run.seeds.append(one)
     return run
 
 
-def _read_outcome(folder: Path, run: Run, needed: bool) -> None:
+def _read_outcome(folder: Path, run: Run, figures: bool, needed: bool) -> None:
     """Read what a run measured. `needed`: whether files that a run always writes must be there."""
     run.projection = json_object(folder / "pictures.json", run.missing, needed=False)
     for path in (folder / "results.json", *sorted(folder.glob("*/results.json"))[:20]):
@@ -105,6 +119,9 @@ def _read_outcome(folder: Path, run: Run, needed: bool) -> None:
     run.curves, run.judged = _curves(folder / "metrics.jsonl", run.missing, needed)
     run.verdicts = list(_objects(folder / "health.jsonl", run.missing, needed=False))[-200:]
     run.bad_steps = sum(1 for _ in _objects(folder / "bad_steps.jsonl", run.missing, needed=False))
+    if not figures:
+        run.curves = {name: points[-1:] for name, points in run.curves.items()}
+        return
     for name in PICTURES:
         views = needed and not run.fine_tuned and name == "views.png"
         content = _content(folder / name, LARGEST_PICTURE, run.missing, needed=views)

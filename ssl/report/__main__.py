@@ -18,6 +18,7 @@ from ssl.console import argument_parser, counted, say
 from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
 from ssl.report import encoder_pictures, page
+from ssl.report.overview import MOST_COLUMNS
 
 MOST = 200  # runs of a report
 
@@ -34,7 +35,7 @@ def main() -> None:
     if options.pictures:
         make_pictures(folders, given)
     path = options.output or given[0] / "report.html"
-    text = page.page([run_reader.read(folder) for folder in folders])
+    text = page.page([run_reader.read(folder, figures=len(folders) <= MOST_COLUMNS) for folder in folders])
     try:
         write_text(text, path)
     except OSError as error:
@@ -44,7 +45,7 @@ def main() -> None:
 
 def find(given: list[Path]) -> list[Path]:
     """The run folders that are named, or lie below those that are named. Raises `UserError` where one has none."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # where a run really is, also behind a link: its path as it was named
     for folder in given:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; pass the output_dir of train.py or finetune.py")
@@ -54,13 +55,15 @@ def find(given: list[Path]) -> list[Path]:
                 f"{folder}: neither it nor a folder in it is a run folder, with {', '.join(run_reader.MARKS)}; pass "
                 "the output_dir of train.py or finetune.py, or a folder that holds some"
             )
-        found |= dict.fromkeys(runs)
+        for run in runs:
+            found.setdefault(run.resolve(), run)
     if not found:
         raise UserError("report.html is no run folder; pass the output_dir of train.py or finetune.py")
-    if len(found) > MOST:
-        say(f"*** {len(found)} runs: the report has the {MOST} that changed last ***")
-        found = dict.fromkeys(sorted(found, key=lambda folder: folder.stat().st_mtime)[-MOST:])
-    return list(found)
+    folders = list(found.values())
+    if len(folders) > MOST:
+        say(f"*** {len(folders)} runs: the report has the {MOST} that changed last ***")
+        folders = sorted(folders, key=lambda folder: folder.stat().st_mtime)[-MOST:]
+    return folders
 
 
 def make_pictures(folders: list[Path], given: list[Path]) -> None:

@@ -2,8 +2,10 @@
 
 import datetime
 import os
+from html import escape
 
 from ssl.checkpoints.run_reader import Run, finite
+from ssl.errors import one_line
 from ssl.report.markup import note, number, table, text
 from ssl.settings.command import command
 
@@ -54,7 +56,9 @@ def _facts(run: Run) -> dict[str, str]:
     }
     words = {name: text(value) for name, value in found.items() if value is not None}
     again = _continuing(run)
-    return words | ({"Continue with": f"<code>{text(again)}</code>"} if again else {})
+    return words | (
+        {"Continue with": f"<code>{escape(one_line(again))}</code>"} if again else {}
+    )  # whole, to be copied
 
 
 def _data(settings: dict) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import time
 
+from ssl.checkpoints import run_reader
 from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves
 from ssl.console import counted
 from ssl.report import figures
@@ -16,9 +17,10 @@ MOST_FIGURES = 6  # curves that are shown without a click
 
 def page(runs: list[Run]) -> str:
     """The HTML of a report of one run or several. More than MOST_COLUMNS have an overview and accuracies alone."""
+    every = [one for run in runs for one in (run, *run.seeds)]
+    run_reader.tell_apart(every)
     several = f"{len(runs)} runs side by side" if len(runs) <= MOST_COLUMNS else f"{len(runs)} runs"
     title = text(f"Run {runs[0].short_name}" if len(runs) == 1 else several)
-    every = [one for run in runs for one in (run, *run.seeds)]
     sections = {"Overview": overview(runs), "Judged": judged(every)}
     if len(runs) <= MOST_COLUMNS:
         pretrained = [run for run in runs if not run.fine_tuned]

@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,38 +33,38 @@ def neighbour_map(features: Tensor) -> tuple[str, Tensor] | None:
     The seed is fixed. It begins with up to 50 principal components. None without such a package, for fewer than FEWEST
     or more than MAPPED images, and for images that all have the same features.
     """
-    name = next(filter(_installed, ("umap", "sklearn")), None)
-    if name is None or not FEWEST <= len(features) <= MAPPED:
+    if not FEWEST <= len(features) <= MAPPED:
         return None
     x = pca(features, 50)[0]
     if not x.isfinite().all() or (x.std(0) < 1e-9).all():
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # UMAP says that a seed costs speed
-        method, points = (_umap if name == "umap" else _tsne)(x)
-    points = torch.as_tensor(points, dtype=torch.float64)
+        found = _mapper(len(x))
+        if found is None:
+            return None
+        method, mapper = found
+        points = torch.as_tensor(mapper.fit_transform(x.numpy()), dtype=torch.float64)
     return (method, points) if points.isfinite().all() else None
 
 
-def _installed(package: str) -> bool:
+def _mapper(count: int) -> tuple[str, Any] | None:
+    """(method, an object whose `fit_transform` maps `count` rows); None where no package for it is installed."""
+    if UMAP := _found("umap", "UMAP"):
+        near = min(15, count - 1)
+        return f"UMAP ({near} neighbours)", UMAP(n_neighbors=near, random_state=0)
+    if TSNE := _found("sklearn.manifold", "TSNE"):
+        perplexity = min(30.0, (count - 1) / 3)
+        return f"t-SNE (perplexity {perplexity:.3g})", TSNE(perplexity=perplexity, init="pca", random_state=0)
+    return None
+
+
+def _found(module: str, name: str) -> Any:
+    """`name` of `module`; None where that is not installed, or is another package (umap is not umap-learn)."""
     try:
-        importlib.import_module(package)
-    except ImportError:
-        return False
-    return True
-
-
-def _umap(x: Tensor):
-    package = importlib.import_module("umap")
-    near = min(15, len(x) - 1)
-    return f"UMAP ({near} neighbours)", package.UMAP(n_neighbors=near, random_state=0).fit_transform(x.numpy())
-
-
-def _tsne(x: Tensor):
-    manifold = importlib.import_module("sklearn.manifold")
-    perplexity = min(30.0, (len(x) - 1) / 3)
-    tsne = manifold.TSNE(perplexity=perplexity, init="pca", random_state=0)
-    return f"t-SNE (perplexity {perplexity:.3g})", tsne.fit_transform(x.numpy())
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return None
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ assert shown[-1] is True  # what was loaded gives the features of what was saved
 """
 
 
-def run(cells, tmp_path, check=""):
-    """Run `cells` in a fresh process, in the folder examples/ of a copy of the project."""
+def run(cells, tmp_path, check="", place="examples"):
+    """Run `cells` in a fresh process, in the folder `place` of a copy of the project."""
     (tmp_path / "examples").mkdir()
     (tmp_path / "ssl").symlink_to(ROOT / "ssl")
     return subprocess.run(
@@ -50,7 +50,7 @@ def run(cells, tmp_path, check=""):
         input=json.dumps(cells),
         capture_output=True,
         text=True,
-        cwd=tmp_path / "examples",
+        cwd=tmp_path / place,
         env=os.environ | PLAIN | {"MPLBACKEND": "agg"},
     )
 
@@ -67,6 +67,22 @@ def test_the_cells_run_in_their_order(tmp_path):
 def test_control_without_the_first_cell_nothing_is_found(tmp_path):
     done = run(CODE[1:], tmp_path)
     assert done.returncode and "'ssl' is not a package" in done.stderr
+
+
+@pytest.mark.parametrize("place", [".", "ssl/report", ".."])
+def test_the_first_cell_finds_the_project_above_or_in_the_working_folder(tmp_path, place):
+    """Colab works in the folder above a clone."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    done = run([CODE[0], "from ssl.errors import UserError\nprint(UserError.__module__)"], clone, place=place)
+    assert done.stdout == "ssl.errors\n", done.stderr
+
+
+def test_the_first_cell_says_where_it_looked(tmp_path):
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    done = run(CODE[:1], tmp_path / "clone", place=tmp_path / "empty" / "inner")
+    assert f"this project is not in {tmp_path / 'empty' / 'inner'}, nor above it" in done.stderr
 
 
 def test_the_file_is_a_notebook_of_format_4():

@@ -372,6 +372,32 @@ def test_every_axis_has_a_name(tmp_path):
         assert words in text
 
 
+def test_the_command_that_continues_a_run_is_whole_however_long_its_path_is(tmp_path):
+    folder = tmp_path / ("a" * 100) / ("b" * 100) / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("method: simclr\n")
+    (folder / "status.json").write_text('{"state": "preempted", "reason": "<b>", "step": 7}')
+    assert f"--config {folder}/config.yaml --output_dir {folder}</code>" in make_page(folder)
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    folders = [tmp_path / name / "run" for name in ("flowers/a", "flowers/b", "x/b")] + [tmp_path / "other"]
+    for folder in folders:
+        write_run(folder, steps=5)
+        (folder / "seed_1").mkdir()
+        (folder / "seed_1" / "status.json").write_text("{}")
+    runs = [run_reader.read(folder) for folder in folders]
+    text = page.page(runs)
+    assert [run.short_name for run in runs] == ["a/run", "flowers/b/run", "x/b/run", "other"]
+    assert [run.seeds[0].short_name for run in runs][2:] == ["x/b/run/seed_1", "other/seed_1"]
+    assert '<th scope="col">flowers/b/run</th>' in text
+
+
+def test_a_run_that_is_named_by_a_dot_has_its_folders_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_run(tmp_path / "run", steps=5))
+    assert "<h1>Run run</h1>" in make_page(Path("."))
+
+
 # Curves ----------------------------------------------------------------------------------
 
 
@@ -438,9 +464,23 @@ def test_a_folder_above_runs_reports_them_all(tmp_path, monkeypatch, capsys):
 def test_many_runs_have_a_line_each(tmp_path, monkeypatch):
     for number in range(8):
         write_run(tmp_path / f"run_{number}", steps=20)
-    text = page.page([run_reader.read(path) for path in run_reader.find(tmp_path)])
+    read, kept = run_reader.read, []
+    monkeypatch.setattr(run_reader, "read", lambda *how, **more: kept.append(read(*how, **more)) or kept[-1])
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    report.main()
+    text = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>8 runs</h1>" in text and text.count("20 of 400") == 8 and 'id="judged"' in text
     assert 'id="pictures"' not in text and "data:image" not in text
+    assert text.count('<td data-head="Last loss">50</td>') == 8  # 1000 / (19 + 1)
+    points = [point for run in kept for line in run.curves.values() for point in line]
+    assert len(points) == 8 * len(kept[0].curves) and not any(run.pictures for run in kept)  # little is in memory
+
+
+def test_a_run_that_two_paths_lead_to_is_reported_once(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs" / "one", steps=5)
+    (tmp_path / "runs" / "two").symlink_to("one")
+    monkeypatch.chdir(tmp_path)
+    assert report.find([Path("runs"), tmp_path / "runs" / "one"]) == [Path("runs") / "one"]
 
 
 def test_of_very_many_runs_the_newest_are_reported(tmp_path, monkeypatch, capsys):

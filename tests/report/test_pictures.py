@@ -111,7 +111,9 @@ def test_a_map_by_neighbours_is_the_same_every_time(monkeypatch):
     assert (nearest % 2 == torch.arange(60) % 2).all()  # two clusters stay apart
     assert projections.neighbour_map(torch.ones(60, 8)) is None  # one point
     assert projections.neighbour_map(x[:9]) is None and projections.neighbour_map(torch.zeros(1001, 8)) is None
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "umap", types.ModuleType("umap"))  # another package of this name
+    assert projections.neighbour_map(x)[0] == method
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert projections.neighbour_map(x) is None
 
 
