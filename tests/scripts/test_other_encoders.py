@@ -10,6 +10,7 @@ from running import run, tiny, weights
 import hubconf
 
 VIT = {
+    "method": "simclr",  # whose projector has no batch norm: the network has no running statistics
     "encoder": "torchvision.models.VisionTransformer",
     "encoder_kwargs": "{patch_size: 8, num_layers: 2, num_heads: 2, hidden_dim: 32, mlp_dim: 64, dropout: 0.1}",
 }
@@ -35,6 +36,9 @@ def test_it_is_trained_and_judged(pretrained, images):
     name, folder = pretrained
     printed = (folder / "printed.txt").read_text()
     assert "auto        stem" not in printed
+    readings = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "health_" in line]
+    groups = [reading[f"health_update_ratio_{group}"] for reading in readings for group in ("weights", "biases")]
+    assert groups and all(0 < ratio < 1 for ratio in groups) and "health      " in printed
     done = run("evaluate.py", model_path=folder, workers=1, random_init=True, protocol=["knn", "probe", "linear"])
     assert f"{WIDTH[name]} features" in done.stdout
     assert {"knn", "probe", "linear", "random_init"} <= json.loads((folder / "results.json").read_text()).keys()
