@@ -43,7 +43,8 @@ details{margin:.8rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}
 @media (max-width:50rem){.grid-of .tick{font-size:16px}svg{overflow:visible}thead{position:absolute;left:-999rem}
 table,caption,tbody,tr,tbody th{display:block}tr{padding:.4rem .7rem;border-bottom:1px solid var(--line)}
 tbody tr:last-child{border-bottom:0}tbody th,td,td.long{min-width:0;max-width:none;padding:0;border:0}
-td{display:inline;margin-right:1rem}td.dash{display:none}td::before{content:attr(data-head)": ";color:var(--soft)}}
+td{display:inline-block;margin-right:1rem}td.dash{display:none}
+td::before{content:attr(data-head)": ";color:var(--soft)}}
 """ + "".join(
     f".c{i}{{stroke:var(--c{i})}}.fill.c{i},.key.c{i}{{fill:var(--c{i});background:var(--c{i});stroke:none}}"
     for i in range(COLOURS)

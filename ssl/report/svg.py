@@ -68,16 +68,16 @@ class Frame:
 
     def axes(self) -> str:
         parts = [f'<text class="tick" x="4" y="14">{html.escape(one_line(self.y_label))}</text>']
-        for value in log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
+        values = log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1)
+        for value, words in zip(values, numbers(values)):
             y = self.place(self.x0, value)[1]
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(
-                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>'
-            )
-        for value in ticks(self.x0, self.x1):
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
+        values = ticks(self.x0, self.x1)
+        for value, words in zip(values, numbers(values)):
             x = LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(value)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{words}</text>'
             )
         parts.append(
             f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
@@ -124,6 +124,12 @@ def scatter(points: Points, groups: Sequence[int], title: str, labels: tuple[str
 def number(value: float) -> str:
     """At most four digits: 0.001, 12, 3.5e+06."""
     return f"{value:.4g}"
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """The `values` with as few digits, four to seven, as tell them apart."""
+    found = [[f"{value:.{digits}g}" for value in values] for digits in range(4, 8)]
+    return next((words for words in found if len(set(words)) == len(values)), found[-1])
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:

@@ -423,6 +423,14 @@ def test_ticks_are_few_round_and_within(low, high):
     assert 1 <= len(found) <= 11 and all(low - room <= tick <= high + room for tick in found)
 
 
+def test_the_numbers_at_an_axis_differ():
+    assert svg.numbers([2.3022, 2.3024, 2.3026]) == ["2.3022", "2.3024", "2.3026"]
+    assert svg.numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
+    frame = svg.Frame([(10000, 2.3021), (10001, 2.3029)], "step")
+    words = re.findall(r'text-anchor="\w+">(-?[\d.]+)</text>', frame.axes())
+    assert len(words) > 6 and len(set(words)) == len(words)
+
+
 def test_a_curve_lies_where_its_numbers_say():
     frame = svg.Frame([(0, 1), (10, 100)], "step", log=True)
     (x0, y0), (x1, y1), (x2, y2) = (frame.place(*point) for point in ((0, 1), (5, 10), (10, 100)))
