@@ -80,7 +80,9 @@ def test_too_many_stop_the_run_with_one_line_on_all_ranks(tmp_path):
     data = folder(tmp_path / "data")
     for path in list((data / "train" / "a").iterdir())[:11]:
         path.write_bytes(b"")
-    done = run("train.py", *tiny(batch_size=8, epochs=4), data_dir=data, output_dir=tmp_path / "r", processes=2, check=False)
+    done = run(
+        "train.py", *tiny(batch_size=8, epochs=4), data_dir=data, output_dir=tmp_path / "r", processes=2, check=False
+    )
     assert done.returncode != 0 and "train.py: error: 11 of 32 images cannot be read, more than the 10" in done.stderr
     assert f"all are listed in {tmp_path / 'r' / 'bad_images.jsonl'}" in done.stderr
     assert '/train.py", line' not in done.stderr  # no traceback of ours

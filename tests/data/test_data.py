@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from ssl.augment import View, apply, draw
-from ssl.data import cores, listing, loader
+from ssl.data import cores, listing
 from ssl.data.cores import auto_workers, core_share, usable_cores
 from ssl.data.decode import FORMATS, decode
 from ssl.data.hold_out import split_validation
@@ -541,8 +541,11 @@ def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, worke
 
     def by_image(batch_size, workers):
         batches = training_batches(data, views, Order(12, batch_size, 1, 1, seed=1), 0, 12 // batch_size, workers, CPU)
-        return {i: [v[0][r] for v in b.views] + [v[1][r] for v in b.views]
-                for b in batches for r, i in enumerate(b.index.tolist())}
+        return {
+            i: [v[0][r] for v in b.views] + [v[1][r] for v in b.views]
+            for b in batches
+            for r, i in enumerate(b.index.tolist())
+        }
 
     expected, got = by_image(4, 0), by_image(6, workers)
     assert len(got) == 12

@@ -85,8 +85,13 @@ def expected(pixels, mask, size, step, share, white) -> dict[str, np.ndarray]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(10, 50), st.integers(10, 50), st.integers(8, 16), st.integers(3, 16),
-    st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 99),
+    st.integers(10, 50),
+    st.integers(10, 50),
+    st.integers(8, 16),
+    st.integers(3, 16),
+    st.sampled_from([0.25, 0.5, 0.75]),
+    st.sampled_from([0.25, 0.5, 1.0]),
+    st.integers(0, 99),
 )
 def test_patches_are_those_of_a_plain_loop(tmp_path_factory, height, width, size, step, share, white, seed):
     path = tmp_path_factory.mktemp("case")
@@ -125,8 +130,13 @@ def test_without_masks_every_patch_that_is_not_white(tmp_path):
 
 def test_white_is_white_in_all_channels():
     """Blue or red alone is no white, whichever channel comes first."""
-    for channels, white in (((255, 255, 255), True), ((220, 220, 220), True), ((219, 255, 255), False),
-                            ((255, 219, 255), False), ((255, 255, 219), False)):
+    for channels, white in (
+        ((255, 255, 255), True),
+        ((220, 220, 220), True),
+        ((219, 255, 255), False),
+        ((255, 219, 255), False),
+        ((255, 255, 219), False),
+    ):
         assert room.is_white(np.full((4, 4, 3), channels, np.uint8), 0.9) is white
 
 
@@ -134,8 +144,12 @@ def test_white_is_white_in_all_channels():
 def test_the_default_tells_glass_from_tissue(real_data):
     """Of 30 tiles of colon, three are glass, or glass with a thread in a corner; of lung tissue, none."""
     folders = (real_data / "histo_samples" / "kather2016_unlabelled", real_data / "lc25000_lung_224_small" / "train")
-    white = {path.stem for folder in folders for path in list_images(folder)
-             if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)}
+    white = {
+        path.stem
+        for folder in folders
+        for path in list_images(folder)
+        if room.is_white(decode(folder / path).permute(1, 2, 0).numpy(), 0.9)
+    }
     assert white == {"test_img_16", "test_img_20", "test_img_23"}
 
 
@@ -174,8 +188,15 @@ def test_slides_and_masks_are_paired_by_name_and_one_image_by_hand(tmp_path):
     slide(tmp_path / "other", 32, 32, 6)
     for kind in ("slides", "masks"):
         shutil.copy(tmp_path / "other" / kind / f"{NAME}.png", tmp_path / kind / "TCGA-A1-A000-DX1.png")
-    alone = patches(tmp_path / "slides" / f"{NAME}.png", tmp_path / "one", tmp_path / "other" / ".." / "masks" /
-                    f"{NAME}.png", tmp_path / "codes.csv", patch=16, step=8, workers=0)
+    alone = patches(
+        tmp_path / "slides" / f"{NAME}.png",
+        tmp_path / "one",
+        tmp_path / "other" / ".." / "masks" / f"{NAME}.png",
+        tmp_path / "codes.csv",
+        patch=16,
+        step=8,
+        workers=0,
+    )
     both = cut(tmp_path)
     of_first = [name for name in found(tmp_path) if NAME in name]
     assert sum(alone.values()) == len(of_first) < sum(both.values()) == len(found(tmp_path))
@@ -237,8 +258,13 @@ def test_a_slide_that_was_left_half_cut_is_cut_again(tmp_path, monkeypatch):
 def test_a_killed_run_is_continued(tmp_path):
     pixels, mask = slide(tmp_path, 300, 300, 1)
     arguments = ["slides", "out", "--masks", "masks", "--codes", "codes.csv", "--patch", "16", "--step", "2"]
-    process = subprocess.Popen([*COMMAND, *arguments, "--workers", "1"], cwd=tmp_path, env=environment(),
-                               stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--workers", "1"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     while len(list((tmp_path / "out").rglob("*.png"))) < 20:
         assert process.poll() is None
         time.sleep(0.01)

@@ -61,8 +61,10 @@ def load(folder, size=32):
 def batches(data, workers, steps=4):
     """What a run is fed: every number of a few batches, in order."""
     order = Order(len(data), 4, 1, 1, seed=3)
-    return [(batch.index, [part for view in batch.views for part in view], batch.labels, sorted(batch.bad))
-            for batch in training_batches(data, VIEWS, order, 0, steps, workers, CPU)]
+    return [
+        (batch.index, [part for view in batch.views for part in view], batch.labels, sorted(batch.bad))
+        for batch in training_batches(data, VIEWS, order, 0, steps, workers, CPU)
+    ]
 
 
 def same(some, others) -> bool:
@@ -127,6 +129,7 @@ def test_with_a_short_side_larger_images_are_reduced_as_prepare_reduces_them(fol
             assert torch.equal(found, whole)
         kept = slice(None) if copy.suffix == ".png" else slice(2)  # a JPEG loses the fine pattern of the third
         assert (found.float() - expected.float())[kept].abs().mean() < 4  # of 255
+
 
 def test_images_reduced_as_they_are_read_have_the_bits_of_those_held(folder):
     plain = load(folder)
@@ -237,20 +240,49 @@ def tree(root, files):
 MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
 
 
-@pytest.mark.parametrize("files, free, whose", [
-    ({"proc/meminfo": MEMINFO}, 8000 * 1024, "this machine"),
-    ({}, 1 << 62, "this machine"),
-    ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/job/step\n", "cg/job/memory.max": "5000000",
-      "cg/job/memory.current": "2000000", "cg/job/memory.stat": "inactive_file 300000\nactive_file 100000\nfile 9\n",
-      "cg/job/step/memory.max": "max", "cg/job/step/memory.current": "1", "cg/job/step/memory.stat": ""},
-     3_400_000, "this job's or container's memory limit"),
-    ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "5:cpu:/x\n4:memory:/not/mounted/here\n0::/\n",
-      "cg/memory/memory.limit_in_bytes": "5000000", "cg/memory/memory.usage_in_bytes": "6000000",
-      "cg/memory/memory.stat": "total_inactive_file 500000\nactive_file 7\n"},
-     0, "this job's or container's memory limit"),
-    ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "4:memory:/\n", "cg/memory/memory.limit_in_bytes": f"{2**63 - 4096}",
-      "cg/memory/memory.usage_in_bytes": "1", "cg/memory/memory.stat": ""}, 8000 * 1024, "this machine"),
-])
+@pytest.mark.parametrize(
+    "files, free, whose",
+    [
+        ({"proc/meminfo": MEMINFO}, 8000 * 1024, "this machine"),
+        ({}, 1 << 62, "this machine"),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "0::/job/step\n",
+                "cg/job/memory.max": "5000000",
+                "cg/job/memory.current": "2000000",
+                "cg/job/memory.stat": "inactive_file 300000\nactive_file 100000\nfile 9\n",
+                "cg/job/step/memory.max": "max",
+                "cg/job/step/memory.current": "1",
+                "cg/job/step/memory.stat": "",
+            },
+            3_400_000,
+            "this job's or container's memory limit",
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "5:cpu:/x\n4:memory:/not/mounted/here\n0::/\n",
+                "cg/memory/memory.limit_in_bytes": "5000000",
+                "cg/memory/memory.usage_in_bytes": "6000000",
+                "cg/memory/memory.stat": "total_inactive_file 500000\nactive_file 7\n",
+            },
+            0,
+            "this job's or container's memory limit",
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "4:memory:/\n",
+                "cg/memory/memory.limit_in_bytes": f"{2**63 - 4096}",
+                "cg/memory/memory.usage_in_bytes": "1",
+                "cg/memory/memory.stat": "",
+            },
+            8000 * 1024,
+            "this machine",
+        ),
+    ],
+)
 def test_free_memory_is_that_of_the_machine_or_a_tighter_limit(tmp_path, files, free, whose):
     tree(tmp_path, files)
     assert preload.free_memory(tmp_path / "proc", tmp_path / "cg") == (free, whose)

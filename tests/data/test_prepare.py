@@ -256,8 +256,13 @@ def test_a_second_run_makes_what_is_missing_or_changed_and_no_more(tmp_path, cap
     assert "8 were there already" in capsys.readouterr().out.splitlines()[-1]
     after = identities(target)
     redone = {name for name in after if after[name] != before.get(name)}
-    assert redone == {"val/cat/image 0.jpg", "val/cat/image 1.png", "val/dog/image 0.jpg", "val/dog/image 1.png",
-                      "val/dog/new.png"}
+    assert redone == {
+        "val/cat/image 0.jpg",
+        "val/cat/image 1.png",
+        "val/dog/image 0.jpg",
+        "val/dog/image 1.png",
+        "val/dog/new.png",
+    }
     prepare(source, tmp_path / "fresh", 64, workers=0)
     assert contents(target) == contents(tmp_path / "fresh")
 
@@ -360,7 +365,11 @@ def prepared(root: Path, **options):
         (lambda root: (root / "dst").symlink_to(root / "src" / "train"), {}, "DST: .* one is in the other"),
         (lambda root: (root / "dst").symlink_to(root), {}, "DST: .* one is in the other"),
         (lambda root: picture(root / "dst" / "mine.jpg"), {}, "DST: .* not empty, and this command did not make it"),
-        (lambda root: (prepared(root), picture(root / "dst" / "x" / "9.jpg")), {}, "1 images that are not in .*x/9.jpg"),
+        (
+            lambda root: (prepared(root), picture(root / "dst" / "x" / "9.jpg")),
+            {},
+            "1 images that are not in .*x/9.jpg",
+        ),
         (lambda root: prepared(root, short_side=65), {}, 'other settings, .*"short_side": 65, .*"short_side": 64'),
         (lambda root: prepared(root, quality=94), {}, 'other settings, .*"quality": 94'),
         (lambda root: (prepared(root), (root / "dst" / "prepare.json").write_bytes(b"\xff{")), {}, "other settings"),

@@ -17,8 +17,17 @@ def tiff(*strips: bytes, order="<", big=False, following=False, **tags) -> bytes
     """A TIFF of 8 × 6 pixels in strips, with tags as t258=(8, 8, 8), or t262=None for one that is left out."""
     head, inline, wide, entry = (16, 8, "Q", "HHQ") if big else (8, 4, "I", "HHI")
     starts = [head + sum(map(len, strips[:number])) for number in range(len(strips))]
-    numbers = {256: (8,), 257: (6,), 258: (8,), 259: (1,), 262: (1,), 273: starts, 277: (1,), 278: (6,),
-               279: [len(strip) for strip in strips]}
+    numbers = {
+        256: (8,),
+        257: (6,),
+        258: (8,),
+        259: (1,),
+        262: (1,),
+        273: starts,
+        277: (1,),
+        278: (6,),
+        279: [len(strip) for strip in strips],
+    }
     numbers |= {int(tag[1:]): values for tag, values in tags.items()}
     numbers = {tag: values for tag, values in sorted(numbers.items()) if values}
     start = head + sum(map(len, strips))
@@ -40,8 +49,12 @@ def tiff(*strips: bytes, order="<", big=False, following=False, **tags) -> bytes
 def of(levels: np.ndarray, order="<", **tags) -> bytes:
     """Of an array (6, 8) or (6, 8, 3), one sample after another."""
     samples = 1 if levels.ndim == 2 else levels.shape[2]
-    kind = {"t258": (8 * levels.itemsize,) * samples, "t339": (TYPES[levels.dtype.kind],) * samples,
-            "t277": (samples,), "t262": (1 if samples == 1 else 2,)}
+    kind = {
+        "t258": (8 * levels.itemsize,) * samples,
+        "t339": (TYPES[levels.dtype.kind],) * samples,
+        "t277": (samples,),
+        "t262": (1 if samples == 1 else 2,),
+    }
     return tiff(levels.astype(levels.dtype.newbyteorder(order)).tobytes(), order=order, **(kind | tags))
 
 
@@ -76,8 +89,22 @@ COLOUR_MAP = (*range(256), *range(0, 512, 2)[:128], *[7] * 128, *range(255, -1, 
         (tiff(GREY.tobytes(), t262=(3,), t320=tuple(257 * level for level in COLOUR_MAP)), "map"),
         (tiff(GREY.tobytes(), t262=(3,), t320=COLOUR_MAP), "map"),
     ],
-    ids=["grey", "colour", "white is zero", "16", "16 big-endian", "16 white is zero", "16 both", "12", "BigTIFF",
-         "BigTIFF big-endian", "BigTIFF big-endian 16", "planes", "colour map", "colour map of 8 bits"],
+    ids=[
+        "grey",
+        "colour",
+        "white is zero",
+        "16",
+        "16 big-endian",
+        "16 white is zero",
+        "16 both",
+        "12",
+        "BigTIFF",
+        "BigTIFF big-endian",
+        "BigTIFF big-endian 16",
+        "planes",
+        "colour map",
+        "colour map of 8 bits",
+    ],
 )
 def test_kinds_that_are_read(tmp_path, content, expected):
     if isinstance(expected, str):

@@ -150,8 +150,15 @@ def told(capsys, data) -> str:
 
 @pytest.mark.parametrize(
     "largest, depth, said",
-    [(375, 65535, "0 1023"), (4095, 65535, "0 4095"), (255, 65535, "0 255"), (31, 255, "0 31"), (40000, 65535, None),
-     (200, 255, None), (0, 255, None)],
+    [
+        (375, 65535, "0 1023"),
+        (4095, 65535, "0 4095"),
+        (255, 65535, "0 255"),
+        (31, 255, "0 31"),
+        (40000, 65535, None),
+        (200, 255, None),
+        (0, 255, None),
+    ],
 )
 def test_a_sliver_of_the_range_is_told_with_the_setting_to_pass(tmp_path, capsys, largest, depth, said):
     dtype = np.uint16 if depth == 65535 else np.uint8
