@@ -47,7 +47,7 @@ from ssl.training import best_model, early_stopping, estimate, introduce, next_s
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
-from ssl.training.forward import Embed, compiled, rehearse
+from ssl.training.forward import Embed, blank_batch, compiled, rehearse
 from ssl.training.precision import autocast, choose_precision
 from ssl.training.start import patience, start
 from ssl.training.stopping import StopRequests
@@ -137,9 +137,8 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     dtype = choose_precision(settings.amp, device)
     model = Model(settings, len(all_train.classes), all_train.channels, dtype)
-    source = None
-    if settings.init:
-        source = pretrained.load_encoder(model.encoder, settings.init, settings.method, settings.encoder)
+    named = settings.init, settings.method, settings.encoder
+    source = pretrained.load_encoder(model.encoder, *named) if settings.init else None
     inherit.normalisation(settings, source, all_train)
     model.encoder.requires_grad_(not settings.freeze)
     if not settings.freeze:
@@ -160,28 +159,20 @@ def main() -> None:
         "test_data": identity_of(test, settings.data_dir),
     }
     state = resume.find_state(run, settings, identity, CHECKPOINT, ["init_encoder"])  # old checkpoints have none
-    if is_main():
-        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        views, statistics = [random_view(settings)], (settings.mean, settings.std)
-        run.write("about.json", lambda path: about.write(path, origin, views, statistics, first.order, device))
+    views, statistics = [random_view(settings)], (settings.mean, settings.std)
+    about.write(run, settings, origin, views, statistics, first.order, device)
     introduce.tell_start("finetune.py", settings, origin, device)
     introduce.tell_fine_tuning(settings, source, splits, first.order)
     say(f"run folder  {folder}")
     run.begin(state["step"] if state else 0, settings.runs * longest)
-    known = state["bad_images"] if state else {}
-    bad_images = BadImages(folder, len(all_train) + len(all_train.bad), settings.max_bad_fraction, known)
-    bad_images.note(all_train.bad)
+    bad_images = BadImages.of(folder, all_train, settings.max_bad_fraction, state)
     session = FitSession(settings, run, requests, bad_images, identity)
-    size = settings.image_size
-    blank = torch.zeros(first.order.batch_size, all_train.channels, size, size, device=device)
-    blank = blank.contiguous(memory_format=torch.channels_last)
     of_pixels = dtype if is_known(settings.encoder or "") else None  # another encoder may begin in float32
-    statistics = settings.mean, settings.std
-    embed = Embed(net, [random_view(settings)], statistics, device, None, of_pixels, settings.compile)
-    of_model = model, make_optimizer(settings, model), embed.pixels, lambda views: [model(*views)]
-    work = estimate.Work(*of_model, first.train, embed.views, first.order, settings.workers)
-    estimate.tell(work, settings.runs * longest - (state["step"] if state else 0), may_end_early=True)
-    rehearse(model, lambda: net(blank).sum())
+    embed = Embed(net, views, statistics, device, None, of_pixels, settings.compile)
+    steps = settings.runs * longest - (state["step"] if state else 0)
+    estimate.tell_fine_tuning(session, model, make_optimizer(settings, model), embed, first, steps)
+    shape = all_train.channels, settings.image_size, settings.image_size
+    rehearse(model, lambda: net(*embed.pixels(blank_batch(1, first.order.batch_size, shape, device))).sum())
 
     # Runs: the same again from other seeds
     ended = min(state["number"], settings.runs) if state else 0

@@ -44,7 +44,7 @@ from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
-from ssl.training import by_machine, estimate, introduce, next_steps, trainable
+from ssl.training import by_machine, estimate, introduce, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
 from ssl.training.checks import check, learns_from_labels, require_labels, require_whole_batches
 from ssl.training.diverged import Diverged, diverged
@@ -206,9 +206,7 @@ def main() -> None:
     identity |= {"labels": data.label_checksum()} if with_labels else {}
     before = resume.find_state(run, settings, identity, CHECKPOINT, of_data)
     first = before["step"] if before else 0
-    if is_main():
-        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
-        run.write("about.json", lambda path: about.write(path, origin, views, statistics, order, device))
+    about.write(run, settings, origin, views, statistics, order, device)
     used = [(data, "labels" if with_labels else "pixels")]
     used += [(validation.images, "choice")] if settings.eval_every else []
     apart = learnt_from.set_apart(load) if with_labels else []
@@ -226,9 +224,7 @@ def main() -> None:
     guard = Guard(model, optimizer)  # before DDP: it makes the model's buffers parts of one tensor
     warmup = settings.warmup_epochs * order.steps_per_epoch
     health = Health(settings.health_every, total, warmup, model.encoder, criterion, optimizer)
-    known = before["bad_images"] if before else {}
-    bad_images = BadImages(folder, len(data) + len(data.bad), settings.max_bad_fraction, known)
-    bad_images.note(data.bad)
+    bad_images = BadImages.of(folder, data, settings.max_bad_fraction, before)
     bad_images.agree()
     net = distributed.parallel(compiled(model) if settings.compile else model, device)
     of_pixels = dtype if is_known(settings.encoder) else None  # another encoder may begin in float32
@@ -261,10 +257,7 @@ def main() -> None:
     say(f"\nrun folder  {folder}\nencoder     {folder / 'encoder.pt'}")
     health.sum_up()
     judge.sum_up()
-    if settings.evaluate_after:
-        judge_after(folder, state.step, data.classes, settings.device)
-    else:
-        next_steps.after_training(folder, data.classes)
+    judge_after(settings, folder, state.step, data.classes)
 
 
 def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.Module, session: TrainSession) -> None:

@@ -99,6 +99,9 @@ def main() -> None:
                 command = [script, "--output_dir", Path(temporary, title)]
                 if script in SCRIPTS:
                     settings = SHARED | SCRIPTS[script] | settings | {"data_dir": Path(temporary, "images")}
+                    if script == "train":
+                        recipe = f"{settings.get('method', 'barlow_twins')}_cifar10.yaml"
+                        settings |= {"config": repo / "configs" / recipe}
                     settings |= {"model_path": Path(temporary, "encoder.pt")} if script == "evaluate" else {}
                     command[0] = repo / f"{script}.py"
                     command += [word for key, value in settings.items() for word in (f"--{key}", value)]

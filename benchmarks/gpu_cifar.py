@@ -86,8 +86,8 @@ def train_and_judge(method: str, state: dict, data_dir: str, folder: Path, image
             whole = launch(
                 "train.py",
                 end - began,
-                "--method",
-                method,
+                "--config",
+                ROOT / "configs" / f"{method}_cifar10.yaml",
                 "--data_dir",
                 data_dir,
                 "--image_size",

@@ -115,7 +115,8 @@ def main() -> None:
         settings += ["--epochs", str(options.epochs)]
         if "--warmup_epochs" not in settings:
             settings += ["--warmup_epochs", str(options.epochs / 10)]
-    settings, _ = config.parse(train.Settings, settings, recipe=train.find_recipe)
+    of_gpu = lambda asked: train.find_recipe(asked | {"device": "cuda"})  # noqa: E731, one recipe on any device
+    settings, _ = config.parse(train.Settings, settings, recipe=of_gpu)
     datasets.resolve(settings)
     checks.check(settings)
     if settings.method != "barlow_twins":

@@ -32,8 +32,16 @@ def options(**settings) -> list[str]:
 
 
 def tiny(**settings) -> list[str]:
-    """The options of a run of seconds, some of them replaced."""
-    return options(**TINY | settings)
+    """The options of a run of train.py that takes seconds, some of them replaced.
+
+    The recipe is that of CIFAR-10: without a GPU, images of your own would take another one.
+    """
+    return options(**{"config": recipe(settings.get("method", "barlow_twins"))} | TINY | settings)
+
+
+def recipe(method: str) -> Path:
+    """That of CIFAR-10."""
+    return ROOT / "configs" / f"{method}_cifar10.yaml"
 
 
 def small_finetuning(**settings) -> list[str]:

@@ -1,10 +1,11 @@
-"""about.json of a run: where its settings came from, what followed from them, where it computes; and versions."""
+"""config.yaml and about.json of a run: its settings, where they came from, where it computes; and versions."""
 
 import contextlib
 import dataclasses
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -12,14 +13,27 @@ import torchvision
 
 from ssl import files
 from ssl.augment import View
+from ssl.checkpoints.run_folder import RunFolder
 from ssl.data.order import Order
-from ssl.distributed import describe, world_size
+from ssl.distributed import describe, is_main, world_size
+from ssl.settings import config
 
 
 def write(
-    path: Path, origin: dict[str, str], views: list[View], statistics: tuple, order: Order, device: torch.device
+    run: RunFolder,
+    settings: Any,
+    origin: dict[str, str],
+    views: list[View],
+    statistics: tuple,
+    order: Order,
+    device: torch.device,
 ) -> None:
-    """Write about.json: where settings came from, what followed from them, and on which device the run computes."""
+    """Write config.yaml, the settings, and about.json: where they came from, what followed from them, and the device.
+
+    Rank 0 writes. Raises `UserError` where the folder cannot be written to.
+    """
+    if not is_main():
+        return
     about = {
         "origin": origin,
         "views": [dataclasses.asdict(view) for view in views],
@@ -32,7 +46,9 @@ def write(
         "global_batch": order.global_batch,
         "steps_per_epoch": order.steps_per_epoch,
     }
-    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(about, indent=2) + "\n"
+    run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
+    run.write("about.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def threads_of(folder: Path) -> int | None:

@@ -90,7 +90,9 @@ def take_architecture(settings: Any, origin: dict[str, str]) -> None:
     mine = ("command line", settings.config, f"{settings.config} row {settings.row}")
     names = ("encoder", "encoder_kwargs", "stem")
     given = {name: getattr(settings, name) if origin[name] in mine else None for name in names}
-    run = pretrained.run_settings(settings.init, settings.init_format, settings.encoder)
+    given["encoder"] = None if given["encoder"] == "auto" else given["encoder"]
+    called = None if settings.encoder == "auto" else settings.encoder
+    run = pretrained.run_settings(settings.init, settings.init_format, called)
     if "encoder" in run:
         settings.encoder, kwargs, stem = restore.architecture(run, **given)
         settings.stem = stem or settings.stem

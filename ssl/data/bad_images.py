@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ssl.console import say
+from ssl.data.images import Images
 from ssl.distributed import gather_objects, is_main
 from ssl.errors import UserError, one_line
 from ssl.files import json_lines, write_text
@@ -28,6 +29,14 @@ class BadImages:
         for line in json_lines(self.file) if is_main() else []:
             self.listed[str(line.get("path"))] = str(line.get("reason"))
         self.written = len(self.listed)
+
+    @classmethod
+    def of(cls, folder: Path, data: Images, max_fraction: float, checkpoint: dict | None) -> "BadImages":
+        """Of a run on `data`, which may continue from a checkpoint. Images that were left out of `data` are noted."""
+        known = checkpoint["bad_images"] if checkpoint else {}
+        made = cls(folder, len(data) + len(data.bad), max_fraction, known)
+        made.note(data.bad)
+        return made
 
     def note(self, bad: list[tuple[str, str]]) -> None:
         """Remember (path, reason) pairs that this rank met."""

@@ -72,10 +72,14 @@ class Images:
         return len(self.labels)
 
     @property
+    def array(self) -> Tensor | Stack | None:
+        """The images, or the pool of them, (N, C, H, W); None for files."""
+        return next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
+
+    @property
     def channels(self) -> int:
         """Channels of every image. Image files are decoded to RGB."""
-        held = next((held for held in (self.resident, self.stored, self.pool) if held is not None), None)
-        return 3 if held is None else held.shape[1]
+        return 3 if self.array is None else self.array.shape[1]
 
     def pixels(self, index: int, reduction: Reduction | None = None) -> Tensor:
         """Image `index` as (C, H, W). `reduction` as in `decode`. Raises `BadImage`."""

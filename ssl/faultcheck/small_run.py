@@ -50,6 +50,7 @@ class SmallRun:
         if self.processes > 1 or self.launcher:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
         settings = {
+            "config": TRAIN.parent / "configs" / "barlow_twins_cifar10.yaml",
             "data_dir": self.images,
             "output_dir": self.folder,
             "image_size": 32,

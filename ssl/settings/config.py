@@ -245,7 +245,7 @@ def parse(cls, arguments: list[str] | None = None, recipe: Callable[[dict], Path
         asked = {key: value for _, values in layers for key, value in values.items()}
         path = recipe(asked)
         if path is not None:
-            layers.insert(0, (str(path), _check(read_yaml(path), cls, str(path))))
+            layers[:0] = _of_file(str(path), cls, None)[0]
     values = vars(cls())
     origin = dict.fromkeys(values, "default")
     for where, layer in layers:

@@ -7,22 +7,24 @@ import dataclasses
 import os
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl.checkpoints import torch_file
+from ssl import files
 from ssl.data.cores import usable_cores
 from ssl.data.images import Images
-from ssl.data.preload import free_memory
+from ssl.data.memory import free_memory
 from ssl.distributed import broadcast_object, world_size
 from ssl.settings import auto, config
 from ssl.settings.auto import Cost, Machine
 from ssl.settings.kinds import coerce
+from ssl.sources.recipe import continued
 from ssl.training.precision import DTYPES
+from ssl.training.step_cost import Kept
 
 Build = Callable[[typing.Any, int], nn.Module]  # (settings, channels) -> encoder and projector
 KEPT = "encoder image_size short_side batch_size accumulate epochs lr warmup_epochs projector blur_prob".split()
@@ -36,34 +38,31 @@ def settle(
 
     Returns {name: (value, reason)}.
     """
-    found = _kept(settings, folder) if folder else {}
-    _set(settings, found)
-    for step in (_encoder, _image_size, _short_side, _batch_and_length):
-        more = broadcast_object(step(settings, data, build, device))
-        _set(settings, more)
-        found |= more
+    found = {}
+    for step in (partial(_kept, folder), _encoder, _image_size, _short_side, _batch_and_length):
+        found |= broadcast_object(step(settings, data, build, device))
+        for name, (value, _) in found.items():
+            setattr(settings, name, value)
     return found
 
 
-def _set(settings, found: dict[str, tuple[object, str]]) -> None:
-    for name, (value, _) in found.items():
-        setattr(settings, name, value)
+# In this order: each may follow those before ----------------------------------------
 
 
-def _kept(settings, folder: Path) -> dict:
-    """What is auto, and the run that continues has: the one in `folder`, else that of the file --resume names."""
-    if not torch_file.kept(folder):
-        folder = folder if settings.resume in ("auto", "none") else Path(settings.resume).parent
-    path = folder / "config.yaml"
-    if not (torch_file.kept(folder) and path.is_file()):
+def _kept(folder: Path | None, settings, *_) -> dict:
+    """What is auto, and the run that continues has. With other processes than before, the global batch stays."""
+    run_folder = folder and continued(folder, settings.resume)
+    if not (run_folder and (path := run_folder / "config.yaml").is_file()):
         return {}
     run, kinds = config.read_yaml(path), typing.get_type_hints(type(settings))
     names = [name for name in KEPT if getattr(settings, name) == "auto" and name in run]
     names += ["encoder_kwargs"] if "encoder" in names and not settings.encoder_kwargs else []
-    return {name: (coerce(run.get(name), kinds[name], f"{path}: {name}"), "as this run began") for name in names}
-
-
-# In this order: each may follow those before ----------------------------------------
+    kept = {name: coerce(run.get(name), kinds[name], f"{path}: {name}") for name in names}
+    global_batch = files.json_object(run_folder / "about.json").get("global_batch")
+    share = world_size() * kept.get("accumulate", settings.accumulate)
+    if "batch_size" in kept and isinstance(global_batch, int) and global_batch % share == 0:
+        kept["batch_size"] = global_batch // share
+    return {name: (value, "as this run began") for name, value in kept.items()}
 
 
 def _encoder(settings, *_) -> dict:
@@ -79,7 +78,7 @@ def _image_size(settings, data: Images, build: Build, device: torch.device) -> d
     if settings.image_size != "auto":
         return {}
     sizes = auto.CPU_SIZES["auto" if settings.encoder == auto.CPU_ENCODER else "own"]
-    own = min(data.pixels(0).shape[1:]) if data.paths is None or data.resident is not None else sizes[-1]
+    own = sizes[-1] if data.array is None else min(data.array.shape[2:])
     for size in sizes:
         if own < size:
             return {"image_size": (own, "the images are no larger")}
@@ -157,14 +156,8 @@ def cost(settings, data: Images, build: Build) -> Cost | None:
 
 def _count(model: nn.Module, views: Tensor) -> tuple[int, int]:
     """(operations of a forward pass, bytes of the tensors that it keeps for backward)."""
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return x
-
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda x: x):
-        (z,) = model(views)  # it keeps what is counted
-    del z
-    return counter.get_total_flops(), sum(kept.values())
+    kept = Kept(model)
+    with FlopCounterMode(display=False) as counter, kept:
+        (z,) = model(views)
+    del z  # only now: it keeps what is counted
+    return counter.get_total_flops(), kept.total()

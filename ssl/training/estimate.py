@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from ssl.data.cores import core_share
 from ssl.data.memory import UNKNOWN, free_memory, free_swap, held_memory
 from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError
+from ssl.training.fit_session import FitSession
 from ssl.training.forward import Embed
 from ssl.training.step_cost import Cost, Work, costs_of, grown
 from ssl.training.train_session import TrainSession
@@ -40,6 +42,7 @@ def tell(
     if steps <= 0:
         return 0.0
     machine = Machine.smallest()
+    work = dataclasses.replace(work, workers=min(gather_objects(work.workers)))  # nodes may differ
     costs = _costs(work, steps, machine)
     whole = grown(costs, work.order.batch_size)
     took = step_seconds(work, whole, machine)
@@ -66,6 +69,15 @@ def tell_pretraining(
     of_model = state.model, state.optimizer, embed.pixels, partial(embed.outputs, net=state.model)
     work = Work(*of_model, log.data, embed.views, log.order, workers, settings.accumulate_mode)
     tell(work, steps, partial(smaller, settings, embed, build))
+
+
+def tell_fine_tuning(
+    session: FitSession, model: nn.Module, optimizer: torch.optim.Optimizer, embed: Embed, trial: Any, steps: int
+) -> None:
+    """`tell` for finetune.py. `trial` has the images, `train`, and their `order`."""
+    of_model = model, optimizer, embed.pixels, lambda views: [model(*views)]
+    work = Work(*of_model, trial.train, embed.views, trial.order, session.settings.workers)
+    tell(work, steps, may_end_early=True)
 
 
 @dataclass(frozen=True)

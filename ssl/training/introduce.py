@@ -15,7 +15,7 @@ from ssl.distributed import describe, world_size
 from ssl.encoders import SMALL_IMAGE, has_own_stem, short_name, stem_for
 from ssl.errors import one_line
 from ssl.settings.shared import TrainingSettings
-from ssl.sources.recipe import OWN_IMAGES
+from ssl.sources.recipe import FOR_CPU, OWN_IMAGES
 from ssl.sources.validation import Validation, validation_order
 from ssl.training.precision import name_of
 
@@ -34,21 +34,18 @@ def tell_choice(settings, origin: dict[str, str], device: torch.device) -> None:
     """What train.py has chosen where the user has not: the embedded images, the recipe for a CPU or for a GPU."""
     if origin["dataset"] == origin["data_dir"] == "default":
         say("*** No --dataset, no --data_dir: training on the EMBEDDED demonstration set `shapes`, not ImageNet. ***")
-    files = {os.path.basename(where) for where in origin.values()}
-    if settings.config or settings.dataset not in OWN_IMAGES:
+    recipes = [os.path.basename(where) for where in origin.values() if where.endswith(".yaml")]
+    if settings.config or settings.dataset not in OWN_IMAGES or not recipes:
         return
-    for_cpu, for_gpu = f"{settings.method}_folder_cpu.yaml", "barlow_twins_folder.yaml"
-    if for_cpu in files and device.type == "cpu":
-        say(f"chosen      {for_cpu}, the recipe without a GPU: some ten minutes for up to 2,000 images on two cores")
-        if settings.method == "barlow_twins":
-            say(f"            the recipe for a GPU: --config configs/{for_gpu} (on a CPU it takes days)")
-    elif f"{settings.method}_cifar10.yaml" in files and device.type == "cpu":
-        say(f"chosen      {settings.method}_cifar10.yaml, for views of at most {SMALL_IMAGE} pixels; it wants a GPU")
-        say(f"            the recipe for a CPU: --config configs/{for_cpu} --image_size {settings.image_size}")
-    elif for_cpu in files:
-        say(f"chosen      {for_cpu}, as this run began without a GPU; another --output_dir takes the one for a GPU")
-    elif for_gpu in files and device.type == "cpu":
-        say(f"chosen      {for_gpu}, as this run began on a GPU; another --output_dir takes the one for a CPU")
+    for_cpu = any(name.endswith(FOR_CPU) for name in recipes)
+    if for_cpu != (device.type == "cpu"):
+        say(f"chosen      {recipes[-1]}, as this run began; another --output_dir takes the one for this device")
+    elif for_cpu:
+        say(
+            f"chosen      {recipes[-1]}, the recipe without a GPU: some ten minutes for up to 2,000 images on two cores"
+        )
+        if settings.method == "barlow_twins" and origin["image_size"].endswith(FOR_CPU):
+            say("            the recipe for a GPU: --config configs/barlow_twins_folder.yaml (on a CPU it takes days)")
 
 
 def tell_auto(settings, found: dict[str, tuple[object, str]]) -> None:
@@ -65,8 +62,6 @@ def tell_images(settings, data: Images, learns_labels: bool) -> None:
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
     where = "in memory" if data.resident is not None or data.held is not None else where
     say(f"data        {settings.dataset}: {counted(len(data), 'image')} {where}, views of {settings.image_size} px")
-    if len(data) < FEW:
-        say(f"*** {counted(len(data), 'image')}: too few to learn much from; take more, or start from --init ***")
     tell_values(data)
     if len(data) < FEW:
         say(f"*** {len(data)} images are very few to learn from; docs/own-data.md says what to do with few images ***")

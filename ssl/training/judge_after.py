@@ -5,28 +5,38 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ssl.console import say
 from ssl.distributed import SIGNALS, is_main
 from ssl.files import json_object
 from ssl.settings.command import ROOT, command
+from ssl.training import next_steps
 
 BASELINES = ("random_init", "raw_pixels")
 OF_A_GROUP = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
-def judge_after(folder: Path, step: int, classes: list[str], device: str) -> None:
+def judge_after(settings: Any, folder: Path, step: int, classes: list[str]) -> None:
     """Judge the encoder of the run in `folder` after its last `step`, unless that is done; and make its pictures.
 
-    Rank 0 does it, after the ranks have left each other. Without two `classes` there are only pictures. The run is
-    finished and stays as it is, whatever happens here: Ctrl-C ends the judging, and the same command does it again.
+    Without `evaluate_after` the commands are only printed. Rank 0 does it, after the ranks have left each other.
+    Without two `classes` there are only pictures. The run is finished and stays as it is, whatever happens here: Ctrl-C
+    ends the judging, and the same command does it again.
     """
+    if not settings.evaluate_after:
+        next_steps.after_training(folder, classes)
+        return
     if not is_main():
         return
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:  # the training has ended and heeds them no more
         signal.signal(number, signal.default_int_handler)
-    place = str(folder.resolve())
+    place, device = str(folder.resolve()), settings.device
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the other processes need it
     try:
         if len(classes) > 1 and not _is_judged(folder, step):
             shown = None if device == "auto" else device

@@ -83,7 +83,7 @@ def measure(work: Work, images: int) -> Cost:
 
     The first images of the training are read and become views. The model is shown black ones, as in `rehearse`.
     """
-    clock, kept = _Clock(work.on_cpu), _Kept(work.model)
+    clock, kept = _Clock(work.on_cpu), Kept(work.model)
     if not work.on_cpu:
         torch.cuda.reset_peak_memory_stats()
     before = work.optimizer.state if work.optimizer else None
@@ -113,7 +113,7 @@ def measure(work: Work, images: int) -> Cost:
     return Cost(
         images,
         *clock.laps,
-        kept=sum(kept.sizes.values()),
+        kept=kept.total(),
         pixels=sum(part.nbytes for view in batch.views for part in view),
         state=sum(x.nbytes for values in state.values() for x in values.values() if isinstance(x, Tensor)),
         peak=0 if work.on_cpu else torch.cuda.max_memory_allocated(),
@@ -138,21 +138,25 @@ class _Clock:
         self.began = now
 
 
-class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Within, `sizes` notes the bytes of every memory block that autograd keeps, besides the model's own."""
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Within, `sizes` notes the bytes of every memory block that autograd keeps, besides the model's own.
+
+    The tensors may be without numbers, on the device meta. What comes out of the forward pass must be kept meanwhile.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__(self._note, lambda x: x)
-        self.sizes: dict[int, int] = {}  # by address
-        self.own = {
-            x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers()) if x.device.type == "cpu"
-        }
+        self.sizes: dict[int, int] = {}  # by the block, which on the device meta has no address
+        self.own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
 
     def _note(self, x: Tensor) -> Tensor:
         block = x.untyped_storage()
-        if block.data_ptr() not in self.own:
-            self.sizes[block.data_ptr()] = block.nbytes()
+        if block._cdata not in self.own:
+            self.sizes[block._cdata] = block.nbytes()
         return x
+
+    def total(self) -> int:
+        return sum(self.sizes.values())
 
 
 def grown(costs: list[Cost], images: int) -> Cost:

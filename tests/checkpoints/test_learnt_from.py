@@ -24,7 +24,7 @@ from ssl.sources.cut import TENTH
 
 SMALL = options(encoder="ssl.encoders.SmallResNet", encoder_kwargs="{width: 4, stages: 1}", device="cpu", workers=0)
 TUNE = [*SMALL, *options(image_size=16, batch_size=16, epochs=1)]
-TRAIN = [*TUNE, *options(projector="8-8", health_every="null")]
+TRAIN = [*TUNE, *options(projector="8-8", health_every="null", evaluate_after=False)]
 
 
 def picture(path: Path, seed: int, size: int = 16) -> None:

@@ -268,7 +268,7 @@ def test_a_record_says_what_the_weights_have_seen(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_starts_from_imagenet_and_continues_without_the_file(images, imagenet, tmp_path):
-    common = TINY | dict(data_dir=images, init="imagenet", encoder="resnet18", encoder_kwargs={})
+    common = TINY | dict(data_dir=images, init="imagenet", encoder="resnet18", encoder_kwargs={}, evaluate_after=False)
     done = run("train.py", **common, max_steps=1, output_dir=tmp_path / "run")
     assert "imagenet: resnet18, torchvision's IMAGENET1K_V1" in done.stdout
     assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (as the weights were trained with)" in done.stdout

@@ -224,7 +224,7 @@ def test_throughput_takes_the_recipe_of_own_images_with_what_it_leaves_to_them(t
     )
     throughput.main()
     said = capsys.readouterr().out
-    for words in ("folder, in memory", "projector 512-512", "epochs would take"):
+    for words in ("folder, in memory", "projector 512-512", "; 300 epochs would take"):
         assert words in said
     words = "estimate    ", "measuring   6 steps, ", "turn 1 of 1  real", "turn 1 of 1  synthetic", "real reaches"
     places = [said.index(word) for word in words]

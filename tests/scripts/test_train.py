@@ -111,13 +111,13 @@ def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, t
 
 
 def test_supcon_learns_from_labels_and_says_so(images, tmp_path):
-    common = ["train.py", *tiny(data_dir=images, base_temperature="null", max_steps=1)]
-    done = run(*common, method="supcon", temperature=0.2, output_dir=tmp_path / "supcon")
+    how = {"data_dir": images, "base_temperature": "null", "max_steps": 1}
+    done = run("train.py", *tiny(method="supcon", **how), temperature=0.2, output_dir=tmp_path / "supcon")
     assert "labels      of 64 images, 3 classes" in done.stdout and "supcon_cifar10.yaml" in done.stdout
-    run(*common, method="simclr", temperature=0.2, output_dir=tmp_path / "simclr")
+    run("train.py", *tiny(method="simclr", **how), temperature=0.2, output_dir=tmp_path / "simclr")
     with_labels, without = (metrics(tmp_path / name)[0]["loss"] for name in ("supcon", "simclr"))
     assert with_labels != pytest.approx(without, rel=1e-3)  # where they start from the same weights
-    done = run(*common, method="supcon", output_dir=tmp_path / "balanced", balanced=True)
+    done = run("train.py", *tiny(method="supcon", **how), output_dir=tmp_path / "balanced", balanced=True)
     assert "3 classes, every class shown as often" in done.stdout
 
 
@@ -132,7 +132,7 @@ def test_without_labels_nothing_starts_that_learns_from_them(tmp_path, settings,
     for i, pixels in enumerate(render(torch.zeros(20, dtype=torch.long), 32, 0)):
         (tmp_path / "flat").mkdir(exist_ok=True)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "flat" / f"{i}.png")
-    done = run("train.py", *tiny(), **settings, data_dir=tmp_path / "flat", output_dir=tmp_path / "run", check=False)
+    done = run("train.py", *tiny(**settings), data_dir=tmp_path / "flat", output_dir=tmp_path / "run", check=False)
     assert done.returncode == 2 and done.stderr.startswith(f"train.py: error: {expected}")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -204,7 +204,7 @@ def test_the_encoder_is_that_of_the_run_of_init_unless_another_is_asked_for(tmp_
         ({"warmup_epochs": "2"}, "warmup_epochs: 2.0 must be fewer than epochs (2)"),
         ({"dataset": "CIFAR11"}, "dataset: 'CIFAR11' is none of"),
         ({"projector": "16-x"}, "projector: '16-x' is not a list of widths"),
-        ({"encoder": "resnet99"}, "encoder: 'resnet99' is neither"),
+        ({"encoder": "resnet99"}, "encoder: 'resnet99' is no image classifier of torchvision"),
         ({"lerning_rate": "1"}, "unknown setting --lerning_rate"),
         ({"init": "nowhere"}, "nowhere: no such file or run folder"),
         ({"resume": "nowhere.pt"}, "resume: nowhere.pt does not exist"),

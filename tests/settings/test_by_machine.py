@@ -4,11 +4,14 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train
+from ssl.checkpoints import inherit
 from ssl.data.images import Images
+from ssl.data.stack import Stack
 from ssl.settings import auto, config
 from ssl.settings.auto import Cost, Machine
 from ssl.training import by_machine
@@ -179,3 +182,39 @@ def test_memory_and_cores_are_those_of_each_process(monkeypatch):
     monkeypatch.setattr(by_machine, "free_memory", lambda *_: (8 << 30, "this machine"))
     monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "4")
     assert by_machine.machine_of(CPU).memory == 2 << 30
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(1, 32), (2, 16), (4, 8), (3, 32)])
+def test_a_run_that_is_continued_keeps_its_global_batch_on_other_processes(monkeypatch, tmp_path, processes, batch):
+    """With three it cannot: the start is then refused, as the global batch differs."""
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    config.write_yaml(tmp_path / "config.yaml", {"batch_size": 32, "accumulate": 1})
+    (tmp_path / "about.json").write_text('{"global_batch": 32, "processes": 1}')
+    monkeypatch.setattr(by_machine, "world_size", lambda: processes)
+    settings = read()
+    by_machine.settle(settings, photographs(2_000), train.Model, CPU, tmp_path)
+    assert (settings.batch_size, settings.accumulate) == (batch, 1)
+
+
+def test_the_size_of_images_in_an_array_is_known_although_one_cannot_be_read(machine):
+    machine(LAPTOP)
+    numbers = np.full((20, 40, 30, 3), 7, np.uint16)
+    stored = Stack(numbers, np.arange(20), (0, 5))  # each has a number outside this range
+    settings = read()
+    by_machine.settle(settings, Images("array", torch.zeros(20), [], stored=stored), train.Model, CPU)
+    assert settings.image_size == 30
+
+
+def test_weights_to_start_from_decide_the_encoder_that_the_recipe_leaves_open(machine):
+    machine(LAPTOP)
+    for words, encoder in (
+        (["--init", "imagenet"], "resnet50"),
+        (["--init", "imagenet", "--encoder", "auto"], "resnet50"),
+        (["--init", "imagenet", "--encoder", "resnet18"], "resnet18"),
+    ):
+        words = ["--device", "cpu", "--data_dir", "x", "--output_dir", "nowhere", *words]
+        settings, origin = config.parse(train.Settings, words, recipe=train.find_recipe)
+        assert "folder_cpu" in origin["epochs"]  # the control: the recipe that says auto
+        inherit.take_architecture(settings, origin)
+        by_machine.settle(settings, photographs(2_000), train.Model, CPU)
+        assert (settings.encoder, settings.encoder_kwargs, settings.stem) == (encoder, {}, "imagenet")

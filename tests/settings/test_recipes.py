@@ -429,3 +429,14 @@ def test_there_are_recipes():
 )
 def test_the_recipe_under_a_run_is_that_of_the_method_and_the_data(asked, expected):
     assert train.find_recipe(asked).stem == expected
+
+
+def test_the_recipes_for_a_cpu_differ_in_their_loss_alone():
+    """The settings of Barlow Twins are those that nobody has set."""
+    one, *others = (
+        read("--data_dir", "x", "--device", "cpu", "--method", m) for m in ("barlow_twins", "simclr", "supcon")
+    )
+    for other in others:
+        differs = {name for name, value in vars(other).items() if value != getattr(one, name)}
+        assert differs == {"method", "projector", "temperature", "lambd", "loss_scale"}
+        assert (other.lambd, other.loss_scale) == (train.Settings.lambd, train.Settings.loss_scale)

@@ -43,6 +43,7 @@ def images(tmp_path_factory) -> Path:
 def settings(run: SmallRun) -> list[str]:
     """Arguments of train.py for `run`: steps enough to be disturbed in, small ones."""
     values = {
+        "config": ROOT / "configs" / "barlow_twins_cifar10.yaml",
         "data_dir": run.images,
         "output_dir": run.folder,
         "image_size": 32,

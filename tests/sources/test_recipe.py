@@ -36,20 +36,34 @@ def test_data_sets_that_are_named_take_theirs_on_any_device(no_runs, asked):
     assert find_recipe(asked | {"device": "cpu"}) == find_recipe(asked | {"device": "cuda"})
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_small_views_take_the_recipe_for_them_on_any_device(no_runs, device):
-    asked = {"data_dir": "photographs", "device": device, "image_size": 64}
-    assert find_recipe(asked).stem == "barlow_twins_cifar10"
-    assert find_recipe(asked | {"image_size": 65}).stem != "barlow_twins_cifar10"  # the control
+@pytest.mark.parametrize("images", ["photographs", "cells.npz"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_small_views_of_your_own_images_take_the_recipe_for_them_on_a_gpu_alone(no_runs, images, size):
+    asked = {"data_dir": images, "image_size": size}
+    assert find_recipe(asked | {"device": "cuda"}).stem == "barlow_twins_cifar10"
+    assert find_recipe(asked | {"device": "cpu"}).stem == "barlow_twins_folder_cpu"
+    assert find_recipe({"dataset": "CIFAR10", "image_size": size, "device": "cpu"}).stem == "barlow_twins_cifar10"
 
 
-@pytest.mark.parametrize("began", ["barlow_twins_folder", "barlow_twins_folder_cpu"])
+@pytest.mark.parametrize("began", ["barlow_twins_folder", "barlow_twins_folder_cpu", "barlow_twins_cifar10"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_run_that_is_continued_keeps_its_recipe_on_any_device(tmp_path, began, device):
     asked = {"data_dir": "photographs", "device": device, "output_dir": str(tmp_path)}
+    asked |= {"image_size": 32} if began == "barlow_twins_cifar10" else {}
     origin = {"lr": f"/elsewhere/configs/{began}.yaml", "data_dir": "command line"}
     (tmp_path / "about.json").write_text(json.dumps({"origin": origin}))
     by_device = find_recipe(asked).stem
     assert ("_cpu" in by_device) == (device == "cpu")  # the control: a start that failed has left no checkpoint
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     assert find_recipe(asked).stem == began
+    other = asked | {"output_dir": str(tmp_path / "new"), "resume": str(tmp_path / "checkpoint.pt")}
+    assert find_recipe(other).stem == began
+
+
+def test_a_run_of_another_method_keeps_the_recipe_for_a_cpu_that_its_own_extends(tmp_path):
+    """Also where the command line sets all that its own file says."""
+    origin = {"lr": "configs/barlow_twins_folder_cpu.yaml", "method": "command line"}
+    (tmp_path / "about.json").write_text(json.dumps({"origin": origin}))
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    asked = {"method": "simclr", "data_dir": "photographs", "device": "cuda", "output_dir": str(tmp_path)}
+    assert find_recipe(asked).stem == "simclr_folder_cpu"

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from drawn import class_folders
 from PIL import Image
-from running import options
+from running import options, recipe
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -67,6 +67,7 @@ class Dropping(nn.Module):
 
 
 TINY = {
+    "config": recipe("barlow_twins"),
     "encoder": "test_judge.Dropping",
     "encoder_kwargs": "{}",
     "projector": "16-16",
@@ -157,7 +158,8 @@ def test_a_judged_training_is_the_same_to_the_bit(unjudged, whole):
 
 
 def test_so_is_one_that_accumulates_and_ends_between_evaluations(images, tmp_path):
-    how = {"method": "simclr", "projector": "16-8", "batch_size": 8, "accumulate": 2, "epochs": 2}
+    how = {"config": recipe("simclr"), "method": "simclr", "projector": "16-8", "batch_size": 8, "accumulate": 2}
+    how["epochs"] = 2
     learn(images, tmp_path / "off", **how)
     learn(images, tmp_path / "on", **how, eval_every=5, ssl_val_interval=1)
     assert same(trained(tmp_path / "on"), trained(tmp_path / "off"))
