@@ -101,11 +101,13 @@ def test_what_training_skips_at_random_is_not_frozen():
 
 
 def test_what_gives_tuples_in_training_is_refused_in_one_line():
-    encoder, width = build_encoder("torchvision.models.googlenet.GoogLeNet", 96, kwargs={"init_weights": False})
+    name, kwargs = "torchvision.models.googlenet.GoogLeNet", {"init_weights": False}
+    encoder, width = build_encoder(name, 96, kwargs=kwargs | {"num_classes": 1000})  # it keeps its classifiers
     assert width == 1000  # in evaluation mode it gives a tensor
     with pytest.raises(UserError, match=r"in training it gives a GoogLeNetOutputs.*aux_logits: false"):
         trainable.require(encoder, 96)
-    encoder, _ = build_encoder(
-        "torchvision.models.googlenet.GoogLeNet", 96, kwargs={"init_weights": False, "aux_logits": False}
-    )
+    with pytest.raises(UserError, match=r"has further classifiers.*aux_logits: false"):
+        build_encoder(name, 96, kwargs=kwargs)
+    encoder, width = build_encoder(name, 96, kwargs=kwargs | {"aux_logits": False})
+    assert width == 1024
     trainable.require(encoder, 96)
