@@ -33,8 +33,9 @@ SHARE = 0.9  # of the free memory: at most this much is taken
 def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     """`data` with its images in memory, for views of `size` pixels. Unchanged if they are in memory or not in files.
 
-    With `short_side`, larger images are reduced to this short side, as `ssl.data.prepare` does it on a disk. All ranks
-    call it. If the images do not fit, it raises `UserError` on all ranks before anything is decoded.
+    With `short_side`, larger images are reduced to it, as `ssl.data.prepare` does it on a disk; if they do not fit into
+    memory, they are reduced each time they are read. Without it, `UserError` is raised on all ranks before anything is
+    decoded. All ranks call it.
     """
     if data.paths is None or data.resident is not None or data.held is not None:
         return data
@@ -48,14 +49,16 @@ def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     fd, trouble = -1, shortage(need)
     if trouble is None and local == 0:
         fd, trouble = _created(need)
-    _agree(trouble)
+    if words := _trouble_of_any(trouble):
+        return _unheld(data, fd, words)
     path = gather_objects(path_of(fd))[rank() - local]
     try:
         fd = fd if local == 0 else os.open(path, os.O_RDWR)
         _fill(mmap.mmap(fd, need), table, data)
     except (OSError, MemoryError) as error:
         trouble = f"the images could not be held in memory ({type(error).__name__}: {one_line(error)})"
-    _agree(trouble)
+    if words := _trouble_of_any(trouble):
+        return _unheld(data, fd, words)
     held = Held(fd, len(data), np.arange(len(data)), data.value_range)
     files = int(((held.table[:, 2] == 0) & (held.table[:, 1] > 0)).sum())
     large = f"; {files} JPEGs of at least {4 * size} pixels are held as files: ssl.data.prepare makes them small"
@@ -70,23 +73,31 @@ def as_asked(settings, data: Images) -> Images:
     return data
 
 
-def _agree(trouble: str | None) -> None:
-    """Raise `UserError` on every rank if any rank has trouble."""
-    for words in gather_objects(trouble):
-        if words is not None:
-            raise UserError(f"preload: {words}")
+def _trouble_of_any(trouble: str | None) -> str | None:
+    """The trouble of the first rank that has some, the same on all ranks."""
+    return next(filter(None, gather_objects(trouble)), None)
+
+
+def _unheld(data: Images, fd: int, words: str) -> Images:
+    """`data` as it is, if its images are reduced as they are read; else raise `UserError`."""
+    if fd >= 0:
+        os.close(fd)
+    if data.short_side is None:
+        raise UserError(f"preload: {words}; leave --preload out")
+    say(f"*** preload: {words}; each image is now decoded every time it is read, which takes longer ***")
+    return data
 
 
 def _created(need: int) -> tuple[int, str | None]:
     """(descriptor of a file of `need` bytes in memory, None), or (-1, what is wrong)."""
     if not hasattr(os, "memfd_create"):
-        return -1, "needs Linux; leave --preload out"
+        return -1, "needs Linux"
     try:
         fd = os.memfd_create("preload")
         os.ftruncate(fd, need)
         return fd, None
     except OSError as error:
-        return -1, f"no memory to share can be had here ({one_line(error)}); leave --preload out"
+        return -1, f"no memory to share can be had here ({one_line(error)})"
 
 
 def _measure(data: Images, size: int) -> np.ndarray:
@@ -159,5 +170,5 @@ def shortage(need: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/f
         return None
     return (
         f"the decoded images take {need / 1e9:.1f} GB; they may take {SHARE:.0%} of the {free / 1e9:.1f} GB that "
-        f"{whose} has free. Make them smaller (python -m ssl.data.prepare), take fewer, or leave --preload out"
+        f"{whose} has free; python -m ssl.data.prepare makes them smaller"
     )

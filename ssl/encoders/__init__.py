@@ -105,9 +105,9 @@ def build_encoder(
         encoder = of_torchvision(plain, image_size, kwargs, channels)
     else:
         raise UserError(
-            f"encoder: {name!r} is no image classifier of torchvision{nearest_name(name)}. Expected one of those "
-            "(resnet50, vit_b_16, convnext_tiny, ...), wide_resnet_28_10, timm/NAME, or the dotted path of an "
-            "nn.Module class"
+            f"encoder: {name!r} is no image classifier of torchvision; expected is one of those (resnet50, vit_b_16, "
+            "convnext_tiny, ...), wide_resnet_28_10, timm/NAME, or the dotted path of an nn.Module class"
+            f"{nearest_name(name)}"
         )
     return encoder, representation_width(encoder, image_size, channels)
 

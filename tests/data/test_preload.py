@@ -298,6 +298,15 @@ def test_too_much_is_refused_before_anything_is_decoded_with_what_to_do(folder, 
         assert words in str(raised.value)
 
 
+def test_images_that_do_not_fit_reduced_are_reduced_as_they_are_read(folder, monkeypatch, capsys):
+    held = preload.hold(load(folder), 32, 40)
+    monkeypatch.setattr(preload, "free_memory", lambda *_: (50_000, "this machine"))
+    unheld = preload.hold(load(folder), 32, 40)
+    assert unheld.held is None and "decoded every time it is read" in capsys.readouterr().out
+    readable = [index for index, path in enumerate(held.paths) if "small" in path]
+    assert readable and all(torch.equal(held.pixels(index), unheld.pixels(index)) for index in readable)
+
+
 def test_where_memory_cannot_be_shared_that_is_said(folder, monkeypatch):
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(UserError, match="preload: needs Linux; leave --preload out"):
