@@ -21,7 +21,7 @@ from ssl import optim
 from ssl.checkpoints import about, alive, lock, resume, run_folder, run_reader, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.errors import UserError
-from ssl.files import json_text
+from ssl.files import PARTIAL, json_text
 from ssl.report import page
 from ssl.training.log import Metrics
 
@@ -133,9 +133,10 @@ def test_a_failed_start_leaves_what_is_of_value(tmp_path, held):
     elif held in ("a checkpoint", "a save that goes on"):
         run.begin(0, 9)
         save(run, 0, wait=held == "a checkpoint")
-    content = {path.name for path in folder.iterdir()} - {"status.json"}
+    content = {path.name for path in folder.iterdir() if not path.name.startswith(PARTIAL)} - {"status.json"}
     run.failed("a reason")
     run.settle()
+    assert (folder / "checkpoint.pt").exists() == (held in ("a checkpoint", "a save that goes on", "a run"))
     assert content <= {path.name for path in folder.iterdir()}
     assert json.loads((folder / "status.json").read_text())["reason"] == "a reason"
 

@@ -47,7 +47,11 @@ FIRST_HOUR = [
     (["--data_dir", "{photos}", "--dataset", "ImageNet"], "is not ImageNet: there is no train/ of class folders", ""),
     (["--dataset", "CIFAR10", "--data_dir", "{empty}"], "CIFAR10 is not in", "pass --download, or"),
     (["--data_dir", "{photos}", "--batch_size", "1"], "batch norm needs at least 2 images per process", ""),
-    (["--data_dir", "{photos}"], "global batch, .* is larger than the data set", "--batch_size 2 is the largest"),
+    (
+        ["--data_dir", "{photos}", "--batch_size", "64"],
+        "global batch, .* is larger than the data set",
+        "--batch_size 2 is the largest",
+    ),
     (["--dataset", "cifar10"], "dataset: 'cifar10' is none of", "did you mean CIFAR10"),
     (["--datset", "CIFAR10"], "unknown setting --datset", "did you mean 'dataset'"),
     (["--image_size", "224"], "`shapes` at 224 pixels would take minutes", "--data_dir or --dataset"),

@@ -216,7 +216,7 @@ def test_images_of_an_array_without_a_label_are_pre_trained_on_and_not_judged(tm
     kept = {image.tobytes() for image in test.resident.numpy()}
     assert not kept & {image.tobytes() for image in learnt.resident.numpy()} and train.labels.min() == 0
     assert (
-        f"15 of 60 images of {tmp_path / 'a.npz'} have none (a negative number or an empty text): they"
+        f"15 of 60 images of {tmp_path / 'a.npz'} have none (a negative number or an empty text): judging"
         in capsys.readouterr().out
     )
     np.savez(tmp_path / "b.npz", train_images=x, train_labels=labels, test_images=x[:5], test_labels=[-1] * 5)
