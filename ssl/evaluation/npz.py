@@ -34,7 +34,7 @@ def write(found, path: Path) -> None:
 
 def require_memory(samples: int, width: int) -> None:
     """Raise `UserError` where `samples` features of `width` numbers of float32 need more memory than is free."""
-    free, whose = free_memory(Path("/proc"), Path("/sys/fs/cgroup"))
+    free, whose = free_memory()
     if 4 * samples * width > free:
         raise UserError(
             f"npz: {samples:,} features of {width} numbers take {4 * samples * width / 2**30:.1f} GiB, and {whose} has "

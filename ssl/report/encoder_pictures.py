@@ -20,7 +20,6 @@ from ssl.checkpoints import torch_file
 from ssl.checkpoints.restore import restore
 from ssl.checkpoints.run_reader import Run
 from ssl.console import say
-from ssl.data import preload
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
@@ -57,8 +56,8 @@ def make(folder: Path, run: Run) -> None:
     how = inference.Reading(size, 128, auto_workers(), mean, std, device)
     parts = []
     for data, most, title in ((test, TEST, "test images"), (train, TRAIN, "training images")):
-        data = data.subset(torch.tensor(evenly_spaced(len(data), most)))
-        data = preload.hold(data, size, settings.short_side) if settings.short_side else data
+        chosen = data.subset(torch.tensor(evenly_spaced(len(data), most)))
+        data = dataclasses.replace(chosen, short_side=settings.short_side)
         h, read, _ = inference.outputs(encoder, data, how, title)
         parts += [data.subset(read.nonzero()[:, 0].cpu()), h[read].cpu()]
     test, test_h, train, train_h = parts

@@ -55,10 +55,9 @@ def _facts(run: Run) -> dict[str, str]:
         "Best encoder": best,
     }
     words = {name: text(value) for name, value in found.items() if value is not None}
-    again = _continuing(run)
-    return words | (
-        {"Continue with": f"<code>{escape(one_line(again))}</code>"} if again else {}
-    )  # whole, to be copied
+    if again := _continuing(run):
+        words["Continue with"] = f"<code>{escape(one_line(again))}</code>"  # whole, to be copied
+    return words
 
 
 def _data(settings: dict) -> str | None:

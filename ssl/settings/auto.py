@@ -131,7 +131,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ViewCost:
     """Of a view through encoder and projector: operations of the forward pass, bytes that it keeps for backward."""
 
     flops: float
@@ -145,7 +145,7 @@ def short_side(images: int, image_size: int, machine: Machine) -> int | None:
     return side if 4 * side**2 * images <= machine.memory / 4 else None
 
 
-def batch(images: int, processes: int, machine: Machine, cost: Cost) -> tuple[int, int]:
+def batch(images: int, processes: int, machine: Machine, cost: ViewCost) -> tuple[int, int]:
     """(batch_size, accumulate): BATCH images a step and process, or fewer where there are few images.
 
     They are cut into as many micro-batches as the memory asks for. On a CPU an epoch has eight steps, if it can.
@@ -160,7 +160,7 @@ def batch(images: int, processes: int, machine: Machine, cost: Cost) -> tuple[in
     return size, total // size
 
 
-def epochs_on_cpu(images: int, image_size: int, machine: Machine, cost: Cost) -> int:
+def epochs_on_cpu(images: int, image_size: int, machine: Machine, cost: ViewCost) -> int:
     """As many as SECONDS allow; two views, and backward takes twice as long as forward."""
     seconds = 2 * (3 * cost.flops / CORE_FLOPS + PIXEL_SECONDS * image_size**2)
     return round(min(max(SECONDS * machine.cores / seconds / images, LEAST_EPOCHS), MOST_EPOCHS))

@@ -120,14 +120,23 @@ def _no_splits_below(root: Path, split: str) -> None:
             return
 
 
-def _tree(folder: Path) -> Images:
-    """All images below a folder. The first folder of each path is the class, if every image is in one."""
+def images_below(folder: Path, setting: str) -> list[Path]:
+    """The images below `folder`, which `setting` names, relative to it. Prints how many other files there are.
+
+    Raises `UserError` where there is no image.
+    """
     files, others = list_files(folder)
     if not files:
         found = f"; {not_read(others)}" if others else ""
-        raise UserError(f"data_dir: {no_images(folder)}{found}")
+        raise UserError(f"{setting}: {no_images(folder)}{found}")
     if others:
         say_once(f"data        in {folder} {not_read(others)}")
+    return files
+
+
+def _tree(folder: Path) -> Images:
+    """All images below a folder. The first folder of each path is the class, if every image is in one."""
+    files = images_below(folder, "data_dir")
     paths = [str(folder / path) for path in files]
     if any(len(path.parts) == 1 for path in files):
         return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))

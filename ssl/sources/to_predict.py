@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-from ssl.console import say_once
 from ssl.data.images import Images, Paths
-from ssl.data.listing import list_files, no_images, not_read
 from ssl.data.tables import read_table
 from ssl.errors import UserError
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import arrays, datasets
+from ssl.sources.folders import images_below
 from ssl.sources.lookup import find_images
 
 
@@ -48,21 +47,11 @@ def load(settings: ImageSettings) -> Images:
     elif settings.csv is None and path.is_file():
         found = [str(path)]
     elif path.is_dir():
-        found = _below(path)
+        found = [str(path / file) for file in images_below(path, "predict")]
     else:
         expected = "a folder" if settings.csv is not None else "a folder, an image or an array (.npy, .npz)"
         raise UserError(f"predict: {path} is not {expected}")
     return Images("folder", torch.full((len(found),), -1), [], paths=Paths(found))
-
-
-def _below(folder: Path) -> list[str]:
-    files, others = list_files(folder)
-    if not files:
-        found = f"; {not_read(others)}" if others else ""
-        raise UserError(f"predict: {no_images(folder)}{found}")
-    if others:
-        say_once(f"data        in {folder} {not_read(others)}")
-    return [str(folder / file) for file in files]
 
 
 def _array(path: Path, settings: ImageSettings) -> Images:

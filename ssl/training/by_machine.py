@@ -20,7 +20,7 @@ from ssl.data.images import Images
 from ssl.data.memory import free_memory
 from ssl.distributed import broadcast_object, world_size
 from ssl.settings import auto, config
-from ssl.settings.auto import Cost, Machine
+from ssl.settings.auto import Machine, ViewCost
 from ssl.settings.kinds import coerce
 from ssl.sources.recipe import continued
 from ssl.training.precision import DTYPES
@@ -28,7 +28,7 @@ from ssl.training.step_cost import Kept
 
 Build = Callable[[typing.Any, int], nn.Module]  # (settings, channels) -> encoder and projector
 KEPT = "encoder image_size short_side batch_size accumulate epochs lr warmup_epochs projector blur_prob".split()
-LIKE_RESNET50 = Cost(8.2e9, 88e6, 36_000_000)  # at 224 pixels, in float32: of an encoder whose cost is not known
+LIKE_RESNET50 = ViewCost(8.2e9, 88e6, 36_000_000)  # at 224 pixels, in float32: of an encoder whose cost is not known
 
 
 def settle(
@@ -130,11 +130,11 @@ def machine_of(device: torch.device) -> Machine:
     cores = usable_cores()
     if device.type == "cuda":
         return Machine("cuda", cores, torch.cuda.mem_get_info(device)[1])
-    free, _ = free_memory(Path("/proc"), Path("/sys/fs/cgroup"))
+    free, _ = free_memory()
     return Machine("cpu", cores, free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def cost(settings, data: Images, build: Build) -> Cost | None:
+def cost(settings, data: Images, build: Build) -> ViewCost | None:
     """What a view costs in the precision of `settings`, computed on tensors without numbers; None where that fails.
 
     Memory is the difference between four views and two: what does not grow with the views is left out.
@@ -151,7 +151,7 @@ def cost(settings, data: Images, build: Build) -> Cost | None:
             (flops, two), (_, four) = (_count(model, torch.zeros(n, *size, dtype=dtype)) for n in (2, 4))
     except Exception:  # an encoder that needs numbers, or no such size: training raises a better error
         return None
-    return Cost(flops / 2, (four - two) / 2, sum(parameter.numel() for parameter in model.parameters()))
+    return ViewCost(flops / 2, (four - two) / 2, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _count(model: nn.Module, views: Tensor) -> tuple[int, int]:

@@ -13,13 +13,13 @@ from ssl.checkpoints import inherit
 from ssl.data.images import Images
 from ssl.data.stack import Stack
 from ssl.settings import auto, config
-from ssl.settings.auto import Cost, Machine
+from ssl.settings.auto import Machine, ViewCost
 from ssl.training import by_machine
 
 CPU = torch.device("cpu")
 LAPTOP = Machine("cpu", 2, 8 << 30)
-SMALL = Cost(0.08e9, 0.6e6, 1_400_000)  # the encoder for a CPU, at 48 pixels
-RESNET50 = Cost(8.2e9, 44e6, 36_000_000)  # at 224 pixels, in bf16
+SMALL = ViewCost(0.08e9, 0.6e6, 1_400_000)  # the encoder for a CPU, at 48 pixels
+RESNET50 = ViewCost(8.2e9, 44e6, 36_000_000)  # at 224 pixels, in bf16
 
 
 def photographs(count: int, side: int = 256) -> Images:
@@ -75,7 +75,7 @@ def test_fewer_images_than_a_batch_are_a_smaller_batch_of_every_process():
 
 
 def test_epochs_on_a_cpu_fall_with_the_images_and_rise_with_the_cores():
-    def epochs(images: int, cores: int = 2, cost: Cost = SMALL) -> int:
+    def epochs(images: int, cores: int = 2, cost: ViewCost = SMALL) -> int:
         return auto.epochs_on_cpu(images, 48, Machine("cpu", cores, 8 << 30), cost)
 
     lengths = [epochs(images) for images in (1, 5, 100, 800, 2_000, 50_000)]
