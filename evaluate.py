@@ -116,11 +116,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     device = distributed.start(settings.gpus, settings.device, patience)
     settle_threads()
     folder = results_folder(settings)
-    say(f"device      {distributed.describe(device, settings.device)}")
-    say(f"precision   {name_of('off', device)}")
-    other = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
-    say(f"protocol    {', '.join(protocols)}{other}")
-    say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
+    tell_protocols(settings, protocols, device)
 
     images, first = load_images(settings, run, protocols)
     subjects, width, source = build_encoders(settings, first.channels)
@@ -131,10 +127,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
     if weights["steps"] == 0:
         say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
-    counts = ", ".join(f"{len(data)} {name}" for name, data in images.items())
-    counts = counts.removesuffix(" all")  # without splits
-    say(f"data        {settings.dataset}: {counts} images, {len(first.classes) or 'no'} classes")
-    tell_values(first)
+    tell_images(settings, images, first)
 
     found: dict = {}
     for name, encoder in subjects.items():
@@ -170,6 +163,21 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
     else:
         next_steps.after_features(folder / "features.pt", settings)
+
+
+def tell_protocols(settings: Settings, protocols: list[str], device: torch.device) -> None:
+    say(f"device      {distributed.describe(device, settings.device)}")
+    say(f"precision   {name_of('off', device)}")
+    other = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
+    say(f"protocol    {', '.join(protocols)}{other}")
+    say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
+
+
+def tell_images(settings: Settings, images: dict[str, Images], first: Images) -> None:
+    counts = ", ".join(f"{len(data)} {name}" for name, data in images.items())
+    counts = counts.removesuffix(" all")  # without splits
+    say(f"data        {settings.dataset}: {counts} images, {len(first.classes) or 'no'} classes")
+    tell_values(first)
 
 
 def judge_features(settings: Settings, protocols: list[str]) -> None:

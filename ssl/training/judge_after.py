@@ -45,6 +45,8 @@ def judge_after(settings: Any, folder: Path, step: int, classes: list[str]) -> N
         if not _has_pictures(folder):
             _tell(command("ssl.report", folder, "--pictures"))
             _run("-m", "ssl.report", place, "--pictures")
+        say("")
+        next_steps.after_training(folder, classes, judged=True)
     except KeyboardInterrupt:
         say("\nthe judging was stopped; the run is finished and whole. The same command as before judges it again")
         sys.exit(128 + signal.SIGINT)

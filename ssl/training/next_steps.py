@@ -12,13 +12,18 @@ PASSED_ON = (*DATA, "value_range", "mean", "std", "encoder", "encoder_kwargs", "
 METHODS = ("simclr", "swav", "byol", "moco", "infomin")  # formats of weights that finetune.py calls methods
 
 
-def after_training(run: Path, classes: list[str]) -> None:
-    """The last lines of train.py. `classes` are those of its images: without two of them there is nothing to judge."""
+def after_training(run: Path, classes: list[str], judged: bool = False) -> None:
+    """The last lines of train.py; `judged` if it has judged the run and made its pictures.
+
+    `classes` are those of its images: without two of them there is nothing to judge.
+    """
     if len(classes) > 1:
-        say(f"judge it    {command('evaluate.py', model_path=run)}")
+        if not judged:
+            say(f"judge it    {command('evaluate.py', model_path=run)}")
         say(f"fine-tune   {command('finetune.py', init=run)}")
     else:
-        say(f"look at it  {command('ssl.report', run, '--pictures')}")
+        if not judged:
+            say(f"look at it  {command('ssl.report', run, '--pictures')}")
         say(f"features    {command('evaluate.py', model_path=run, protocol='features', csv_features=True)}")
 
 

@@ -29,6 +29,7 @@ def test_the_table_of_a_run_is_that_of_evaluate(judged, tmp_path):
     assert all((folder / name).exists() for name in FILES)
     first = ("raw pixels ", "untrained encoder ", "trained encoder ", "n = ")
     rows = [line for line in said.splitlines() if line.startswith(first)]
+    assert said.splitlines()[-1] == f"fine-tune   python finetune.py --init {folder}"
     assert len(rows) == 4 and rows[3].startswith("n = 21 test images; in brackets 95 % intervals")
     run("evaluate.py", model_path=folder, random_init=True, raw_pixels=True, output_dir=tmp_path)
     own, by_hand = (json.loads((place / "results.json").read_text()) for place in (folder, tmp_path))
@@ -54,7 +55,9 @@ def test_images_without_labels_get_pictures_alone(images, tmp_path):
     for path in sorted(images.rglob("*.png"))[:20]:
         shutil.copy(path, flat)
     said = run("train.py", *tiny(**SETTINGS | {"batch_size": 8}), data_dir=flat, output_dir=tmp_path / "run").stdout
-    assert "evaluate.py" not in said and (tmp_path / "run" / "neighbours.png").exists()
+    assert "$ python evaluate.py" not in said
+    assert said.splitlines()[-1].startswith("features    python evaluate.py --model_path ")  # what to do next
+    assert (tmp_path / "run" / "neighbours.png").exists()
     assert not (tmp_path / "run" / "results.json").exists()
 
 
