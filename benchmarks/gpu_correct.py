@@ -88,8 +88,8 @@ def ranks_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
         expected = gradients(loss, z1, z2, world=1)
         yield check(f"{name}, 8 ranks as 1: loss", apart(value, expected[0]), 1e-5)
         yield check(f"{name}, 8 ranks as 1: gradient", apart(grad, expected[1]), 1e-4)
-    shared = gradients(lambda a, b: sup_con(a, b, labels, check=False)[0], z1, z2, world=8)
-    alone = gradients(lambda a, b: sup_con(a, b, labels.repeat(8), check=False)[0], z1, z2, world=1)
+    shared = gradients(lambda a, b: sup_con(a, b, labels=labels, check=False)[0], z1, z2, world=8)
+    alone = gradients(lambda a, b: sup_con(a, b, labels=labels.repeat(8), check=False)[0], z1, z2, world=1)
     yield check("SupCon, 8 ranks as 1: loss", apart(shared[0], alone[0]), 1e-5)
     yield check("SupCon, 8 ranks as 1: gradient", apart(shared[1], alone[1]), 1e-4)
 

@@ -79,7 +79,7 @@ SIZES = [(8, 1), (8, 3), (8, 500), (33, 33), (64, 65), (100, 100), (300, 2), (30
 @pytest.mark.parametrize("lambd", [5e-3, 1.0])
 def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
     z1, z2 = views(n, d)
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd, form)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=lambd, form=form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, lambd)[0], z1.double(), z2.double())
     # for D = 1 'gram' finds the absent off-diagonal as a difference of two ones
     assert ours[0].item() == pytest.approx(plain[0].item(), rel=1e-5, abs=5e-7 * lambd)
@@ -91,7 +91,7 @@ def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
 def test_barlow_of_two_samples(d, form):
     # The variance of two samples leaves a gradient of nothing but eps, which float32 could not give.
     z1, z2 = views(2, d)
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
     assert ours[0].dtype == ours[1].dtype == torch.float32
     assert_same(ours, plain, 1e-5)
@@ -105,7 +105,7 @@ def test_barlow_reads_any_memory_layout(form):
     wide[::2, ::2] = z1
     strided, transposed = wide[::2, ::2], z2.T.contiguous().T
     assert not strided.is_contiguous() and not transposed.is_contiguous()
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], strided, transposed)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], strided, transposed)
     assert_same(ours, expected, 1e-5)
 
 
@@ -114,7 +114,7 @@ def test_barlow_reads_any_memory_layout(form):
 def test_barlow_computes_low_precision_input_in_float32(dtype, form):
     z1, z2 = (z.to(dtype) for z in views(40, 30))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the loss steps out of it
-        ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
+        ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
     assert ours[0].dtype == torch.float32 and ours[1].dtype == ours[2].dtype == dtype
     assert_same(ours[:1], plain[:1], 1e-5)
@@ -127,7 +127,7 @@ def test_a_grad_scaler_saves_small_float16_gradients(form):
     z2 = z1 + 1e-3 * views(256, 64, seed=1)[0]  # nearly trained: gradients near 1e-7
     z1, z2 = z1.half(), z2.half()
     scale = 2.0**16
-    _, grad, _ = value_and_gradients(lambda a, b: scale * barlow_twins(a, b, 1e-4, form)[0], z1, z2)
+    _, grad, _ = value_and_gradients(lambda a, b: scale * barlow_twins(a, b, lambd=1e-4, form=form)[0], z1, z2)
     _, expected, _ = value_and_gradients(lambda a, b: plain_barlow(a, b, 1e-4)[0], z1.double(), z2.double())
     assert_same([grad.double() / scale], [expected], 1e-3)
 
@@ -138,7 +138,7 @@ def test_barlow_of_constant_features_is_finite(form):
     z1[:, 3] = 2.5
     z2[:, 3] = -1.0
     z2[:, 5] = 0.0
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
     assert_same(ours[:1], plain[:1], 1e-5)
     assert all(torch.isfinite(grad).all() for grad in ours[1:])
@@ -157,22 +157,22 @@ def test_barlow_does_not_see_scale_and_offset_of_a_feature(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_barlow_is_symmetric_in_its_views(form):
     z1, z2 = views(50, 30)
-    loss, g1, g2 = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
-    swapped, s2, s1 = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z2, z1)
+    loss, g1, g2 = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
+    swapped, s2, s1 = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z2, z1)
     assert_same((swapped, s1, s2), (loss, g1, g2), 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_barlow_is_zero_for_identical_views_and_lambda_zero(form):
     z, _ = views(60, 25)
-    assert barlow_twins(z, z, 0.0, form)[0] < 1e-7
+    assert barlow_twins(z, z, lambd=0.0, form=form)[0] < 1e-7
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_barlow_parts_sum_up_and_carry_no_gradient(form):
     z1, z2 = views(40, 60)
     z1.requires_grad_()
-    loss, on, off = barlow_twins(z1, z2, 0.02, form)
+    loss, on, off = barlow_twins(z1, z2, lambd=0.02, form=form)
     assert_same((on, off), plain_barlow(z1.detach().double(), z2.double(), 0.02)[1:], 1e-5)
     torch.testing.assert_close(loss, on + 0.02 * off)
     assert loss.requires_grad and not on.requires_grad and not off.requires_grad
@@ -207,7 +207,7 @@ def test_barlow_gradient_arrives_where_only_one_view_wants_it():
 @pytest.mark.parametrize("block", [1, 7, 34, 1000])
 def test_info_nce_is_cross_entropy_written_out(n, d, temperature, block):
     z1, z2 = views(n, d)
-    ours = value_and_gradients(lambda a, b: info_nce(a, b, temperature, block)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: info_nce(a, b, temperature=temperature, block=block)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_info_nce(a, b, temperature)[0], z1.double(), z2.double())
     assert_same(ours[:1], plain[:1], 1e-5)
     if d > 1:  # or every embedding is -1 or 1, and there is no gradient
@@ -222,7 +222,10 @@ def test_contrastive_losses_keep_their_digits_where_the_positives_win(n, tempera
     plain = value_and_gradients(lambda a, b: plain_info_nce(a, b, temperature)[0], z1.double(), z2.double())
     assert plain[0] < 0.02  # barely anything is left to learn
     nobody = torch.full((n,), -1)
-    for loss in (lambda a, b: info_nce(a, b, temperature)[0], lambda a, b: sup_con(a, b, nobody, temperature)[0]):
+    for loss in (
+        lambda a, b: info_nce(a, b, temperature=temperature)[0],
+        lambda a, b: sup_con(a, b, labels=nobody, temperature=temperature)[0],
+    ):
         assert_same(value_and_gradients(loss, z1, z2), plain, 2e-5)
 
 
@@ -232,7 +235,7 @@ def test_contrastive_accuracies_are_the_rank_of_the_positive(block):
     _, scores, target = plain_info_nce(z1, z2, 0.1)
     order = scores.argsort(1, descending=True)
     rank = (order == target[:, None]).int().argmax(1)
-    _, acc1, acc5 = info_nce(z1, z2, 0.1, block)
+    _, acc1, acc5 = info_nce(z1, z2, temperature=0.1, block=block)
     assert 0 < acc1 < acc5 < 1
     assert acc1.item() == pytest.approx((rank < 1).float().mean().item())
     assert acc5.item() == pytest.approx((rank < 5).float().mean().item())
@@ -251,7 +254,7 @@ def test_contrastive_accuracies_of_constructed_cases():
 
 def test_info_nce_of_constant_embeddings_is_the_log_of_the_number_of_others():
     z = torch.full((9, 4), 3.0)
-    assert info_nce(z, z, 0.5)[0].item() == pytest.approx(math.log(2 * 9 - 1), rel=1e-6)
+    assert info_nce(z, z, temperature=0.5)[0].item() == pytest.approx(math.log(2 * 9 - 1), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -259,7 +262,7 @@ def test_info_nce_is_safe_for_low_precision_input(dtype):
     z1, z2 = (1000 * z for z in views(30, 64))  # squares overflow float16
     z1, z2 = z1.to(dtype), z2.to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = value_and_gradients(lambda a, b: info_nce(a, b, 0.2)[0], z1, z2)
+        ours = value_and_gradients(lambda a, b: info_nce(a, b, temperature=0.2)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_info_nce(a, b, 0.2)[0], z1.double(), z2.double())
     assert ours[0].dtype == torch.float32 and ours[1].dtype == dtype
     assert_same(ours[:1], plain[:1], 1e-5)
@@ -269,7 +272,7 @@ def test_info_nce_is_safe_for_low_precision_input(dtype):
 def test_info_nce_module_passes_the_temperature_and_keeps_the_accuracies():
     z1, z2 = views(20, 5)
     criterion = InfoNCELoss(temperature=0.3)
-    loss, acc1, acc5 = info_nce(z1, z2, 0.3)
+    loss, acc1, acc5 = info_nce(z1, z2, temperature=0.3)
     assert criterion(z1, z2) == loss
     assert criterion.parts == {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
 
@@ -285,7 +288,9 @@ def test_sup_con_is_the_published_formula(labels, temperature, block):
     generator = torch.Generator().manual_seed(3)
     known = torch.randint(-1 if labels == "some" else 0, 1 if labels == "one class" else 4, (n,), generator=generator)
     z1, z2 = views(n, 8)
-    ours = value_and_gradients(lambda a, b: sup_con(a, b, known, temperature, block=block)[0], z1, z2)
+    ours = value_and_gradients(
+        lambda a, b: sup_con(a, b, labels=known, temperature=temperature, block=block)[0], z1, z2
+    )
     plain = value_and_gradients(lambda a, b: plain_sup_con(a, b, known, temperature), z1.double(), z2.double())
     assert_same(ours, plain, 1e-5)
 
@@ -293,9 +298,9 @@ def test_sup_con_is_the_published_formula(labels, temperature, block):
 @pytest.mark.parametrize("labels", [torch.full((33,), -1), torch.arange(33)])
 def test_sup_con_without_shared_labels_is_info_nce(labels):
     z1, z2 = views(33, 12)
-    ours = value_and_gradients(lambda a, b: sup_con(a, b, labels, 0.2)[0], z1, z2)
-    assert_same(ours, value_and_gradients(lambda a, b: info_nce(a, b, 0.2)[0], z1, z2), 1e-6)
-    assert sup_con(z1, z2, labels, 0.2)[1:] == info_nce(z1, z2, 0.2)[1:]
+    ours = value_and_gradients(lambda a, b: sup_con(a, b, labels=labels, temperature=0.2)[0], z1, z2)
+    assert_same(ours, value_and_gradients(lambda a, b: info_nce(a, b, temperature=0.2)[0], z1, z2), 1e-6)
+    assert sup_con(z1, z2, labels=labels, temperature=0.2)[1:] == info_nce(z1, z2, temperature=0.2)[1:]
 
 
 def test_base_temperature_multiplies_as_in_the_authors_code():
@@ -313,7 +318,7 @@ def test_sup_con_counts_any_view_of_the_class_as_found():
     z = torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.1], [-1.0, 0.0]])
     apart = z + 0.3 * torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0], [0.0, -1.0]])
     assert info_nce(z, apart)[1] < 1
-    assert sup_con(z, apart, torch.tensor([0, 0, 1, 1]))[1] == 1
+    assert sup_con(z, apart, labels=torch.tensor([0, 0, 1, 1]))[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -322,7 +327,7 @@ def test_sup_con_counts_any_view_of_the_class_as_found():
 )
 def test_labels_must_be_one_integer_a_row(labels):
     with pytest.raises(ValueError, match=r"labels must be (4 )?integers"):
-        sup_con(torch.randn(4, 3), torch.randn(4, 3), labels)
+        sup_con(torch.randn(4, 3), torch.randn(4, 3), labels=labels)
 
 
 def test_a_block_is_at_least_one_row():
@@ -334,7 +339,7 @@ def test_a_block_is_at_least_one_row():
 @pytest.mark.parametrize("offset", [10, 100, 1000])
 def test_barlow_of_features_far_from_zero(offset, form):
     z1, z2 = (z + offset for z in views(256, 64))
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, form)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
     assert_same(ours, value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double()), 1e-5)
 
 
@@ -344,7 +349,7 @@ def test_the_off_diagonal_is_never_negative(form):
         q, _ = torch.linalg.qr(torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)))
         white = q - q.mean(0)
         white, _ = torch.linalg.qr(white)
-        loss, _, off = barlow_twins(white, white, 1.0, form)
+        loss, _, off = barlow_twins(white, white, lambd=1.0, form=form)
         assert loss >= 0 and off >= 0
 
 
@@ -355,7 +360,7 @@ def test_between_processes_a_wide_matrix_never_travels():
 
 # All --------------------------------------------------------------------------
 
-by_sup_con = lambda z1, z2, **more: sup_con(z1, z2, torch.full(z1.shape[:1], -1), **more)  # noqa: E731
+by_sup_con = lambda *z, **more: sup_con(*z, labels=torch.full(z[0].shape[:1], -1), **more)  # noqa: E731
 EVERY_LOSS = pytest.mark.parametrize("loss", [barlow_twins, info_nce, by_sup_con], ids=["barlow", "nce", "supcon"])
 
 
@@ -408,9 +413,9 @@ def test_float64_is_right_to_the_digits_of_float64():
     labels = torch.tensor([0, 0, 0, 1, 1, 2, -1])  # 1 / 5 and 1 / 3 have no end in binary: default-type constants show
     z1, z2 = (z.double() for z in views(7, 4))
     for ours, plain in (
-        (lambda a, b: barlow_twins(a, b, 5e-3)[0], lambda a, b: plain_barlow(a, b, 5e-3)[0]),
-        (lambda a, b: info_nce(a, b, 0.3)[0], lambda a, b: plain_info_nce(a, b, 0.3)[0]),
-        (lambda a, b: sup_con(a, b, labels, 0.3)[0], lambda a, b: plain_sup_con(a, b, labels, 0.3)),
+        (lambda a, b: barlow_twins(a, b)[0], lambda a, b: plain_barlow(a, b, 5e-3)[0]),
+        (lambda a, b: info_nce(a, b, temperature=0.3)[0], lambda a, b: plain_info_nce(a, b, 0.3)[0]),
+        (lambda a, b: sup_con(a, b, labels=labels, temperature=0.3)[0], lambda a, b: plain_sup_con(a, b, labels, 0.3)),
     ):
         assert_same(value_and_gradients(ours, z1, z2), value_and_gradients(plain, z1, z2), 1e-13)
 
@@ -419,7 +424,7 @@ def test_float64_is_right_to_the_digits_of_float64():
 @pytest.mark.parametrize("n, d", [(4096, 16), (4096, 700), (3, 16384), (32, 16384), (1500, 1500)])
 def test_barlow_of_extreme_sizes(n, d):
     z1, z2 = views(n, d)
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3)[0], z1, z2)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: gram_barlow(a, b, 5e-3), z1.double(), z2.double())
     assert_same(ours, plain, 1e-5)
 
@@ -461,7 +466,7 @@ def test_integers_are_refused(loss):
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature must be positive"):
-        info_nce(torch.randn(4, 3), torch.randn(4, 3), temperature)
+        info_nce(torch.randn(4, 3), torch.randn(4, 3), temperature=temperature)
 
 
 def test_modules_refuse_what_cannot_work_when_they_are_made():

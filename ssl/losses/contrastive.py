@@ -1,6 +1,6 @@
 """InfoNCE, the loss of SimCLR (Chen et al. 2020), and SupCon, its supervised form (Khosla et al. 2020)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,24 +29,26 @@ class InfoNCELoss(_ContrastiveLoss):
     >>> criterion(z1, z2).backward()
     """
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        loss, acc1, acc5 = info_nce(z1, z2, self.temperature, check=self.check, base_temperature=self.base_temperature)
+    def forward(self, *views: Tensor) -> Tensor:
+        settings = dict(temperature=self.temperature, base_temperature=self.base_temperature, check=self.check)
+        loss, acc1, acc5 = info_nce(*views, **settings)
         self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
         return loss
 
 
 class SupConLoss(_ContrastiveLoss):
-    """`sup_con` as a module, called with (z1, z2, labels). `parts` as in `InfoNCELoss`."""
+    """`sup_con` as a module, called with (z1, …, zV, labels). `parts` as in `InfoNCELoss`."""
 
-    def forward(self, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-        loss, acc1, acc5 = sup_con(z1, z2, labels, self.temperature, self.base_temperature, check=self.check)
+    def forward(self, *views_and_labels: Tensor) -> Tensor:
+        *views, labels = views_and_labels
+        settings = dict(temperature=self.temperature, base_temperature=self.base_temperature, check=self.check)
+        loss, acc1, acc5 = sup_con(*views, labels=labels, **settings)
         self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
         return loss
 
 
 def info_nce(
-    z1: Tensor,
-    z2: Tensor,
+    *views: Tensor,
     temperature: float = 0.1,
     block: int | None = None,
     check: bool = True,
@@ -54,22 +56,25 @@ def info_nce(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """InfoNCE in the form of NT-Xent (Chen et al. 2020, eq. 1) of the global batch, in float32 or float64.
 
-    z1, z2: (n, D), this rank's rows of the two views. Rows are L2-normalised here. Each of the 2N views is an anchor;
-    its other view is the positive, all 2N - 2 others are negatives. `block` anchors are compared at a time, so memory
-    grows with block × N; None: as many as suit the device. With `base_temperature` the loss is multiplied by
-    temperature / base_temperature, as in the code of Khosla et al. (2020).
+    views: z1, …, zV, 2 to 16, each (n, D): this rank's rows. Rows are L2-normalised here. Each of the V·N rows is an
+    anchor. The V - 1 other views of its image are its positives, all rows of other images its negatives:
 
-    Returns (loss, acc1, acc5), scalars. acc1 and acc5, in 0..1 and without gradient, say how often the positive is the
-    nearest, or among the five nearest, of the 2N - 1 others; a tie counts as lost. Raises ValueError, on all ranks, for
-    shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1, NaN or Inf. `check` as in
-    `barlow_twins`.
+        L = mean over anchors i of  log Σ_{j ≠ i} exp(s_ij) - mean over positives p of s_ip,   s = similarity / T
+
+    For V = 2 that is NT-Xent; for more it is eq. 2 of Khosla et al. (2020) with every image a class of its own.
+    `block` anchors are compared at a time, so memory grows with block × V·N; None: as many as suit the device. With
+    `base_temperature` the loss is multiplied by temperature / base_temperature, as in the code of Khosla et al.
+
+    Returns (loss, acc1, acc5), scalars. acc1 and acc5, in 0..1 and without gradient, say how often a positive is the
+    nearest, or among the five nearest, of the V·N - 1 others; a tie counts as lost. Raises ValueError, on all ranks,
+    for another number of views, shapes that differ, integers, D = 0, temperature <= 0, a global batch of 1, NaN or
+    Inf. `check` as in `barlow_twins`.
     """
-    return _contrast(z1, z2, None, temperature, base_temperature, block=block, check=check)
+    return _contrast(views, None, temperature, base_temperature, block=block, check=check)
 
 
 def sup_con(
-    z1: Tensor,
-    z2: Tensor,
+    *views: Tensor,
     labels: Tensor,
     temperature: float = 0.1,
     base_temperature: float | None = None,
@@ -79,18 +84,17 @@ def sup_con(
     """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out) of the global batch, in float32 or float64.
 
     As `info_nce`, but the positives of an anchor are all other views with its label. labels: (n,) integers; a label
-    below 0 means unlabelled: the only positive is then the other view. Without any label this is `info_nce`.
+    below 0 means unlabelled: the only positives are then the image's other views. Without any label this is `info_nce`.
 
     Returns (loss, acc1, acc5): how often a positive is the nearest, or among the five nearest. Raises as `info_nce`,
     and for labels of another length.
     """
     missing = "labels must be integers, one a row of z1, got None; -1 says unlabelled" if labels is None else None
-    return _contrast(z1, z2, labels, temperature, base_temperature, block=block, check=check, problem=missing)
+    return _contrast(views, labels, temperature, base_temperature, block=block, check=check, problem=missing)
 
 
 def _contrast(
-    z1: Tensor,
-    z2: Tensor,
+    views: Sequence[Tensor],
     labels: Tensor | None,
     temperature: float,
     base_temperature: float | None,
@@ -102,13 +106,16 @@ def _contrast(
     problem = problem or _temperature_problem(temperature, base_temperature)
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    counts = agree(z1, z2, labels, check, problem)
+    counts = agree(views, labels, check, problem)
+    device, rows = views[0].device, [len(views) * n for n in counts]
     if block is None:  # scores of a block: they fit in a CPU's cache, or are enough work for a GPU
-        block = max(1, (2**21 if z1.device.type == "cpu" else 2**25) // (2 * sum(counts)))
-    kinds = None if labels is None else _kinds(labels.to(z1.device).long(), first=sum(counts[: rank()]))
-    with torch.autocast(z1.device.type, enabled=False):
-        z = torch.cat([at_least_float32(z) for z in (z1, z2)])
-        loss, *parts = _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, [2 * n for n in counts])
+        block = max(1, (2**21 if device.type == "cpu" else 2**25) // sum(rows))
+    if labels is None and len(views) > 2:
+        labels = torch.full(views[0].shape[:1], -1, device=device)  # no two images are of one class
+    kinds = None if labels is None else _kinds(labels.to(device).long(), sum(counts[: rank()]), len(views))
+    with torch.autocast(device.type, enabled=False):
+        z = torch.cat([at_least_float32(z) for z in views])
+        loss, *parts = _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, rows)
     return loss if base_temperature is None else loss * (temperature / base_temperature), *parts
 
 
@@ -119,23 +126,23 @@ def _temperature_problem(temperature: float, base_temperature: float | None = No
     return None
 
 
-def _kinds(labels: Tensor, first: int) -> Tensor:
-    """The labels (n,) of both views, (2n,). An unlabelled image, number `first` + i of all, gets a label of its own."""
+def _kinds(labels: Tensor, first: int, views: int) -> Tensor:
+    """The labels (n,) of all views, (V·n,). An unlabelled image, number `first` + i of all, gets a label of its own."""
     own = -1 - first - torch.arange(len(labels), device=labels.device)
-    return torch.where(labels < 0, own, labels).repeat(2)
+    return torch.where(labels < 0, own, labels).repeat(views)
 
 
 class _Contrastive(torch.autograd.Function):
-    """Softmax over all other views, in blocks of anchors: the (2N, 2N) matrix of scores is never held.
+    """Softmax over all other views, in blocks of anchors: the (M, M) matrix of scores is never held. M = V·N.
 
-    Rows of `z` (2N, D) are ordered rank by rank, and within a rank view 1 then view 2.
+    Rows of `z` (M, D) are ordered rank by rank, and within a rank view by view.
     Anchor i has the positives P(i), m_i of them; s_ij is its similarity to j over T:
 
-        L = Σᵢ (lseᵢ - Σ_{p ∈ P(i)} s_ip / mᵢ) / 2N,   lseᵢ = log Σ_{j ≠ i} exp(s_ij)
+        L = Σᵢ (lseᵢ - Σ_{p ∈ P(i)} s_ip / mᵢ) / M,   lseᵢ = log Σ_{j ≠ i} exp(s_ij)
 
     Positives are mutual, so with p_ij = exp(s_ij - lse_i) row i of the gradient is
 
-        ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (2N · T)
+        ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (M · T)
 
     For the forward pass a rank gathers z of all ranks; for the backward pass also their lse and m, and nothing else.
 
@@ -143,13 +150,13 @@ class _Contrastive(torch.autograd.Function):
     digits. So lse is kept as two numbers: `pos`, the log-sum-exp of the positives, and `excess`, what the negatives
     add. p - 1 is computed by expm1.
 
-    `kinds` (2n,): rows of one kind are positives of each other. None: only the two views of an image are; then m = 1
-    and `pos` is the score itself.
+    `kinds` (V·n,): rows of one kind are positives of each other. None: of two views, only the two of an image are; then
+    m = 1 and `pos` is the score itself.
     """
 
     @staticmethod
     def forward(ctx, z: Tensor, kinds: Tensor | None, temperature: float, block: int, counts: list[int]):
-        everyone = gather_rows(z, counts)  # (2N, D)
+        everyone = gather_rows(z, counts)  # (M, D)
         all_kinds = None if kinds is None else gather_rows(kinds, counts)
         first, n = sum(counts[: rank()]), z.shape[0]
         pos, excess, losses, nearer = (z.new_empty(n) for _ in range(4))
@@ -217,10 +224,10 @@ def _partner(rows: Tensor, n: int) -> Tensor:
 
 
 def _scores(z: Tensor, everyone: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """(n, 2N): similarity / temperature of rows z (n, D) to everyone (2N, D); -inf to themselves, numbers `own`."""
+    """(n, M): similarity / temperature of rows z (n, D) to everyone (M, D); -inf to themselves, numbers `own`."""
     return (z @ everyone.T).div_(temperature).scatter_(1, own[:, None], float("-inf"))
 
 
 def _positives(kinds: Tensor, all_kinds: Tensor, own: Tensor) -> Tensor:
-    """(n, 2N) bool: which others are of the kind of rows `own`."""
+    """(n, M) bool: which others are of the kind of rows `own`."""
     return (kinds[:, None] == all_kinds).scatter_(1, own[:, None], False)

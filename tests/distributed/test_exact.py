@@ -21,17 +21,19 @@ from ssl.training.guard import Guard, gradient_norm
 WORLDS = [2, 4]
 LABELS = torch.tensor([0, 1, 2, -1, 1, 1, -1, 0, 2, 2, -1, -1, 4, 0, 1, 3])
 LOSSES = {
-    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, 0.02, "gram"),
-    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, 0.02, "cross"),
-    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, 0.2, block=3),
-    "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels, 0.2, 0.07, block=5),
+    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="gram"),
+    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="cross"),
+    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, temperature=0.2, block=3),
+    "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels=labels, temperature=0.2, base_temperature=0.07, block=5),
 }
 # What a training loop with even batches calls: nothing is exchanged but what the loss needs.
 UNCHECKED = {
-    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, 0.02, "gram", check=False),
-    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, 0.02, "cross", check=False),
-    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, 0.2, block=3, check=False),
-    "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels, 0.2, 0.07, block=5, check=False),
+    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="gram", check=False),
+    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="cross", check=False),
+    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, temperature=0.2, block=3, check=False),
+    "sup_con": lambda z1, z2, labels: sup_con(
+        z1, z2, labels=labels, temperature=0.2, base_temperature=0.07, block=5, check=False
+    ),
 }
 
 
