@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import running
 import torch
 from running import options
 
@@ -16,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path += [str(BENCHMARKS), str(ROOT)]
 
-import gpu_cifar
 import gpu_compiled
 import gpu_correct
 import gpu_kernels
@@ -26,6 +27,7 @@ import gpu_resnet50
 import measure
 import photographs
 import simulated
+import speedrun
 import throughput
 import turns
 from losses import plain_info_nce
@@ -179,11 +181,6 @@ def test_many_gpus_are_projected_from_the_measured_rate(resnet50, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["", "--json", str(tmp_path / "x"), "--measured", str(tmp_path / "none.json")])
     with pytest.raises(UserError, match="run part resnet50 first"):
         gpu_project.main()
-
-
-def test_the_rate_on_cifar_is_measured_without_it(tmp_path, monkeypatch):
-    results = run(gpu_cifar, tmp_path / "cifar.json", monkeypatch)
-    assert all(results["methods"][method]["samples_per_second"] > 0 for method in gpu_cifar.METHODS)
 
 
 def test_throughput_says_where_the_time_of_all_processes_goes(tmp_path):
@@ -354,39 +351,119 @@ def test_the_bytes_of_the_gathering_loss_are_those_of_its_embeddings():
     assert embeddings <= sum(sent) <= embeddings + len(sent) * 7 * 4 * 512 * 4
 
 
-# Training on CIFAR-10, in pieces -------------------------------------------------------
+# Training until a target ---------------------------------------------------------------
 
 
-def test_training_goes_on_where_it_stood_and_says_when_a_goal_was_reached(tmp_path, monkeypatch):
-    knn = iter([0.5, 0.81, 0.86])
-    asked, now = [], [0.0]
+def train_until(folder: Path, images: Path, target: str, monkeypatch, *words, **settings) -> dict:
+    """What speedrun.py writes of a tiny run."""
+    config = running.recipe("barlow_twins")
+    given = {"data_dir": images, "batch_size": 16, "encoder": "ssl.encoders.SmallResNet", "workers": 0, "amp": "off"}
+    given |= {"encoder_kwargs": "{width: 8, stages: 2}", "projector": "16-16", "log_every": 3, "warmup_epochs": 1}
+    arguments = [config, "--target", target, "--output_dir", folder, *words, *options(**given | settings)]
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", *map(str, arguments)])
+    speedrun.main()
+    return json.loads((folder / "speedrun.json").read_text())
 
-    def launch(script, seconds, *arguments):
-        options = dict(zip(arguments[::2], arguments[1::2]))
-        if script == "train.py":
-            asked.append(options["--max_steps"])
-            now[0] += 60
-            tmp_path.joinpath("metrics.jsonl").write_text('{"loss": 1, "samples_per_second": 1000}\n{"knn_acc1": 0}\n')
-            return len(asked) != 3  # the third time the clock ends it
-        accuracy = next(knn)
-        tmp_path.joinpath("results.json").write_text(
-            json.dumps({"knn": {"acc1": accuracy}, "probe": {"acc1": accuracy + 0.02}})
-        )
-        return True
 
-    monkeypatch.setattr(gpu_cifar, "launch", launch)
-    monkeypatch.setattr(gpu_cifar, "STOPS", (10, 20, 200))
-    monkeypatch.setattr(gpu_cifar.time, "monotonic", lambda: now[0])
-    state = dict(samples_per_second=None, train_seconds=0.0, judged=[])
-    for _ in range(2):
-        gpu_cifar.train_and_judge("simclr", state, "data", tmp_path, 5120, 1e9, lambda: None)
-    assert asked == [100, 200, 2000, 2000]
-    assert [(row["epoch"], row["train_seconds"]) for row in state["judged"]] == [(10, 60), (20, 120), (200, 240)]
-    assert gpu_cifar.reached(state, "knn", 0.8)["epoch"] == 20 and gpu_cifar.reached(state, "probe", 0.9) is None
-    shown = gpu_cifar.show({"methods": {"simclr": state}, "images": 5120})
-    assert "2.0 min (epoch 20)" in shown and "not reached" in shown and "projected" not in shown
-    del state["judged"][2]
-    assert "17.1 min, projected" in gpu_cifar.show({"methods": {"simclr": state}, "images": 5120})
+def test_a_run_is_stopped_when_its_target_is_reached(images, tmp_path, monkeypatch, capfd):
+    found = train_until(tmp_path, images, "probe=0.1", monkeypatch, epochs=400)
+    (run,) = found["runs"]
+    folder, at = tmp_path / "seed0", run["at"]
+    status = json.loads((folder / "status.json").read_text())
+    assert run["reached"] and run["ended"] == "at the target"
+    assert (status["state"], status["reason"]) == ("preempted", "the file named stop")
+    assert at["step"] <= run["steps"] <= status["step"] == status["saved_step"] < 400 * 4
+    assert not (folder / "stop").exists() and (folder / "encoder.pt").exists()
+    assert at == next(row for row in run["curve"] if row["probe"] >= 0.1)
+    assert (at["images"], at["views"]) == (16 * at["step"], 2 * 16 * at["step"]) and at["step"] == 4 * at["epoch"]
+    assert 0 < at["seconds"] <= run["training_seconds"] < run["wall_seconds_to_target"] < run["wall_seconds"]
+    assert run["judged_n"] == 6 and "test" not in run and not (folder / "results.json").exists()
+    assert (found["threads"], found["precision"], found["views"], found["global_batch"]) == (1, "off", 2, 16)
+    said = capfd.readouterr().out
+    assert "probe 0.1" in said and "reached" in said and str(tmp_path / "speedrun.json") in said
+
+
+def test_a_run_that_misses_its_target_ends_by_itself_and_its_test_split_is_scored_once(
+    images, tmp_path, monkeypatch, capfd
+):
+    words = "--seeds", 3, 4, "--test", "--eval_every", 2
+    found = train_until(tmp_path, images, "knn=1", monkeypatch, *words, epochs=3)
+    assert [run["seed"] for run in found["runs"]] == found["seeds"] == [3, 4]
+    for run in found["runs"]:
+        assert (run["reached"], run["ended"]) == (False, "at its end") and run["at"] == run["curve"][-1]
+        assert [row["epoch"] for row in run["curve"]] == [2, 3]
+        assert json.loads(Path(run["folder"], "status.json").read_text())["state"] == "finished"
+        results = json.loads(Path(run["folder"], "results.json").read_text())
+        assert run["test"] == {kind: pytest.approx(results[kind]["acc1"], abs=1e-4) for kind in ("knn", "probe")}
+    said = capfd.readouterr().out
+    assert "not reached at its end" in said and "0 of 2" in said and "±" in said and "test probe" in said
+
+
+def test_a_run_ends_after_its_minutes(images, tmp_path, monkeypatch, capfd):
+    (run,) = train_until(tmp_path, images, "knn=1", monkeypatch, "--minutes", 0.01, epochs=400)["runs"]
+    assert (run["reached"], run["ended"]) == (False, "after --minutes") and run["steps"] < 400 * 4
+    assert run["training_seconds"] >= 0.6
+    assert "not reached after --minutes" in capfd.readouterr().out
+
+
+def test_a_run_that_fails_ends_the_benchmark(images, tmp_path, monkeypatch):
+    wrong = {"data_dir": images / "none", "epochs": 2}
+    with pytest.raises(UserError, match=r"train\.py ended with exit status 2; what it said"):
+        train_until(tmp_path, images, "knn=1", monkeypatch, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--target knn=85", "target: 'knn=85' is not knn=SHARE or probe=SHARE, a share above 0 and up to 1"),
+        ("--target loss=0.5", "target: 'loss=0.5' is not knn=SHARE"),
+        ("--target knn", "target: 'knn' is not knn=SHARE"),
+        ("--target probe=nan", "target: 'probe=nan' is not"),
+        ("--target knn=0.8 --minutes 0", "minutes: 0 must be positive"),
+        ("--target knn=0.8 --minutes nan", "minutes: nan must be positive"),
+        ("--target knn=0.8 --eval_every 0", "eval_every: 0 must be at least 1"),
+        ("--target knn=0.8 --seeds 1 1", "seeds: one is given twice"),
+        ("--target knn=0.8 --seed 1", "--seed is given twice"),
+        ("--target knn=0.8 --evaluate_after true", "--evaluate_after is given twice"),
+        ("--target knn=0.8 --epoch 3", "unknown setting --epoch; did you mean 'epochs'"),
+    ],
+)
+def test_what_no_run_to_a_target_can_use_is_refused(words, said, tmp_path):
+    recipe = str(running.recipe("barlow_twins"))
+    with pytest.raises(UserError, match=re.escape(said)):
+        speedrun.parse([recipe, *words.split(), "--output_dir", str(tmp_path)])
+    (tmp_path / "seed7").mkdir()
+    with pytest.raises(UserError, match="seed7 is there already"):
+        speedrun.parse([recipe, *"--target knn=0.8 --seeds 6 7".split(), "--output_dir", str(tmp_path)])
+
+
+def test_the_clock_is_the_logs_and_leaves_judging_out():
+    lines = [{"step": 10, "samples_per_second": 100.0}, {"step": 12}, {"step": 20, "samples_per_second": 50.0}]
+    clock = speedrun.Clock(lines, batch=20)  # 0.2 s a step, then 0.4 s
+    assert [clock(step) for step in (0, 5, 10, 12, 20, 25)] == pytest.approx([0, 1, 2, 2.8, 6, 8])
+    assert speedrun.Clock(lines[1:2], 20)(12) is None and speedrun.Clock([], 20)(0) == 0
+
+
+@pytest.mark.parametrize(("accumulate", "mode", "forwards"), [(1, "exact", 1), (2, "exact", 2), (2, "split", 1)])
+def test_flop_are_those_of_every_layer_forward_and_back(accumulate, mode, forwards):
+    how = {"width": 8, "stages": 1}
+    settings = train.Settings(encoder="ssl.encoders.SmallResNet", encoder_kwargs=how, projector="16-16")
+    settings.accumulate, settings.accumulate_mode = accumulate, mode
+    model, forward, first = train.Model(settings), 0, []
+
+    def count(layer, inputs, output):
+        products = layer.weight[0].numel() * output[0].numel()  # of one image
+        nonlocal forward
+        forward += 2 * products
+        first.append(2 * products)
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    model(torch.rand(2, 3, 24, 24))
+    about = {"mean": [0.5] * 3, "views": [{"size": 24}] * 3}
+    expected = 3 * (forwards * forward + 2 * forward - first[0])  # the first layer's input has no gradient
+    assert speedrun.flop_per_image(settings, about) == expected
 
 
 # gpu.sh -------------------------------------------------------------------------------
@@ -414,7 +491,8 @@ def shell(tmp_path: Path, *arguments) -> tuple[int, list[str], str]:
 
 def test_all_parts_together_end_within_nine_minutes(tmp_path, monkeypatch):
     status, asked, said = shell(tmp_path)
-    assert [line.split()[4].split("gpu_")[1] for line in asked] == [f"{part}.py" for part in PARTS]
+    scripts = [Path(line.split()[4]).name for line in asked]
+    assert scripts == ["throughput.py" if part == "cifar" else f"gpu_{part}.py" for part in PARTS]
     assert sum(float(word) for line in asked for word in line.split()[1:3]) <= 540 - 5
     assert status == 1 and "kernels: cut short after" in said and "correct: failed" in said, said
     states = [json.loads(line) for line in (tmp_path / "out" / "parts.jsonl").read_text().splitlines()]
@@ -429,7 +507,10 @@ def test_a_part_runs_alone_and_training_has_a_longer_limit_of_its_own(tmp_path):
     before.write_text("{}")
     _, asked, _ = shell(tmp_path, "--cifar", "DIR", "--minutes", "2", "cifar")
     (line,) = asked
-    assert line.split()[1:3] == ["60", "420"] and "--data_dir DIR" in line and line.endswith("--minutes 2")
-    assert before.exists()  # training goes on from it
+    assert line.split()[1:3] == ["150", "840"] and before.exists()
+    script, *arguments = line.split()[4:]
+    given, changed = speedrun.parse(arguments)
+    assert Path(script).name == "speedrun.py" and changed == ["--data_dir", "DIR"]
+    assert (given.target, given.minutes, given.json) == (("knn", 0.9), 2, before)
     status, _, said = shell(tmp_path, "resnet51")
     assert status == 2 and "resnet51 is none of" in said

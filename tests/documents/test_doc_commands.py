@@ -47,6 +47,7 @@ ELSEWHERE = (
     "scripts/test",
     "python -m ssl.faultcheck",
     "benchmarks/gpu.sh",
+    "python benchmarks/speedrun.py",
     "pip install",
     "tensorboard",
 )

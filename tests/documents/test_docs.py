@@ -1,13 +1,20 @@
 """What the documents name is there."""
 
 import dataclasses
+import datetime
 import importlib
 import inspect
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import speedrun
 
 import evaluate
 import finetune
@@ -16,7 +23,6 @@ from ssl.errors import UserError
 from ssl.settings import config, hints
 from ssl.sources import datasets
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
@@ -75,6 +81,52 @@ def _text(arguments: list[str]) -> str:
 
 def test_the_documents_hold_commands():
     assert sum(len(commands(document)) for document in DOCUMENTS) > 20
+
+
+# docs/ledger.md --------------------------------------------------------------------
+
+
+def ledger_lines(text: str) -> list[tuple[list[str], list[str], list[str]]]:
+    """(words of the section's command after the script, the cells of the line, the words that it adds)."""
+    found = []
+    for section in text.split("\n## ")[1:]:
+        command = re.search(r"^python benchmarks/speedrun\.py (.*?)  # needs ", section, re.MULTILINE)
+        for line in re.findall(r"^\| (\d{4}-.*) \|$", section, re.MULTILINE):
+            cells = [cell.strip() for cell in line.split(" | ")]
+            assert command and len(cells) == 6 and all(cells), line
+            words = re.fullmatch(r"—|`(--.*)`", cells[-1])
+            assert words, f"{cells[-1]} of {line}"
+            found.append((shlex.split(command[1]), cells, shlex.split(words[1] or "")))
+    return found
+
+
+def test_a_line_of_the_ledger_has_a_date_and_a_command_that_can_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "ledger.md").read_text("utf-8")
+    for command, cells, added in ledger_lines(text):
+        datetime.date.fromisoformat(cells[0])
+        speedrun.parse([*command, *added, "--output_dir", str(tmp_path)])
+    commands = re.findall(r"^python benchmarks/speedrun\.py (.*?)  # needs ", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        speedrun.parse([*shlex.split(command), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("| 2026-11-29 | λ | more | less | 5 min | `--lambda 1` |", "unknown setting --lambda"),
+        ("| 2026-11-29 | λ | more | less | `--lambd 1` |", "AssertionError"),
+        ("| 2026-11-29 | λ | more | less | 5 min | as above |", "AssertionError"),
+    ],
+)
+def test_control_a_wrong_line_of_the_ledger_is_found(line, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = "python benchmarks/speedrun.py configs/barlow_twins_shapes.yaml --target knn=0.5  # needs nothing"
+    with pytest.raises((UserError, AssertionError)) as raised:
+        for words, _, added in ledger_lines(f"\n## Section\n{command}\n{line}\n"):
+            speedrun.parse([*words, *added, "--output_dir", str(tmp_path)])
+    assert error in f"{raised.type.__name__} {raised.value}"
 
 
 # docs/from-other-projects.md -------------------------------------------------------
