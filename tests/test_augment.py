@@ -1,9 +1,13 @@
 """Views: the generator against known answers, the boxes and pixels against torchvision."""
 
+import re
+import runpy
+import sys
 import warnings
 import zlib
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,9 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, RandomR
 from torchvision.transforms.v2 import functional as tv
 
 from ssl.augment import COLUMNS, View, apply, blur, crop_boxes, crop_resize, draw, philox, same_operations, uniforms
+from ssl.data import loader
+from ssl.data.images import Images
+from ssl.data.order import Order
 
 # Numbers from a counter -------------------------------------------------------
 
@@ -435,3 +442,30 @@ def test_compiled_in_one_graph_it_gives_the_same(channels, count, height, width)
         warnings.simplefilter("ignore")  # dynamo says that it traces through lru_cache
         compiled = torch.compile(applied, fullgraph=True, backend="eager")(x, params)
     torch.testing.assert_close(compiled, applied(x, params))
+
+
+# examples/views_in_your_loop.py -------------------------------------------------------
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "views_in_your_loop.py"
+
+
+def test_the_example_gives_the_views_of_training_and_uses_nothing_else():
+    example, data = runpy.run_path(str(EXAMPLE)), images(12)
+    kinds, order = [EVERYTHING, replace(EVERYTHING, blur_prob=0.0), View(size=20)], Order(12, 4, 1, 1, 7)
+    held = Images("held", torch.zeros(12, dtype=torch.int64), ["one"], resident=data)
+    batches = loader.training_batches(held, kinds, order, 3, 5, 0, torch.device("cpu"))  # of epoch 1
+    for batch in batches:
+        expected = loader.finish(batch, kinds, example["MEAN"], example["STD"])
+        views = example["make_views"](data, batch.index, kinds, seed=7, epoch=1)
+        for view, other in zip(views, expected, strict=True):
+            torch.testing.assert_close(view, other, atol=1e-5, rtol=1e-5)
+    imports = re.findall(r"^(?:from|import) (ssl\S*)", EXAMPLE.read_text("utf-8"), re.MULTILINE)
+    assert imports == ["ssl", "ssl.augment"]
+
+
+def test_the_example_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, "--views", "3"])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "epoch 0: 3 views of 128 images a batch, each (3, 32, 32)"
+    assert [line.split(": ")[-1] for line in said[2:]] == ["True", "True", "False"]
