@@ -16,6 +16,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Literal
 
 import torch
@@ -122,12 +123,13 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     clip_grad: float | None = None  # largest gradient norm
     sync_bn: bool = True  # batch norm over the global batch
     # Views
+    views: int = 2  # of each image, from one decode; 2 to 16
     rotation_prob: float = 1.0  # of turning an image, by an angle up to `rotation`
     color_distortion_strength: float = 1.0  # multiplies jitter
-    blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # auto: by the image size
+    blur_prob: list[float] | Literal["auto"] = field(default_factory=lambda: [1.0, 0.1])  # as solarize_prob; or auto
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     blur_kernel: int = 23  # pixels, odd
-    solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of view 1, view 2
+    solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # one, two in turn, or one for each view
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
@@ -139,7 +141,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     linear_momentum: float = 0.9  # of the fixed head
     eval_at_start: bool = False  # judge the untrained encoder, too
     evaluate_after: bool = False  # after the last step run evaluate.py, with both baselines, and make the pictures
-    ssl_val_interval: int | None = None  # epochs between losses on two views of the validation images; unset: never
+    ssl_val_interval: int | None = None  # epochs between losses on views of the validation images; unset: never
     # What may go wrong with numbers
     max_bad_steps: int = 10  # after so many steps in a row without a finite gradient: back to the last checkpoint
     retry_lr: float = 0.5  # lr is then multiplied by this; the second time the run ends
@@ -272,10 +274,10 @@ def pretrain(settings: Settings, state: TrainState, embed: Embed, criterion: nn.
         health.begin(state.step + 1)  # it measures every so many steps
         set_lr(optimizer, lr_factor(settings, state.step, steps_per_epoch) * settings.retry_lr**state.retries)
 
-        # Micro-batches of this rank, two views of every image. Also starts asking all ranks whether to stop.
+        # Micro-batches of this rank, all views of every image. Also starts asking all ranks whether to stop.
         batches = session.read_step()
         if settings.accumulate == 1:
-            z = embed(batches[0])  # finishes the views on the device; embeddings (n, D) of view 1 and of view 2
+            z = embed(batches[0])  # finishes the views on the device; embeddings (n, D) of each view
             loss = criterion(*z, *targets(criterion, batches))  # of the global batch, the same on every rank
             backward(loss)
         elif settings.accumulate_mode == "exact":
@@ -360,10 +362,8 @@ def make_views(settings: Settings) -> list[View]:
         blur_kernel=settings.blur_kernel,
         solarize_threshold=settings.solarize_threshold,
     )
-    return [
-        dataclasses.replace(shared, blur_prob=blur, solarize_prob=solarize)
-        for blur, solarize in zip(settings.blur_prob, settings.solarize_prob)
-    ]
+    of_views = zip(range(settings.views), cycle(settings.blur_prob), cycle(settings.solarize_prob))
+    return [dataclasses.replace(shared, blur_prob=blur, solarize_prob=solarize) for _, blur, solarize in of_views]
 
 
 def make_criterion(settings: Settings) -> nn.Module:

@@ -29,6 +29,7 @@ class Estimator(Params):
     callbacks: a callable (estimator, epoch, metrics), or an object whose method on_epoch_end takes these arguments, or
     a list of them. They are called after each epoch, on every process. metrics: {"loss", "lr", "step", the loss's
     parts, and with validation "val_loss"}; `history` keeps them.
+    num_views: how many views of each sample the loss compares, 2 to 16. A step takes as long as they do together.
     views, batch_size (per process), num_workers: for a fit on samples instead of a loader, see `fit`.
     limit_train_batches: how many batches an epoch has (a whole number), or which share of them (0..1); None: all.
     check_val_every_n_epoch: epochs between validations. num_sanity_val_steps: validate on so many batches before the
@@ -47,6 +48,7 @@ class Estimator(Params):
         device="auto",
         precision="off",
         callbacks=None,
+        num_views=2,
         views=None,
         batch_size=64,
         num_workers=0,
@@ -110,17 +112,17 @@ class Estimator(Params):
     def training_step(self, batch, batch_idx: int = 0, dataloader_idx: int = 0) -> dict:
         """{"loss", "z1", "z2", "y"} of a batch `[X1, X2]` or `([X1, X2], y)`, of all processes together.
 
-        z1, z2: (N, D), detached; y as given. Raises ValueError or TypeError for another batch, on all processes, before
-        any of them computes.
+        With `num_views` V the batch has X1 to XV, and the result z1 to zV: (N, D), detached; y as given. Raises
+        ValueError or TypeError for another batch, on all processes, before any of them computes.
         """
-        x1, x2, y, counts = split_on_all_ranks(batch)
+        views, y, counts = split_on_all_ranks(batch, self.num_views)
         net = self.runner or self.net
         device = next(self.net.parameters()).device
         with autocast(choose_precision(self.precision, device), device):
-            z1, z2 = net(*(batch_to(x, device, self.encoder) for x in (x1, x2)))
+            z = net(*(batch_to(x, device, self.encoder) for x in views))
         self.loss.check = len(set(counts)) > 1  # a check waits for the device; where rows are uneven, the loss needs it
-        loss = self.loss(z1, z2)
-        return {"loss": loss, "z1": gather_rows(z1, counts), "z2": gather_rows(z2, counts), "y": y}
+        loss = self.loss(*z)
+        return {"loss": loss} | {f"z{i}": gather_rows(of_view, counts) for i, of_view in enumerate(z, 1)} | {"y": y}
 
     @torch.no_grad()
     def validation_step(self, batch, batch_idx: int = 0, dataloader_idx: int = 0) -> dict:
@@ -152,10 +154,10 @@ class Estimator(Params):
     def fit(self, train, val=None, resume: bool = False):
         """Train; returns self.
 
-        train: a loader of batches `[X1, X2]` or `([X1, X2], y)`; or samples: a tensor, array, list or Dataset.
-        Of samples, `views` (sample -> view) makes the batches; it is called twice for each sample, with other random
-        numbers. It gets tensors and arrays as float32. A view depends on (random_state, epoch, index) alone if `views`
-        draws from torch, numpy or random.
+        train: a loader of batches `[X1, X2]` or `([X1, X2], y)`, with `num_views` views; or samples: a tensor, array,
+        list or Dataset. Of samples, `views` (sample -> view) makes the batches; it is called `num_views` times for each
+        sample, with other random numbers. It gets tensors and arrays as float32. A view depends on (random_state,
+        epoch, index) alone if `views` draws from torch, numpy or random.
         val: likewise, a DataLoader or Dataset. Anything else, such as the labels that a Pipeline passes, is ignored.
 
         In a process group, or in a process that torchrun started, the batch is that of all processes together.

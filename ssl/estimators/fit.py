@@ -86,7 +86,7 @@ class _Fit:
         if not are_samples(data):
             return FromLoader(data, model.seed, limit)
         reading = dict(num_workers=model.num_workers, pin_memory=self.device.type == "cuda")
-        return FromSamples(data, model.views, model.batch_size, model.seed, limit, **reading)
+        return FromSamples(data, model.views, model.num_views, model.batch_size, model.seed, limit, **reading)
 
     def run(self) -> None:
         model = self.model

@@ -8,7 +8,7 @@ from ssl.losses import BarlowTwinsLoss, InfoNCELoss
 
 
 class BarlowTwins(Estimator):
-    """Barlow Twins (Zbontar et al. 2021): make two views of a sample agree, and decorrelate the dimensions.
+    """Barlow Twins (Zbontar et al. 2021): make the views of a sample agree, and decorrelate the dimensions.
 
     encoder: an `nn.Module` class, built with `encoder_kwargs`, or an instance, which is used as it is.
     proj_input_dim: width of its representations (N, d).
@@ -65,7 +65,7 @@ class BarlowTwins(Estimator):
 
 
 class SimCLR(Estimator):
-    """SimCLR (Chen et al. 2020): find the other view of a sample among the views of all samples of the batch.
+    """SimCLR (Chen et al. 2020): find the other views of a sample among the views of all samples of the batch.
 
     Arguments as `BarlowTwins`, with the loss's `temperature` (InfoNCE in the form of NT-Xent) instead of lambd. The
     projection head is Linear-ReLU-Linear.

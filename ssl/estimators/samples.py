@@ -58,13 +58,14 @@ class Samples(Dataset):
         return torch.as_tensor(item).to(torch.float32, copy=True)
 
 
+# Numbers that keep the random numbers of views apart, one for each view. `FromLoader` uses 4 to 6.
+TRAINING, VALIDATION = (0, 1, *range(16, 30)), (2, 3, *range(32, 46))
+
+
 class _Views(Dataset):
-    """(epoch, index) -> [view 1, view 2]. The random numbers depend on seed, epoch, index and `streams` alone.
+    """(epoch, index) -> a view for each of `streams`. Its random numbers depend on seed, epoch, index, stream."""
 
-    `streams`: two numbers, of view 1 and view 2, that keep their random numbers apart.
-    """
-
-    def __init__(self, data, views: Callable, seed: int, streams: tuple[int, int]):
+    def __init__(self, data, views: Callable, seed: int, streams: tuple[int, ...]):
         self.samples, self.views, self.seed, self.streams = Samples(data), views, seed, streams
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
@@ -100,14 +101,21 @@ class FromSamples:
     """
 
     def __init__(
-        self, data, views: Callable | None, batch_size: int, seed: int, limit: int | float | None = None, **reading
+        self,
+        data,
+        views: Callable | None,
+        num_views: int,
+        batch_size: int,
+        seed: int,
+        limit: int | float | None = None,
+        **reading,
     ):
         if not callable(views):
             raise UserError(
-                "views: samples need a callable, sample -> view, that is called twice for each sample; pass views=…, "
-                "or a DataLoader of `[X1, X2]`"
+                "views: samples need a callable, sample -> view, that is called for each view of a sample; pass "
+                "views=…, or a DataLoader of `[X1, X2]`"
             )
-        self.data, self.views, self.seed, self.reading = data, views, seed, reading
+        self.data, self.views, self.num_views, self.seed, self.reading = data, views, num_views, seed, reading
         self.workers = reading.get("num_workers", 0)
         self.order = Order(len(data), batch_size, 1, world_size(), seed)
         self.steps_per_epoch = limited(self.order.steps_per_epoch, limit)
@@ -124,16 +132,16 @@ class FromSamples:
         begin = epoch * self.order.steps_per_epoch
         steps = range(begin + first, begin + self.steps_per_epoch)
         places = [self.order.indices(step, 0, rank())[1].tolist() for step in steps]
-        return self._read([[(epoch, i) for i in indices] for indices in places], (0, 1))
+        return self._read([[(epoch, i) for i in indices] for indices in places], TRAINING)
 
     def once(self) -> Iterator[list[Tensor]]:
         """All samples in order, in the same views every time: for validations, which are compared between epochs."""
         parts = torch.arange(len(self.data)).split(self.order.global_batch)
         shares = [part.tensor_split(world_size())[rank()] for part in parts if len(part) >= max(2, world_size())]
-        return self._read([[(0, i) for i in share.tolist()] for share in shares], (2, 3))
+        return self._read([[(0, i) for i in share.tolist()] for share in shares], VALIDATION)
 
-    def _read(self, keys: list, streams: tuple[int, int]) -> Iterator[list[Tensor]]:
-        views = _Views(self.data, self.views, self.seed, streams)
+    def _read(self, keys: list, streams: tuple[int, ...]) -> Iterator[list[Tensor]]:
+        views = _Views(self.data, self.views, self.seed, streams[: self.num_views])
         return iter(DataLoader(views, batch_sampler=keys, collate_fn=_stack, **self.reading))
 
 

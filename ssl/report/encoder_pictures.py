@@ -79,7 +79,7 @@ def make(folder: Path, run: Run) -> None:
     if z := embeddings(folder, run, encoder, train, [mean, std], device):
         found["spectrum"] = _rounded(projections.spectrum(z[0]))
         found["embedded"] = len(z[0])
-        matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z))
+        matrix = projections.cross_correlation(*(view[:, :LARGEST_MATRIX] for view in z[:2]))
         files.write_bytes(heat(matrix), folder / "correlation.png")
         found["reading"] = health_reading(z, train_h, matrix)
     files.write_text(json.dumps(found) + "\n", folder / "pictures.json")
@@ -130,13 +130,13 @@ def neighbours_page(test: Images, test_h: Tensor, train: Images, train_h: Tensor
 def embeddings(
     folder: Path, run: Run, encoder: nn.Module, data: Images, statistics: list[list[float]], device: torch.device
 ) -> list[Tensor]:
-    """Embeddings (N, D) of two views of N images, by the network of the newest checkpoint; [] without a projector.
+    """Embeddings (N, D) of each view of N images, by the network of the newest checkpoint; [] without a projector.
 
     `statistics`: [mean, std] by channel.
     """
-    views = [_view(values) for values in run.about.get("views", [])[:2]]
+    views = [_view(values) for values in run.about.get("views", [])]
     kept = torch_file.kept(folder)
-    model = torch_file.load(kept[0]).get("model", {}) if kept and len(views) == 2 else {}
+    model = torch_file.load(kept[0]).get("model", {}) if kept and len(views) > 1 else {}
     weights = {name.removeprefix("projector."): w for name, w in model.items() if name.startswith("projector.")}
     if not weights:
         say("this run folder has no projector or no views: no pictures of embeddings are made")
@@ -147,7 +147,7 @@ def embeddings(
     encoder.load_state_dict({k.removeprefix("encoder."): w for k, w in model.items() if k.startswith("encoder.")})
     net = nn.Sequential(encoder, head).eval().to(device)
     mean, std = (torch.tensor(values, device=device) for values in statistics)
-    z: list[list[Tensor]] = [[], []]
+    z: list[list[Tensor]] = [[] for _ in views]
     for index in torch.tensor(evenly_spaced(len(data), EMBEDDED)).split(64):
         for batch in training_batches(data, views, FixedOrder(index, 0), 0, 1, workers=0, device=device):
             for of_view, x in zip(z, finish(batch, views, mean, std)):
@@ -156,15 +156,15 @@ def embeddings(
 
 
 def health_reading(z: list[Tensor], h: Tensor, matrix: Tensor) -> health_rules.Reading:
-    """The values that health measures, here of embeddings z (N, D) of two views and representations h (M, F).
+    """The values that health measures, here of embeddings z (N, D) of each view and representations h (M, F).
 
-    `matrix` (k, k) is the cross-correlation of k of the D dimensions.
+    `matrix` (k, k) is the cross-correlation of k of the D dimensions, of view 1 and view 2.
     """
     off = (matrix.square().sum() - matrix.diagonal().square().sum()).item() / len(matrix)
     rows, dim = z[0].shape
     h = h[torch.tensor(evenly_spaced(len(h), EMBEDDED))]
     return health_rules.finite(
-        geometry(*z, h) | {"redundancy": redundancy(off, rows, len(matrix)), "rows": rows, "dim": dim}
+        geometry(z, h) | {"redundancy": redundancy(off, rows, len(matrix)), "rows": rows, "dim": dim}
     )
 
 

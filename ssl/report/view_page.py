@@ -18,6 +18,7 @@ from ssl.errors import UserError
 from ssl.files import write_bytes
 
 ROWS = 8  # of a page
+SHOWN = 6  # views of an image, of several epochs if one has fewer
 SIDE = 112  # pixels of an image on a page
 SAME, OTHER = (0.0, 0.447, 0.698), (0.902, 0.624, 0.0)  # frames: blue and orange, also told apart by the colour-blind
 
@@ -54,10 +55,9 @@ def views_of(
     return batch.index, torch.stack(shown, 1)
 
 
-def write_views(
-    path: Path, data: Images, views: list[View], mean: list[float], std: list[float], seed: int, epochs: int = 3
-) -> None:
+def write_views(path: Path, data: Images, views: list[View], mean: list[float], std: list[float], seed: int) -> None:
     """Write a page of views: each row is an image and its views in the first epochs. A failure is printed only."""
+    epochs = max(1, SHOWN // len(views))
     try:
         index, shown = views_of(data, views, mean, std, seed, epochs)
         rows = [[data.pixels(i), *of_image] for i, of_image in zip(index.tolist(), shown)]

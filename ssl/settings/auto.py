@@ -21,7 +21,7 @@ EPOCHS = ((50_000, 1000), (126_689, 400), (1_281_167, 100))
 WARMUP = 10  # epochs, in the published runs of 100 epochs and more
 LARGE_SET = 400_000  # images, midway (as a factor) between ImageNet-100 and ImageNet
 SMALL_IMAGE = 64  # pixels: views of at most this size are not blurred
-BLUR = {"simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}  # view 1 and view 2; other methods: as BYOL, [1.0, 0.1]
+BLUR = {"simclr": [0.5, 0.5], "supcon": [0.0, 0.0]}  # in turn; other methods: as BYOL, [1.0, 0.1]
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
@@ -47,7 +47,7 @@ def projector(method: str, images: int) -> str:
 
 
 def blur_prob(method: str, image_size: int) -> list[float]:
-    """The probabilities of view 1 and view 2."""
+    """The probabilities, which the views take in turn."""
     return [0.0, 0.0] if image_size <= SMALL_IMAGE else BLUR.get(method, [1.0, 0.1])
 
 
@@ -145,22 +145,23 @@ def short_side(images: int, image_size: int, machine: Machine) -> int | None:
     return side if 4 * side**2 * images <= machine.memory / 4 else None
 
 
-def batch(images: int, processes: int, machine: Machine, cost: ViewCost) -> tuple[int, int]:
+def batch(images: int, processes: int, machine: Machine, cost: ViewCost, views: int = 2) -> tuple[int, int]:
     """(batch_size, accumulate): BATCH images a step and process, or fewer where there are few images.
 
-    They are cut into as many micro-batches as the memory asks for. On a CPU an epoch has eight steps, if it can.
+    They are cut into as many micro-batches as the memory for their views asks for. On a CPU an epoch has eight steps,
+    if it can.
     """
     own = images // processes
     most = min(BATCH[machine.kind], own if machine.kind == "cuda" else max(own // 8, min(own, 16)))
     total = 2 ** int(math.log2(max(most, 2)))
     room = 0.9 * machine.memory - GPU_ITSELF if machine.kind == "cuda" else machine.memory / 2
     size, room = total, room - 16 * cost.parameters  # weights, gradients, the optimizer's two
-    while size > 2 and BACKWARD * 2 * cost.memory * size > room:
+    while size > 2 and BACKWARD * views * cost.memory * size > room:
         size //= 2
     return size, total // size
 
 
-def epochs_on_cpu(images: int, image_size: int, machine: Machine, cost: ViewCost) -> int:
-    """As many as SECONDS allow; two views, and backward takes twice as long as forward."""
-    seconds = 2 * (3 * cost.flops / CORE_FLOPS + PIXEL_SECONDS * image_size**2)
+def epochs_on_cpu(images: int, image_size: int, machine: Machine, cost: ViewCost, views: int = 2) -> int:
+    """As many as SECONDS allow; backward takes twice as long as forward."""
+    seconds = views * (3 * cost.flops / CORE_FLOPS + PIXEL_SECONDS * image_size**2)
     return round(min(max(SECONDS * machine.cores / seconds / images, LEAST_EPOCHS), MOST_EPOCHS))

@@ -106,9 +106,10 @@ def _batch_and_length(settings, data: Images, build: Build, device: torch.device
     how = "" if measured else "assumed, as of a ResNet-50: "
     if settings.batch_size == "auto":
         times = 1 if settings.accumulate == "auto" else settings.accumulate
-        size, micro = auto.batch(len(data) // times, world_size(), machine, used)
+        size, micro = auto.batch(len(data) // times, world_size(), machine, used, settings.views)
         memory = f"{machine.memory / 1e9:.3g} GB {'of this GPU' if machine.kind == 'cuda' else 'free'}"
-        why = f"{len(data)} images; {memory}, of which an image takes {how}{2 * used.memory / 1e6:.2g} MB, not measured"
+        each = settings.views * used.memory / 1e6
+        why = f"{len(data)} images; {memory}, of which an image takes {how}{each:.2g} MB, not measured"
         found["batch_size"] = size, why
         if settings.accumulate == "auto":
             found["accumulate"] = micro, f"{size * micro} images of a process in a step"
@@ -116,9 +117,10 @@ def _batch_and_length(settings, data: Images, build: Build, device: torch.device
         found["accumulate"] = 1, "the batch size is set"
     if on_cpu:
         cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
-        why = f"{len(data)} images, {how}{6 * used.flops / 1e9:.2g} GFLOP each, {cores}: about five minutes"
+        each = 3 * settings.views * used.flops / 1e9
+        why = f"{len(data)} images, {how}{each:.2g} GFLOP each, {cores}: about five minutes"
         why += f"; at least {auto.LEAST_EPOCHS}, at most {auto.MOST_EPOCHS}"
-        found["epochs"] = auto.epochs_on_cpu(len(data), settings.image_size, machine, used), why
+        found["epochs"] = auto.epochs_on_cpu(len(data), settings.image_size, machine, used, settings.views), why
     return found
 
 
@@ -137,7 +139,7 @@ def machine_of(device: torch.device) -> Machine:
 def cost(settings, data: Images, build: Build) -> ViewCost | None:
     """What a view costs in the precision of `settings`, computed on tensors without numbers; None where that fails.
 
-    Memory is the difference between four views and two: what does not grow with the views is left out.
+    Memory is the difference between a batch of four and one of two: what does not grow with the views is left out.
     """
     projector = settings.projector
     if projector == "auto":

@@ -15,10 +15,12 @@ def check(settings) -> None:
     ranges.check(settings)
     ranges.check_training(settings)
     for name in ("blur_prob", "solarize_prob"):
-        if getattr(settings, name) != "auto" and len(getattr(settings, name)) != 2:
+        values = getattr(settings, name)
+        if values != "auto" and len(values) not in (1, 2, settings.views):
+            each = f", or {settings.views}, one for each view" if settings.views > 2 else ""
             raise UserError(
-                f"{name}: expected two values, of view 1 and view 2, got {getattr(settings, name)}; "
-                f"{settings.method} compares two views"
+                f"{name}: expected one value for all views, two that the views take in turn{each}; got "
+                f"{len(values)}: {values}"
             )
     if settings.blur_kernel % 2 == 0 or settings.blur_kernel < 1:
         raise UserError(f"blur_kernel: {settings.blur_kernel} must be odd")

@@ -4,6 +4,7 @@ All compute in float64, and never hold more than N×N or D×D numbers.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,9 +48,18 @@ def on_sphere(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x.double(), dim=1)
 
 
-def alignment(x1: Tensor, x2: Tensor) -> Tensor:
-    """Mean squared distance, 0..4, of the two views on the sphere (Wang & Isola 2020, alpha 2): 0 if they agree."""
-    return (on_sphere(x1) - on_sphere(x2)).square().sum(1).mean()
+def alignment(*views: Tensor) -> Tensor:
+    """Mean squared distance, 0..4, of views (N, D) on the sphere (Wang & Isola 2020, alpha 2): 0 if they agree.
+
+    It is the mean over all pairs of views: 2 / (V - 1) times the sum of their squared distances from their mean. The
+    sum is found view by view, as Welford (1962) does, so that views that are equal give 0 exactly.
+    """
+    mean, total = on_sphere(views[0]), 0.0
+    for count, view in enumerate(views[1:], 1):
+        apart = mean - on_sphere(view)
+        total = total + apart.square().sum(1).mean() * (count / (count + 1))
+        mean = mean - apart / (count + 1)
+    return total * 2 / (len(views) - 1)
 
 
 def uniformity(x: Tensor) -> Tensor:
@@ -80,9 +90,12 @@ def redundancy(off_diagonal: float, rows: int, dim: int) -> float:
     return off_diagonal / max(dim - 1, 1) - 1 / (rows - 1)
 
 
-def geometry(z1: Tensor, z2: Tensor, h: Tensor) -> dict[str, float]:
-    """Ranks, spread and alignment of embeddings z1, z2 (N, D) of two views and of representations h (N, F)."""
-    h, z1, z2 = h.double(), z1.double(), z2.double()
+def geometry(z: Sequence[Tensor], h: Tensor) -> dict[str, float]:
+    """Ranks and spread of embeddings (N, D) of the first view and of representations h (N, F); alignment of all views.
+
+    `z` are the embeddings of each view.
+    """
+    h, z1 = h.double(), z[0].double()
     values = {
         "representation_std": relative_std(h),
         "representation_rankme": rankme(h),
@@ -90,20 +103,20 @@ def geometry(z1: Tensor, z2: Tensor, h: Tensor) -> dict[str, float]:
         "embedding_std": relative_std(z1),
         "embedding_rankme": rankme(z1),
         "embedding_effective_rank": effective_rank(z1),
-        "alignment": alignment(z1, z2),
+        "alignment": alignment(*z),
         "uniformity": uniformity(z1),
         "representation_uniformity": uniformity(h),
     }
     return dict(zip(values, torch.stack(list(values.values())).tolist()))
 
 
-def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0) -> float:
-    """The expected loss if the two views of an image are as unrelated as those of different images.
+def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0, views: int = 2) -> float:
+    """The expected loss if the views of an image are as unrelated as those of different images.
 
     Barlow Twins: entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal samples),
-    so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1). InfoNCE and SupCon: all 2N - 1 others are equally near,
-    so log(2N - 1).
+    so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1), for every pair of views. InfoNCE and SupCon: of N images
+    in V views all VN - 1 others are equally near, so log(VN - 1).
     """
     if method == "barlow_twins":
         return dim * (1 + (1 + lambd * (dim - 1)) / (rows - 1))
-    return math.log(2 * rows - 1)
+    return math.log(views * rows - 1)

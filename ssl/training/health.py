@@ -60,7 +60,7 @@ class Health:
 
         def keep_embeddings(module, inputs) -> None:
             if self.watching:
-                self.z = [z.detach() for z in inputs[:2]]
+                self.z = [z.detach() for z in inputs if z.is_floating_point()]  # labels are integers
 
         encoder.register_forward_hook(keep_representation)
         criterion.register_forward_pre_hook(keep_embeddings)
@@ -121,20 +121,21 @@ class Health:
         """
         self.watching = False  # until the next step begins, networks may run that are not training
         batch = len(self.z[0]) * world_size()
-        z1, z2, h = (_some_rows(x) for x in (*self.z, self.h))
-        dim, self.z = z1.shape[1], []
+        *z, h = (_some_rows(x) for x in (*self.z, self.h))
+        rows, dim = z[0].shape
+        self.z = []
         if not is_main():
             return False
-        reading = self._weights() | self._loss(loss.item(), batch, dim)
+        reading = self._weights() | self._loss(loss.item(), batch, dim, len(z))
         reading |= {"gradient_norm": norm.item(), "data_wait": data_wait}
         reading["skipped"] = (skipped - self.skipped) / self.every
-        if all(bool(x.isfinite().all()) for x in (z1, z2, h)):
-            reading |= feature_spread.geometry(z1, z2, h)
+        if all(bool(x.isfinite().all()) for x in (*z, h)):
+            reading |= feature_spread.geometry(z, h)
         reading = health_rules.finite(reading)
         metrics.write(epoch=round(epoch, 4), step=step, **{f"health_{name}": v for name, v in reading.items()})
         first = self.optimizer.param_groups[0]
         reading |= {
-            "rows": len(z1),
+            "rows": rows,
             "dim": dim,
             "warm": float(step > self.warmup),
             "lr_share": first["lr"] / first["base_lr"] if first["base_lr"] else 0.0,
@@ -152,7 +153,7 @@ class Health:
             reading[f"update_ratio_{group['name']}"] = (moved / weight.clamp_min(1e-12)).item()
         return reading
 
-    def _loss(self, loss: float, batch: int, dim: int) -> health_rules.Reading:
+    def _loss(self, loss: float, batch: int, dim: int, views: int) -> health_rules.Reading:
         """The loss as a share of the loss of unrelated views; of Barlow Twins also its terms per dimension.
 
         {} for a loss with other parts: the loss of unrelated views is not known.
@@ -170,7 +171,7 @@ class Health:
             }
         if "contrastive_acc1" not in parts:
             return {}
-        expected = feature_spread.loss_of_unrelated("info_nce", batch, dim)
+        expected = feature_spread.loss_of_unrelated("info_nce", batch, dim, views=views)
         if self.criterion.base_temperature is not None:
             expected *= self.criterion.temperature / self.criterion.base_temperature
         return {"loss_of_unrelated": loss / expected}

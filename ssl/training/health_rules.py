@@ -77,7 +77,7 @@ RULES = (
         3,
         lambda r: r["alignment"] < 0.01 and r["embedding_std"] >= 0.05,
         lambda r: (
-            f"the two views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
+            f"the views of an image have nearly the same embedding (alignment {r['alignment']:.1g}): "
             "there is nothing left to learn from them; try stronger augmentation (crop_scale, jitter, grayscale)"
         ),
     ),
@@ -86,7 +86,7 @@ RULES = (
         3,
         lambda r: r["loss_of_unrelated"] > 0.97,
         lambda r: (
-            f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the two views unrelated: "
+            f"the loss is {100 * r['loss_of_unrelated']:.0f} % of what it would be were the views unrelated: "
             "nothing is learnt; try another lr (ten times lower, then higher), weaker augmentation, and "
             "look at the views"
         ),

@@ -61,7 +61,8 @@ def tell_images(settings, data: Images, learns_labels: bool) -> None:
     """The images that train.py learns from."""
     where = "of noise, never read" if data.pool is not None else "from files" if data.paths else "from one file"
     where = "in memory" if data.resident is not None or data.held is not None else where
-    say(f"data        {settings.dataset}: {counted(len(data), 'image')} {where}, views of {settings.image_size} px")
+    views = f"{settings.views} views of {settings.image_size} px"
+    say(f"data        {settings.dataset}: {counted(len(data), 'image')} {where}, {views}")
     tell_values(data)
     if len(data) < FEW:
         say(f"*** {len(data)} images are very few to learn from; docs/own-data.md says what to do with few images ***")

@@ -169,7 +169,7 @@ class Judge:
         return features, read.cpu()
 
     def _validation_loss(self, net: nn.Module, alive: Callable[[], None]) -> dict[str, float]:
-        """The loss and its parts on two views of the validation images, the same views every time."""
+        """The loss and its parts on views of the validation images, the same views every time."""
         images, views, device = self.validation.images, self.embed.views, self.embed.device
         order = validation_order(self.settings, len(images), self.order)
         stop = order.steps_per_epoch

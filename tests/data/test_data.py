@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 
-from ssl.augment import View, apply, draw
-from ssl.data import cores, listing
+from ssl.augment import View, apply, crop_boxes, draw
+from ssl.data import cores, listing, worker
 from ssl.data.cores import auto_workers, core_share, usable_cores
 from ssl.data.decode import FORMATS, decode
 from ssl.data.hold_out import split_validation
@@ -551,6 +551,41 @@ def test_views_from_files_do_not_depend_on_workers_or_batch_size(tmp_path, worke
     assert len(got) == 12
     for i, parts in expected.items():
         assert all(torch.equal(a, b) for a, b in zip(parts, got[i]))
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_many_views_are_of_one_decode_and_the_first_two_are_those_of_two(tmp_path, monkeypatch, kind):
+    tree(tmp_path, splits=("train",), each=4, size=(100, 80) if kind == "files" else (32, 32))
+    data = datasets.load("folder", str(tmp_path), "unlabelled")
+    assert (data.resident is None) == (kind == "files")
+    views, decoded, pixels = [View(size=24), View(size=24, blur_prob=0.1)] * 4, [], Images.pixels
+    monkeypatch.setattr(
+        Images, "pixels", lambda data, index, *more: decoded.append(index) or pixels(data, index, *more)
+    )
+    (two,), (eight,) = (
+        training_batches(data, views[:count], Order(8, 8, 1, 1, seed=3), 0, 1, 0, CPU) for count in (2, 8)
+    )
+    assert len(decoded) == (2 * 8 if kind == "files" else 0)
+    assert torch.equal(two.index, eight.index) and len(eight.views) == 8
+    for few, many in zip(two.views, eight.views):
+        assert all(torch.equal(a, b) for a, b in zip(few, many))
+    params = torch.stack([params for _, params in eight.views])
+    assert len(params.flatten(1).unique(dim=0)) == 8  # no view is drawn twice
+
+
+def test_an_image_is_reduced_only_as_far_as_the_smallest_crop_of_many_views_allows(monkeypatch):
+    """Every crop stays at least twice its final size."""
+    views = [View(size=16, crop_scale=(0.3, 1.0))] * 6
+    pool = torch.zeros(1, 3, 300, 400, dtype=torch.uint8)
+    boxes, spare = [], []
+    monkeypatch.setattr(worker, "crop_boxes", lambda *given: boxes.append(crop_boxes(*given)) or boxes[-1])
+    monkeypatch.setattr(worker, "reduction_to", lambda most: spare.append(most) or 1)
+    monkeypatch.setattr(Images, "pixels", lambda data, index, reduction: reduction(300, 400) and data.pool[0])
+    data = Images("x", torch.zeros(2).long(), ["a"], pool=pool)
+    (batch,) = training_batches(data, views, Order(2, 2, 1, 1, seed=0), 0, 1, 0, CPU)
+    sides = torch.cat(boxes)[:, 2:].min(1).values.view(2, 6)
+    assert spare == pytest.approx((sides.min(1).values / 32).tolist()) and len(batch.views) == 6
+    assert (sides[:, :2].min(1).values > sides.min(1).values).any()  # or the first two would have sufficed
 
 
 def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw_there():

@@ -27,7 +27,7 @@ from torchvision.models import VisionTransformer
 
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
-from ssl.estimators import BarlowTwins, SimCLR, progress
+from ssl.estimators import BarlowTwins, SimCLR, progress, samples
 from ssl.losses import barlow_twins, info_nce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,7 @@ def test_the_documented_defaults():
         device="auto",
         precision="off",
         callbacks=None,
+        num_views=2,
         views=None,
         batch_size=64,
         num_workers=0,
@@ -127,6 +128,42 @@ def test_a_step_returns_the_loss_of_the_embeddings():
         assert torch.equal(model.transform_step(x1, 0), model.encoder(x1))
 
 
+def test_the_first_two_of_many_views_are_those_of_two():
+    def batches(kind, **how):
+        source = samples.FromSamples(numbers(), noisy, batch_size=8, seed=0, **how)
+        return next(getattr(source, kind)(*((0, 0) if kind == "epoch" else ())))
+
+    for kind in ("epoch", "once"):
+        two, sixteen = batches(kind, num_views=2), batches(kind, num_views=16)
+        assert len(sixteen) == 16 and all(torch.equal(a, b) for a, b in zip(two, sixteen))
+        assert len(torch.stack(sixteen).flatten(1).unique(dim=0)) == 16
+
+
+@BOTH
+def test_three_views_are_trained_on_from_samples_and_from_a_loader(kind, tmp_path):
+    x = numbers()
+    model = make(kind, num_views=3, max_epochs=2)
+    assert clone(model).num_views == 3 and "num_views=3" in repr(model)
+    start = weights(model).clone()
+    model.fit(x, TensorDataset(x, x))
+    assert model.step == 10 and not torch.allclose(weights(model), start) and "val_loss" in model.history[-1]
+    model.save(tmp_path / "model.pt")
+    again = kind.load(tmp_path / "model.pt", encoder=Encoder, views=noisy, max_epochs=3)
+    assert again.num_views == 3
+    again.fit(x, resume=True)
+    assert torch.equal(weights(again), weights(make(kind, num_views=3).fit(x)))
+    out = again.training_step(([x, x + 0.1, x - 0.1], x[:, 0]))
+    assert set(out) == {"loss", "z1", "z2", "z3", "y"} and out["z3"].shape == (40, 8)
+    loader = DataLoader([(a, a + 0.1, a - 0.1) for a in x], batch_size=8)
+    assert make(kind, num_views=3).fit(loader).step == 15
+    with pytest.raises(ValueError, match=r"batch should be `\[X1, …, X3\]` or .* got list of 2 .*; num_views is 3"):
+        again.training_step([x, x])
+    with pytest.raises(TypeError, match="X1 to X3 should be tensors"):
+        again.training_step([x, x, 1])
+    with pytest.raises(ValueError, match="X3 is not finite"):
+        again.training_step([x, x, x + torch.nan])
+
+
 X = torch.zeros(4, 6)
 
 
@@ -153,6 +190,9 @@ def test_bad_batches(batch, error, words):
 @pytest.mark.parametrize(
     "changes, error, words",
     [
+        (dict(num_views=1), ValueError, "num_views: expected a whole number of at least 2, got 1"),
+        (dict(num_views=2.0), ValueError, "num_views: expected a whole number"),
+        (dict(num_views=17), ValueError, "num_views: expected at most 16, got 17"),
         (dict(encoder="resnet18"), TypeError, "Encoder must be a PyTorch nn.Module, or a class inheriting"),
         (dict(encoder=lambda: Encoder()), TypeError, "Encoder must be"),
         (dict(optimizer="lion"), ValueError, "Optimizer 'lion' is not implemented. Please use one of the available"),

@@ -231,7 +231,11 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, settings, expected)
         ("--blur_sigma 2 1", "blur_sigma: expected 0 < smallest <= largest, got 2 and 1"),
         ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
         ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
-        ("--blur_prob 0.5", "blur_prob: expected two values, of view 1 and view 2, got [0.5]"),
+        ("--blur_prob 0 0.5 1", "blur_prob: expected one value for all views, two that the views take in turn; got 3"),
+        ("--views 4 --solarize_prob 0 1 0", "two that the views take in turn, or 4, one for each view; got 3: [0.0, 1"),
+        ("--views 3 --blur_prob []", "blur_prob: expected one value for all views"),
+        ("--views 1", "views: 1 is not in 2..16"),
+        ("--views 17", "views: 17 is not in 2..16"),
         ("--rotation 200", "rotation: 200.0 degrees is not in 0..180"),
         ("--rotation_prob 2", "rotation_prob: 2.0 is not in 0..1"),
         ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
@@ -247,6 +251,29 @@ def test_values_that_cannot_work_are_named(arguments, expected):
     settings, _ = config.parse(train.Settings, arguments.split())
     with pytest.raises(UserError, match=re.escape(expected)):
         train.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blurs"),
+    [
+        ("", [1, 0.1]),
+        ("--views 5", [1, 0.1, 1, 0.1, 1]),
+        ("--blur_prob 0.5", [0.5, 0.5]),
+        ("--views 3 --blur_prob 0.5", [0.5, 0.5, 0.5]),
+        ("--views 4 --blur_prob 0.3 0.7", [0.3, 0.7, 0.3, 0.7]),
+        ("--views 4 --blur_prob 0.1 0.2 0.3 0.4", [0.1, 0.2, 0.3, 0.4]),
+        ("--views 4 --blur_prob 0.5 --solarize_prob 0 0 0 0.2", [0.5] * 4),
+    ],
+)
+def test_views_have_one_probability_or_two_in_turn_or_one_each(arguments, blurs):
+    settings, _ = config.parse(train.Settings, arguments.split())
+    train.check(settings)
+    views = train.make_views(settings)
+    assert [view.blur_prob for view in views] == blurs
+    if len(settings.solarize_prob) == 2:
+        assert [view.solarize_prob for view in views] == [0.0, 0.2, 0.0, 0.2, 0.0][: len(views)]
+    else:
+        assert [view.solarize_prob for view in views] == settings.solarize_prob
 
 
 def test_schedules_follow_the_epochs():

@@ -86,6 +86,27 @@ def test_epochs_on_a_cpu_fall_with_the_images_and_rise_with_the_cores():
     assert epochs(2_000, cost=RESNET50) == auto.LEAST_EPOCHS
 
 
+def test_twice_the_views_take_twice_the_memory_and_the_time():
+    memory = Machine("cuda", 8, 24 * 10**9)
+    assert auto.batch(50_000, 1, memory, RESNET50, views=2) == auto.batch(50_000, 1, memory, RESNET50) == (128, 2)
+    assert auto.batch(50_000, 1, memory, RESNET50, views=4) == (64, 4)
+    two, four = (auto.epochs_on_cpu(2_000, 48, LAPTOP, SMALL, views) for views in (2, 4))
+    assert two == pytest.approx(2 * four, abs=1)
+
+
+def test_many_views_are_counted_in_what_is_settled(machine):
+    machine(Machine("cuda", 8, 24 * 10**9))
+    settings = read("--amp", "bf16", "--views", "4", recipe="barlow_twins_folder")
+    found = by_machine.settle(settings, photographs(50_000), train.Model, torch.device("cuda"))
+    assert (settings.batch_size, settings.accumulate) == (64, 4)
+    assert "an image takes 1.8e+02 MB" in found["batch_size"][1]  # 4 times 44
+    machine(LAPTOP)
+    for views, gflop in (("2", "0.41"), ("8", "1.7")):
+        settings = read("--views", views)
+        found = by_machine.settle(settings, photographs(2_000), train.Model, CPU)
+        assert f"{gflop} GFLOP each" in found["epochs"][1]
+
+
 @pytest.mark.parametrize(("images", "gigabytes", "side"), [(2_000, 4, 96), (50_000, 32, 96), (50_000, 4, None)])
 def test_images_are_held_in_memory_where_a_quarter_of_it_is_enough(images, gigabytes, side):
     assert auto.short_side(images, 48, Machine("cpu", 2, gigabytes << 30)) == side

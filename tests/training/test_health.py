@@ -86,6 +86,17 @@ def test_constructed_cases_have_the_values_they_must_have():
     assert float(feature_spread.effective_rank(many)) > 60
 
 
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_alignment_is_the_mean_over_all_pairs_of_views(count):
+    views = torch.randn(count, N, D, generator=torch.Generator().manual_seed(1)).double()
+    ball = views / views.norm(dim=2, keepdim=True)
+    pairs = [(ball[i] - ball[j]).square().sum(1).mean() for i in range(count) for j in range(i)]
+    expected = float(sum(pairs) / len(pairs))
+    assert float(feature_spread.alignment(*views)) == pytest.approx(expected, rel=1e-12)
+    assert float(feature_spread.alignment(*[views[0]] * count)) == 0
+    assert feature_spread.geometry(views, views[0])["alignment"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_losses_of_unrelated_views_are_what_is_expected():
     torch.manual_seed(0)
     n, dim = 64, 32
