@@ -69,6 +69,16 @@ def test_train_continues_the_run_and_reaches_the_same_weights(old):
     assert [line["step"] for line in metrics if "knn_acc1" in line] == [4, 8, 12]
 
 
+def test_a_run_from_before_there_were_many_views_has_two(old):
+    folder = old / "pretrain"
+    kept = torch.load(folder / "checkpoint.pt", weights_only=True)["settings"]
+    assert "views" not in kept and len(kept["solarize_prob"]) == 2
+    where = "--config", folder / "config.yaml", "--output_dir", folder, "--data_dir", old / "images.npz"
+    done = forked.run(ROOT / "train.py", *where, "--views", "3")
+    assert done.returncode == 2 and "views: 2 -> 3" in done.stderr
+    assert BarlowTwins.load(old / "estimator.pt", views=noisy).num_views == 2
+
+
 def test_finetune_continues_the_run_and_tests_its_best_epoch(old):
     best = torch.load(old / "finetune" / "best.pt", weights_only=True)
     weights = go_on("finetune.py", old)

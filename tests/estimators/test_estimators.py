@@ -142,7 +142,7 @@ def test_the_first_two_of_many_views_are_those_of_two():
 @BOTH
 def test_three_views_are_trained_on_from_samples_and_from_a_loader(kind, tmp_path):
     x = numbers()
-    model = make(kind, num_views=3, max_epochs=2)
+    model = make(kind, num_views=3, max_epochs=2, lr_scheduler="none")
     assert clone(model).num_views == 3 and "num_views=3" in repr(model)
     start = weights(model).clone()
     model.fit(x, TensorDataset(x, x))
@@ -151,7 +151,7 @@ def test_three_views_are_trained_on_from_samples_and_from_a_loader(kind, tmp_pat
     again = kind.load(tmp_path / "model.pt", encoder=Encoder, views=noisy, max_epochs=3)
     assert again.num_views == 3
     again.fit(x, resume=True)
-    assert torch.equal(weights(again), weights(make(kind, num_views=3).fit(x)))
+    assert torch.equal(weights(again), weights(make(kind, num_views=3, lr_scheduler="none").fit(x)))
     out = again.training_step(([x, x + 0.1, x - 0.1], x[:, 0]))
     assert set(out) == {"loss", "z1", "z2", "z3", "y"} and out["z3"].shape == (40, 8)
     loader = DataLoader([(a, a + 0.1, a - 0.1) for a in x], batch_size=8)

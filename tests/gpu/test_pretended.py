@@ -63,8 +63,11 @@ def files(tmp_path_factory) -> Path:
         {"method": "simclr", "accumulate": 2, "clip_grad": 1, "data_dir": "files"},
         {"method": "supcon", "accumulate": 2, "accumulate_mode": "split", "optimizer": "lamb"},
         {"method": "simclr", "optimizer": "adamw", "amp": "fp16"} | NET,
+        {"method": "barlow_twins", "views": 4},
+        {"method": "simclr", "views": 4, "accumulate": 2, "data_dir": "files"},
+        {"method": "supcon", "views": 3, "solarize_prob": "[0, 0, 0.2]"},
     ],
-    ids=["barlow_twins", "simclr", "supcon", "fp16"],
+    ids=["barlow_twins", "simclr", "supcon", "fp16", "barlow_twins, 4 views", "simclr, 4 views", "supcon, 3 views"],
 )
 def test_a_training_step_waits_for_nothing_and_sends_its_batch_alone(settings, request, tmp_path):
     settings = settings | {"data_dir": request.getfixturevalue(settings.get("data_dir", "images"))}

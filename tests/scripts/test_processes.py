@@ -12,16 +12,26 @@ import torch
 from running import ROOT, metrics, run, tiny, weights
 
 
-@pytest.mark.parametrize("method, balanced", [("barlow_twins", False), ("simclr", False), ("supcon", True)])
-def test_two_processes_train_as_one(images, tmp_path, method, balanced):
+@pytest.mark.parametrize(
+    "method, balanced, views, processes",
+    [
+        ("barlow_twins", False, 2, 2),
+        ("simclr", False, 2, 2),
+        ("supcon", True, 2, 2),
+        ("barlow_twins", False, 4, 4),
+        ("simclr", False, 3, 2),
+        ("supcon", True, 3, 4),
+    ],
+)
+def test_several_processes_train_as_one(images, tmp_path, method, balanced, views, processes):
     # At SimCLR's low temperature, and at its full rate to the end, eight steps let rounding grow to a ten-thousandth.
-    calm = {"temperature": 0.2, "schedule": "cosine", "warmup_start": 0}
-    settings = calm | {"data_dir": images, "method": method, "balanced": balanced}
+    calm = {"temperature": 0.2 if views == 2 else 0.5, "schedule": "cosine", "warmup_start": 0}
+    settings = calm | {"data_dir": images, "method": method, "balanced": balanced, "views": views}
     run("train.py", *tiny(**settings), output_dir=tmp_path / "one")
-    run("train.py", *tiny(**settings, batch_size=8), output_dir=tmp_path / "two", processes=2)
-    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two")):
+    run("train.py", *tiny(**settings, batch_size=16 // processes), output_dir=tmp_path / "many", processes=processes)
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "many"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "many"), rtol=1e-3, atol=1e-3)
 
 
 def test_accumulation_is_several_processes_in_turn(images, tmp_path):

@@ -1,6 +1,7 @@
 """train.py as a person runs it: real processes, small encoders, every promise of the README."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -73,6 +74,26 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_metrics(trained, i
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path)] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(trained)
     ]
+
+
+def test_many_views_are_trained_judged_and_continued_to_the_same_bits_and_no_other_number_of_them(images, tmp_path):
+    settings = {"data_dir": images, "method": "simclr", "ssl_val_interval": 1, "health_every": 1, "accumulate": 2}
+
+    def train_on(views, folder, **more):
+        return run("train.py", *tiny(**settings, views=views, batch_size=8, **more), output_dir=tmp_path / folder)
+
+    assert "4 views of 32 px" in train_on(4, "whole").stdout
+    assert len(json.loads((tmp_path / "whole" / "about.json").read_text())["views"]) == 4
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "val_loss" in line]) == 2
+    first = next(line for line in lines if "health_alignment" in line)
+    share = metrics(tmp_path / "whole")[0]["loss"] / math.log(4 * 16 - 1)  # of the loss of unrelated views
+    assert first["health_loss_of_unrelated"] == pytest.approx(share, rel=1e-3) and 0 < first["health_alignment"] < 2
+    train_on(4, "parts", max_steps=3)
+    with pytest.raises(AssertionError, match="views: 4 -> 3"):
+        train_on(3, "parts")
+    assert "continuing at step 3 of 8" in train_on(4, "parts").stdout
+    assert torch.equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
 def test_what_was_forced_to_change_has_changed_and_another_precision_continues(images, tmp_path):

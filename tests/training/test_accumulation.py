@@ -34,24 +34,29 @@ STOCHASTIC_DEPTH = ("efficientnet_b0", {"stochastic_depth_prob": 0.5})
 
 
 @pytest.mark.parametrize(
-    "method, micro_batches, encoder",
+    "method, micro_batches, encoder, count",
     [
-        ("barlow_twins", 2, DROPPING),
-        ("barlow_twins", 4, DROPPING),
-        ("supcon", 4, DROPPING),
-        ("simclr", 2, WIDE),
-        ("simclr", 4, VIT),
-        ("barlow_twins", 2, STOCHASTIC_DEPTH),
+        ("barlow_twins", 2, DROPPING, 2),
+        ("barlow_twins", 4, DROPPING, 2),
+        ("barlow_twins", 4, DROPPING, 4),
+        ("supcon", 4, DROPPING, 2),
+        ("supcon", 2, DROPPING, 3),
+        ("simclr", 2, WIDE, 2),
+        ("simclr", 4, WIDE, 4),
+        ("simclr", 4, VIT, 2),
+        ("barlow_twins", 2, STOCHASTIC_DEPTH, 2),
     ],
 )
-def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(method, micro_batches, encoder):
+def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropout(
+    method, micro_batches, encoder, count
+):
     settings = train.Settings(
         method=method, image_size=16, projector="12-8", sync_bn=False, encoder=encoder[0], encoder_kwargs=encoder[1]
     )
     torch.manual_seed(0)
     model = train.Model(settings).train()
     criterion = train.make_criterion(settings)
-    views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    views = [torch.randn(16, 3, 16, 16) for _ in range(count)]
     labels = torch.tensor([0, 1, 1, 2, -1, 0, 2, 2, 0, 1, -1, 2, 0, 0, 1, 1])
     batches = [
         Batch(
@@ -66,8 +71,8 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
     embed = Prepared(model, [], ([], []), torch.device("cpu"), None)
     with torch.no_grad():  # with the graph of all of it in memory, as one would wish to do it
         before = {k: v.clone() for k, v in model.state_dict().items()}
-    z1, z2 = (torch.cat(view) for view in zip(*(embed(batch) for batch in batches)))
-    whole = criterion(z1, z2, labels) if method == "supcon" else criterion(z1, z2)
+    z = [torch.cat(view) for view in zip(*(embed(batch) for batch in batches))]
+    whole = criterion(*z, labels) if method == "supcon" else criterion(*z)
     whole.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     statistics = {k: v.clone() for k, v in model.state_dict().items()}
@@ -82,9 +87,10 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
         assert torch.allclose(value, statistics[name], rtol=1e-5), name
 
 
-def test_split_accumulation_takes_the_labels_of_each_micro_batch():
+@pytest.mark.parametrize("count", [2, 4])
+def test_split_accumulation_takes_the_labels_of_each_micro_batch(count):
     criterion = train.make_criterion(train.Settings(method="supcon"))
-    z, labels = torch.randn(2, 3, 8, 6).unbind(), torch.randint(3, (3, 8))
+    z, labels = torch.randn(count, 3, 8, 6).unbind(), torch.randint(3, (3, 8))
     batches = [Batch([], torch.arange(8), of_batch, seed=i) for i, of_batch in enumerate(labels)]
 
     def embed(batch):
@@ -92,5 +98,5 @@ def test_split_accumulation_takes_the_labels_of_each_micro_batch():
 
     embed.net = torch.nn.Identity()
     loss = accumulate_split(batches, embed, criterion, lambda loss: None)
-    each = [criterion(a, b, of_batch) for a, b, of_batch in zip(*z, labels)]
+    each = [criterion(*of_batch) for of_batch in zip(*z, labels)]
     assert loss.item() == pytest.approx(sum(each).item() / 3, rel=1e-6)
