@@ -36,6 +36,8 @@ CASES = {  # name: script or estimator, settings, numbers of processes
     "barlow_twins, judged": ("train", {"eval_every": 1, "ssl_val_interval": 1, "epochs": 2, "max_steps": 24}, (1, 2)),
     "simclr, exact, clipped": ("train", SIMCLR | {"accumulate": 2, "clip_grad": 1.0}, (1, 2, 4)),
     "simclr, split, adamw": ("train", SIMCLR | SPLIT, (2,)),
+    "barlow_twins, 4 views": ("train", {"views": 4, "eval_every": 1, "ssl_val_interval": 1}, (1, 2)),
+    "simclr, 3 views, exact": ("train", SIMCLR | {"views": 3, "accumulate": 2}, (2,)),
     "supcon, balanced": ("train", SUPCON, (1, 2)),
     "supcon, balanced, fp16": ("train", SUPCON | {"amp": "fp16"}, (1,)),
     "finetune": ("finetune", {}, (1, 2, 4)),

@@ -121,6 +121,8 @@ def main() -> None:
     checks.check(settings)
     if settings.method != "barlow_twins":
         raise UserError(f"method: the published loop is Barlow Twins, not {settings.method}")
+    if settings.views != 2:
+        raise UserError(f"views: the published loop has 2, not {settings.views}")
     device = distributed.join(settings.device)
     torch.backends.cudnn.benchmark = True
 
@@ -148,7 +150,7 @@ def main() -> None:
 
     where = "in memory" if data.resident is not None else f"{loader_workers(settings)} workers"
     print(machine(device.type))
-    print(f"{len(data)} images of {settings.dataset}, ours {where}, views of {settings.image_size} px")
+    print(f"{len(data)} images of {settings.dataset}, ours {where}, {settings.views} views of {settings.image_size} px")
     print(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size}")
     print(f"{options.turns} turns of {options.steps} steps\n")
     print(turns_table(results))

@@ -191,7 +191,7 @@ def main() -> None:
     auto.settle(settings, order.global_batch, len(data))
     ranges.check_training(settings)
     where = "in memory" if data.resident is not None or data.held is not None else "from files"
-    say(f"{len(data)} images of {settings.dataset}, {where}, views of {settings.image_size} px")
+    say(f"{len(data)} images of {settings.dataset}, {where}, {settings.views} views of {settings.image_size} px")
     say(f"{settings.encoder}, projector {settings.projector}, batch {settings.batch_size} per process\n")
     seconds = first_look(settings, data, order, device)
     kinds = 2 if world_size() == 1 else 3

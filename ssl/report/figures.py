@@ -12,7 +12,8 @@ CAPTIONS = {
     "each row an image, then its views in the first epochs",
     "neighbours.png": "Test images and their nearest neighbours among the training images; "
     "framed blue: of the same class, orange: of another",
-    "correlation.png": "Cross-correlation of two views' embeddings, at most 256 dimensions: blue is 1, white 0, red -1",
+    "correlation.png": "Cross-correlation of the embeddings of views 1 and 2, at most 256 dimensions: "
+    "blue is 1, white 0, red -1",
     "roc.png": "ROC curves of the fine-tuned network on the test split",
     "confusion.png": "Confusion matrix of the fine-tuned network on the test split",
 }
@@ -32,7 +33,7 @@ CURVES = {  # name in metrics.jsonl: (title, name and unit of its axis)
     "val_mcc": ("Matthews' correlation on validation images", "MCC, -1 to 1"),
     "on_diagonal": ("Term of the loss: diagonal", "sum of squares"),
     "off_diagonal": ("Term of the loss: off the diagonal", "sum of squares"),
-    "contrastive_acc1": ("How often the other view is the nearest", SHARE),
+    "contrastive_acc1": ("How often another view of the image is the nearest", SHARE),
     "lr_weights": ("Learning rate of weights", "learning rate"),
     "lr_biases": ("Learning rate of biases and norms", "learning rate"),
     "lr_head": ("Learning rate of the head", "learning rate"),

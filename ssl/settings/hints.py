@@ -59,6 +59,7 @@ NAMES = {
     "color_distortion_strength": "cj_strength",
     "jitter_prob": "color_jitter cj_prob color_jitter.prob",
     "grayscale": "color_drop_prob random_gray_scale grayscale.prob",
+    "views": "num_crops",
     "blur_prob": "gaussian_blur gaussian_prob gaussian_blur.prob",
     "blur_sigma": "sigmas",
     "blur_kernel": "filter_size",

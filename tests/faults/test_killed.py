@@ -76,6 +76,17 @@ def test_four_processes_continue_to_the_last_bit(new_run, undisturbed, altered):
     assert control.digest() != undisturbed(4).digest()
 
 
+def test_a_run_with_four_views_that_is_killed_ends_in_the_same_bits(new_run, undisturbed, chance):
+    whole, run = (new_run(name=name, options={"views": 4}) for name in ("whole", "killed"))
+    whole.finished()
+    process = run.launch()
+    assert run.wait_for_step(chance.randint(5, 12), process), run.last_words()
+    kill_one(run, process, chance.choice(ranks(process)))
+    run.finished()  # from the checkpoint of step 3 at least
+    assert "continuing at step" in run.printed()
+    assert run.digest() == whole.digest() != undisturbed().digest()
+
+
 SAVER = """
 import json, os, random, signal, sys, time
 sys.path.insert(0, {root!r})

@@ -71,6 +71,15 @@ def test_a_page_of_views_for_any_channels(tmp_path, channels):
     assert grey.all() == (channels < 3)
 
 
+def test_a_page_shows_all_views_and_as_many_epochs_as_have_room(tmp_path):
+    widths = []
+    for count in (2, 3, 4, 16):
+        view_page.write_views(tmp_path / "views.png", images(3), (VIEWS * 8)[:count], MEAN, STD, 0)
+        with Image.open(tmp_path / "views.png") as page:
+            widths.append(page.width // view_page.SIDE)
+    assert widths == [1 + 3 * 2, 1 + 2 * 3, 1 + 4, 1 + 16]
+
+
 def test_images_that_cannot_be_read_stop_no_run(tmp_path, capsys):
     data = Images("folder", torch.tensor([-1, -1]), [], paths=Paths(["/no/a.png", "/no/b.png"]))
     view_page.write_views(tmp_path / "views.png", data, VIEWS, MEAN, STD, 0)
@@ -149,7 +158,7 @@ def test_neighbours_are_the_nearest_by_cosine():
     assert projections.neighbours(queries, bank[:2], 3).shape == (4, 2)
 
 
-def make_run(folder, labelled=True):
+def make_run(folder, labelled=True, count=2):
     folder.mkdir()
     data = images(60)
     stored = {"images": data.resident.permute(0, 2, 3, 1).numpy()} | (
@@ -171,7 +180,7 @@ def make_run(folder, labelled=True):
         "std": None,
     }
     config.write_yaml(folder / "config.yaml", settings)
-    views = [vars(view) for view in VIEWS]
+    views = [vars(view) for view in (VIEWS * 2)[:count]]
     (folder / "about.json").write_text(json.dumps({"views": views}))
     torch.manual_seed(0)
     encoder, width = build_encoder(settings["encoder"], 16, "auto", settings["encoder_kwargs"], 3)
@@ -196,6 +205,15 @@ def test_looking_at_a_run_leaves_its_pictures(tmp_path, labelled):
     assert ("Every second image of the set" in words and f"of {count} images" in words) == (not labelled)
     assert said["map"]["method"] in words and len(said["map"]["x"]) == len(said["map"]["y"]) == count
     assert sum(said["spectrum"]) == pytest.approx(8, abs=1e-3)
+
+
+def test_of_many_views_the_first_two_are_drawn_and_all_are_aligned(tmp_path):
+    two, four = (make_run(tmp_path / str(count), count=count) for count in (2, 4))
+    for folder in (two, four):
+        encoder_pictures.make(folder, run_reader.read(folder))
+    assert (two / "correlation.png").read_bytes() == (four / "correlation.png").read_bytes()
+    few, many = (json.loads((folder / "pictures.json").read_text())["reading"] for folder in (two, four))
+    assert {name for name in few if few[name] != many[name]} == {"alignment"}
 
 
 def test_a_collapse_that_pictures_show_is_a_verdict_however_few_the_readings(tmp_path):
