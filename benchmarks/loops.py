@@ -162,7 +162,7 @@ def published_loop(settings: train.Settings, data: Images, device: torch.device)
         with torch.autocast(device.type, torch.float16, enabled=half):
             (z1,), (z2,) = model(x[0]), model(x[1])
             lap("forward")
-            loss = settings.loss_scale * plain_barlow(z1, z2, None, settings.lambd)
+            loss = settings.loss_scale * plain_barlow(z1, z2, None, lambd=settings.lambd)
             lap("loss")
         for p in params:
             p.grad = None

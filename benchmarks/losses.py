@@ -1,6 +1,6 @@
 """Losses beside their plain forms: time, peak memory and bytes sent, forward and backward, same inputs.
 
-python benchmarks/losses.py [--device cuda] [--json FILE] [--only barlow|contrastive|bytes]
+python benchmarks/losses.py [--device cuda] [--json FILE] [--only barlow|contrastive|views|bytes]
 
 Ours and the plain form take turns in one process; the medians are compared. Peak memory is what
 a fresh process needs beyond its inputs: resident memory on a CPU, the allocator's on a GPU.
@@ -18,6 +18,7 @@ import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import combinations
 
 import torch
 import torch.distributed as dist
@@ -33,12 +34,15 @@ from ssl.losses import barlow_twins, info_nce, sup_con
 # Plain forms -----------------------------------------------------------------------
 
 
-def plain_barlow(z1: Tensor, z2: Tensor, labels: Tensor, lambd: float = 5e-3) -> Tensor:
-    """The published form: batch norm, the D×D matrix, a copy of its off-diagonal."""
-    a, b = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
-    c = a.T @ b / len(a)
-    off = c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten()
-    return (c.diagonal() - 1).pow(2).sum() + lambd * off.pow(2).sum()
+def plain_barlow(*data: Tensor, lambd: float = 5e-3) -> Tensor:
+    """The published form, of (z1, …, zV, labels) the mean over pairs: batch norm, D×D matrices, off-diagonal copies."""
+    views = [F.batch_norm(z, None, None, training=True) for z in data[:-1]]
+    losses = []
+    for a, b in combinations(views, 2):
+        c = a.T @ b / len(a)
+        off = c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten()
+        losses.append((c.diagonal() - 1).pow(2).sum() + lambd * off.pow(2).sum())
+    return sum(losses) / len(losses)
 
 
 def plain_info_nce(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
@@ -70,14 +74,19 @@ def plain_sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0
     return -(log_prob.masked_fill(~positives, 0).sum(1) / positives.sum(1)).mean()
 
 
-def ours(loss, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return {"barlow": barlow_twins, "info_nce": info_nce, "sup_con": partial(sup_con, labels=labels)}[loss](
-        z1, z2, check=False
-    )[0]
+def ours(loss: str, *data: Tensor) -> Tensor:
+    *views, labels = data
+    losses = {"barlow": barlow_twins, "info_nce": info_nce, "sup_con": partial(sup_con, labels=labels)}
+    return losses[loss](*views, check=False)[0]
 
 
-PLAIN = {"barlow": plain_barlow, "info_nce": plain_info_nce, "sup_con": plain_sup_con, "broadcast": broadcast_info_nce}
-# (loss, what it stands beside, samples N, dimensions D)
+PLAIN = {
+    "barlow": plain_barlow,
+    "info_nce": plain_info_nce,
+    "sup_con": plain_sup_con,
+    "broadcast": broadcast_info_nce,
+}
+# (loss, what it stands beside, samples N, dimensions D, views V if they are not two)
 BARLOW = [
     ("barlow", "barlow", n, d)
     for d, ns in (
@@ -90,30 +99,35 @@ BARLOW = [
 CONTRASTIVE = [("info_nce", "info_nce", n, 128) for n in (256, 1024, 4096, 8192)]
 CONTRASTIVE += [("sup_con", "sup_con", n, 128) for n in (256, 1024, 4096, 8192)]
 CONTRASTIVE += [("info_nce", "broadcast", n, 128) for n in (256, 512)]
+# Not 8 views at D = 8192: one step of the plain form takes more than a minute of a CPU.
+VIEWS = [("barlow", "barlow", n, d, v) for n, d in ((256, 2048), (512, 512), (4096, 256)) for v in (2, 4, 8)]
+VIEWS += [("barlow", "barlow", 256, 8192, v) for v in (2, 4)]
 
 
 # Measuring -------------------------------------------------------------------------
 
 
-def inputs(n: int, d: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(n: int, d: int, device: str, views: int = 2) -> list[Tensor]:
+    """z1, …, zV, labels."""
     generator = torch.Generator().manual_seed(0)
     z1 = torch.randn(n, d, generator=generator)
-    z2 = z1 + 0.5 * torch.randn(n, d, generator=generator)
+    others = [z1 + 0.5 * torch.randn(n, d, generator=generator) for _ in range(views - 1)]
     labels = torch.randint(0, 10, (n,), generator=generator)
-    return z1.to(device).requires_grad_(), z2.to(device).requires_grad_(), labels.to(device)
+    return [*(z.to(device).requires_grad_() for z in (z1, *others)), labels.to(device)]
 
 
-def step(function, z1: Tensor, z2: Tensor, labels: Tensor) -> None:
-    z1.grad = z2.grad = None
-    function(z1, z2, labels).backward()
+def step(function, *data: Tensor) -> None:
+    for z in data:
+        z.grad = None
+    function(*data).backward()
 
 
-def peak_bytes(loss: str, beside: str | None, n: int, d: int, device: str) -> int:
+def peak_bytes(loss: str, beside: str | None, n: int, d: int, device: str, views: int) -> int:
     """What one forward and backward needs beyond inputs and their gradients; to be called in a process of its own."""
     function = partial(ours, loss) if beside is None else PLAIN[beside]
     step(function, *inputs(8, 16, device))  # load libraries
-    data = inputs(n, d, device)
-    for z in data[:2]:
+    data = inputs(n, d, device, views)
+    for z in data[:-1]:
         z.grad = torch.zeros_like(z)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -131,17 +145,18 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def compare(loss: str, beside: str, n: int, d: int, device: str) -> dict:
-    data = inputs(n, d, device)
+def compare(device: str, loss: str, beside: str, n: int, d: int, views: int = 2) -> dict:
+    data = inputs(n, d, device, views)
     seconds = medians([partial(step, partial(ours, loss), *data), partial(step, PLAIN[beside], *data)], device)
     context = mp.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
-        memory = [fresh.submit(peak_bytes, loss, form, n, d, device).result() for form in (None, beside)]
+        memory = [fresh.submit(peak_bytes, loss, form, n, d, device, views).result() for form in (None, beside)]
     return dict(
         loss=loss,
         beside=beside,
         n=n,
         d=d,
+        views=views,
         seconds=seconds[0],
         plain_seconds=seconds[1],
         speedup=seconds[1] / seconds[0],
@@ -183,14 +198,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", help="write the numbers to this file")
-    parser.add_argument("--only", choices=["barlow", "contrastive", "bytes"])
+    parser.add_argument("--only", choices=["barlow", "contrastive", "views", "bytes"])
     options = parser.parse_args()
     print(machine(options.device))
-    cases = {"barlow": BARLOW, "contrastive": CONTRASTIVE, "bytes": []}
-    chosen = cases[options.only] if options.only else BARLOW + CONTRASTIVE
-    results, rows = [], [["loss", "beside", "N", "D", "ours", "plain", "faster", "ours", "plain", "less memory"]]
+    cases = {"barlow": BARLOW, "contrastive": CONTRASTIVE, "views": VIEWS, "bytes": []}
+    chosen = cases[options.only] if options.only else BARLOW + CONTRASTIVE + VIEWS
+    results, rows = [], [["loss", "beside", "N", "D", "V", "ours", "plain", "faster", "ours", "plain", "less memory"]]
     for case in chosen:
-        found = compare(*case, options.device)
+        found = compare(options.device, *case)
         results.append(found)
         rows.append(
             [
@@ -198,6 +213,7 @@ def main() -> None:
                 f"plain {found['beside']}",
                 str(found["n"]),
                 str(found["d"]),
+                str(found["views"]),
                 f"{1e3 * found['seconds']:.1f} ms",
                 f"{1e3 * found['plain_seconds']:.1f} ms",
                 f"{found['speedup']:.2f}×",

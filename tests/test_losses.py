@@ -1,5 +1,6 @@
 """The losses equal their formulas written out, in value and gradient."""
 
+import itertools
 import math
 
 import pytest
@@ -9,24 +10,27 @@ import torch.nn.functional as F
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss, barlow_twins, cheaper_form, info_nce, sup_con
 
 FORMS = ("gram", "cross", "auto")
+VIEWS = (2, 3, 4, 8)
 
 
-def views(n, d, seed=0):
-    """Two related views with offsets and scales, as embeddings have them."""
+def views(n, d, seed=0, count=2):
+    """Related views with offsets and scales, as embeddings have them."""
     generator = torch.Generator().manual_seed(seed)
     z1 = torch.randn(n, d, generator=generator)
-    z2 = z1 + 0.7 * torch.randn(n, d, generator=generator)
+    others = [z1 + 0.7 * torch.randn(n, d, generator=generator) for _ in range(count - 1)]
     scale = 0.5 + torch.rand(d, generator=generator)
-    return z1 * scale + 0.3, z2 * scale - 0.2
+    return z1 * scale + 0.3, *(z * scale - 0.2 * i for i, z in enumerate(others, 1))
 
 
-def plain_barlow(z1, z2, lambd):
-    """Zbontar et al. 2021, eq. 1, with the whole D×D matrix. Returns (loss, on, off)."""
-    a, b = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (z1, z2))
-    c = a.T @ b / len(a)
-    diagonal = torch.eye(c.shape[0], dtype=torch.bool)
-    on = (c[diagonal] - 1).square().sum()
-    off = c[~diagonal].square().sum()
+def plain_barlow(*views, lambd=5e-3):
+    """Zbontar et al. 2021, eq. 1, with whole D×D matrices; the mean over all pairs. Returns (loss, on, off)."""
+    z = [(z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in views]
+    parts = []
+    for a, b in itertools.combinations(z, 2):
+        c = a.T @ b / len(a)
+        diagonal = torch.eye(c.shape[0], dtype=torch.bool)
+        parts.append(torch.stack([(c[diagonal] - 1).square().sum(), c[~diagonal].square().sum()]))
+    on, off = torch.stack(parts).mean(0)
     return on + lambd * off, on, off
 
 
@@ -39,13 +43,13 @@ def plain_info_nce(z1, z2, temperature):
     return F.cross_entropy(scores, target), scores, target
 
 
-def plain_sup_con(z1, z2, labels, temperature):
-    """Khosla et al. 2020, eq. 2, anchor by anchor; an image labelled -1 has its other view alone."""
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
+def plain_sup_con(*views, labels, temperature):
+    """Khosla et al. 2020, eq. 2, anchor by anchor; an image labelled -1 has its other views alone."""
+    z = F.normalize(torch.cat(views), dim=1)
     n = len(labels)
     losses = []
-    for i in range(2 * n):
-        others = [j for j in range(2 * n) if j != i]
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
         label = labels[i % n]
         positives = [j for j in others if j % n == i % n or (label >= 0 and labels[j % n] == label)]
         scores = z[others] @ z[i] / temperature
@@ -53,11 +57,11 @@ def plain_sup_con(z1, z2, labels, temperature):
     return torch.stack(losses).mean()
 
 
-def value_and_gradients(loss, z1, z2):
-    z1, z2 = z1.detach().requires_grad_(), z2.detach().requires_grad_()
-    value = loss(z1, z2)
+def value_and_gradients(loss, *views):
+    views = [z.detach().requires_grad_() for z in views]
+    value = loss(*views)
     value.backward()
-    return value.detach(), z1.grad, z2.grad
+    return value.detach(), *(z.grad for z in views)
 
 
 def assert_same(got, expected, tolerance):
@@ -77,10 +81,11 @@ SIZES = [(8, 1), (8, 3), (8, 500), (33, 33), (64, 65), (100, 100), (300, 2), (30
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n, d", SIZES)
 @pytest.mark.parametrize("lambd", [5e-3, 1.0])
-def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
-    z1, z2 = views(n, d)
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=lambd, form=form)[0], z1, z2)
-    plain = value_and_gradients(lambda a, b: plain_barlow(a, b, lambd)[0], z1.double(), z2.double())
+@pytest.mark.parametrize("count", VIEWS)
+def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form, count):
+    z = views(n, d, count=count)
+    ours = value_and_gradients(lambda *z: barlow_twins(*z, lambd=lambd, form=form)[0], *z)
+    plain = value_and_gradients(lambda *z: plain_barlow(*z, lambd=lambd)[0], *(x.double() for x in z))
     # for D = 1 'gram' finds the absent off-diagonal as a difference of two ones
     assert ours[0].item() == pytest.approx(plain[0].item(), rel=1e-5, abs=5e-7 * lambd)
     assert_same(ours[1:], plain[1:], 1e-5)
@@ -88,11 +93,12 @@ def test_barlow_is_the_plain_formula_in_value_and_gradient(n, d, lambd, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("d", [1, 7])
-def test_barlow_of_two_samples(d, form):
+@pytest.mark.parametrize("count", VIEWS)
+def test_barlow_of_two_samples(d, form, count):
     # The variance of two samples leaves a gradient of nothing but eps, which float32 could not give.
-    z1, z2 = views(2, d)
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
-    plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
+    z = views(2, d, count=count)
+    ours = value_and_gradients(lambda *z: barlow_twins(*z, form=form)[0], *z)
+    plain = value_and_gradients(lambda *z: plain_barlow(*z)[0], *(x.double() for x in z))
     assert ours[0].dtype == ours[1].dtype == torch.float32
     assert_same(ours, plain, 1e-5)
 
@@ -100,23 +106,24 @@ def test_barlow_of_two_samples(d, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_barlow_reads_any_memory_layout(form):
     z1, z2 = views(24, 40)
-    expected = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
+    expected = value_and_gradients(lambda a, b: plain_barlow(a, b)[0], z1.double(), z2.double())
     wide = torch.zeros(48, 80)
     wide[::2, ::2] = z1
     strided, transposed = wide[::2, ::2], z2.T.contiguous().T
     assert not strided.is_contiguous() and not transposed.is_contiguous()
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], strided, transposed)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, form=form)[0], strided, transposed)
     assert_same(ours, expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_barlow_computes_low_precision_input_in_float32(dtype, form):
-    z1, z2 = (z.to(dtype) for z in views(40, 30))
+@pytest.mark.parametrize("count", [2, 5])
+def test_barlow_computes_low_precision_input_in_float32(dtype, form, count):
+    z = [x.to(dtype) for x in views(40, 30, count=count)]
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the loss steps out of it
-        ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
-    plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
-    assert ours[0].dtype == torch.float32 and ours[1].dtype == ours[2].dtype == dtype
+        ours = value_and_gradients(lambda *z: barlow_twins(*z, form=form)[0], *z)
+    plain = value_and_gradients(lambda *z: plain_barlow(*z)[0], *(x.double() for x in z))
+    assert ours[0].dtype == torch.float32 and all(grad.dtype == dtype for grad in ours[1:])
     assert_same(ours[:1], plain[:1], 1e-5)
     assert_same(ours[1:], plain[1:], torch.finfo(dtype).eps)
 
@@ -128,7 +135,7 @@ def test_a_grad_scaler_saves_small_float16_gradients(form):
     z1, z2 = z1.half(), z2.half()
     scale = 2.0**16
     _, grad, _ = value_and_gradients(lambda a, b: scale * barlow_twins(a, b, lambd=1e-4, form=form)[0], z1, z2)
-    _, expected, _ = value_and_gradients(lambda a, b: plain_barlow(a, b, 1e-4)[0], z1.double(), z2.double())
+    _, expected, _ = value_and_gradients(lambda a, b: plain_barlow(a, b, lambd=1e-4)[0], z1.double(), z2.double())
     assert_same([grad.double() / scale], [expected], 1e-3)
 
 
@@ -138,8 +145,8 @@ def test_barlow_of_constant_features_is_finite(form):
     z1[:, 3] = 2.5
     z2[:, 3] = -1.0
     z2[:, 5] = 0.0
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
-    plain = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double())
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, form=form)[0], z1, z2)
+    plain = value_and_gradients(lambda a, b: plain_barlow(a, b)[0], z1.double(), z2.double())
     assert_same(ours[:1], plain[:1], 1e-5)
     assert all(torch.isfinite(grad).all() for grad in ours[1:])
 
@@ -155,11 +162,12 @@ def test_barlow_does_not_see_scale_and_offset_of_a_feature(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_barlow_is_symmetric_in_its_views(form):
-    z1, z2 = views(50, 30)
-    loss, g1, g2 = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
-    swapped, s2, s1 = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z2, z1)
-    assert_same((swapped, s1, s2), (loss, g1, g2), 1e-5)
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (3, 1, 0, 2), (7, 2, 5, 0, 1, 6, 4, 3)])
+def test_barlow_does_not_see_the_order_of_its_views(form, order):
+    z = views(50, 30, count=len(order))
+    loss, *grads = value_and_gradients(lambda *z: barlow_twins(*z, form=form)[0], *z)
+    moved, *moved_grads = value_and_gradients(lambda *z: barlow_twins(*z, form=form)[0], *(z[i] for i in order))
+    assert_same((moved, *moved_grads), (loss, *(grads[i] for i in order)), 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -169,11 +177,12 @@ def test_barlow_is_zero_for_identical_views_and_lambda_zero(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_barlow_parts_sum_up_and_carry_no_gradient(form):
-    z1, z2 = views(40, 60)
-    z1.requires_grad_()
-    loss, on, off = barlow_twins(z1, z2, lambd=0.02, form=form)
-    assert_same((on, off), plain_barlow(z1.detach().double(), z2.double(), 0.02)[1:], 1e-5)
+@pytest.mark.parametrize("count", VIEWS)
+def test_barlow_parts_sum_up_and_carry_no_gradient(form, count):
+    z = views(40, 60, count=count)
+    z[0].requires_grad_()
+    loss, on, off = barlow_twins(*z, lambd=0.02, form=form)
+    assert_same((on, off), plain_barlow(*(x.detach().double() for x in z))[1:], 1e-5)
     torch.testing.assert_close(loss, on + 0.02 * off)
     assert loss.requires_grad and not on.requires_grad and not off.requires_grad
 
@@ -189,14 +198,39 @@ def test_loss_scale_multiplies_value_and_gradient_but_not_the_parts():
 def test_auto_takes_gram_for_few_samples_and_cross_for_many():
     assert cheaper_form(256, 8192) == "gram"
     assert cheaper_form(8192, 256) == "cross"
+    # 2·8·N²·D multiplications against 28·3·N·D²: equal at N = 5.25 D
+    assert cheaper_form(1340, 256, views=8) == "gram" and cheaper_form(1350, 256, views=8) == "cross"
 
 
-def test_barlow_gradient_arrives_where_only_one_view_wants_it():
-    z1, z2 = views(20, 30)
-    expected = value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1, z2)[2]
-    z2.requires_grad_()
-    barlow_twins(z1, z2)[0].backward()
-    assert_same([z2.grad], [expected], 1e-5)
+@pytest.mark.parametrize("wants", [(2, 1), (2, 0), (5, 0), (5, 3)])
+def test_barlow_gradient_arrives_where_only_one_view_wants_it(wants):
+    count, which = wants
+    z = views(20, 30, count=count)
+    expected = value_and_gradients(lambda *z: plain_barlow(*z)[0], *z)[1 + which]
+    z[which].requires_grad_()
+    barlow_twins(*z)[0].backward()
+    assert_same([z[which].grad], [expected], 1e-5)
+
+
+def test_two_views_have_the_bits_of_their_own_products():
+    """Without sums over views: the products are those of the pair, operation by operation."""
+    z1, z2 = views(300, 400)
+    both = torch.cat([z1, z2], dim=1)
+    both, _, scale = torch.native_batch_norm(both - both.mean(0), *[None] * 4, True, 0.0, 1e-5)
+    (a, b), scale = both.chunk(2, dim=1), scale.chunk(2)
+    rows_a, rows_b, c = a @ a.T, b @ b.T, (a * b).mean(0)
+    g1, g2 = rows_b @ a, rows_a @ b
+    products = [torch.einsum("nm,nm->n", rows_a, rows_b).double().sum()[None], (g1 * a).sum(0), (g2 * b).sum(0)]
+    squares, *means = (torch.cat(products) / 300**2).split([1, 400, 400])
+    d = 2 * (c - 1) - 2 * 0.02 * c
+    expected = []
+    for own, other, grad, mean, s in ((a, b, g1, means[0], scale[0]), (b, a, g2, means[1], scale[1])):
+        grad = grad * (2 * 0.02 / 300**2 * s)
+        grad.addcmul_(other, d * s / 300).addcmul_(own, (2 * 0.02 * mean.float() + d * c) * s / 300, value=-1)
+        expected.append(grad)
+    on, off = (c - 1).square().sum(), (squares[0] - c.double().square().sum()).float()
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=0.02, form="gram")[0], z1, z2)
+    assert all(map(torch.equal, ours, (on + 0.02 * off, *expected)))
 
 
 # InfoNCE ----------------------------------------------------------------------
@@ -205,7 +239,7 @@ def test_barlow_gradient_arrives_where_only_one_view_wants_it():
 @pytest.mark.parametrize("n, d", [(2, 1), (2, 16), (17, 8), (64, 32)])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @pytest.mark.parametrize("block", [1, 7, 34, 1000])
-def test_info_nce_is_cross_entropy_written_out(n, d, temperature, block):
+def test_info_nce_of_two_views_is_cross_entropy_written_out(n, d, temperature, block):
     z1, z2 = views(n, d)
     ours = value_and_gradients(lambda a, b: info_nce(a, b, temperature=temperature, block=block)[0], z1, z2)
     plain = value_and_gradients(lambda a, b: plain_info_nce(a, b, temperature)[0], z1.double(), z2.double())
@@ -230,12 +264,13 @@ def test_contrastive_losses_keep_their_digits_where_the_positives_win(n, tempera
 
 
 @pytest.mark.parametrize("block", [5, 1000])
-def test_contrastive_accuracies_are_the_rank_of_the_positive(block):
-    z1, z2 = views(40, 6)
-    _, scores, target = plain_info_nce(z1, z2, 0.1)
-    order = scores.argsort(1, descending=True)
-    rank = (order == target[:, None]).int().argmax(1)
-    _, acc1, acc5 = info_nce(z1, z2, temperature=0.1, block=block)
+@pytest.mark.parametrize("count", VIEWS)
+def test_contrastive_accuracies_are_the_rank_of_the_nearest_positive(block, count):
+    z = views(40, 6, count=count)
+    everyone = F.normalize(torch.cat(z), dim=1)
+    order = (everyone @ everyone.T).fill_diagonal_(float("-inf")).argsort(1, descending=True)[:, :-1]
+    rank = (order % 40 == torch.arange(40).repeat(count)[:, None]).int().argmax(1)
+    _, acc1, acc5 = info_nce(*z, temperature=0.1, block=block)
     assert 0 < acc1 < acc5 < 1
     assert acc1.item() == pytest.approx((rank < 1).float().mean().item())
     assert acc5.item() == pytest.approx((rank < 5).float().mean().item())
@@ -283,24 +318,24 @@ def test_info_nce_module_passes_the_temperature_and_keeps_the_accuracies():
 @pytest.mark.parametrize("labels", ["some", "all", "one class"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_sup_con_is_the_published_formula(labels, temperature, block):
+@pytest.mark.parametrize("count", VIEWS)
+def test_sup_con_is_the_published_formula(labels, temperature, block, count):
     n = 17
     generator = torch.Generator().manual_seed(3)
     known = torch.randint(-1 if labels == "some" else 0, 1 if labels == "one class" else 4, (n,), generator=generator)
-    z1, z2 = views(n, 8)
-    ours = value_and_gradients(
-        lambda a, b: sup_con(a, b, labels=known, temperature=temperature, block=block)[0], z1, z2
-    )
-    plain = value_and_gradients(lambda a, b: plain_sup_con(a, b, known, temperature), z1.double(), z2.double())
+    z, how = views(n, 8, count=count), dict(labels=known, temperature=temperature)
+    ours = value_and_gradients(lambda *z: sup_con(*z, **how, block=block)[0], *z)
+    plain = value_and_gradients(lambda *z: plain_sup_con(*z, **how), *(x.double() for x in z))
     assert_same(ours, plain, 1e-5)
 
 
 @pytest.mark.parametrize("labels", [torch.full((33,), -1), torch.arange(33)])
-def test_sup_con_without_shared_labels_is_info_nce(labels):
-    z1, z2 = views(33, 12)
-    ours = value_and_gradients(lambda a, b: sup_con(a, b, labels=labels, temperature=0.2)[0], z1, z2)
-    assert_same(ours, value_and_gradients(lambda a, b: info_nce(a, b, temperature=0.2)[0], z1, z2), 1e-6)
-    assert sup_con(z1, z2, labels=labels, temperature=0.2)[1:] == info_nce(z1, z2, temperature=0.2)[1:]
+@pytest.mark.parametrize("count", VIEWS)
+def test_sup_con_without_shared_labels_is_info_nce(labels, count):
+    z = views(33, 12, count=count)
+    ours = value_and_gradients(lambda *z: sup_con(*z, labels=labels, temperature=0.2)[0], *z)
+    assert_same(ours, value_and_gradients(lambda *z: info_nce(*z, temperature=0.2)[0], *z), 1e-6)
+    assert sup_con(*z, labels=labels, temperature=0.2)[1:] == info_nce(*z, temperature=0.2)[1:]
 
 
 def test_base_temperature_multiplies_as_in_the_authors_code():
@@ -339,8 +374,8 @@ def test_a_block_is_at_least_one_row():
 @pytest.mark.parametrize("offset", [10, 100, 1000])
 def test_barlow_of_features_far_from_zero(offset, form):
     z1, z2 = (z + offset for z in views(256, 64))
-    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, lambd=5e-3, form=form)[0], z1, z2)
-    assert_same(ours, value_and_gradients(lambda a, b: plain_barlow(a, b, 5e-3)[0], z1.double(), z2.double()), 1e-5)
+    ours = value_and_gradients(lambda a, b: barlow_twins(a, b, form=form)[0], z1, z2)
+    assert_same(ours, value_and_gradients(lambda a, b: plain_barlow(a, b)[0], z1.double(), z2.double()), 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -356,23 +391,25 @@ def test_the_off_diagonal_is_never_negative(form):
 def test_between_processes_a_wide_matrix_never_travels():
     assert cheaper_form(6144, 8192) == "cross" and cheaper_form(6144, 8192, processes=4) == "gram"
     assert cheaper_form(8192, 8192, processes=4) == "cross"
+    assert cheaper_form(8192, 8192, processes=4, views=3) == "gram"
 
 
 # All --------------------------------------------------------------------------
 
-by_sup_con = lambda *z, **more: sup_con(*z, labels=torch.full(z[0].shape[:1], -1), **more)  # noqa: E731
+by_sup_con = lambda *z, **more: sup_con(*z, labels=torch.full(z[0].shape[:1] if z else (0,), -1), **more)  # noqa: E731
 EVERY_LOSS = pytest.mark.parametrize("loss", [barlow_twins, info_nce, by_sup_con], ids=["barlow", "nce", "supcon"])
 
 
 @EVERY_LOSS
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_what_is_not_finite_is_named(loss, wrong, dtype):
-    z1, z2 = (z.to(dtype) for z in views(6, 5))
-    z2[4, 2] = wrong
-    with pytest.raises(ValueError, match=f"z2 is not finite: {wrong} at row 4, column 2"):
-        loss(z1, z2)
-    assert not loss(z1, z2, check=False)[0].isfinite()  # left to whoever asked for no check
+@pytest.mark.parametrize("count", [2, 5])
+def test_what_is_not_finite_is_named(loss, wrong, dtype, count):
+    z = [x.to(dtype) for x in views(6, 5, count=count)]
+    z[-1][4, 2] = wrong
+    with pytest.raises(ValueError, match=f"z{count} is not finite: {wrong} at row 4, column 2"):
+        loss(*z)
+    assert not loss(*z, check=False)[0].isfinite()  # left to whoever asked for no check
 
 
 @EVERY_LOSS
@@ -393,8 +430,18 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(loss):
 @EVERY_LOSS
 def test_views_of_two_types_are_refused(loss):
     z1, z2 = views(6, 5)
-    with pytest.raises(ValueError, match=r"one type, got torch\.float32 and torch\.float64"):
+    with pytest.raises(ValueError, match=r"z1 and z2 must have one type, got torch\.float32 and torch\.float64"):
         loss(z1, z2.double())
+    with pytest.raises(ValueError, match=r"z1 and z3 must have one type, got torch\.float32 and torch\.float64"):
+        loss(z1, z2, z2.double())
+
+
+@EVERY_LOSS
+def test_what_is_no_view_is_refused(loss):
+    with pytest.raises(
+        ValueError, match=r"z3 must be a tensor, got 0\.1; every argument after the views is passed by na"
+    ):
+        loss(*views(6, 5), 0.1)
 
 
 @EVERY_LOSS
@@ -404,20 +451,23 @@ def test_large_half_precision_numbers_are_finite(loss):
 
 
 @EVERY_LOSS
-def test_gradients_are_those_of_finite_differences_in_float64(loss):
-    z1, z2 = (z.double().requires_grad_() for z in views(5, 4))
-    assert torch.autograd.gradcheck(lambda a, b: loss(a, b)[0], (z1, z2))
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_are_those_of_finite_differences_in_float64(loss, count):
+    z = tuple(x.double().requires_grad_() for x in views(5, 4, count=count))
+    assert torch.autograd.gradcheck(lambda *z: loss(*z)[0], z)
 
 
-def test_float64_is_right_to_the_digits_of_float64():
+@pytest.mark.parametrize("count", [*VIEWS, 16])
+def test_float64_is_right_to_the_digits_of_float64(count):
     labels = torch.tensor([0, 0, 0, 1, 1, 2, -1])  # 1 / 5 and 1 / 3 have no end in binary: default-type constants show
-    z1, z2 = (z.double() for z in views(7, 4))
+    z, how, alone = [x.double() for x in views(7, 4, count=count)], dict(temperature=0.3), torch.full((7,), -1)
     for ours, plain in (
-        (lambda a, b: barlow_twins(a, b)[0], lambda a, b: plain_barlow(a, b, 5e-3)[0]),
-        (lambda a, b: info_nce(a, b, temperature=0.3)[0], lambda a, b: plain_info_nce(a, b, 0.3)[0]),
-        (lambda a, b: sup_con(a, b, labels=labels, temperature=0.3)[0], lambda a, b: plain_sup_con(a, b, labels, 0.3)),
+        (lambda *z: barlow_twins(*z, form="gram")[0], lambda *z: plain_barlow(*z)[0]),
+        (lambda *z: barlow_twins(*z, form="cross")[0], lambda *z: plain_barlow(*z)[0]),
+        (lambda *z: info_nce(*z, **how)[0], lambda *z: plain_sup_con(*z, labels=alone, **how)),
+        (lambda *z: sup_con(*z, labels=labels, **how)[0], lambda *z: plain_sup_con(*z, labels=labels, **how)),
     ):
-        assert_same(value_and_gradients(ours, z1, z2), value_and_gradients(plain, z1, z2), 1e-13)
+        assert_same(value_and_gradients(ours, *z), value_and_gradients(plain, *z), 1e-13)
 
 
 @pytest.mark.slow
@@ -432,7 +482,7 @@ def test_barlow_of_extreme_sizes(n, d):
 def gram_barlow(z1, z2, lambd):
     """The same formula without C, for where a float64 D×D matrix would be too large."""
     if z1.shape[1] < 4000:
-        return plain_barlow(z1, z2, lambd)[0]
+        return plain_barlow(z1, z2, lambd=lambd)[0]
     a, b = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (z1, z2))
     c = (a * b).mean(0)
     everything = (a @ a.T * (b @ b.T)).sum() / len(a) ** 2
@@ -441,20 +491,24 @@ def gram_barlow(z1, z2, lambd):
 
 @EVERY_LOSS
 @pytest.mark.parametrize(
-    "shape1, shape2, message",
+    "shapes, message",
     [
-        ((4, 3), (4, 2), r"one shape.*\(4, 3\).*\(4, 2\)"),
-        ((4, 3), (5, 3), r"one shape"),
-        ((1, 3), (1, 3), r"at least 2, got 1"),
-        ((0, 3), (0, 3), r"at least 2, got 0"),
-        ((4, 0), (4, 0), r"D > 0, got shape \(4, 0\)"),
-        ((4,), (4,), r"\(N, D\)"),
-        ((4, 3, 2), (4, 3, 2), r"\(N, D\)"),
+        ([(4, 3), (4, 2)], r"z1 and z2 must have one shape.*\(4, 3\).*\(4, 2\)"),
+        ([(4, 3), (5, 3)], r"z1 and z2 must have one shape"),
+        ([(4, 3), (4, 3), (4, 2)], r"z1 and z3 must have one shape.*\(4, 3\).*\(4, 2\)"),
+        ([(1, 3), (1, 3)], r"at least 2, got 1"),
+        ([(0, 3), (0, 3)], r"at least 2, got 0"),
+        ([(4, 0), (4, 0)], r"D > 0, got shape \(4, 0\)"),
+        ([(4,), (4,)], r"\(N, D\)"),
+        ([(4, 3, 2), (4, 3, 2)], r"\(N, D\)"),
+        ([], r"2 to 16 views, got 0"),
+        ([(4, 3)], r"2 to 16 views, got 1"),
+        ([(4, 3)] * 17, r"2 to 16 views, got 17"),
     ],
 )
-def test_shapes_no_loss_can_use_are_named(loss, shape1, shape2, message):
+def test_shapes_no_loss_can_use_are_named(loss, shapes, message):
     with pytest.raises(ValueError, match=message):
-        loss(torch.randn(shape1), torch.randn(shape2))
+        loss(*map(torch.randn, shapes))
 
 
 @EVERY_LOSS
@@ -486,7 +540,7 @@ def test_form_must_be_one_of_three():
 
 @EVERY_LOSS
 def test_input_is_left_alone(loss):
-    z1, z2 = (z.requires_grad_() for z in views(12, 5))
-    before = z1.detach().clone(), z2.detach().clone()
-    loss(z1, z2)[0].backward()
-    assert torch.equal(z1, before[0]) and torch.equal(z2, before[1])
+    z = [x.requires_grad_() for x in views(12, 5, count=4)]
+    before = [x.detach().clone() for x in z]
+    loss(*z)[0].backward()
+    assert all(map(torch.equal, z, before))

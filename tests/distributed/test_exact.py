@@ -1,6 +1,7 @@
 """On W processes every loss and training step equals that of one process with the whole batch."""
 
 import copy
+import itertools
 import re
 
 import pytest
@@ -21,20 +22,14 @@ from ssl.training.guard import Guard, gradient_norm
 WORLDS = [2, 4]
 LABELS = torch.tensor([0, 1, 2, -1, 1, 1, -1, 0, 2, 2, -1, -1, 4, 0, 1, 3])
 LOSSES = {
-    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="gram"),
-    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="cross"),
-    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, temperature=0.2, block=3),
-    "sup_con": lambda z1, z2, labels: sup_con(z1, z2, labels=labels, temperature=0.2, base_temperature=0.07, block=5),
-}
-# What a training loop with even batches calls: nothing is exchanged but what the loss needs.
-UNCHECKED = {
-    "barlow gram": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="gram", check=False),
-    "barlow cross": lambda z1, z2, labels: barlow_twins(z1, z2, lambd=0.02, form="cross", check=False),
-    "info_nce": lambda z1, z2, labels: info_nce(z1, z2, temperature=0.2, block=3, check=False),
-    "sup_con": lambda z1, z2, labels: sup_con(
-        z1, z2, labels=labels, temperature=0.2, base_temperature=0.07, block=5, check=False
+    "barlow gram": lambda z, labels, check=True: barlow_twins(*z, lambd=0.02, form="gram", check=check),
+    "barlow cross": lambda z, labels, check=True: barlow_twins(*z, lambd=0.02, form="cross", check=check),
+    "info_nce": lambda z, labels, check=True: info_nce(*z, temperature=0.2, block=3, check=check),
+    "sup_con": lambda z, labels, check=True: sup_con(
+        *z, labels=labels, temperature=0.2, base_temperature=0.07, block=5, check=check
     ),
 }
+VIEWS = [2, 3, 4, 8]
 
 
 def whole(results, key):
@@ -45,13 +40,13 @@ def whole(results, key):
 # What every process does ------------------------------------------------------
 
 
-def do_loss(name, shards, losses=LOSSES):
+def do_loss(name, shards, views, check=True):
     z1 = random(N, 12, seed=0)
-    z2 = z1 + 0.5 * random(N, 12, seed=1) + 0.1
-    z1, z2 = (my_rows(z, shards).clone().requires_grad_() for z in (z1, z2))
-    loss, *parts = losses[name](z1, z2, my_rows(LABELS, shards))
+    z = [z1, *(z1 + 0.5 * random(N, 12, seed=i) + 0.1 for i in range(1, views))]
+    z = [my_rows(x, shards).clone().requires_grad_() for x in z]
+    loss, *parts = LOSSES[name](z, my_rows(LABELS, shards), check)
     (3 * loss).backward()
-    return dict(values=torch.stack([loss.detach(), *parts]), g1=z1.grad, g2=z2.grad)
+    return dict(values=torch.stack([loss.detach(), *parts]), grads=torch.stack([x.grad for x in z], dim=1))
 
 
 def do_mistake(name):
@@ -70,10 +65,11 @@ def do_mistake(name):
             z1, z2 = z1.double(), z2.double()
         elif name == "gradient":
             z1.requires_grad_()
+    z = [z1, z2, z1] if name == "views" and rank() == world_size() - 1 else [z1, z2]
     told = {}
     for loss, call in LOSSES.items():
         try:
-            call(z1, z2, labels)
+            call(z, labels)
             told[loss] = None
         except ValueError as error:
             told[loss] = str(error)
@@ -112,8 +108,8 @@ def do_training(encoder_name, optimizer_name, loss_name, shards, dtype):
     for step in range(1 if rough else 5):
         x1 = random(N, 3, 16, 16, seed=2 * step)
         x2 = x1 + 0.3 * random(N, 3, 16, 16, seed=2 * step + 1)
-        z1, z2 = twins(my_rows(x1, shards).to(dtype), my_rows(x2, shards).to(dtype))
-        loss = LOSSES[loss_name](z1, z2, my_rows(LABELS, shards))[0]
+        z = twins(my_rows(x1, shards).to(dtype), my_rows(x2, shards).to(dtype))
+        loss = LOSSES[loss_name](z, my_rows(LABELS, shards))[0]
         guard.begin()
         train.scaled_backward(scaler, guard, loss)
         guard.mark(loss, gradient_norm(optimizer))
@@ -132,15 +128,15 @@ TRAININGS = [
     ("small", "LARS", "info_nce", "uneven", torch.float32),
     ("small", "LAMB", "sup_con", "uneven", torch.float32),
 ]
-MISTAKES = ["nan", "shapes", "width", "labels", "type", "gradient"]
+MISTAKES = ["nan", "shapes", "width", "labels", "type", "gradient", "views"]
 
 
 def do_everything():
     counted = my_rows(torch.arange(N), "uneven")[:, None]
     return {
         "rows": gather_rows(counted, SHARDS["uneven"][world_size()]),
-        **{("loss", name, shards): do_loss(name, shards) for name in LOSSES for shards in SHARDS},
-        **{("unchecked", name): do_loss(name, "even", UNCHECKED) for name in UNCHECKED},
+        **{("loss", *case): do_loss(*case) for case in itertools.product(LOSSES, SHARDS, VIEWS)},
+        **{("unchecked", *case): do_loss(*case, check=False) for case in itertools.product(LOSSES, ["even"], VIEWS)},
         **{("mistake", name): do_mistake(name) for name in MISTAKES if world_size() > 1},
         **{("training", *case): do_training(*case) for case in TRAININGS},
     }
@@ -163,21 +159,23 @@ def test_rows_are_gathered_in_rank_order(results, world):
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient_are_those_of_one_process(results, name, shards, world):
-    key = ("loss", name, shards)
+@pytest.mark.parametrize("views", VIEWS)
+def test_value_and_gradient_are_those_of_one_process(results, name, shards, views, world):
+    key = ("loss", name, shards, views)
     one, many = results[1][0][key], [result[key] for result in results[world]]
     for result in many:
         close(result["values"], one["values"], 1e-5)
-    close(whole(many, "g1"), one["g1"], 1e-5)
-    close(whole(many, "g2"), one["g2"], 1e-5)
+    for together, alone in zip(whole(many, "grads").unbind(1), one["grads"].unbind(1), strict=True):
+        close(together, alone, 1e-5)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", UNCHECKED)
-def test_without_checks_the_numbers_are_the_same(results, name, world):
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("views", VIEWS)
+def test_without_checks_the_numbers_are_the_same(results, name, views, world):
     for result in results[world]:
-        for part, checked in result["loss", name, "even"].items():
-            assert torch.equal(result["unchecked", name][part], checked)
+        for part, checked in result["loss", name, "even", views].items():
+            assert torch.equal(result["unchecked", name, "even", views][part], checked)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -189,6 +187,7 @@ def test_without_checks_the_numbers_are_the_same(results, name, world):
         ("width", r"same width D, got \[12.*, 11\]"),
         ("type", r"same type, got \[2, .*3\]"),
         ("gradient", r"same requires_grad, got \[0, .*1\]"),
+        ("views", r"same number of views, got \[2, .*3\]"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_raised_on_all(results, name, words, world):
