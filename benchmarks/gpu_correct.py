@@ -47,7 +47,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "Barlow Twins, Gram": lambda z1, z2: barlow_twins(z1, z2, form="gram", check=False)[0],
     "Barlow Twins, cross": lambda z1, z2: barlow_twins(z1, z2, form="cross", check=False)[0],
     "InfoNCE": lambda z1, z2: info_nce(z1, z2, check=False)[0],
+    "Barlow Twins, 4 views": lambda z1, z2: barlow_twins(*four(z1, z2), check=False)[0],
+    "InfoNCE, 4 views": lambda z1, z2: info_nce(*four(z1, z2), check=False)[0],
 }
+
+
+def four(z1: Tensor, z2: Tensor) -> list[Tensor]:
+    """Two further views of the same numbers, in another order of dimensions."""
+    return [z1, z2, z1.flip(1), z2.flip(1)]
 
 
 def check(what: str, difference: float, allowed: float) -> dict:
