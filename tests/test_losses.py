@@ -326,7 +326,8 @@ def test_sup_con_is_the_published_formula(labels, temperature, block, count):
     z, how = views(n, 8, count=count), dict(labels=known, temperature=temperature)
     ours = value_and_gradients(lambda *z: sup_con(*z, **how, block=block)[0], *z)
     plain = value_and_gradients(lambda *z: plain_sup_con(*z, **how), *(x.double() for x in z))
-    assert_same(ours, plain, 1e-5)
+    # with 8 views of one class the gradient is a small rest of 135 positives' pulls
+    assert_same(ours, plain, 1e-5 if count == 2 else 2e-5)
 
 
 @pytest.mark.parametrize("labels", [torch.full((33,), -1), torch.arange(33)])
