@@ -62,8 +62,7 @@ def main() -> None:
         params, mean, std = torch.empty(n, len(COLUMNS)), torch.empty(3), torch.empty(3)
         for traffic in (Traffic(), Traffic()):  # tables are made once
             with traffic:
-                for view in views:
-                    whole_batch(pixels, params, view, mean, std, None)
+                whole_batch([(pixels, params)] * 2, views, mean, std, None)
     for name, count in traffic.count.most_common():
         print(f"{name:20}{count:5}{traffic.moved[name] / 1e9:9.2f} GB")
     print(f"{'all':20}{traffic.count.total():5}{traffic.moved.total() / 1e9:9.2f} GB")

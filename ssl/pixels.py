@@ -3,7 +3,6 @@
 What is changed in place says so; all else returns new tensors. torch.compile takes each function into one graph.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
 
@@ -76,28 +75,29 @@ def luma(x: Tensor) -> Tensor:
     return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
-def once(table: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`table(...)` is made once for the same arguments: to send it every time would let the CPU wait for the GPU.
-
-    For torch.compile it is a constant.
-    """
-    cached = lru_cache(maxsize=8)(table)
-
-    @torch.compiler.assume_constant_result
-    def made(*arguments) -> Tensor:
-        return cached(*arguments)
-
-    return made
+@lru_cache(maxsize=16)
+def _sent(table: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The table on the device, made once: to send it every time would let the CPU wait for the GPU."""
+    return torch.tensor(table, device=device, dtype=dtype)
 
 
-@once
+# The orders of brightness (0), contrast (1), saturation (2) and hue (3): of each the three blends, then hue's place.
+_ORDERS = tuple((*(op for op in order if op != 3), order.index(3)) for order in permutations(range(4)))
+# A channel's share of the chroma is |hue - 3| - 1 (red), 2 - |hue - 2| (green), 2 - |hue - 4| (blue), in 0..1.
+_CHANNELS = ((3, 2, 4), (1, -1, -1), (-1, 2, 2))
+
+
+# For torch.compile a table is a constant of the graph. It names the constant by the function: one function a table.
+@torch.compiler.assume_constant_result
 def _orders(device: torch.device) -> Tensor:
-    """(24, 4): the orders of brightness (0), contrast (1), saturation (2) and hue (3).
+    """(24, 4)."""
+    return _sent(_ORDERS, device, torch.int64)
 
-    Of each order the three blends, without hue, then the place of hue.
-    """
-    orders = permutations(range(4))
-    return torch.tensor([[*(op for op in order if op != 3), order.index(3)] for order in orders], device=device)
+
+@torch.compiler.assume_constant_result
+def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(3, 3): what is subtracted from the hue, the sign of the rest, and what is added."""
+    return _sent(_CHANNELS, device, dtype)
 
 
 def hue_places(order: Tensor) -> Tensor:
@@ -155,15 +155,8 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     hue.addcmul_(not_red, not_green.mul_(2).add_(2))  # red 0, green 2, blue 4
     hue.add_(6 * shift)
     hue.sub_((hue / 6).floor_(), alpha=6)
-    opposite, sign, offset = _channels(x.device, x.dtype)
+    opposite, sign, offset = _channels(x.device, x.dtype)[..., None, None]
     return (hue - opposite).abs_().mul_(sign).add_(offset).clamp_(0, 1).mul_(chroma).add_(bottom)
-
-
-@once
-def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(3, 3, 1, 1): a channel's share of the chroma is |hue - 3| - 1 (red), 2 - |hue - 2|, 2 - |hue - 4|, in 0..1."""
-    columns = [[3, 2, 4], [1, -1, -1], [-1, 2, 2]]
-    return torch.tensor(columns, device=device, dtype=dtype)[:, :, None, None]
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:

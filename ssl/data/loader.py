@@ -156,25 +156,51 @@ def finish(
 
     A CPU takes small groups of images that need the same operations. A GPU takes the whole batch: to group images, the
     host would have to wait for the parameters. For a GPU alone: `dtype` of the result, None for float32, and whether
-    torch.compile makes one graph of the operations.
+    torch.compile makes one graph of all views.
     """
     if not batch.views[0][0].is_cuda:
         return [_in_groups(pixels, params, view, mean, std) for (pixels, params), view in zip(batch.views, views)]
-    make = compiled_batch() if compile_views else whole_batch
-    return [make(pixels, params, view, mean, std, dtype) for (pixels, params), view in zip(batch.views, views)]
+    if compile_views:
+        first_of_kind = [views.index(view) for view in views]
+        return compiled_batch()(batch.views, views, mean, std, dtype, first_of_kind)
+    return whole_batch(batch.views, views, mean, std, dtype)
 
 
 def whole_batch(
-    pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor, dtype: torch.dtype | None
-) -> Tensor:
-    return apply(pixels, params, view, mean, std).to(dtype or torch.float32, memory_format=torch.channels_last)
+    shown: list[tuple[Tensor, Tensor]], views: list[View], mean: Tensor, std: Tensor, dtype: torch.dtype | None
+) -> list[Tensor]:
+    """`shown`: of each view the cropped pixels and parameters of all images."""
+    how = {"dtype": dtype or torch.float32, "memory_format": torch.channels_last}
+    return [apply(pixels, params, view, mean, std).to(**how) for (pixels, params), view in zip(shown, views)]
 
 
 @functools.cache
-def compiled_batch() -> Callable[..., Tensor]:
+def compiled_batch() -> Callable[..., list[Tensor]]:
     # Not fullgraph: what cannot be compiled runs as it is. Not dynamic: a batch of another size, of validation, has a
     # graph of its own, and that of training stays.
-    return torch.compile(whole_batch, dynamic=False)
+    return torch.compile(batch_by_kind, dynamic=False)
+
+
+def batch_by_kind(
+    shown: list[tuple[Tensor, Tensor]],
+    views: list[View],
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype | None,
+    first_of_kind: list[int],
+) -> list[Tensor]:
+    """`whole_batch` with all views of a kind as one batch: a kind is compiled once, however many views are of it.
+
+    first_of_kind: for each view the place of the first view that is equal to it.
+    """
+    finished: list = [None] * len(views)
+    for first in sorted(set(first_of_kind)):
+        places = [place for place, kind in enumerate(first_of_kind) if kind == first]
+        pixels, params = (torch.cat(parts) for parts in zip(*(shown[place] for place in places)))
+        (x,) = whole_batch([(pixels, params)], [views[first]], mean, std, dtype)
+        for place, view in zip(places, x.chunk(len(places))):
+            finished[place] = view
+    return finished
 
 
 def _in_groups(pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor) -> Tensor:
