@@ -73,7 +73,7 @@ def data_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_builds_its_model_and_takes_a_step(path):
     for row in (rows := with_rows(path)):
-        assert path.stem.startswith((row.method, "lesions", "tissue"))
+        assert path.stem.startswith((row.method, "lesions", "tissue", "cifar10_speedrun"))
         train.check(row)
     large = Images("fake", torch.zeros(50_000), [], pool=torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
     by_machine.settle(rows[0], large, train.Model, torch.device("cpu"))
