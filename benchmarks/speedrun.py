@@ -126,8 +126,11 @@ def measure(options: argparse.Namespace, changed: list[str], seed: int, note: Ca
             note(run)
     stop.unlink(missing_ok=True)  # where the run had ended by itself
     run["wall_seconds"] = time.monotonic() - began
-    if json_object(folder / "status.json").get("state") not in ("finished", "preempted"):
+    how = json_object(folder / "status.json").get("state")
+    if how not in ("finished", "preempted"):
         raise UserError(f"train.py ended with exit status {state}; what it said is above")
+    if how == "preempted" and run["ended"] == "at its end":
+        run["ended"] = "where it was stopped"
     if torch_file.load(torch_file.kept(folder)[0])["retries"]:
         raise UserError(f"{folder}: the run went back to a checkpoint, so its log has not all of its time; see above")
     run["at"] = next((row for row in run["curve"] if row[kind] >= goal), run["curve"][-1] if run["curve"] else None)
@@ -141,12 +144,13 @@ def watched(command: list[str]) -> Iterator[int | None]:
 
     Whatever ends the caller before asks the command to end, too.
     """
-    process = subprocess.Popen(command)
+    process, state = subprocess.Popen(command), None
     try:
-        while process.poll() is None:
+        while state is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK)
-            yield process.poll()
+            state = process.poll()
+            yield state
     finally:
         if process.poll() is None:
             process.terminate()

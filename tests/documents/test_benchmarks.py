@@ -406,6 +406,20 @@ def test_a_run_ends_after_its_minutes(images, tmp_path, monkeypatch, capfd):
     assert "not reached after --minutes" in capfd.readouterr().out
 
 
+def test_the_last_state_of_a_command_is_always_seen_and_no_command_is_left_behind(tmp_path):
+    for code in ("", "import time; time.sleep(1.2)", "raise SystemExit(3)"):
+        states = list(speedrun.watched([sys.executable, "-c", code]))
+        assert states[-1] == (3 if "3" in code else 0) and set(states[:-1]) <= {None}
+    waiting = "import time; open('begun', 'w'); time.sleep(600)"
+    process = speedrun.watched([sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {waiting}"])
+    while not (tmp_path / "begun").exists():
+        assert next(process) is None
+    pid = process.gi_frame.f_locals["process"].pid
+    process.close()  # as an error or Ctrl-C in the caller does
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def test_a_run_that_fails_ends_the_benchmark(images, tmp_path, monkeypatch):
     wrong = {"data_dir": images / "none", "epochs": 2}
     with pytest.raises(UserError, match=r"train\.py ended with exit status 2; what it said"):
