@@ -245,7 +245,7 @@ def test_estimators_wait_for_nothing_in_a_step_of_fit_validation_and_transform(p
     assert {place for kind, place in every if kind == "copy"} == {"ssl/data/loader.py sent"}
 
 
-@pytest.mark.parametrize("net", [{}, NET], ids=["batch_norm", "without_buffers"])
+@pytest.mark.parametrize("net", [{}, NET, {"views": 4}], ids=["batch_norm", "without_buffers", "4 views"])
 def test_a_run_goes_back_after_steps_that_are_not_finite(net, images, tmp_path, monkeypatch):
     """To a checkpoint between two log steps, whose record of steps goes on."""
     monkeypatch.setenv("SPOIL", "4,999,0,0")

@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
 
 
 class Hungry(nn.Module):
-    """A network that takes `most` images, two views of each, and no more."""
+    """A network that takes `most` views of images at once, and no more."""
 
     def __init__(self, most: int):
         super().__init__()
@@ -105,23 +105,24 @@ class Hungry(nn.Module):
 
     def forward(self, *views):
         self.seen.append(len(views[0]))
-        if len(views[0]) > self.most:
+        if sum(map(len, views)) > self.most:
             raise OOM
         return tuple(self.norm(x).mean((2, 3)) for x in views)
 
 
 @pytest.mark.parametrize(
-    "most, batch, expected, tried",
+    "most, batch, views, expected, tried",
     [
-        (100, 256, "--batch_size 64 --accumulate 8 should fit, and is the same global batch and loss", [128, 64]),
-        (100, 255, "--batch_size 85 --accumulate 6 should fit, and is the same global batch and loss", [85]),
-        (1, 12, "not even --batch_size 2 fits; choose a smaller --encoder", [6, 4, 3, 2]),
-        (100, 251, "smaller --batch_size or --image_size (none that divides 251 could be tried)", []),
+        (200, 256, 2, "--batch_size 64 --accumulate 8 should fit, and is the same global batch and loss", [128, 64]),
+        (200, 256, 4, "--batch_size 32 --accumulate 16 should fit, and is the same global batch", [128, 64, 32]),
+        (200, 255, 2, "--batch_size 85 --accumulate 6 should fit, and is the same global batch and loss", [85]),
+        (3, 12, 2, "not even --batch_size 2 fits; choose a smaller --encoder", [6, 4, 3, 2]),
+        (200, 251, 2, "smaller --batch_size or --image_size (none that divides 251 could be tried)", []),
     ],
 )
-def test_out_of_memory_says_which_batch_would_fit(most, batch, expected, tried):
+def test_out_of_memory_says_which_batch_would_fit(most, batch, views, expected, tried):
     model = Hungry(most).train()
-    embed = Embed(model, [View(size=8)] * 2, ([0.0] * 3, [1.0] * 3), torch.device("cpu"), None)
+    embed = Embed(model, [View(size=8)] * views, ([0.0] * 3, [1.0] * 3), torch.device("cpu"), None)
     optimizer = optim.build("adam", optim.parameter_groups(model, 0.1, 0.1, 0.0, 0.0), 0.1)
     step = functools.partial(try_step, model, embed, optimizer, (3, 8, 8))
     failures.advise(lambda: failures.batch_that_fits(step, batch, 2))

@@ -34,14 +34,16 @@ class Net(nn.Module):
         return tuple(self.head(self.layers(x)) for x in views)
 
 
-def work(optimizer: str = "lars", batch_size: int = 16, accumulate: int = 1, mode: str | None = "exact") -> Work:
+def work(
+    optimizer: str = "lars", batch_size: int = 16, accumulate: int = 1, mode: str | None = "exact", count: int = 2
+) -> Work:
     torch.manual_seed(0)
     model = Net()
     options = {"momentum": 0.9} if optimizer == "sgd" else {}
     made = optim.build(optimizer, optim.parameter_groups(model, 0.1, 0.1, 1e-4), 0.1, **options)
     pixels = torch.randint(0, 256, (64, 3, 10, 10), dtype=torch.uint8)
     data = Images("made", labels=torch.zeros(64, dtype=torch.long), classes=["a"], resident=pixels)
-    views = [View(size=8)] * 2
+    views = [View(size=8)] * count
     embed = Embed(model, views, ([0.5] * 3, [0.2] * 3), torch.device("cpu"), None)
     order = Order(64, batch_size, accumulate, 1, 0)
     return Work(model, made, embed.pixels, partial(embed.outputs, net=model), data, views, order, 0, mode)
@@ -82,14 +84,16 @@ def test_a_step_that_fails_leaves_everything_as_it_was():
 # Extrapolation --------------------------------------------------------------------------
 
 
-def test_what_autograd_keeps_is_counted_to_the_byte():
-    given = work()
+@pytest.mark.parametrize("views", [2, 5])
+def test_what_autograd_keeps_is_counted_to_the_byte(views):
+    given = work(count=views)
     of_16 = measure(given, 16)
     assert grown([measure(given, 2), measure(given, 4)], 16).kept == of_16.kept
-    views, maps, features, floats = 2, 4 * 6 * 6, 144, 4
+    maps, features, floats = 4 * 6 * 6, 144, 4
     pixels, mask, statistics = 3 * 8 * 8, features // 4, 2 * 4  # input of the convolution; dropout keeps bool or floats
     least = views * floats * (16 * (pixels + 2 * maps + features) + statistics)
     assert least <= of_16.kept <= least + views * floats * 16 * (mask + features)
+    assert of_16.pixels == views * measure(work(count=1), 16).pixels
 
 
 def test_costs_lie_on_the_line_through_the_last_two():

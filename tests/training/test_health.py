@@ -103,13 +103,16 @@ def test_losses_of_unrelated_views_are_what_is_expected():
     parts = []
     for _ in range(50):
         criterion = BarlowTwinsLoss(lambd=0.01, check=False)
-        parts.append(criterion(torch.randn(n, dim), torch.randn(n, dim)))
+        parts += [criterion(*torch.randn(views, n, dim)) for views in (2, 4)]
     expected = feature_spread.loss_of_unrelated("barlow_twins", n, dim, 0.01)
     assert float(torch.stack(parts).mean()) == pytest.approx(expected, rel=0.01)
     one_point = torch.ones(n, dim)  # nothing is nearer than anything
     labels = torch.arange(n) % 4
-    for loss in (InfoNCELoss(0.1)(one_point, one_point), SupConLoss(0.1)(one_point, one_point, labels)):
-        assert float(loss) == pytest.approx(feature_spread.loss_of_unrelated("simclr", n, dim), rel=1e-5)
+    for views in (2, 3, 8):
+        z = [one_point] * views
+        for loss in (InfoNCELoss(0.1)(*z), SupConLoss(0.1)(*z, labels)):
+            expected = feature_spread.loss_of_unrelated("simclr", n, dim, views=views)
+            assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_redundancy_is_the_variance_that_dimensions_share_beyond_chance():
