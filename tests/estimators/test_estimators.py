@@ -154,6 +154,8 @@ def test_three_views_are_trained_on_from_samples_and_from_a_loader(kind, tmp_pat
     assert torch.equal(weights(again), weights(make(kind, num_views=3, lr_scheduler="none").fit(x)))
     out = again.training_step(([x, x + 0.1, x - 0.1], x[:, 0]))
     assert set(out) == {"loss", "z1", "z2", "z3", "y"} and out["z3"].shape == (40, 8)
+    loss = barlow_twins if kind is BarlowTwins else info_nce
+    torch.testing.assert_close(out["loss"].detach(), loss(out["z1"], out["z2"], out["z3"])[0])
     loader = DataLoader([(a, a + 0.1, a - 0.1) for a in x], batch_size=8)
     assert make(kind, num_views=3).fit(loader).step == 15
     with pytest.raises(ValueError, match=r"batch should be `\[X1, …, X3\]` or .* got list of 2 .*; num_views is 3"):

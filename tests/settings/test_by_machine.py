@@ -101,10 +101,13 @@ def test_many_views_are_counted_in_what_is_settled(machine):
     assert (settings.batch_size, settings.accumulate) == (64, 4)
     assert "an image takes 1.8e+02 MB" in found["batch_size"][1]  # 4 times 44
     machine(LAPTOP)
-    for views, gflop in (("2", "0.41"), ("8", "1.7")):
+    lengths = []
+    for views, gflop in (("2", "0.41"), ("4", "0.83")):
         settings = read("--views", views)
         found = by_machine.settle(settings, photographs(2_000), train.Model, CPU)
         assert f"{gflop} GFLOP each" in found["epochs"][1]
+        lengths.append(settings.epochs)
+    assert lengths[0] == pytest.approx(2 * lengths[1], abs=1) and lengths[1] > auto.LEAST_EPOCHS
 
 
 @pytest.mark.parametrize(("images", "gigabytes", "side"), [(2_000, 4, 96), (50_000, 32, 96), (50_000, 4, None)])

@@ -7,7 +7,7 @@ import train
 from ssl.data.worker import Batch
 from ssl.encoders import SmallResNet
 from ssl.training.accumulation import accumulate_exact, accumulate_split
-from ssl.training.forward import Embed
+from ssl.training.forward import Embed, whole_loss
 
 
 class Dropping(SmallResNet):
@@ -76,6 +76,7 @@ def test_exact_accumulation_has_the_gradient_of_the_whole_batch_also_with_dropou
     whole.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     statistics = {k: v.clone() for k, v in model.state_dict().items()}
+    assert torch.equal(whole_loss(embed, criterion, model, batches)[0], whole)
 
     model.zero_grad()
     model.load_state_dict(before)
