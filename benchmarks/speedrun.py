@@ -109,21 +109,23 @@ def measure(options: argparse.Namespace, changed: list[str], seed: int, note: Ca
     folder, (kind, goal) = options.output_dir / f"seed{seed}", options.target
     run = dict(seed=seed, folder=str(folder), reached=False, ended="at its end", training_seconds=None, curve=[])
     stop, began, judged = folder / "stop", time.monotonic(), 0
-    for state in watched([sys.executable, str(ROOT / "train.py"), *training_words(options, changed, seed)]):
-        now = time.monotonic() - began
-        lines = json_lines(folder / "metrics.jsonl")
-        if not lines:
-            continue
-        run |= read(folder, lines)
-        if not run["reached"] and any(row[kind] >= goal for row in run["curve"]):
-            run |= dict(reached=True, ended="at the target", wall_seconds_to_target=now)
-            ask_to_stop(stop, state)
-        elif run["ended"] == "at its end" and (run["training_seconds"] or 0) >= 60 * options.minutes:
-            run["ended"] = "after --minutes"
-            ask_to_stop(stop, state)
-        if len(run["curve"]) > judged or state is not None:
-            judged = len(run["curve"])
-            note(run)
+    command = [sys.executable, str(ROOT / "train.py"), *training_words(options, changed, seed)]
+    with contextlib.closing(watched(command)) as states:
+        for state in states:
+            now = time.monotonic() - began
+            lines = json_lines(folder / "metrics.jsonl")
+            if not lines:
+                continue
+            run |= read(folder, lines)
+            if not run["reached"] and any(row[kind] >= goal for row in run["curve"]):
+                run |= dict(reached=True, ended="at the target", wall_seconds_to_target=now)
+                ask_to_stop(stop, state)
+            elif run["ended"] == "at its end" and (run["training_seconds"] or 0) >= 60 * options.minutes:
+                run["ended"] = "after --minutes"
+                ask_to_stop(stop, state)
+            if len(run["curve"]) > judged or state is not None:
+                judged = len(run["curve"])
+                note(run)
     stop.unlink(missing_ok=True)  # where the run had ended by itself
     run["wall_seconds"] = time.monotonic() - began
     how = json_object(folder / "status.json").get("state")
