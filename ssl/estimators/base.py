@@ -29,7 +29,7 @@ class Estimator(Params):
     callbacks: a callable (estimator, epoch, metrics), or an object whose method on_epoch_end takes these arguments, or
     a list of them. They are called after each epoch, on every process. metrics: {"loss", "lr", "step", the loss's
     parts, and with validation "val_loss"}; `history` keeps them.
-    num_views: how many views of each sample the loss compares, 2 to 16. A step takes as long as they do together.
+    num_views: how many views of each sample the loss compares, 2 to 16. Time and memory of a step grow with it.
     views, batch_size (per process), num_workers: for a fit on samples instead of a loader, see `fit`.
     limit_train_batches: how many batches an epoch has (a whole number), or which share of them (0..1); None: all.
     check_val_every_n_epoch: epochs between validations. num_sanity_val_steps: validate on so many batches before the
