@@ -305,7 +305,6 @@ def minutes(seconds: float | None) -> str:
 
 def main() -> None:
     options, changed = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run is asked to stop, too
     runs: list[dict] = []
     for seed in options.seeds:
         runs.append(measure(options, changed, seed, lambda run: write_json(options.json, dict(runs=[*runs, run]))))
@@ -316,5 +315,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run is asked to stop, too
     with one_line_errors("speedrun.py"):
         main()
