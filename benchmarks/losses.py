@@ -63,15 +63,21 @@ def broadcast_info_nce(z1: Tensor, z2: Tensor, labels: Tensor, temperature: floa
     return F.cross_entropy(scores, torch.cat([torch.arange(n) + n, torch.arange(n)]).to(z.device))
 
 
-def plain_sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
-    """The whole 2N×2N matrix of log-probabilities, averaged over a mask of positives."""
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
+def plain_sup_con(*data: Tensor, temperature: float = 0.1) -> Tensor:
+    """The whole VN×VN matrix of log-probabilities of (z1, …, zV, labels), averaged over a mask of positives."""
+    *views, labels = data
+    z = F.normalize(torch.cat(views), dim=1)
     alone = torch.eye(len(z), dtype=torch.bool, device=z.device)
     scores = (z @ z.T / temperature).masked_fill(alone, float("-inf"))
     log_prob = scores - scores.logsumexp(1, keepdim=True)
-    labels = labels.repeat(2)
+    labels = labels.repeat(len(views))
     positives = (labels[:, None] == labels) & ~alone
     return -(log_prob.masked_fill(~positives, 0).sum(1) / positives.sum(1)).mean()
+
+
+def plain_info_nce_of_views(*data: Tensor) -> Tensor:
+    """Of (z1, …, zV, labels): every image is a class of its own."""
+    return plain_sup_con(*data[:-1], torch.arange(len(data[0]), device=data[0].device))
 
 
 def ours(loss: str, *data: Tensor) -> Tensor:
@@ -84,6 +90,7 @@ PLAIN = {
     "barlow": plain_barlow,
     "info_nce": plain_info_nce,
     "sup_con": plain_sup_con,
+    "info_nce of views": plain_info_nce_of_views,
     "broadcast": broadcast_info_nce,
 }
 # (loss, what it stands beside, samples N, dimensions D, views V if they are not two)
@@ -102,6 +109,7 @@ CONTRASTIVE += [("info_nce", "broadcast", n, 128) for n in (256, 512)]
 # Not 8 views at D = 8192: one step of the plain form takes more than a minute of a CPU.
 VIEWS = [("barlow", "barlow", n, d, v) for n, d in ((256, 2048), (512, 512), (4096, 256)) for v in (2, 4, 8)]
 VIEWS += [("barlow", "barlow", 256, 8192, v) for v in (2, 4)]
+VIEWS += [("info_nce", "info_nce of views", 2048 // v, 128, v) for v in (2, 4, 8)]
 
 
 # Measuring -------------------------------------------------------------------------

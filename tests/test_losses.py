@@ -312,6 +312,15 @@ def test_info_nce_module_passes_the_temperature_and_keeps_the_accuracies():
     assert criterion.parts == {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
 
 
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("count", VIEWS)
+def test_info_nce_is_the_published_formula_with_every_image_a_class_of_its_own(block, count):
+    z = [x.double() for x in views(17, 8, count=count)]
+    alone = torch.full((17,), -1)
+    ours = value_and_gradients(lambda *z: info_nce(*z, temperature=0.2, block=block)[0], *z)
+    assert_same(ours, value_and_gradients(lambda *z: plain_sup_con(*z, labels=alone, temperature=0.2), *z), 1e-12)
+
+
 # SupCon -----------------------------------------------------------------------
 
 

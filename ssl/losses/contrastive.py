@@ -1,5 +1,6 @@
 """InfoNCE, the loss of SimCLR (Chen et al. 2020), and SupCon, its supervised form (Khosla et al. 2020)."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -110,12 +111,10 @@ def _contrast(
     device, rows = views[0].device, [len(views) * n for n in counts]
     if block is None:  # scores of a block: they fit in a CPU's cache, or are enough work for a GPU
         block = max(1, (2**21 if device.type == "cpu" else 2**25) // sum(rows))
-    if labels is None and len(views) > 2:
-        labels = torch.full(views[0].shape[:1], -1, device=device)  # no two images are of one class
     kinds = None if labels is None else _kinds(labels.to(device).long(), sum(counts[: rank()]), len(views))
     with torch.autocast(device.type, enabled=False):
         z = torch.cat([at_least_float32(z) for z in views])
-        loss, *parts = _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, rows)
+        loss, *parts = _Contrastive.apply(F.normalize(z, dim=1), kinds, temperature, block, rows, len(views))
     return loss if base_temperature is None else loss * (temperature / base_temperature), *parts
 
 
@@ -144,46 +143,49 @@ class _Contrastive(torch.autograd.Function):
 
         ∂L/∂zᵢ = Σⱼ (p_ij + p_ji - [j ∈ P(i)] (1/mᵢ + 1/mⱼ)) zⱼ / (M · T)
 
-    For the forward pass a rank gathers z of all ranks; for the backward pass also their lse and m, and nothing else.
+    For the forward pass a rank gathers z of all ranks; for the backward pass also `pos`, `excess` and `about` below.
 
     If a positive is by far the nearest, lse is nearly its score and p nearly 1, and their differences would lose their
     digits. So lse is kept as two numbers: `pos`, the log-sum-exp of the positives, and `excess`, what the negatives
     add. p - 1 is computed by expm1.
 
-    `kinds` (V·n,): rows of one kind are positives of each other. None: of two views, only the two of an image are; then
-    m = 1 and `pos` is the score itself.
+    `kinds` (V·n,): rows of one kind are positives of each other, found by a mask; `about` is 1 / m. None: only the
+    views of an image are. Then m = V - 1, their places are known, and no mask is needed: `about` (V·n, m) is
+    s_ip - posᵢ + log m of each positive, and p_ip - 1/m = expm1(about_ip - excessᵢ) / m.
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, kinds: Tensor | None, temperature: float, block: int, counts: list[int]):
+    def forward(ctx, z: Tensor, kinds: Tensor | None, temperature: float, block: int, counts: list[int], views: int):
         everyone = gather_rows(z, counts)  # (M, D)
         all_kinds = None if kinds is None else gather_rows(kinds, counts)
         first, n = sum(counts[: rank()]), z.shape[0]
         pos, excess, losses, nearer = (z.new_empty(n) for _ in range(4))
-        share = z.new_ones(n)  # 1 / m
+        about = z.new_empty(n, views - 1 if kinds is None else 1)
         for mine, rows in _blocks(n, block, z.device):
             scores = _scores(z.detach()[mine], everyone, first + rows, temperature)
             if kinds is None:
-                partner = (first + _partner(rows, n))[:, None]
-                pos[mine] = best = scores.gather(1, partner)[:, 0]
-                spread = 0.0  # how far the log-sum-exp of the positives is above their mean
-                negatives = scores.scatter_(1, partner, float("-inf"))
+                places = first + _places(rows, n, views)
+                own = scores.gather(1, places)
+                pos[mine], best, mean = own.logsumexp(1), own.amax(1), own.mean(1)
+                about[mine] = own - pos[mine, None] + math.log(views - 1)
+                negatives = scores.scatter_(1, places, float("-inf"))
             else:
                 positives = _positives(kinds[mine], all_kinds, first + rows)
-                share[mine] = positives.sum(1).to(z.dtype).reciprocal()
+                share = positives.sum(1).to(z.dtype).reciprocal()
+                about[mine] = share[:, None]
                 only = scores.masked_fill(~positives, float("-inf"))
                 pos[mine], best = only.logsumexp(1), only.amax(1)
-                spread = pos[mine] - scores.masked_fill(~positives, 0).sum(1) * share[mine]
+                mean = scores.masked_fill(~positives, 0).sum(1) * share
                 negatives = scores.masked_fill_(positives, float("-inf"))
             excess[mine] = F.softplus(negatives.logsumexp(1) - pos[mine])
-            losses[mine] = spread + excess[mine]
+            losses[mine] = pos[mine] - mean + excess[mine]
             nearer[mine] = (negatives >= best[:, None]).sum(1).to(z.dtype)  # negatives as near as the best positive
         sums = torch.stack([losses.sum(), (nearer < 1).sum(), (nearer < 5).sum()])
         loss, acc1, acc5 = sum_over_ranks(sums) / sum(counts)
         if ctx.needs_input_grad[0]:
-            vectors = gather_rows(torch.stack([pos, excess, share], 1), counts)
+            vectors = gather_rows(torch.cat([pos[:, None], excess[:, None], about], 1), counts)
             ctx.save_for_backward(z.detach(), everyone, kinds, all_kinds, vectors)
-            ctx.first, ctx.temperature, ctx.block = first, temperature, block
+            ctx.first, ctx.temperature, ctx.block, ctx.views = first, temperature, block, views
         ctx.mark_non_differentiable(acc1, acc5)
         return loss, acc1, acc5
 
@@ -191,7 +193,7 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         refuse_second_derivative()
         z, everyone, kinds, all_kinds, vectors = ctx.saved_tensors
-        pos, excess, share = vectors.unbind(1)
+        pos, excess, about = vectors[:, 0], vectors[:, 1], vectors[:, 2:]
         lse = pos + excess
         out = torch.empty_like(z)
         for mine, rows in _blocks(len(z), ctx.block, z.device):
@@ -200,15 +202,18 @@ class _Contrastive(torch.autograd.Function):
             weights = (scores - lse[own, None]).exp_()
             weights += (scores - lse).exp_()
             if kinds is None:
-                partner = ctx.first + _partner(rows, len(z))
-                pull = torch.expm1(-excess[own]) + torch.expm1(-excess[partner])
-                weights.scatter_(1, partner[:, None], pull[:, None])
+                places = ctx.first + _places(rows, len(z), ctx.views)
+                pull = (about[own] - excess[own, None]).expm1_()
+                back = torch.arange(ctx.views - 2, -1, -1, device=z.device)  # where a positive has this anchor
+                pull += (about[places, back] - excess[places]).expm1_()
+                weights.scatter_(1, places, pull / (ctx.views - 1))
             else:
+                share = about[:, 0]
                 pull = (scores - pos[own, None] - excess[own, None]).expm1_().add_(1 - share[own, None])
                 pull += (scores - pos - excess).expm1_().add_(1 - share)
                 weights = torch.where(_positives(kinds[mine], all_kinds, own), pull, weights)
             torch.mm(weights, everyone, out=out[mine])
-        return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None, None, None
+        return out * (grad / (everyone.shape[0] * ctx.temperature)), None, None, None, None, None
 
 
 def _blocks(n: int, block: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
@@ -218,9 +223,9 @@ def _blocks(n: int, block: int, device: torch.device) -> Iterator[tuple[slice, T
         yield slice(start, stop), torch.arange(start, stop, device=device)
 
 
-def _partner(rows: Tensor, n: int) -> Tensor:
-    """The row of the other view, for each of `rows`, among a rank's n rows (view 1 then view 2)."""
-    return (rows + n // 2) % n
+def _places(rows: Tensor, n: int, views: int) -> Tensor:
+    """(len(rows), views - 1): where a rank's n rows, view by view, hold the other views of the images of `rows`."""
+    return (rows[:, None] + n // views * torch.arange(1, views, device=rows.device)) % n
 
 
 def _scores(z: Tensor, everyone: Tensor, own: Tensor, temperature: float) -> Tensor:
