@@ -94,7 +94,7 @@ def _short_side(settings, data: Images, build: Build, device: torch.device) -> d
     if data.paths is None or held or not hasattr(os, "memfd_create"):
         return {"short_side": (None, "these images are read as they are")}
     side, why = auto.short_side(len(data), settings.image_size, machine_of(device)), "too many to be held in memory"
-    return {"short_side": (side, why if side is None else "twice the views: each is decoded once, into memory")}
+    return {"short_side": (side, why if side is None else "twice the views' side: images are held in memory")}
 
 
 def _batch_and_length(settings, data: Images, build: Build, device: torch.device) -> dict:
