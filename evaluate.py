@@ -43,7 +43,7 @@ from ssl.report import feature_files
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.settings.kinds import coerce
-from ssl.settings.shared import DATA, EncoderSettings, LabelSettings, MachineSettings
+from ssl.settings.shared import DATA, EncoderSettings, LabelSettings, MachineSettings, require_same
 from ssl.sources import datasets, every_image, labels, leaks
 from ssl.training import best_model, next_steps
 from ssl.training.precision import name_of
@@ -114,6 +114,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     head = fixed_head.settings_of(run if "fixed" in protocols else {})
     patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
     device = distributed.start(settings.gpus, settings.device, patience)
+    require_same(settings)
     settle_threads()
     folder = results_folder(settings)
     tell_protocols(settings, protocols, device)

@@ -164,6 +164,18 @@ def gather_objects(value) -> list:
     return box
 
 
+def require_same(values: dict) -> None:
+    """Raise `UserError`, on all ranks, for a value (plain Python, by name) that differs between ranks.
+
+    All ranks call it, before a difference could let them wait for each other.
+    """
+    everyone = gather_objects(values)
+    for name in everyone[0]:
+        found = [own.get(name) for own in everyone]
+        if any(value != found[0] for value in found):
+            raise UserError(f"{name}: every process needs the same value, got {found} on ranks 0, 1, …")
+
+
 def gather_numbers(numbers: list[int]) -> list[list[int]]:
     """Every rank's whole numbers, equally many on each, in rank order, on every rank. Waits for no GPU."""
     if world_size() == 1:

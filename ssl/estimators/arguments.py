@@ -20,6 +20,7 @@ LEAST = {
     "check_val_every_n_epoch": 1,
     "num_sanity_val_steps": -1,
 }
+OF_A_RANK = {"random_state", "device", "callbacks", "num_workers", "verbose"}  # may differ between ranks
 OPTIMIZERS = ("adam", "adamW", "sgd", "lars", "lamb")
 
 
@@ -93,6 +94,24 @@ def check(params: dict) -> None:
                 f"callbacks: {callback!r} is no callable and has no on_epoch_end, which is called with (estimator, "
                 "epoch, metrics) after each epoch; Lightning's other hooks are never called"
             )
+
+
+def of_all_ranks(params: dict) -> dict:
+    """What must be the same on all ranks: the plain values of `params`, of others the type.
+
+    Of random_state that of rank 0 is taken. Callables may be made anew on each rank.
+    """
+    kept = {name: value for name, value in params.items() if name not in OF_A_RANK}
+    return {name: value if is_plain(value) else type(value).__name__ for name, value in kept.items()}
+
+
+def is_plain(value) -> bool:
+    """Whether `value` is made of None, numbers and strings alone."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def as_list(callbacks) -> list | tuple:

@@ -34,8 +34,8 @@ def split(batch, count: int = 2) -> tuple[list[Tensor], Tensor | None]:
 def split_on_all_ranks(batch, count: int = 2) -> tuple[list[Tensor], Tensor | None, list[int]]:
     """(`count` views, y, rows on every rank) of this rank's batch. All ranks call it.
 
-    Raises, on all ranks, the errors of `split`, and `UserError` for values that are not finite and for less than two
-    samples on all ranks together.
+    Raises, on all ranks, the errors of `split`, and `UserError` for values that are not finite, for another `count` on
+    another rank and for less than two samples on all ranks together.
     """
     views, y, problem, rows = [], None, None, 0
     try:
@@ -48,17 +48,18 @@ def split_on_all_ranks(batch, count: int = 2) -> tuple[list[Tensor], Tensor | No
         problem = error
     if problem and world_size() == 1:
         raise problem
-    everyone = gather_numbers([problem is not None, rows])
-    if any(unusable for unusable, _ in everyone):
+    unusable, counts, views_of_ranks = zip(*gather_numbers([problem is not None, rows, count]))
+    if any(unusable):
         words = gather_objects(str(problem or ""))
         words = "; ".join(f"rank {r}: {found}" for r, found in enumerate(words) if found)
         raise (type(problem) if problem else ValueError)(words)
-    counts = [rows for _, rows in everyone]
+    if len(set(views_of_ranks)) > 1:
+        raise UserError(f"num_views: every process needs the same value, got {list(views_of_ranks)} on ranks 0, 1, …")
     if sum(counts) < 2:
         raise UserError(
             f"batch_size: {sum(counts)} sample is no batch; losses and batch norm compare samples and need at least 2"
         )
-    return views, y, counts
+    return views, y, list(counts)
 
 
 def _is_finite(x: Tensor) -> bool:

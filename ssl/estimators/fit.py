@@ -58,6 +58,7 @@ class _Fit:
 
     def __init__(self, model, train, val, resume: bool, device: torch.device):
         self.model, self.device = model, device
+        distributed.require_same({"resume": resume, "step": model.step} | arguments.of_all_ranks(model.get_params()))
         model.seed = distributed.broadcast_object(model.seed)
         self.source = self._source(train, model.limit_train_batches)
         self.validation = self._source(val) if isinstance(val, DataLoader | Dataset) else None

@@ -13,6 +13,7 @@ from ssl.distributed import broadcast_object, is_main
 from ssl.encoders import is_known
 from ssl.errors import UserError, one_line
 from ssl.estimators import optimization
+from ssl.estimators.arguments import is_plain
 
 
 def write(model, path) -> None:
@@ -21,7 +22,7 @@ def write(model, path) -> None:
     encoder = params.pop("encoder")
     kind = encoder if inspect.isclass(encoder) else type(encoder)
     params = {name: _unwrapped(value) for name, value in params.items()}
-    plain = {name: value for name, value in params.items() if _is_plain(value)}
+    plain = {name: value for name, value in params.items() if is_plain(value)}
     content = {
         "estimator": type(model).__name__,
         "encoder": f"{kind.__module__}.{kind.__qualname__}",
@@ -121,14 +122,6 @@ def _unwrapped(value):
     if isinstance(value, list | tuple):
         return [_unwrapped(item) for item in value] if isinstance(value, list) else tuple(map(_unwrapped, value))
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_plain(value) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _number(value) -> float:

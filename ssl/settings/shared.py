@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from ssl import distributed
+
 
 @dataclass
 class DataSettings:
@@ -102,6 +104,19 @@ class TrainingSettings(MachineSettings):
     resume_force: bool = False  # continue although settings differ that change what is learnt
     save_minutes: float = 10.0  # between checkpoints; beginning and end are always saved
     keep_checkpoints: int = 2  # how many of the newest stay
+
+
+# Settings that may differ between processes: where a machine has its files, and what it computes on.
+OF_A_MACHINE = {field.name for field in dataclasses.fields(MachineSettings)} | set(
+    """
+    config data_dir class_list csv splits_folder train_files download init features model_path predict output_dir
+    """.split()
+)
+
+
+def require_same(settings) -> None:
+    """Raise `UserError`, on all ranks, for a setting that differs between them. All ranks call it."""
+    distributed.require_same({name: value for name, value in vars(settings).items() if name not in OF_A_MACHINE})
 
 
 # Settings that may differ between a run and its continuation, as they do not change what is learnt. The global batch is

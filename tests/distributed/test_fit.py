@@ -53,7 +53,15 @@ def do_fit():
     few = DataLoader(
         TensorDataset(x, x), batch_size=8 + 8 * rank(), sampler=DistributedSampler(x, world_size(), rank())
     )
-    for do in (lambda: model.save("/nowhere/model.pt"), lambda: model.fit(x, few), lambda: model.transform(few)):
+    other = BarlowTwins(**model.get_params() | {"num_views": 2 + rank(), "max_epochs": 1})
+    more = [x] * (2 + rank())
+    for do in (
+        lambda: model.save("/nowhere/model.pt"),
+        lambda: model.fit(x, few),
+        lambda: model.transform(few),
+        lambda: other.fit(x),
+        lambda: other.training_step(more),
+    ):
         try:
             do()
         except UserError as error:
@@ -70,11 +78,10 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
         for name in ("moved", "features"):
             torch.testing.assert_close(result[name], one[name], rtol=1e-3, atol=1e-5)
         assert "rank 1: batch should be" in result["told"]  # and rank 0 does not wait for it
-        for words, error in zip(
-            ("save: /nowhere", "val: every process needs", "a DistributedSampler"), result["refused"]
-        ):
+        expected = ["save: /nowhere", "val: every process needs", "a DistributedSampler"]
+        expected += 2 * ["num_views: every process needs the same value, got [2, 3]"]
+        for words, error in zip(expected, result["refused"], strict=True):
             assert words in error
-        assert len(result["refused"]) == 3
     last_lines = [result["printed"].splitlines()[-1:] for result in [one, *results[2]]]
     assert last_lines[0][0].startswith("fit: 15 steps in ") and last_lines[1][0].startswith("fit: 15 steps in ")
     assert last_lines[2] == []  # rank 1 prints nothing

@@ -103,14 +103,27 @@ def test_two_machines_train_as_one(images, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
-def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
-    run("train.py", *tiny(max_steps=1, batch_size=32), data_dir=images, output_dir=tmp_path / "0")
-    wrapper = tmp_path / "own_disk.py"  # every rank with a folder of its own, as on disks of their own
-    wrapper.write_text(
+def by_rank(path, arguments):
+    """A script that runs train.py with further arguments, Python code that may read `rank`."""
+    path.write_text(
         "import os, runpy, sys\n"
-        f"sys.argv = ['train.py', *sys.argv[1:], '--output_dir', {str(tmp_path)!r} + '/' + os.environ['RANK']]\n"
+        "rank = os.environ['RANK']\n"
+        f"sys.argv = ['train.py', *sys.argv[1:], *{arguments}]\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
-    done = run(wrapper, *tiny(batch_size=16), data_dir=images, processes=2, check=False)
+    return path
+
+
+def test_settings_that_differ_between_processes_are_refused(images, tmp_path):
+    script = by_rank(tmp_path / "views.py", "['--views', str(2 + int(rank)), '--device', ['auto', 'cpu'][int(rank)]]")
+    done = run(script, *tiny(), data_dir=images, output_dir=tmp_path / "run", processes=2, check=False)
+    assert done.returncode != 0 and "views: every process needs the same value, got [2, 3]" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_nodes_without_a_shared_folder_are_told(images, tmp_path):
+    run("train.py", *tiny(max_steps=1, batch_size=32), data_dir=images, output_dir=tmp_path / "0")
+    own_disk = by_rank(tmp_path / "own_disk.py", f"['--output_dir', {str(tmp_path)!r} + '/' + rank]")
+    done = run(own_disk, *tiny(batch_size=16), data_dir=images, processes=2, check=False)
     assert done.returncode != 0 and "is not the same folder on all nodes" in done.stderr
