@@ -122,6 +122,29 @@ def test_resnet20v2_is_its_description():
     assert torch.allclose(encoder(x), y.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_small_conv_net_is_its_formula():
+    torch.manual_seed(0)
+    encoder, width = build_encoder("ssl.encoders.SmallConvNet", 16, kwargs={"stem": 4, "widths": [6, 10]}, channels=2)
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    y = x = torch.randn(3, 2, 19, 16)
+    averages = []
+    for number, (convolution, norm) in enumerate(zip(convolutions, norms)):
+        patches = nn.functional.unfold(y, 3, padding=1)
+        y = (convolution.weight.flatten(1) @ patches).view(3, -1, *y.shape[2:])
+        if number:
+            height, width_of_map = y.shape[2] // 2 * 2, y.shape[3] // 2 * 2  # a last odd row is left out
+            y = y[:, :, :height, :width_of_map].unflatten(3, (-1, 2)).amax(4).unflatten(2, (-1, 2)).amax(3)
+        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
+        y = (y - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+        y = y.clamp(min=0)
+        averages += [y.mean((2, 3))] if number else []
+    assert width == 16 and len(convolutions) == len(norms) == 3
+    assert torch.allclose(encoder.train()(x), torch.cat(averages, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_any_module_by_dotted_path():
     encoder, width = build_encoder("ssl.encoders.SmallResNet", 32, kwargs={"width": 4, "stages": 2})
     assert width == 16 and encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 16)

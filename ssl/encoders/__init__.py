@@ -8,7 +8,7 @@ import re
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import ResNet
 
 from ssl.encoders.library import (
     built,
@@ -20,34 +20,26 @@ from ssl.encoders.library import (
     with_channels,
     without_classifier,
 )
+from ssl.encoders.small import SmallConvNet, SmallResNet
 from ssl.errors import UserError
 from ssl.wide import WideResNet
 
+__all__ = [
+    "SMALL_IMAGE",
+    "SmallConvNet",
+    "SmallResNet",
+    "build_encoder",
+    "has_own_stem",
+    "is_known",
+    "reads",
+    "representation_width",
+    "resnet_names",
+    "resnet_of",
+    "short_name",
+    "stem_for",
+]
+
 SMALL_IMAGE = 64  # pixels: up to here the stem does not shrink an image
-
-
-class SmallResNet(nn.Module):
-    """A ResNet for 32-pixel images on a CPU: 3×3 stem at full size, then one residual block a stage.
-
-    Stage s halves the side and has width · 2^(s+1) channels; the representation is the
-    global average of the last one: width · 2^stages numbers.
-    """
-
-    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
-        blocks = []
-        for _ in range(stages):
-            shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
-            blocks.append(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
-            width *= 2
-        self.stages = nn.Sequential(*blocks)
-        self.width = width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stages(self.stem(x)).mean((2, 3))
 
 
 def resnet_names() -> list[str]:

@@ -1,0 +1,58 @@
+"""Encoders for small images on a CPU."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+
+class SmallConvNet(nn.Module):
+    """Few convolutions with many channels, for images of 16 to 64 pixels: what a CPU computes fastest.
+
+    3×3 stem at full size, then for each of `widths` a stage: 3×3 convolution, 2×2 max-pool, batch norm, ReLU. The
+    representation has the global averages of all stages side by side, sum(widths) numbers: a linear head then reads
+    small patterns as well as large ones.
+    """
+
+    def __init__(self, stem: int = 32, widths: tuple[int, ...] = (64, 128, 512), in_channels: int = 3):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+        )
+        stages = []
+        for fan_in, width in zip((stem, *widths), widths):
+            convolution = nn.Conv2d(fan_in, width, 3, padding=1, bias=False)
+            stages.append(nn.Sequential(convolution, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+        self.stages = nn.ModuleList(stages)
+        self.width = sum(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        averages = []
+        for stage in self.stages:
+            x = stage(x)
+            averages.append(x.mean((2, 3)))
+        return torch.cat(averages, 1)
+
+
+class SmallResNet(nn.Module):
+    """A ResNet for 32-pixel images on a CPU: 3×3 stem at full size, then one residual block a stage.
+
+    Stage s halves the side and has width · 2^(s+1) channels; the representation is the
+    global average of the last one: width · 2^stages numbers.
+    """
+
+    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        blocks = []
+        for _ in range(stages):
+            shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
+            blocks.append(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
+            width *= 2
+        self.stages = nn.Sequential(*blocks)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x)).mean((2, 3))
