@@ -124,7 +124,7 @@ def test_resnet20v2_is_its_description():
 
 def test_small_conv_net_is_its_formula():
     torch.manual_seed(0)
-    encoder, width = build_encoder("ssl.encoders.SmallConvNet", 16, kwargs={"stem": 4, "widths": [6, 10]}, channels=2)
+    encoder, width = build_encoder("ssl.encoders.SmallConvNet", 16, kwargs={"width": 3, "stages": 2}, channels=2)
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -141,7 +141,7 @@ def test_small_conv_net_is_its_formula():
         y = (y - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
         y = y.clamp(min=0)
         averages += [y.mean((2, 3))] if number else []
-    assert width == 16 and len(convolutions) == len(norms) == 3
+    assert width == 18 and len(convolutions) == len(norms) == 3
     assert torch.allclose(encoder.train()(x), torch.cat(averages, 1), rtol=1e-4, atol=1e-5)
 
 

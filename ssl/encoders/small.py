@@ -8,22 +8,22 @@ from torchvision.models.resnet import BasicBlock
 class SmallConvNet(nn.Module):
     """Few convolutions with many channels, for images of 16 to 64 pixels: what a CPU computes fastest.
 
-    3×3 stem at full size, then for each of `widths` a stage: 3×3 convolution, 2×2 max-pool, batch norm, ReLU. The
-    representation has the global averages of all stages side by side, sum(widths) numbers: a linear head then reads
-    small patterns as well as large ones.
+    3×3 stem at full size, then in each stage a 3×3 convolution, 2×2 max-pool, batch norm and ReLU. Stage s halves the
+    side and has width · 2^(s+1) channels. The representation has the global averages of all stages side by side,
+    width · (2^(stages+1) - 2) numbers: a linear head reads small patterns as well as large ones.
     """
 
-    def __init__(self, stem: int = 32, widths: tuple[int, ...] = (64, 128, 512), in_channels: int = 3):
+    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
-        stages = []
-        for fan_in, width in zip((stem, *widths), widths):
-            convolution = nn.Conv2d(fan_in, width, 3, padding=1, bias=False)
-            stages.append(nn.Sequential(convolution, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
-        self.stages = nn.ModuleList(stages)
-        self.width = sum(widths)
+        blocks = []
+        for _ in range(stages):
+            convolution = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+            width *= 2
+            blocks.append(nn.Sequential(convolution, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+        self.stages = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
