@@ -132,6 +132,8 @@ def duration(seconds: float) -> str:
     """'about 3.2 h'."""
     if seconds < SHORT:
         return "under a minute"
+    if seconds < 90:
+        return "about a minute"
     limits = ((60, "minutes"), (3600, "h"), (86400, "days"))
     length, unit = next((limit for limit in limits if seconds < 100 * limit[0]), limits[-1])
     digits = 1 if seconds < 10 * length and unit != "minutes" else 0

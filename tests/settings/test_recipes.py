@@ -227,7 +227,7 @@ def test_arguments_of_another_encoder_are_not_inherited(tmp_path):
     (tmp_path / "small.yaml").write_text("extends: auto\nencoder: resnet18\n")
     alone = read("--config", tmp_path / "small.yaml")  # over the recipe of shapes
     assert (alone.encoder, alone.encoder_kwargs) == ("resnet18", {})
-    assert read("--encoder", "ssl.encoders.SmallConvNet").encoder_kwargs == {"width": 32}
+    assert read("--encoder", "ssl.encoders.SmallConvNet").encoder_kwargs == {"width": 16}
     (tmp_path / "mine.yaml").write_text(
         "extends: auto\nencoder_kwargs: {width: 8}\n"
     )  # of whichever encoder is asked for

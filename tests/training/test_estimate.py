@@ -162,6 +162,8 @@ def test_a_step_takes_what_reading_and_computing_take_on_the_cores(workers, resi
     "seconds, words",
     [
         (3, "under a minute"),
+        (70, "about a minute"),
+        (100, "about 2 minutes"),
         (60 * 5.4, "about 5 minutes"),
         (3600 * 3.21, "about 3.2 h"),
         (3600 * 71, "about 71 h"),
