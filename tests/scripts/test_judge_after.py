@@ -14,6 +14,8 @@ import yaml
 from drawn import class_folders
 from running import ROOT, run, tiny
 
+from ssl.data.cores import usable_cores
+
 FILES = ("results.json", "neighbours.png", "views.png", "report.html")
 SETTINGS = {"evaluate_after": True, "epochs": 1, "warmup_epochs": 0}
 
@@ -91,6 +93,7 @@ def test_a_signal_while_it_is_judged_leaves_the_run_finished(judged, images, tmp
     assert (folder / "checkpoint.pt").read_bytes() == before and not (folder / "results.json").exists()
 
 
+@pytest.mark.skipif(usable_cores() < 2, reason="a machine of one core has no fewer")
 def test_a_run_without_a_gpu_goes_on_with_its_values_on_a_machine_with_fewer_cores(tmp_path, monkeypatch):
     photographs = class_folders(tmp_path / "images", {"train": (600, 0)}, size=80)
     where = {"data_dir": photographs, "output_dir": tmp_path / "run", "workers": 0, "evaluate_after": False}
