@@ -18,6 +18,11 @@ def one_line(text) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def nearest(name, names, cutoff: float = 0.5) -> str:
     """'; did you mean …?', the end of an error about a name that is none of `names`; '' where none is similar.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ssl.errors import first_line
+
 # Messages of PyTorch when memory has run out and no OutOfMemoryError says so: the machine's memory, a GPU's.
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
 NO_GPU_MEMORY = (
@@ -42,7 +44,7 @@ def advising(words: str):
 def explain(error: Exception) -> str | None:
     """What to tell the user about an error that is not the program's fault; None for any other error."""
     words = str(error)
-    first = words.splitlines()[0] if words else type(error).__name__
+    first = first_line(error)
     if whose := memory_of(error):
         traceback.clear_frames(error.__traceback__)  # they hold tensors, and the advice needs memory
         return f"out of memory on {whose}: {_what_to_do()}"

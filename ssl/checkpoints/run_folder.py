@@ -22,7 +22,7 @@ from ssl.checkpoints import alive, torch_file
 from ssl.checkpoints.lock import lock
 from ssl.console import say
 from ssl.distributed import barrier, broadcast_object, is_main
-from ssl.errors import UserError, on_failure, one_line
+from ssl.errors import UserError, first_line, on_failure, one_line
 from ssl.files import json_text
 
 RETRY = 60.0  # seconds after which a failed save is tried again
@@ -218,7 +218,7 @@ class RunFolder:
         self.pending = None
         if error is not None and not isinstance(error, OSError | RuntimeError):
             raise error
-        self.trouble = None if error is None else str(error).splitlines()[0]
+        self.trouble = None if error is None else first_line(error)
         if self.trouble and not before:
             say(f"*** could not save: {self.trouble}; training goes on, and it is tried again ***")
         elif before and not self.trouble:

@@ -10,7 +10,7 @@ import torch
 
 from ssl import files
 from ssl.checkpoints import pickle_check, published, standins
-from ssl.errors import UserError
+from ssl.errors import UserError, first_line
 
 
 def save(value: object, path: str | Path, before: Callable[[], None] = lambda: None) -> None:
@@ -113,9 +113,8 @@ def _read(path: Path, read: Callable[[Path], object]):
             "file of tensors and plain values (torch.save of a state_dict)"
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path}: damaged, or not a PyTorch file ({first}). Expected a file written by torch.save"
+            f"{path}: damaged, or not a PyTorch file ({first_line(error)}). Expected a file written by torch.save"
         ) from None
 
 

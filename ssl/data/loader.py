@@ -20,7 +20,7 @@ from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
 from ssl.distributed import begin_worker, rank, world_size
-from ssl.errors import UserError
+from ssl.errors import UserError, first_line
 
 RESTARTS = 3  # how often killed workers are replaced in a run
 
@@ -126,7 +126,7 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
             restarts += 1
             if restarts > RESTARTS:
                 raise UserError(
-                    f"workers: loader processes were killed {restarts} times ({str(error).splitlines()[0]}); the usual "
+                    f"workers: loader processes were killed {restarts} times ({first_line(error)}); the usual "
                     "reason is too little memory, or too little space in /dev/shm. Run the same command with fewer "
                     "--workers"
                 ) from None

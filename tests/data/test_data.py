@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from ssl.augment import View, apply, crop_boxes, draw
-from ssl.data import cores, listing, worker
+from ssl.data import cores, listing, loader, worker
 from ssl.data.cores import auto_workers, core_share, usable_cores
 from ssl.data.decode import FORMATS, decode
 from ssl.data.hold_out import split_validation
@@ -718,3 +718,23 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores_here, proce
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert core_share() == share
     assert auto_workers() == workers  # one core stays free for the training, where there is more than one
+
+
+@pytest.mark.parametrize("words, told", [("worker 7 exited\nlater lines", "worker 7 exited"), ("", "EOFError")])
+def test_workers_killed_too_often_end_the_run_with_a_reason(monkeypatch, words, told):
+    """A broken connection may be an error without a message."""
+
+    class Broken:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise EOFError(*[words] * bool(words))
+
+    monkeypatch.setattr(loader, "DataLoader", Broken)
+    monkeypatch.setattr(loader.multiprocessing.connection, "wait", lambda processes, timeout: ["a dead one"])
+    with pytest.raises(UserError, match=rf"killed {loader.RESTARTS + 1} times \({told}\)"):
+        next(loader._worker_batches(None, [0], 1, torch.device("cpu")))
