@@ -171,9 +171,13 @@ def require_same(values: dict) -> None:
     """
     everyone = gather_objects(values)
     for name in everyone[0]:
-        found = [own.get(name) for own in everyone]
-        if any(value != found[0] for value in found):
-            raise UserError(f"{name}: every process needs the same value, got {found} on ranks 0, 1, …")
+        require_one_value(name, [own.get(name) for own in everyone])
+
+
+def require_one_value(name: str, found: list) -> None:
+    """Raise `UserError` where what the ranks have `found`, in rank order, is not the same on all."""
+    if any(value != found[0] for value in found):
+        raise UserError(f"{name}: every process needs the same value, got {found} on ranks 0, 1, …")
 
 
 def gather_numbers(numbers: list[int]) -> list[list[int]]:

@@ -15,9 +15,7 @@ class SmallConvNet(nn.Module):
 
     def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.stem = _stem(in_channels, width)
         blocks = []
         for _ in range(stages):
             convolution = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
@@ -43,9 +41,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.stem = _stem(in_channels, width)
         blocks = []
         for _ in range(stages):
             shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
@@ -56,3 +52,9 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x)).mean((2, 3))
+
+
+def _stem(channels: int, width: int) -> nn.Sequential:
+    """3×3, at full size."""
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))

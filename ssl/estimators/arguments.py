@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ssl.errors import UserError, nearest
+from ssl.losses.inputs import MOST_VIEWS
 
 SCHEDULE = {"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0, "interval": "step"}
 LEAST = {
@@ -68,8 +69,8 @@ def check(params: dict) -> None:
     for name, least in LEAST.items():
         if not is_whole(params[name], least):
             raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
-    if params["num_views"] > 16:
-        raise UserError(f"num_views: expected at most 16, got {params['num_views']!r}")
+    if params["num_views"] > MOST_VIEWS:
+        raise UserError(f"num_views: expected at most {MOST_VIEWS}, got {params['num_views']!r}")
     for name in ("learning_rate", "weight_decay", "lambd", "temperature"):
         if not is_number(params.get(name, 0)):
             raise UserError(f"{name}: expected a number of at least 0, got {params[name]!r}")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ssl.distributed import gather_numbers, gather_objects, world_size
+from ssl.distributed import gather_numbers, gather_objects, require_one_value, world_size
 from ssl.errors import UserError
 
 
@@ -53,8 +53,7 @@ def split_on_all_ranks(batch, count: int = 2) -> tuple[list[Tensor], Tensor | No
         words = gather_objects(str(problem or ""))
         words = "; ".join(f"rank {r}: {found}" for r, found in enumerate(words) if found)
         raise (type(problem) if problem else ValueError)(words)
-    if len(set(views_of_ranks)) > 1:
-        raise UserError(f"num_views: every process needs the same value, got {list(views_of_ranks)} on ranks 0, 1, …")
+    require_one_value("num_views", list(views_of_ranks))
     if sum(counts) < 2:
         raise UserError(
             f"batch_size: {sum(counts)} sample is no batch; losses and batch norm compare samples and need at least 2"
