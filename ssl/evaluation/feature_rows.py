@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1 << 23  # numbers, 32 MiB of float32; a computation makes a few copies of a block
@@ -75,3 +76,9 @@ def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
     square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))
     kind = rows.dtype if isinstance(rows, Tensor) else rows.parts[0].dtype
     return mean.to(kind), (square / len(rows)).sqrt().to(kind).clamp(min=1e-6)
+
+
+def unit_length(rows: Tensor) -> Tensor:
+    """Rows (N, F) divided by their lengths; first by a power of two, as float32 does not hold the square of 1e20."""
+    _, power = torch.frexp(rows.abs().amax(1, keepdim=True))
+    return F.normalize(torch.ldexp(rows, -power.clamp(-126, 126)), dim=1)

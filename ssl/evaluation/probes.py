@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl import failures
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
-from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics
+from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics, unit_length
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
@@ -166,9 +165,9 @@ def knn(train: Samples, test: Samples, classes: int, k: int = 20, temperature: f
     k = min(k, len(bank))
     nearest = [(x.new_empty(len(x), 0), labels.new_empty(len(x), 0)) for x in test[0].split(1024)]  # cosines, labels
     for rows, own in zip(bank.split(block_size(bank)), labels.split(block_size(bank))):
-        rows = _unit_length(rows)
+        rows = unit_length(rows)
         for number, queries in enumerate(test[0].split(1024)):
-            cosine, place = (_unit_length(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
+            cosine, place = (unit_length(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
             cosines, votes = (torch.cat(pair, dim=1) for pair in zip(nearest[number], (cosine, own[place])))
             cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
             nearest[number] = cosines, votes.gather(1, best)
@@ -179,9 +178,3 @@ def knn(train: Samples, test: Samples, classes: int, k: int = 20, temperature: f
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
         correct.append(metrics.hits(scores.scatter_add_(1, votes, weights), y))
     return metrics.accuracy(test[1], torch.cat(correct)) | {"k": k}
-
-
-def _unit_length(rows: Tensor) -> Tensor:
-    """Rows (N, F) divided by their lengths; first by a power of two, as float32 does not hold the square of 1e20."""
-    _, power = torch.frexp(rows.abs().amax(1, keepdim=True))
-    return F.normalize(torch.ldexp(rows, -power.clamp(-126, 126)), dim=1)

@@ -1,0 +1,62 @@
+"""How good a frozen encoder is with few labels: the mean over several draws of them, with an interval.
+
+Draw d of seed s takes the first images of every class in the order that seed s + d gives. So all encoders are judged on
+the same images, and the images of one shot are among those of five.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssl.data.hold_out import first_of_classes
+from ssl.evaluation import logistic, metrics
+from ssl.evaluation.feature_rows import Rows, Samples
+
+DRAWS = 5
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 1 to 9 degrees of freedom
+
+
+def draws_of(labels: Tensor, shots: int, seed: int, draws: int = DRAWS) -> list[Tensor]:
+    """For each draw the indices of `shots` images of every class; of a class that has fewer, all of them."""
+    chosen = [first_of_classes(labels.cpu(), seed + draw, lambda count: min(count, shots)) for draw in range(draws)]
+    return [mask.nonzero()[:, 0] for mask in chosen]
+
+
+def over_draws(name: str, values: Sequence[float]) -> dict:
+    """{name, name_interval}: the mean of two to ten shares, and its 95 % interval over the draws (Student's t).
+
+    The interval says how much the choice of the labels matters. It does not hold how much the choice of the test images
+    does.
+    """
+    mean = statistics.fmean(values)
+    half = T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return {name: mean, f"{name}_interval": [max(0.0, mean - half), min(1.0, mean + half)]}
+
+
+def accuracies(train: Samples, test: Samples, classes: int, draws: list[Tensor], mean: Tensor) -> dict:
+    """Accuracies on `test` of the heads that learn from the `draws` of `train`, each (features (N, F), labels (N,)).
+
+    Returns n (test images), labels (learnt from, a list where draws differ), acc1 and balanced_accuracy over the draws
+    with their intervals, and acc1 of each draw. `mean` (F,) is that of all features of train.
+    """
+    found = []
+    for index in draws:
+        index = index.to(train[1].device)
+        part = (train[0].subset(index) if isinstance(train[0], Rows) else train[0][index], train[1][index])
+        found.append(metrics.accuracy(test[1], logistic.hits(part, test, classes, mean)))
+    return {
+        "n": len(test[1]),
+        "labels": len(draws[0]),
+        **over_draws("acc1", [one["acc1"] for one in found]),
+        **over_draws("balanced_accuracy", [one["balanced_accuracy"] for one in found]),
+        "acc1_of_draws": [one["acc1"] for one in found],
+    }
+
+
+def smaller_classes(labels: Tensor, shots: int, classes: Sequence[str]) -> list[str]:
+    """The names of the classes that have fewer than `shots` images."""
+    counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
+    return [name for name, count in zip(classes, counts) if count < shots]

@@ -1,0 +1,54 @@
+"""Logistic regression with fixed settings: the head for few labels, and for groups. Nothing is chosen."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics, unit_length
+
+C = 10.0  # inverse strength of the penalty, as in scikit-learn; fixed
+STEPS = 100  # of L-BFGS, at most
+WORDS = f"logistic regression (C = {C:g}) on features minus the mean of train, scaled to length 1"
+
+
+def centred(features: Tensor, mean: Tensor) -> Tensor:
+    """Features (N, F) minus `mean` (F,), scaled to length 1. Without it all cosines of some encoders are near 1."""
+    return unit_length(features - mean)
+
+
+def mean_of(features: Tensor | Rows) -> Tensor:
+    """The mean (F,) of features (N, F); it needs no labels."""
+    return statistics(features)[0]
+
+
+def fit(features: Tensor, labels: Tensor, classes: int, c: float = C) -> tuple[Tensor, Tensor]:
+    """(weight (classes, F), bias (classes,)) of a softmax regression on features (N, F), labels (N,) in 0..classes-1.
+
+    It minimises sum(cross-entropy) + |weight|² / (2 c), as scikit-learn's LogisticRegression(C=c) does, from 0 by
+    L-BFGS. The same inputs give the same head: there are no random numbers and no batches.
+    """
+    weight = torch.zeros(classes, features.shape[1], device=features.device, dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(classes, device=features.device, dtype=features.dtype, requires_grad=True)
+    decay = 1 / (2 * c * len(labels))
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=STEPS, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = F.cross_entropy(F.linear(features, weight, bias), labels) + decay * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+@torch.no_grad()
+def hits(train: Samples, test: Samples, classes: int, mean: Tensor) -> Tensor:
+    """Whether each label of `test` is the best class (N,), of a head that learns from all of `train`, centred."""
+    features, labels = train
+    weight, bias = fit(centred(features[torch.arange(len(labels))], mean), labels, classes)
+    blocks = zip(test[0].split(block_size(test[0])), test[1].split(block_size(test[0])))
+    return torch.cat([F.linear(centred(x, mean), weight, bias).argmax(1) == y for x, y in blocks])

@@ -1,0 +1,72 @@
+"""Few labels: the head is scikit-learn's, the draws are nested and paired, the interval is Student's."""
+
+import pytest
+import torch
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from ssl.evaluation import few_shot, logistic
+from ssl.evaluation.feature_rows import Rows
+from ssl.sources import labels as of_sources
+
+
+def blobs(count, seed, width=12, classes=4, spread=1.6):
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) + 3
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+
+
+def test_the_head_is_that_of_scikit_learn():
+    features, labels = blobs(80, 1)
+    x = logistic.centred(features, logistic.mean_of(features))
+    weight, bias = logistic.fit(x, labels, 4, c=3.0)
+    theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), labels.numpy())
+    expected = torch.from_numpy(theirs.predict_proba(x.double().numpy())).float()
+    assert torch.allclose((x @ weight.T + bias).softmax(1), expected, atol=1e-3)
+
+
+def test_two_classes_and_one_image_of_each():
+    features, labels = blobs(2, 1, classes=2)
+    mean = logistic.mean_of(features)
+    assert logistic.hits((features, labels), (features, labels), 2, mean).all()
+
+
+def test_accuracies_are_those_of_scikit_learn_on_the_same_draws():
+    train, test = blobs(300, 1), blobs(400, 2)
+    mean = logistic.mean_of(train[0])
+    draws = few_shot.draws_of(train[1], 5, seed=7)
+    found = few_shot.accuracies(train, test, 4, draws, mean)
+    unit = [logistic.centred(part[0], mean).numpy() for part in (train, test)]
+    theirs = []
+    for index in draws:
+        head = LogisticRegression(C=10, tol=1e-9, max_iter=10_000).fit(unit[0][index], train[1][index])
+        theirs.append(head.score(unit[1], test[1].numpy()))
+    assert found["acc1_of_draws"] == pytest.approx(theirs, abs=1 / 400)
+    assert found["acc1"] == pytest.approx(sum(found["acc1_of_draws"]) / 5) == found["balanced_accuracy"]
+    interval = stats.t.interval(0.95, 4, loc=found["acc1"], scale=stats.sem(found["acc1_of_draws"]))
+    assert found["acc1_interval"] == pytest.approx(interval, abs=1e-3)
+    assert (found["n"], found["labels"]) == (400, 20)
+    rows = Rows((train[0][:100], train[0][100:]), train[0].device)
+    assert few_shot.accuracies((rows, train[1]), test, 4, draws, mean) == found
+
+
+def test_draws_are_nested_paired_by_seed_and_those_of_a_share_of_the_labels():
+    labels = torch.arange(200) % 7
+    labels[labels == 6] = torch.where(torch.arange((labels == 6).sum()) < 3, 6, 0)
+    one, five, again = (few_shot.draws_of(labels, shots, seed=4) for shots in (1, 5, 5))
+    for small, large, same in zip(one, five, again):
+        assert set(small.tolist()) < set(large.tolist()) and torch.equal(large, same)
+        assert torch.bincount(labels[small]).tolist() == [1] * 7
+        assert torch.bincount(labels[large]).tolist() == [5] * 6 + [3]
+    assert not torch.equal(five[0], five[1]) and torch.equal(few_shot.draws_of(labels, 5, seed=5)[0], five[1])
+    share = of_sources.stratified(labels, 10, seed=4)
+    assert set(one[0].tolist()) <= set(share.tolist())
+    assert few_shot.smaller_classes(labels, 5, list("abcdefg")) == ["g"]
+
+
+def test_the_interval_stays_within_0_and_1():
+    assert few_shot.over_draws("acc1", [1.0, 0.9])["acc1_interval"][1] == 1
+    assert few_shot.over_draws("acc1", [0.5] * 10) == {"acc1": 0.5, "acc1_interval": [0.5, 0.5]}
+    for count, value in enumerate(few_shot.T_95, 1):
+        assert value == pytest.approx(stats.t.ppf(0.975, count), abs=1e-3)
