@@ -128,6 +128,7 @@ def main() -> None:
     # Images
     splits = load_splits(settings)
     all_train, test = splits["train"], splits["test"]
+    ranges.check_channels(settings, all_train.channels)
     first = make_trial(settings, folder, splits, number=0)
     if settings.init:
         learnt_from.check(settings.init, test, settings.data_dir, chooses=first.val)
@@ -372,6 +373,7 @@ def random_view(settings: Settings) -> View:
         grayscale=settings.grayscale,
         blur_prob=0.0,
         solarize_prob=0.0,
+        stain_jitter=tuple(settings.stain_jitter),
     )
 
 

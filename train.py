@@ -41,7 +41,7 @@ from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.report.view_page import write_views
 from ssl.schedules import set_lr, step_decay, warmup_cosine
 from ssl.settings import auto, config, ranges
-from ssl.settings.shared import ImageSettings, TrainingSettings, ViewSettings
+from ssl.settings.shared import OF_A_VIEW, ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
 from ssl.sources.recipe import find_recipe
 from ssl.sources.validation import find_validation
@@ -131,6 +131,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: list[float] = field(default_factory=lambda: [0.0, 0.2])  # one, two in turn, or one for each view
     solarize_threshold: float = 0.5019607843137255  # 128/255: from this brightness on, pixels are inverted
+    stain_prob: list[float] = field(default_factory=lambda: [1.0])  # of stain_jitter; as solarize_prob
     # Judging meanwhile, on the validation split or a tenth of train's labels; nothing of training changes
     eval_every: int | None = None  # epochs between k-NN and a linear head on features; unset: never
     eval_head: Literal["probe", "fixed"] = "probe"  # evaluate.py's probe, or the fixed head of the SimCLR study
@@ -172,6 +173,7 @@ def main() -> None:
     load = partial(datasets.load_as, settings)
     with_labels = learns_from_labels(settings)
     data = load("train" if with_labels else "unlabelled")
+    ranges.check_channels(settings, data.channels)
     found = by_machine.settle(settings, data, Model, device, folder)
     data = preload.as_asked(settings, data)
     labels = require_labels(settings, data) if with_labels else None
@@ -361,9 +363,10 @@ def make_views(settings: Settings) -> list[View]:
         blur_sigma=tuple(settings.blur_sigma),
         blur_kernel=settings.blur_kernel,
         solarize_threshold=settings.solarize_threshold,
+        stain_jitter=tuple(settings.stain_jitter),
     )
-    of_views = zip(range(settings.views), cycle(settings.blur_prob), cycle(settings.solarize_prob))
-    return [dataclasses.replace(shared, blur_prob=blur, solarize_prob=solarize) for _, blur, solarize in of_views]
+    of_views = zip(range(settings.views), *(cycle(getattr(settings, name)) for name in OF_A_VIEW))
+    return [dataclasses.replace(shared, **dict(zip(OF_A_VIEW, values))) for _, *values in of_views]
 
 
 def make_criterion(settings: Settings) -> nn.Module:

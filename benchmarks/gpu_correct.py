@@ -125,7 +125,7 @@ def batch_norm_agrees(device: torch.device, tiny: bool) -> Iterator[dict]:
 def views_agree(device: torch.device, tiny: bool) -> Iterator[dict]:
     """`apply` on the device, against what a CPU makes of the same bytes and parameters, in grey levels of 255."""
     n, size = (16, 32) if tiny else (128, 224)
-    view = View(size=size, blur_prob=0.5, solarize_prob=0.2, rotation=10.0, vertical_flip=0.2)
+    view = View(size=size, blur_prob=0.5, solarize_prob=0.2, rotation=10.0, vertical_flip=0.2, stain_jitter=(0.2, 0.1))
     pixels = torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     pixels = torch.nn.functional.avg_pool2d(pixels.float(), 5, 1, 2).byte()  # smoother than noise, as images are
     index = torch.arange(n)

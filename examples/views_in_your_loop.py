@@ -35,7 +35,7 @@ def make_views(images: Tensor, index: Tensor, kinds: list[View], seed: int, epoc
     mean, std = MEAN.to(images.device), STD.to(images.device)
     views = []
     for number, kind in enumerate(kinds):
-        crop, strengths = draw(seed, epoch, index, number, kind)  # (n, 22) and (n, 11): a row for each image
+        crop, strengths = draw(seed, epoch, index, number, kind)  # (n, 22) and (n, 18): a row for each image
         cut = crop_resize(chosen, crop_boxes(crop, height, width, kind), kind.size)
         views.append(apply(cut, strengths, kind, mean, std))
     return views

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl.pixels import blur, crop_resize, hue_places, jitter, luma, rotate, to_unit
+from ssl.pixels import blur, crop_resize, hue_places, jitter, jitter_stains, luma, rotate, to_unit
 
 __all__ = [
     "COLUMNS",
@@ -52,6 +52,8 @@ class View:
     blur_kernel: int = 23  # pixels, odd
     solarize_prob: float = 0.0
     solarize_threshold: float = 128 / 255  # of full brightness
+    stain_jitter: tuple[float, float] = (0.0, 0.0)  # tissue's stains: gains 1 ± the first, offsets ± the second
+    stain_prob: float = 1.0
 
 
 # Random numbers ---------------------------------------------------------------
@@ -97,7 +99,8 @@ _CROP = slice(0, 2 * _ATTEMPTS + 2)
 _FLIP, _JITTER_PROB, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER = range(22, 29)
 _GRAY, _BLUR_PROB, _SIGMA, _SOLARIZE = range(29, 33)
 _VERTICAL, _ROTATION_PROB, _ANGLE = range(33, 36)
-_COUNT = 36
+_STAIN_PROB, _GAINS, _OFFSETS = 36, slice(37, 40), slice(40, 43)  # drawn only where a view changes the stains
+_COUNT = 43
 
 # The columns of what `draw` returns and `apply` reads.
 COLUMNS = (
@@ -112,6 +115,13 @@ COLUMNS = (
     "threshold",
     "vertical",
     "angle",
+    "stain",
+    "gain_h",
+    "gain_e",
+    "gain_d",
+    "offset_h",
+    "offset_e",
+    "offset_d",
 )
 
 
@@ -120,11 +130,11 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Random parameters of view `number` for images `index` (N,), shown `repeats` (N,) times before in this epoch.
 
-    Returns (uniforms (N, 22), parameters (N, 11) float32). `crop_boxes` turns the uniforms into a crop when the size of
+    Returns (uniforms (N, 22), parameters (N, 18) float32). `crop_boxes` turns the uniforms into a crop when the size of
     the image is known. `apply` reads the parameters, named in COLUMNS. An operation that is not drawn has its neutral
-    value (factor 1, hue 0, sigma 0, threshold 2, angle 0).
+    value (factor 1, hue 0, sigma 0, threshold 2, angle 0, stain 0).
     """
-    u = uniforms(seed, epoch, index, number, _COUNT, repeats)
+    u = uniforms(seed, epoch, index, number, _COUNT if any(view.stain_jitter) else _STAIN_PROB, repeats)
     jittered = u[:, _JITTER_PROB] < view.jitter_prob
 
     def factor(column: int, strength: float) -> Tensor:
@@ -146,7 +156,16 @@ def draw(
         (u[:, _VERTICAL] < view.vertical_flip).double(),
         torch.where(u[:, _ROTATION_PROB] < view.rotation_prob, (2 * u[:, _ANGLE] - 1) * view.rotation, 0.0),
     ]
-    return u[:, _CROP], torch.stack(params, 1).float()
+    return u[:, _CROP], torch.cat([torch.stack(params, 1), _stains(u, view)], 1).float()
+
+
+def _stains(u: Tensor, view: View) -> Tensor:
+    """(N, 7): whether an image's stains are changed, the gain of each, the offset of each."""
+    if not any(view.stain_jitter):
+        return u.new_zeros(len(u), 7)
+    spread, shift = view.stain_jitter
+    changed = u[:, _STAIN_PROB, None] < view.stain_prob
+    return torch.cat([changed, 1 + (2 * u[:, _GAINS] - 1) * spread, (2 * u[:, _OFFSETS] - 1) * shift], 1)
 
 
 def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
@@ -181,18 +200,24 @@ def crop_boxes(u: Tensor, height: Tensor, width: Tensor, view: View) -> Tensor:
 def apply(
     pixels: Tensor, params: Tensor, view: View, mean: Tensor, std: Tensor, hue_place: int | None = None
 ) -> Tensor:
-    """The view's operations on cropped images: flips, rotation, jitter, grey, blur, solarise, normalise.
+    """The view's operations on cropped images: stains, flips, rotation, jitter, grey, blur, solarise, normalise.
 
-    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 11) from `draw`. mean, std: (C,).
+    pixels: (N, C, H, W), uint8, uint16 or floats in 0..1, on any device. params: (N, 18) from `draw`. mean, std: (C,).
     hue_place: the place of hue, 0 to 3, in the order of operations, if all these images have the same; saves time.
-    Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue and grey are left out.
+    Returns normalised floats (N, C, H, W). Where C is not 3, saturation, hue and grey are left out, and a view that
+    changes stains raises ValueError. Stains come first: only the colours that the scanner has seen tell them apart.
 
     An operation that only some images get is chosen by `lerp` with a weight of exactly 0 or 1. On a CPU this is several
     times faster than `where`.
     """
     x = to_unit(pixels)
     params = params.to(x.device, x.dtype, non_blocking=True)[:, :, None, None, None]
-    flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold, vertical, angle = params.unbind(1)
+    flip, brightness, contrast, saturation, hue, order, gray, sigma, threshold, vertical, angle, stain, *doses = (
+        params.unbind(1)
+    )
+    if view.stain_prob > 0 and any(view.stain_jitter):
+        gains, offsets = torch.cat(doses, 1).flatten(1).split(3, 1)
+        x = torch.lerp(x, jitter_stains(x, gains, offsets), stain)
     x = torch.lerp(x, x.flip(-1), flip)  # a new tensor: the rest may change it in place
     if view.vertical_flip > 0:
         x.lerp_(x.flip(-2), vertical)
@@ -233,6 +258,7 @@ def same_operations(params: Tensor, view: View, most: int) -> Iterator[tuple[Ten
                 "grayscale": view.grayscale > 0 and column["gray"][rows].any(),
                 "blur_prob": value % 2 == 1,
                 "solarize_prob": view.solarize_prob > 0 and (column["threshold"][rows] < 2).any(),
+                "stain_prob": column["stain"][rows].any(),
             }
             absent = {name: 0.0 for name, some in drawn.items() if not some}
             kernel = min(view.blur_kernel, 2 * math.ceil(4.5 * column["sigma"][rows].max()) + 1)

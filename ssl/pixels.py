@@ -87,6 +87,11 @@ _ORDERS = tuple((*(op for op in order if op != 3), order.index(3)) for order in 
 _CHANNELS = ((3, 2, 4), (1, -1, -1), (-1, 2, 2))
 
 
+# Haematoxylin, eosin, DAB: the density of a unit of each in red, green and blue (Ruifrok & Johnston 2001).
+_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_UNMIXED = tuple(map(tuple, torch.linalg.inv(torch.tensor(_STAINS, dtype=torch.float64)).tolist()))
+
+
 # For torch.compile a table is a constant of the graph. It names the constant by the function: one function a table.
 @torch.compiler.assume_constant_result
 def _orders(device: torch.device) -> Tensor:
@@ -98,6 +103,18 @@ def _orders(device: torch.device) -> Tensor:
 def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
     """(3, 3): what is subtracted from the hue, the sign of the rest, and what is added."""
     return _sent(_CHANNELS, device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _stains(device: torch.device) -> Tensor:
+    """(3, 3): of each stain the density of red, green and blue."""
+    return _sent(_STAINS, device, torch.float32)
+
+
+@torch.compiler.assume_constant_result
+def _unmixed(device: torch.device) -> Tensor:
+    """(3, 3): of the density of red, green and blue each the stains."""
+    return _sent(_UNMIXED, device, torch.float32)
 
 
 def hue_places(order: Tensor) -> Tensor:
@@ -157,6 +174,26 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     hue.sub_((hue / 6).floor_(), alpha=6)
     opposite, sign, offset = _channels(x.device, x.dtype)[..., None, None]
     return (hue - opposite).abs_().mul_(sign).add_(offset).clamp_(0, 1).mul_(chroma).add_(bottom)
+
+
+def jitter_stains(x: Tensor, gains: Tensor, offsets: Tensor) -> Tensor:
+    """Change how strongly each image (N, 3, H, W) of stained tissue, RGB in 0..1, is stained. Returns such images.
+
+    The density of a pixel, -ln of its value, is the sum of the stains' densities times their concentrations. Each
+    concentration is multiplied by the image's gain (N, 3) and the offset (N, 3) is added, in units of density, in the
+    order haematoxylin, eosin, DAB. In tissue without DAB, the third takes what the first two leave. (Tellez et al.
+    2018, "Whole-slide mitosis detection in H&E breast histology"; 2019, "Quantifying the effects of data augmentation
+    and stain color normalization".) With offset 0 white stays white. Black has no finite density, so values below
+    1/255 count as 1/255. Raises ValueError for other than 3 channels.
+    """
+    if x.shape[1] != 3:
+        raise ValueError(f"stain jitter needs red, green and blue, and these images have {x.shape[1]} channels")
+    stains = _stains(x.device)
+    mixed = (_unmixed(x.device) * gains.float()[:, None]) @ stains  # (N, 3, 3): density before -> after
+    log = -(offsets.float() @ stains)[..., None, None]  # minus the density after
+    for channel, weights in zip(x.float().clamp(min=1 / 255).log_().split(1, 1), mixed.unbind(1)):
+        log = torch.addcmul(log, channel, weights[..., None, None])
+    return log.clamp_(max=0).exp_().to(x.dtype)
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:

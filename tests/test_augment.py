@@ -20,6 +20,7 @@ from ssl.augment import COLUMNS, View, apply, blur, crop_boxes, crop_resize, dra
 from ssl.data import loader
 from ssl.data.images import Images
 from ssl.data.order import Order
+from ssl.pixels import jitter_stains
 
 # Numbers from a counter -------------------------------------------------------
 
@@ -88,7 +89,8 @@ def test_what_was_drawn_before_rotation_came_is_drawn_still():
         (0, 0, 0, (0x59CA64BA, 0xB1D303E5)),
         (2**40 + 7, 3, 1, (0xEC6B740, 0x901F397A)),
     ):
-        for asked in (view, replace(view, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)):
+        turned = replace(view, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)
+        for asked in (view, turned, replace(turned, stain_jitter=(0.2, 0.1), stain_prob=0.5)):
             crop, params = draw(seed, epoch, torch.arange(500), number, asked)
             parts = crop.contiguous(), params[:, :9].contiguous()
             assert tuple(zlib.crc32(part.numpy().tobytes()) for part in parts) == expected
@@ -104,6 +106,8 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
         vertical_flip=0.3,
         rotation=30,
         rotation_prob=0.33,
+        stain_jitter=(0.3, 0.1),
+        stain_prob=0.4,
     )
     columns = dict(zip(COLUMNS, draw(0, 0, torch.arange(n), 0, view)[1].double().T))
     jittered = columns["brightness"] != 1
@@ -115,6 +119,7 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
         "solarise": (columns["threshold"] == 0.5, 0.2),
         "vertical": (columns["vertical"] == 1, 0.3),
         "rotation": (columns["angle"] != 0, 0.33),
+        "stain": (columns["stain"] == 1, 0.4),
     }
     for name, (happened, p) in often.items():
         assert abs(happened.double().mean().item() - p) < 4.5 * (p * (1 - p) / n) ** 0.5, name
@@ -126,7 +131,10 @@ def test_operations_are_drawn_as_often_and_as_strongly_as_asked():
         "hue": (columns["hue"][jittered], -0.1, 0.1),
         "sigma": (columns["sigma"][columns["sigma"] > 0], 0.1, 2.0),
         "angle": (columns["angle"][columns["angle"] != 0], -30, 30),
+        **{name: (columns[name], 0.7, 1.3) for name in COLUMNS if name.startswith("gain")},
+        **{name: (columns[name], -0.1, 0.1) for name in COLUMNS if name.startswith("offset")},
     }
+    assert len(strength) == 12
     for name, (values, low, high) in strength.items():
         assert stats.kstest(values.numpy(), "uniform", (low, high - low)).pvalue > 1e-3, name
     counts = columns["order"].long().bincount()
@@ -140,6 +148,18 @@ def test_flips_and_rotation_are_drawn_apart_from_everything_else():
     own = params[:, [COLUMNS.index(name) for name in ("flip", "vertical", "angle")]].double()
     rest = torch.cat([crop, params[:, 1:9], params[:, 1:9].abs()], 1).double()
     r = np.corrcoef(torch.cat([own, rest], 1).T.numpy())[:3]
+    assert np.abs(r[~np.eye(*r.shape, dtype=bool)]).max() < 4.5 / n**0.5
+
+
+def test_stains_are_drawn_apart_from_everything_else_and_change_nothing_of_it():
+    n = 20_000
+    view = View(blur_prob=0.5, solarize_prob=0.2, vertical_flip=0.5, rotation=30.0)
+    crop, without = draw(0, 0, torch.arange(n), 0, view)
+    same_crop, params = draw(0, 0, torch.arange(n), 0, replace(view, stain_jitter=(0.2, 0.1), stain_prob=0.5))
+    assert torch.equal(crop, same_crop) and torch.equal(without[:, :11], params[:, :11])
+    assert not without[:, 11:].any()
+    own, rest = params[:, 11:].double(), torch.cat([crop, params[:, :11], params[:, 1:9].abs()], 1).double()
+    r = np.corrcoef(torch.cat([own, rest], 1).T.numpy())[:7]
     assert np.abs(r[~np.eye(*r.shape, dtype=bool)]).max() < 4.5 / n**0.5
 
 
@@ -205,8 +225,9 @@ def images(n=4, channels=3, height=33, width=29, seed=0):
 
 NEUTRAL = dict(
     flip=0, brightness=1, contrast=1, saturation=1, hue=0, order=0, gray=0, sigma=0, threshold=2, vertical=0, angle=0
-)
+) | dict(stain=0, gain_h=1, gain_e=1, gain_d=1, offset_h=0, offset_e=0, offset_d=0)
 EVERYTHING = View(solarize_prob=0.2, vertical_flip=0.5, rotation=30.0, rotation_prob=0.5)
+STAINED = replace(EVERYTHING, stain_jitter=(0.3, 0.1), stain_prob=0.5)  # of RGB alone
 
 
 def parameters(n, **columns):
@@ -328,13 +349,14 @@ def test_jitter_follows_every_images_own_order():
     assert (distance > 4 / 255).sum() > 24 * 12  # or the order would not matter here
 
 
-def test_the_chain_is_flips_rotation_jitter_grey_blur_solarise_normalise():
+def test_the_chain_is_stains_flips_rotation_jitter_grey_blur_solarise_normalise():
     x = images(2)
-    both = dict(flip=1, vertical=1, angle=20, brightness=1.2, sigma=1.0, threshold=0.5)
+    both = dict(stain=1, gain_h=0.7, offset_e=0.1, flip=1, vertical=1, angle=20, brightness=1.2, sigma=1, threshold=0.5)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
-    ours = apply(x, parameters(2, gray=[0.0, 1.0], **both), EVERYTHING, mean, std)
+    ours = apply(x, parameters(2, gray=[0.0, 1.0], **both), STAINED, mean, std)
     for image, got, gray in zip(x, ours, (False, True)):
-        y = tv.vertical_flip(tv.horizontal_flip(image.float() / 255))
+        y = torch.from_numpy(restained(image.numpy() / 255, [0.7, 1, 1], [0, 0.1, 0])).float()
+        y = tv.vertical_flip(tv.horizontal_flip(y))
         y = tv.adjust_brightness(tv.rotate(y, 20, InterpolationMode.BILINEAR), 1.2)
         y = tv.rgb_to_grayscale(y, 3) if gray else y
         y = tv.gaussian_blur(y, [23, 23], [1.0, 1.0])
@@ -348,6 +370,7 @@ def test_the_chain_is_flips_rotation_jitter_grey_blur_solarise_normalise():
 def test_a_batch_is_its_images_one_by_one(channels, height, width):
     x = images(12, channels, height, width) if height > 8 else images(12, channels)[..., 9 : 9 + height, :width]
     view = View(solarize_prob=0.5, blur_prob=0.5, grayscale=0.5, vertical_flip=0.5, rotation=90, rotation_prob=0.5)
+    view = replace(view, stain_jitter=(0.3, 0.1), stain_prob=0.5) if channels == 3 else view
     _, params = draw(1, 2, torch.arange(12), 0, view)
     before = x.clone()
     mean, std = torch.full((channels,), 0.4), torch.full((channels,), 0.2)
@@ -362,7 +385,7 @@ def test_a_batch_is_its_images_one_by_one(channels, height, width):
 def test_groups_of_images_that_need_the_same_give_the_batch(most):
     n = 60
     x = images(n)
-    view = View(solarize_prob=0.5, blur_prob=0.5, vertical_flip=0.3, rotation=30, rotation_prob=0.3)
+    view = replace(STAINED, blur_prob=0.5, vertical_flip=0.3, rotation_prob=0.3, stain_prob=0.3)
     _, params = draw(4, 0, torch.arange(n), 1, view)
     zero, one = torch.zeros(3), torch.ones(3)
     seen, whole = [], apply(x, params, view, zero, one)
@@ -377,10 +400,10 @@ def test_groups_of_images_that_need_the_same_give_the_batch(most):
 
 
 def test_a_neutral_group_needs_nothing():
-    ((rows, needed, hue_place),) = same_operations(parameters(4), EVERYTHING, 100)
+    ((rows, needed, hue_place),) = same_operations(parameters(4), STAINED, 100)
     assert rows.tolist() == [0, 1, 2, 3] and hue_place is None
     assert needed.jitter_prob == needed.grayscale == needed.blur_prob == needed.solarize_prob == 0
-    assert needed.vertical_flip == needed.rotation == 0
+    assert needed.vertical_flip == needed.rotation == needed.stain_prob == 0
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -394,13 +417,72 @@ def test_colour_operations_leave_other_channel_counts_alone(channels):
 
 def test_a_neutral_row_changes_nothing():
     x = images(4)
-    assert torch.equal(applied(x, parameters(4)), x.float() / 255)
+    for view in (EVERYTHING, STAINED):
+        assert torch.equal(applied(x, parameters(4), view), x.float() / 255)
 
 
 def test_float_and_uint8_pixels_give_the_same_view():
     x = images(4)
-    _, params = draw(0, 0, torch.arange(4), 0, EVERYTHING)
-    assert torch.equal(applied(x, params), applied(x.float() / 255, params))
+    _, params = draw(0, 0, torch.arange(4), 0, STAINED)
+    assert torch.equal(applied(x, params, STAINED), applied(x.float() / 255, params, STAINED))
+
+
+# Stains -----------------------------------------------------------------------
+
+
+def restained(image, gains, offsets):
+    """Stain jitter of one image (3, H, W), pixel by pixel, in float64: to concentrations and back, as rgb2hed does."""
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    result = np.empty_like(image, dtype=float)
+    for place in np.ndindex(image.shape[1:]):
+        density = -np.log(np.maximum(image[(slice(None), *place)], 1 / 255))
+        concentrations = np.linalg.solve(stains.T, density)  # of haematoxylin, eosin, DAB
+        concentrations = concentrations * gains + offsets
+        result[(slice(None), *place)] = np.exp(-np.maximum(concentrations @ stains, 0))
+    return result
+
+
+GAINS = [[1.0, 1.0, 1.0], [0.7, 1.3, 1.0], [1.4, 0.2, 0.9], [0.0, 2.0, 1.0]]
+OFFSETS = [[0.0, 0.0, 0.0], [0.1, -0.1, 0.05], [0.0, 0.0, 0.0], [-0.5, 0.5, 1.0]]
+
+
+def test_every_image_has_its_own_gains_and_offsets_of_its_stains():
+    x, gains, offsets = images(4).float() / 255, torch.tensor(GAINS), torch.tensor(OFFSETS)
+    before = x.clone()
+    ours = jitter_stains(x, gains, offsets)
+    for image, got, *strengths in zip(x.double().numpy(), ours, GAINS, OFFSETS):
+        np.testing.assert_allclose(got, restained(image, *strengths), atol=1e-5)
+    assert torch.equal(x, before) and ours.min() >= 0 and ours.max() <= 1
+    same = jitter_stains(x[:1].expand(4, -1, -1, -1), gains, offsets)
+    distance = (same[:, None] - same[None]).abs().amax((2, 3, 4))
+    assert (distance[~torch.eye(4, dtype=torch.bool)] > 0.1).all()
+
+
+def test_an_image_of_one_stain_keeps_its_colour_and_gets_paler_or_stronger():
+    amount, eosin = torch.linspace(0, 2, 20).view(1, 1, 1, 20), torch.tensor([0.07, 0.99, 0.11]).view(1, 3, 1, 1)
+    pink = torch.exp(-amount * eosin)
+    for gain in (0.0, 0.5, 1.3):
+        paler = jitter_stains(pink, torch.tensor([[1.7, gain, 0.2]]), torch.zeros(1, 3))  # the others are not there
+        torch.testing.assert_close(paler, torch.exp(-gain * amount * eosin))
+
+
+def test_white_stays_white_without_an_offset_and_nothing_leaves_the_range():
+    x = torch.tensor([0.0, 1e-8, 0.5, 1.0]).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    gains = torch.tensor([[0.0, 2.0, 0.0], [2.0, 0.0, 2.0], [1.0, 1.0, 1.0]])
+    for gain in gains:
+        for offset in (0.0, 1.0, -1.0):
+            y = jitter_stains(x, gain.expand(4, 3), torch.full((4, 3), offset))
+            assert torch.isfinite(y).all() and y.min() >= 0 and y.max() <= 1
+            assert (y[3] == 1).all() == (offset <= 0)
+    same = jitter_stains(x, torch.ones(4, 3), torch.zeros(4, 3))
+    torch.testing.assert_close(same, x.clamp(min=1 / 255))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_stains_of_other_channel_counts_are_refused(channels):
+    _, params = draw(0, 0, torch.arange(2), 0, STAINED)
+    with pytest.raises(ValueError, match=f"red, green and blue, and these images have {channels} channels"):
+        applied(images(2, channels), params, STAINED)
 
 
 @pytest.mark.parametrize("height, width, kernel", [(5, 4, 23), (2, 9, 7), (1, 1, 3), (31, 17, 3)])
@@ -419,29 +501,30 @@ def test_blur_reflects_as_often_as_small_images_need(height, width, kernel):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
 def test_half_precision_gives_the_view_to_its_own_precision(dtype, tolerance):
     x = images(6)
-    _, params = draw(0, 0, torch.arange(6), 0, EVERYTHING)
-    half = applied((x / 255).to(dtype), params)
+    _, params = draw(0, 0, torch.arange(6), 0, STAINED)
+    half = applied((x / 255).to(dtype), params, STAINED)
     assert half.dtype == dtype
-    assert (half.float() - applied(x, params)).abs().max() < tolerance
+    assert (half.float() - applied(x, params, STAINED)).abs().max() < tolerance
 
 
 def test_sixteen_bits_are_eight_with_finer_steps():
     x = images(3)
-    _, params = draw(0, 0, torch.arange(3), 0, EVERYTHING)
+    _, params = draw(0, 0, torch.arange(3), 0, STAINED)
     fine = (x.int() * 257).to(torch.uint16)  # 255 -> 65535
-    torch.testing.assert_close(applied(fine, params), applied(x, params))
+    torch.testing.assert_close(applied(fine, params, STAINED), applied(x, params, STAINED))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
 @pytest.mark.parametrize("count, height, width", [(1, 32, 32), (5, 7, 31)])
 def test_compiled_in_one_graph_it_gives_the_same(channels, count, height, width):
     x = images(count, channels)[..., :height, :width]
-    _, params = draw(0, 0, torch.arange(count), 0, EVERYTHING)
+    view = STAINED if channels == 3 else EVERYTHING
+    _, params = draw(0, 0, torch.arange(count), 0, view)
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dynamo says that it traces through lru_cache
-        compiled = torch.compile(applied, fullgraph=True, backend="eager")(x, params)
-    torch.testing.assert_close(compiled, applied(x, params))
+        compiled = torch.compile(applied, fullgraph=True, backend="eager")(x, params, view)
+    torch.testing.assert_close(compiled, applied(x, params, view))
 
 
 # examples/views_in_your_loop.py -------------------------------------------------------

@@ -16,7 +16,9 @@ POSITIVE = """
     temperature base_temperature knn_temperature linear_lr loss_scale clip_grad save_minutes timeout_minutes
     retry_lr blur_sigma std
 """.split()
-SHARES = "flip vertical_flip grayscale warmup_start plateau_factor max_bad_fraction".split()  # and names in _prob
+SHARES = """
+    flip vertical_flip grayscale stain_jitter warmup_start plateau_factor max_bad_fraction
+""".split()  # and names that end in _prob
 SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
 
@@ -64,6 +66,15 @@ def check_training(settings) -> None:
         raise UserError(
             f"warmup_epochs: {settings.warmup_epochs} must be fewer than epochs ({settings.epochs}), or the learning "
             "rate would never come down; set --warmup_epochs"
+        )
+
+
+def check_channels(settings, channels: int) -> None:
+    """Raise `UserError` for an operation of the views that images of so many channels cannot have."""
+    if any(settings.stain_jitter) and channels != 3:
+        raise UserError(
+            f"stain_jitter: it reads the stains from red, green and blue, and these images have {channels} "
+            f"channel{'s' if channels > 1 else ''}; leave it out"
         )
 
 

@@ -77,6 +77,10 @@ class ViewSettings:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter_prob: float = 0.8  # probability
     grayscale: float = 0.2  # probability
+    stain_jitter: tuple[float, float] = (0.0, 0.0)  # H&E tissue: each stain times 1 ± the first, plus 0 ± the second
+
+
+OF_A_VIEW = "blur_prob", "solarize_prob", "stain_prob"  # of train.py: one value for all views, two in turn, or one each
 
 
 @dataclass

@@ -8,13 +8,14 @@ from ssl.distributed import world_size
 from ssl.errors import UserError
 from ssl.evaluation import fixed_head
 from ssl.settings import ranges
+from ssl.settings.shared import OF_A_VIEW
 
 
 def check(settings) -> None:
     """Raise `UserError` for settings that cannot work, before any process waits for another."""
     ranges.check(settings)
     ranges.check_training(settings)
-    for name in ("blur_prob", "solarize_prob"):
+    for name in OF_A_VIEW:
         values = getattr(settings, name)
         if values != "auto" and len(values) not in (1, 2, settings.views):
             each = f", or {settings.views}, one for each view" if settings.views > 2 else ""

@@ -12,7 +12,7 @@ import torch
 from ssl.augment import COLUMNS, View, apply, draw
 from ssl.data import loader
 
-VIEW = View(size=24, solarize_prob=0.2, vertical_flip=0.5, rotation=20.0)
+VIEW = View(size=24, solarize_prob=0.2, vertical_flip=0.5, rotation=20.0, stain_jitter=(0.2, 0.1), stain_prob=0.5)
 VIEWS = [VIEW, replace(VIEW, blur_prob=0.1, solarize_prob=0.0)]
 
 

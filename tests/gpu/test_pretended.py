@@ -66,8 +66,18 @@ def files(tmp_path_factory) -> Path:
         {"method": "barlow_twins", "views": 4},
         {"method": "simclr", "views": 4, "accumulate": 2, "data_dir": "files"},
         {"method": "supcon", "views": 3, "solarize_prob": "[0, 0, 0.2]"},
+        {"method": "simclr", "stain_jitter": "[0.2, 0.1]", "stain_prob": "[1, 0.5]"},
     ],
-    ids=["barlow_twins", "simclr", "supcon", "fp16", "barlow_twins, 4 views", "simclr, 4 views", "supcon, 3 views"],
+    ids=[
+        "barlow_twins",
+        "simclr",
+        "supcon",
+        "fp16",
+        "barlow_twins, 4 views",
+        "simclr, 4 views",
+        "supcon, 3 views",
+        "stains",
+    ],
 )
 def test_a_training_step_waits_for_nothing_and_sends_its_batch_alone(settings, request, tmp_path):
     settings = settings | {"data_dir": request.getfixturevalue(settings.get("data_dir", "images"))}

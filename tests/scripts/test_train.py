@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import metrics, run, tiny, weights
+from running import metrics, run, small_finetuning, tiny, weights
 
+import finetune
 import train
 from ssl.checkpoints import inherit
 from ssl.errors import UserError
@@ -249,6 +250,9 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, settings, expected)
         ("--seed 9223372036854775808", "seed: 9223372036854775808 is too large"),
         ("--std 0 0 0", "std: [0.0, 0.0, 0.0] must be positive"),
         ("--jitter -1 9 3 4", "jitter: [-1.0, 9.0, 3.0, 4.0] must not be negative"),
+        ("--stain_jitter 0.2 1.5", "stain_jitter: [0.2, 1.5] is not in 0..1"),
+        ("--stain_prob 0 1 0", "stain_prob: expected one value for all views, two that the views take in turn; got 3"),
+        ("--stain_prob 0 1.5", "stain_prob: [0.0, 1.5] is not in 0..1"),
         ("--blur_sigma 2 1", "blur_sigma: expected 0 < smallest <= largest, got 2 and 1"),
         ("--crop_scale 0.5 2", "crop_scale: expected 0 < smallest <= largest <= 1, got 0.5 and 2"),
         ("--crop_ratio 0 1", "crop_ratio: expected 0 < smallest"),
@@ -295,6 +299,27 @@ def test_views_have_one_probability_or_two_in_turn_or_one_each(arguments, blurs)
         assert [view.solarize_prob for view in views] == [0.0, 0.2, 0.0, 0.2, 0.0][: len(views)]
     else:
         assert [view.solarize_prob for view in views] == settings.solarize_prob
+
+
+def test_views_change_stains_where_they_are_told_to():
+    settings, _ = config.parse(train.Settings, "--views 3 --stain_jitter 0.2 0.1 --stain_prob 1 0.5".split())
+    views = train.make_views(settings)
+    assert [view.stain_prob for view in views] == [1, 0.5, 1] and {view.stain_jitter for view in views} == {(0.2, 0.1)}
+    settings, _ = config.parse(train.Settings, [])
+    assert not any(any(view.stain_jitter) for view in train.make_views(settings))
+    settings, _ = config.parse(finetune.Settings, ["--stain_jitter", "0.2", "0.1"])
+    settings.image_size = 32
+    assert finetune.random_view(settings).stain_jitter == (0.2, 0.1) and finetune.random_view(settings).stain_prob == 1
+
+
+@pytest.mark.parametrize("script", ["train.py", "finetune.py"])
+def test_stains_of_grey_images_are_refused_in_one_line(script, tmp_path):
+    grey = np.random.default_rng(0).integers(256, size=(40, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", images=grey, labels=np.arange(40) % 2)
+    words = {"train.py": tiny, "finetune.py": small_finetuning}[script](stain_jitter=[0.2, 0])
+    done = run(script, *words, data_dir=tmp_path / "grey.npz", output_dir=tmp_path / "run", check=False)
+    expected = "error: stain_jitter: it reads the stains from red, green and blue, and these images have 1 channel;"
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr
 
 
 def test_schedules_follow_the_epochs():
