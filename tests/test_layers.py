@@ -15,6 +15,7 @@ METHOD = "losses optim schedules pixels augment batch_norm encoders wide preact 
 WINGS = ["ground", "settings", "method", "data", "sources", "checkpoints", "evaluation", "training"]
 LAYERS = {wing: layer for layer, wing in enumerate(WINGS)}
 LAYERS |= dict.fromkeys(["report", "estimators", "export", "faultcheck"], len(WINGS))  # none imports another
+LAYERS["worth"] = len(WINGS) + 1  # it makes pages, too
 
 
 def wing(module: str) -> str:

@@ -49,11 +49,20 @@ def log_ticks(low: float, high: float) -> list[float]:
 class Frame:
     """Axes: numbers become places in the picture. With `log` y is logarithmic if all of it is positive.
 
-    A label is the name of an axis and its unit.
+    A label is the name of an axis and its unit. `x_marks`: (x, words) along the axis x, instead of round numbers.
     """
 
-    def __init__(self, points: Points, x_label: str, y_label: str = "value", log: bool = False):
+    def __init__(
+        self,
+        points: Points,
+        x_label: str,
+        y_label: str = "value",
+        log: bool = False,
+        x_marks: Sequence[tuple[float, str]] | None = None,
+    ):
+        self.x_marks = x_marks
         xs, ys = ([float(v) for v in column] for column in zip(*points)) if points else ([0.0], [1.0])
+        xs += [x for x, _ in x_marks or []]
         self.log, self.x_label = log and min(ys) > 0, x_label
         self.y_label = y_label + (", logarithmic" if self.log else "")
         ys = [math.log10(y) for y in ys] if self.log else ys
@@ -74,8 +83,9 @@ class Frame:
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
         values = ticks(self.x0, self.x1)
-        for value, words in zip(values, numbers(values)):
+        for value, words in self.x_marks or zip(values, numbers(values)):
             x = LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+            words = html.escape(words)
             parts.append(
                 f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{words}</text>'
             )
@@ -87,14 +97,23 @@ class Frame:
 
 
 def curves(
-    lines: list[Points], title: str, x_label: str = "step", y_label: str = "value", log: bool = False, colours: int = 0
+    lines: list[Points],
+    title: str,
+    x_label: str = "step",
+    y_label: str = "value",
+    log: bool = False,
+    colours: int = 0,
+    bars: Sequence[Sequence[tuple[float, float, float]]] = (),
+    x_marks: Sequence[tuple[float, str]] | None = None,
 ) -> str:
     """A picture of several curves; a curve of one point is a dot.
 
     Curve i has colour i. With `colours`, the colours begin again after so many curves, and those lines are dashed.
+    `bars[i]`: intervals (x, low, high) of curve i. `x_marks` as of `Frame`.
     """
     lines = [thin(line) for line in lines]
-    frame = Frame([point for line in lines for point in line], x_label, y_label, log)
+    ends = [(x, y) for some in bars for x, low, high in some for y in (low, high)]
+    frame = Frame([*(point for line in lines for point in line), *ends], x_label, y_label, log, x_marks)
     drawn = []
     for place, line in enumerate(lines):
         again, i = divmod(place, colours or len(lines))
@@ -104,6 +123,11 @@ def curves(
         elif places:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
             drawn.append(f'<path class="line{" dashed" * again} c{i % COLOURS}" d="M{path}"/>')
+    for i, some in enumerate(bars):
+        shift = 3 * (i - (len(bars) - 1) / 2)  # pixels, so that the bars of several curves stand side by side
+        for x, low, high in some:
+            (across, bottom), (_, top) = frame.place(x, low), frame.place(x, high)
+            drawn.append(f'<path class="line c{i % COLOURS}" d="M{across + shift:.1f} {bottom:.1f}V{top:.1f}"/>')
     return _picture(title, frame.axes() + "".join(drawn))
 
 

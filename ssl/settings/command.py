@@ -17,8 +17,12 @@ def command(program: str, *words: str | os.PathLike, **settings) -> str:
     folder = os.path.relpath(ROOT)
     where = "" if folder == "." or program.endswith(".py") else f"PYTHONPATH={quoted(folder)} "
     start = [os.path.normpath(os.path.join(folder, program))] if program.endswith(".py") else ["-m", program]
-    flags = [word for name, value in settings.items() if value is not None for word in _flag(name, value)]
-    return where + " ".join(map(quoted, ["python", *start, *map(os.fspath, words), *flags]))
+    return where + " ".join(map(quoted, ["python", *start, *map(os.fspath, words), *flags(settings)]))
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """The words `--name value ...`, as `config.parse` reads them. Settings that are None are left out."""
+    return [word for name, value in settings.items() if value is not None for word in _flag(name, value)]
 
 
 def quoted(word: str) -> str:

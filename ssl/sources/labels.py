@@ -34,17 +34,19 @@ def stratified(labels: Tensor, percent: float, seed: int) -> Tensor:
 
 
 def listed(data: Images, path: str) -> Tensor:
-    """Indices of the images that the file `path` names, one in a line: a file name, or the end of a path."""
-    if data.paths is None:
-        raise UserError(f"train_files: {data.name} has no file names to look up; use --train_percent")
+    """Indices of the images that the file `path` names, one in a line: a file name, or the end of a path.
+
+    The name of an image of an array is its place in the array.
+    """
+    images = data.paths if data.paths is not None else [data.sample_name(i) for i in range(len(data))]
     names = read_lines(path, "train_files")
     places: dict[str, list[int]] = {}
-    for index, image in enumerate(data.paths):
+    for index, image in enumerate(images):
         places.setdefault(os.path.basename(image), []).append(index)
     found, missing = set(), []
     for name in names:
         ending = f"/{name.removeprefix('./')}"
-        matches = [i for i in places.get(os.path.basename(name), []) if data.paths[i].endswith(ending)]
+        matches = [i for i in places.get(os.path.basename(name), []) if f"/{images[i]}".endswith(ending)]
         if len(matches) > 1:
             raise UserError(
                 f"train_files: {name!r} in {path} is the name of {len(matches)} images; "

@@ -41,11 +41,12 @@ OTHERS = {
     "ssl.data.patches": patches,
     "benchmarks/throughput.py": throughput,
 }
-# Not run here: test_common.py, test_faultcheck.py and test_benchmarks.py run them, or a person who sets up.
+# Not run here: test_common.py, test_faultcheck.py, test_worth.py and test_benchmarks.py run them, or whoever sets up.
 ELSEWHERE = (
     "scripts/demo",
     "scripts/test",
     "python -m ssl.faultcheck",
+    "python -m ssl.worth",
     "benchmarks/gpu.sh",
     "python benchmarks/speedrun.py",
     "pip install",

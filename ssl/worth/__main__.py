@@ -1,0 +1,158 @@
+"""A command: does self-supervised pre-training pay on my images?
+
+python -m ssl.worth DATA --minutes 30
+python -m ssl.worth DATA --unlabelled MORE --public imagenet
+python -m ssl.worth DATA --minutes 30 --plan
+python -m ssl.worth --help
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ssl import distributed, failures, files
+from ssl.checkpoints.lock import lock
+from ssl.console import say
+from ssl.data.cores import usable_cores
+from ssl.errors import UserError, one_line_errors
+from ssl.settings import config, ranges
+from ssl.settings.command import ROOT
+from ssl.settings.shared import ImageSettings
+from ssl.sources import datasets
+from ssl.training.threads import settle_threads
+from ssl.worth import answer, kept, look, networks, page, plan
+from ssl.worth.jobs import run_all
+from ssl.worth.starts import find_public
+from ssl.worth.work import Work
+
+
+@dataclass
+class Settings(ImageSettings):
+    """Does self-supervised pre-training pay on my images?
+
+    Compared are: from nothing; published weights (ImageNet's labels, Barlow Twins); an encoder pre-trained on your
+    images without labels; and published weights on which that pre-training goes on. Each is judged frozen and
+    fine-tuned, with 1, 5, 20 and all labels a class, on the same draws of labels, and a verdict in words follows, with
+    its uncertainty. It says first what fits into the minutes. The test images choose nothing. After a stop the same
+    command goes on.
+    """
+
+    FIRST = "data_dir", "minutes", "unlabelled", "public", "plan", "output_dir"  # in --help
+
+    # What to compare, besides nothing and your images
+    unlabelled: str | None = None  # folder of more images, without labels, to pre-train on
+    public: list[str] = field(default_factory=lambda: ["imagenet", "barlow_twins"])  # names, FILE=ENCODER, or none
+    # How long
+    minutes: float = 30.0  # that all may take, on this machine
+    seeds: int = 3  # of fine-tunings, as far as they fit
+    plan: bool = False  # only say what would fit
+    # Machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    workers: int | None = None  # loader processes; unset: the cores that it may use, but one
+    # Output
+    output_dir: str | None = None  # worth.html, worth.json and all runs; unset: runs/worth_DATA
+
+
+def main() -> None:
+    began = time.monotonic()
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words = ["--data_dir", *words]
+    settings, origin = config.parse(Settings, words)
+    check(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the job that runs saves and ends
+    device = distributed.join(settings.device)
+    settle_threads()
+
+    # Look
+    found = look.look(settings, settings.seeds)
+    folder = Path(settings.output_dir)
+    held = lock(folder / "lock")
+    data = pretrain_on = look.passed_on(settings)
+    of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir)}
+    if settings.unlabelled:
+        count = look.gather_unlabelled(settings, settings.unlabelled, found.splits["test"], folder / "images")
+        of["images"]["pre-training"] = f"{count} images"
+        pretrain_on = {"data_dir": folder / "images"} | look.passed_on(settings, look.OF_FILES)
+    work = Work(folder, found, data, pretrain_on, {"device": settings.device, "workers": settings.workers})
+
+    # Plan, or go on with the plan that was made
+    agreed = kept.read(folder / "plan.json", of)
+    if agreed is None:
+        agreed = agree(settings, origin["public"] != "default", found, work, device, began)
+        kept.write(folder / "plan.json", of, agreed)
+    kept.tell(agreed, found)
+    if settings.plan:
+        return
+
+    # Do
+    jobs = answer.jobs(work, agreed, settings.seed or 0)
+    run_all(jobs)
+
+    # Judge, and say what it means
+    result = answer.judge(work, agreed, device)
+    answer.tell(result)
+    files.write_text(files.json_text(answer.as_json(result, of, agreed)), folder / "worth.json")
+    files.write_text(page.page(result, agreed, found), folder / "worth.html")
+    say(f"\npage        {folder / 'worth.html'}\nnumbers     {folder / 'worth.json'}")
+    say(f"next        {answer.next_step(result, work, agreed, settings.minutes)}")
+    held.close()
+
+
+def agree(
+    settings: Settings, named: bool, found: look.Look, work: Work, device: torch.device, began: float
+) -> kept.Agreed:
+    """Measure this machine, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
+    train, test, sizes = found.train, found.splits["test"], found.sizes()
+    machine = networks.Machine(device, 60 * settings.minutes, networks.measure.seconds_to_read(train))
+    public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
+    own, recipe = networks.own(work, settings.dataset, settings.image_size, train, machine)
+    some, recipes = [own], {own.name: recipe}
+    for one in public:
+        network, recipes[one.name] = networks.public(work, one, settings.image_size, train, sizes.all, machine)
+        some.append(network)
+    cells = [
+        cell
+        for cell in plan.order_of_use(some, list(found.labels()), settings.seeds)
+        if (cell.count, cell.seed) in found.tunable
+    ]
+    spent = time.monotonic() - began
+    made = plan.make(machine.seconds, spent, some, sizes, cells, len(found.draws), usable_cores())
+    return kept.Agreed(some, recipes, made, left_out)
+
+
+def check(settings: Settings) -> None:
+    """Settle the data set and the folder, and refuse what cannot work."""
+    if settings.dataset is None and settings.data_dir is None:
+        raise UserError(
+            "data_dir: which images? Pass a folder with class folders, python -m ssl.worth DATA, or a known set, "
+            "--dataset NAME"
+        )
+    datasets.resolve(settings)
+    if not settings.minutes > 0:
+        raise UserError(f"minutes: {settings.minutes:g} must be positive")
+    if settings.seeds < 1:
+        raise UserError(f"seeds: {settings.seeds} must be at least 1")
+    ranges.check(settings)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("one process compares the starts; leave out torchrun")
+    which = Path(settings.data_dir).stem if settings.dataset in ("folder", "array") else settings.dataset
+    settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{which}")
+
+
+def identity(settings: Settings) -> dict:
+    """The settings that a plan is made for."""
+    free = {"output_dir", "plan", "workers", "data_dir", "csv", "class_list", "splits_folder", "download"}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
+
+
+if __name__ == "__main__":
+    with one_line_errors("worth", failures.explain):
+        main()

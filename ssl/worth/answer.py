@@ -1,0 +1,190 @@
+"""Do what was planned, and answer: the jobs in their order, the scores of their results, the verdict and the table."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ssl import files
+from ssl.checkpoints import about
+from ssl.console import say, table
+from ssl.settings.command import command
+from ssl.worth import scores
+from ssl.worth.intervals import Estimate, difference, level
+from ssl.worth.jobs import Job
+from ssl.worth.kept import Agreed
+from ssl.worth.plan import Network
+from ssl.worth.scores import Features, Judges
+from ssl.worth.splits import ALL
+from ssl.worth.starts import NOTHING, OWN
+from ssl.worth.verdict import FROZEN, TUNED, Facts, Table, Verdict, decide, kind, measure, percent, points
+from ssl.worth.work import CONTINUED, PUBLIC_LR, Work
+
+
+@dataclass(frozen=True)
+class Result:
+    table: Table
+    test: Judges
+    facts: Facts
+    verdict: Verdict
+
+
+def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
+    """All jobs: features of the weights that are there, pre-training with its features, then the fine-tunings."""
+    own = agreed.networks[0]
+    if not Path(work.weights(own, NOTHING)).is_file():
+        work.write_untrained(own, work.found.train.channels, seed)
+    trained = {start for start, network in agreed.starts().items() if start == network.starts[1]}
+    found = [work.features(network, start) for start, network in agreed.starts().items() if start not in trained]
+    for start, network in agreed.starts().items():
+        if start in trained:
+            found += [work.pretraining(network, agreed.plan, agreed.recipes[network.name])]
+            found += [work.features(network, start)]
+    for cell in agreed.plan.cells:
+        pair = [start for start, network in agreed.starts().items() if network.name == cell.network]
+        found += [work.tuning(_network(agreed, cell.network), start, cell, agreed.plan) for start in pair]
+    return found
+
+
+def _network(agreed: Agreed, name: str) -> Network:
+    return next(network for network in agreed.networks if network.name == name)
+
+
+def judge(work: Work, agreed: Agreed, device: torch.device) -> Result:
+    """Score what the jobs have left, and decide. The scores of frozen encoders are kept in files."""
+    found, splits = work.found, work.found.splits
+    places = {start: work.features(network, start).folder for start, network in agreed.starts().items()}
+    test = scores.readable_test(places[NOTHING] / "features.pt", splits["test"], found.balanced)
+    judged: Table = {}
+    for start, place in places.items():
+        kept = place.with_name("frozen.json")
+        if not kept.is_file():
+            say(f"judge       {start}, frozen, {len(found.draws)} draws of labels")
+            of_start = Features.load(place / "features.pt", splits, device)
+            rows = scores.judge_frozen(of_start, found.draws, found.train, found.balanced)
+            files.write_text(files.json_text({"draws": rows}), kept)
+        judged[start, FROZEN] = scores.gather(files.json_object(kept)["draws"])
+    for start, network in agreed.starts().items():
+        rows = []
+        for cell in agreed.plan.cells:
+            if cell.network == network.name:
+                place = work.tuning(network, start, cell, agreed.plan).folder
+                rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, found.train.classes))
+        judged[start, TUNED] = scores.gather(rows)
+    facts = _facts(work, agreed)
+    return Result(judged, test, facts, decide(judged, test, facts))
+
+
+def _facts(work: Work, agreed: Agreed) -> Facts:
+    made, starts = agreed.plan, agreed.starts()
+    trained = {start: network for start, network in starts.items() if start == network.starts[1]}
+    return Facts(
+        starts=list(starts),
+        labels=work.found.labels(),
+        epochs={start: made.epochs[network.name] for start, network in trained.items()},
+        recipe_epochs={OWN: agreed.networks[0].recipe_epochs},
+        left_out=agreed.left_out,
+        too_long=sum(len(_network(agreed, cell.network).starts) for cell in made.too_long),
+        grouped=work.found.splits["test"].groups is not None,
+    )
+
+
+# Told -------------------------------------------------------------------------------------------
+
+
+def tell(result: Result) -> None:
+    """Print the table and the verdict."""
+    say("\n" + table(rows(result)))
+    say(f"{measure(result.test)} on {len(result.test)} test images; in brackets 95 % intervals")
+    say(f"\n{result.verdict.headline}.")
+    for title, words in result.verdict.words:
+        say(f"\n{title}. {words}")
+
+
+def next_step(result: Result, work: Work, agreed: Agreed, minutes: float) -> str:
+    """The command that follows from the verdict."""
+    network = agreed.starts()[result.verdict.start]
+    public = network.weights and {"init": network.weights} | network.settings
+    match result.verdict.outcome:
+        case "nothing":
+            return command("finetune.py", **work.data, **agreed.networks[0].settings)
+        case "own":
+            return command("train.py", **work.pretrain_on)
+        case "public":
+            return command("finetune.py", **work.data, **public, lr_backbone=PUBLIC_LR)
+        case "public+own":
+            return command("train.py", **work.pretrain_on, **public, lr=CONTINUED * network.lr)
+    return f"the same command with --minutes {4 * minutes:g} and another --output_dir"
+
+
+def rows(result: Result) -> list[list[str]]:
+    """A head, then a row for each start and use, a column for each number of labels."""
+    counts = list(result.facts.labels)
+    found = [["", *(heading(count, result.facts) for count in counts)]]
+    for start in result.facts.starts:
+        for use in (FROZEN, TUNED):
+            of_use = result.table[start, use]
+            if of_use:
+                found.append([f"{start}, {use}", *(_cell(of_use.get(count), result.test) for count in counts)])
+    return found
+
+
+def heading(count: int, facts: Facts) -> str:
+    return f"all {facts.labels[count]} labels" if count == ALL else f"{count} a class"
+
+
+def _cell(score: scores.Score | None, test: Judges) -> str:
+    if score is None:
+        return "-"
+    found = level(score, test)
+    return f"{percent(found.value)} ({100 * found.low:.1f}–{100 * found.high:.1f})"
+
+
+def against_nothing(result: Result) -> list[list[str]]:
+    """Of each start and number of labels, the difference from nothing in the same use."""
+    found = []
+    for start in result.facts.starts[1:]:
+        for use in (FROZEN, TUNED):
+            ours, nothing = result.table[start, use], result.table[NOTHING, use]
+            for count in ours.keys() & nothing.keys():
+                if ours[count].right.keys() & nothing[count].right.keys():
+                    gap = difference(ours[count], nothing[count], result.test)
+                    found.append([f"{start}, {use}", heading(count, result.facts), points(gap), str(gap.seeds)])
+    return found
+
+
+def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
+    """worth.json: every number, and what it is of."""
+    verdict, test = result.verdict, result.test
+
+    def told(found: Estimate) -> dict:
+        return asdict(found)
+
+    numbers = {
+        start: {
+            use: {
+                str(count or "all"): told(level(score, test)) | {"validation": score.validation, "knn": score.knn}
+                for count, score in result.table[start, use].items()
+            }
+            for use in (FROZEN, TUNED)
+        }
+        for start in result.facts.starts
+    }
+    return {
+        "verdict": {
+            "outcome": verdict.outcome,
+            "start": verdict.start,
+            "kind": kind(verdict.start),
+            "use": verdict.use,
+            "headline": verdict.headline,
+            "gain": told(verdict.gain),
+            "words": dict(verdict.words),
+        },
+        "measure": measure(test),
+        "labels": {str(count or "all"): labels for count, labels in result.facts.labels.items()},
+        "accuracies": numbers,
+        "facts": asdict(result.facts) | {"labels": None},
+        "plan": {name: value for name, value in asdict(agreed.plan).items() if name != "too_long"},
+        "of": of,
+        "versions": about.versions(),
+    }

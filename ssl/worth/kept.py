@@ -1,0 +1,114 @@
+"""plan.json: the plan, what it was made for, and its words. It is made once, and the same command follows it."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl import files
+from ssl.console import counted, say
+from ssl.errors import UserError
+from ssl.worth import networks
+from ssl.worth.look import Look
+from ssl.worth.measure import Speed
+from ssl.worth.plan import Cell, Network, Plan
+from ssl.worth.splits import ALL
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The networks, the settings of train.py for each, the plan, and the public weights that are not at hand."""
+
+    networks: list[Network]
+    recipes: dict[str, dict]
+    plan: Plan
+    left_out: list[str]
+
+    def starts(self) -> dict[str, Network]:
+        """{start: its network}, the simplest first: nothing, public weights, own, own after public weights."""
+        own, *public = self.networks
+        found = {own.starts[0]: own} | {network.name: network for network in public} | {own.starts[1]: own}
+        return found | {network.starts[1]: network for network in public if network.name in self.plan.epochs}
+
+
+def write(path: Path, of: dict, agreed: Agreed) -> None:
+    content = {"of": of} | dataclasses.asdict(agreed)
+    content["recipes"] = {
+        name: {key: os.fspath(value) if isinstance(value, Path) else value for key, value in recipe.items()}
+        for name, recipe in agreed.recipes.items()
+    }
+    files.write_text(files.json_text(content), path)
+
+
+def read(path: Path, of: dict) -> Agreed | None:
+    """The plan in the file; None where there is none. Raises `UserError` for one that was made for something else."""
+    if not path.exists():
+        return None
+    content = files.json_object(path)
+    try:
+        before = content["of"]
+        for part, values in of.items():
+            for name in values.keys() | before[part].keys():
+                was, now = before[part].get(name), values.get(name)
+                if was != _as_json(now):
+                    raise UserError(
+                        f"output_dir: {path.parent} holds a comparison with another {name} ({was}, now {now}); name "
+                        "another --output_dir, or repeat the first command"
+                    )
+        made = content["plan"] | {
+            part: [Cell(**cell) for cell in content["plan"][part]] for part in ("cells", "too_long")
+        }
+        some = [Network(**one | {"speed": Speed(**one["speed"])}) for one in content["networks"]]
+        return Agreed(some, content["recipes"], Plan(**made), content["left_out"])
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: cannot be read; remove it, and the same command plans again") from None
+
+
+def _as_json(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def tell(agreed: Agreed, found: Look) -> None:
+    """Print what will be done, how long it takes, and what is left out."""
+    made = agreed.plan
+    for network in agreed.networks:
+        networks.tell(network)
+    for words in agreed.left_out:
+        say(f"left out    {words}")
+    labels = ", ".join(f"{count}" for count in found.labels() if count != ALL)
+    say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine:")
+    labels = f"{labels} and all" if labels else "all"
+    say(f"  frozen    {minutes(made.frozen)}: {len(agreed.starts())} starts, with {labels} labels a class")
+    listed = ", ".join(
+        f"{network.starts[1]} {counted(made.epochs[network.name], 'epoch')} (train.py alone: {network.recipe_epochs})"
+        for network in agreed.networks
+        if network.name in made.epochs
+    )
+    say(f"  pre-train {minutes(made.pretrain)}: {listed}")
+    say(f"  fine-tune {minutes(made.tune)}: {'; '.join(_cells(agreed, made.cells))}")
+    if made.shorter > 1:
+        say(f"            with {made.shorter} times fewer epochs than with more minutes")
+    never = [network.starts[1] for network in agreed.networks if network.name not in made.epochs]
+    if never:
+        say(f"left out    {', '.join(never)}: pre-training would need more minutes")
+    if made.too_long:
+        say(f"left out    {'; '.join(_cells(agreed, made.too_long))}: {minutes(made.more)} more")
+
+
+def _cells(agreed: Agreed, cells: list[Cell]) -> list[str]:
+    """'nothing and own with all labels (3 seeds), 5 (1 seed)', a line for each network."""
+    found = []
+    for network in agreed.networks:
+        counts = list(dict.fromkeys(cell.count for cell in cells if cell.network == network.name))
+        seeds = {n: sum((cell.network, cell.count) == (network.name, n) for cell in cells) for n in counts}
+        listed = ", ".join(f"{'all' if n == ALL else n} ({counted(seeds[n], 'seed')})" for n in counts)
+        starts = " and ".join(start for start, its in agreed.starts().items() if its is network)
+        found += [f"{starts} with {listed} labels a class"] if counts else []
+    return found
+
+
+def minutes(count: float) -> str:
+    return f"{count:.1f} min" if count < 10 else f"{count:.0f} min"

@@ -1,0 +1,107 @@
+"""The networks of the starts: their encoders, image sizes and speed on this machine."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssl.checkpoints import restore
+from ssl.console import say
+from ssl.data.images import Images
+from ssl.data.resident import SMALL
+from ssl.encoders import build_encoder, reads
+from ssl.settings.command import ROOT
+from ssl.worth import measure
+from ssl.worth.measure import Speed
+from ssl.worth.plan import Network
+from ssl.worth.starts import OWN, Public
+from ssl.worth.work import Work
+
+CIFAR_ON_CPU = (
+    ROOT / "configs" / "simclr_cifar10_cpu.yaml"
+)  # of the recipes for a CPU the best on CIFAR-10 (the ledger)
+LIKE_CIFAR = ("CIFAR10", "CIFAR100", "SVHN")  # without a recipe for a CPU of their own
+PUBLIC_SIZE = {"cpu": 96, "cuda": 224}  # pixels, of training with public weights: as train.py's recipes have it
+JUDGED = (224, 160, 128, 96)  # pixels of the images that they are judged on, frozen: the first that time allows
+JUDGING = 0.05  # of the time is allowed for features of all images
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    seconds: float  # that there are
+    read: float  # seconds to read an image
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+
+def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> tuple[Network, dict]:
+    """The network of train.py's recipe for these images on this machine; and the settings that choose it."""
+    recipe = {"image_size": image_size}
+    if machine.on_cpu and dataset in LIKE_CIFAR:
+        recipe["config"] = CIFAR_ON_CPU
+    run = measure.short_run(work.short_run(OWN, recipe, steps=10))
+    encoder, kwargs, stem = restore.architecture(run.settled)
+    settings = {"encoder": encoder, "encoder_kwargs": kwargs or None, "stem": stem or "auto"}
+    size = run.settled["image_size"]
+    whole = min(train.resident.shape[2:]) if train.resident is not None else size
+    size = whole if size < whole <= SMALL else size  # views of CIFAR-10 are smaller than its images
+    return _network(OWN, None, settings, (size, size), run, train, machine), recipe
+
+
+def public(
+    work: Work, one: Public, image_size: int | None, train: Images, images: int, machine: Machine
+) -> tuple[Network, dict]:
+    """The network of published weights, to judge so many images; and the settings of its pre-training.
+
+    Raises `UserError` where the weights do not fit the images.
+    """
+    size = image_size or PUBLIC_SIZE[machine.device.type]
+    encoder = one.build(size, train.channels)
+    sides = JUDGED[-1:] if train.name == "shapes" else JUDGED  # which are drawn, and slowly where they are large
+    judged = image_size or next(side for side in sides if _fast(encoder, side, images, train.channels, machine))
+    recipe = one.settings() | {"init": one.weights, "image_size": size}
+    run = measure.short_run(work.short_run(one.name, recipe, steps=4))
+    return _network(one.name, one.weights, one.settings(), (size, judged), run, train, machine), recipe
+
+
+def _fast(encoder: nn.Module, side: int, images: int, channels: int, machine: Machine) -> bool:
+    """Whether features at this size take a small part of the time; the last size is taken anyway."""
+    if side == JUDGED[-1]:
+        return True
+    if not reads(encoder, side, channels):
+        return False
+    each = measure.seconds_per_image(encoder, channels, side, machine.device, training=False)
+    return images * (each + machine.read) < JUDGING * machine.seconds
+
+
+def _network(
+    name: str,
+    weights: str | None,
+    settings: dict,
+    sizes: tuple[int, int],
+    run: measure.ShortRun,
+    train: Images,
+    machine: Machine,
+) -> Network:
+    """`sizes`: pixels of training and of judging."""
+    size, judged = sizes
+    built = settings["encoder"], size, settings["stem"], settings["encoder_kwargs"], train.channels
+    encoder, width = build_encoder(*built)
+    timed = [
+        measure.seconds_per_image(encoder, train.channels, side, machine.device, training)
+        for side, training in ((size, True), (size, False), (judged, False))
+    ]
+    speed = Speed(run.start, run.epoch, *timed, machine.read)
+    of_recipe = (run.settled[key] for key in ("lr", "epochs", "short_side"))
+    return Network(name, weights, settings, size, judged, width, *of_recipe, speed)
+
+
+def tell(network: Network) -> None:
+    kwargs = f" {network.settings['encoder_kwargs']}" if network.settings["encoder_kwargs"] else ""
+    say(
+        f"network     {' and '.join(network.starts)}: {network.settings['encoder']}{kwargs}, trained at "
+        f"{network.train_size} pixels, judged frozen at {network.judge_size}"
+    )

@@ -1,0 +1,89 @@
+"""worth.html: the verdict, the learning curves and the numbers on one page, without network and scripts."""
+
+import math
+import time
+
+from ssl.report import svg
+from ssl.report.markup import document, figure, folded_table, grid, key, table, text
+from ssl.worth import answer
+from ssl.worth.answer import Result
+from ssl.worth.intervals import level
+from ssl.worth.kept import Agreed
+from ssl.worth.look import Look
+from ssl.worth.verdict import FROZEN, TUNED, measure
+
+
+def page(result: Result, agreed: Agreed, found: Look) -> str:
+    verdict = result.verdict
+    words = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in verdict.words)
+    head, *rows = answer.rows(result)
+    caption = f"{measure(result.test).capitalize()} on {len(result.test)} test images; in brackets 95 % intervals"
+    gaps = [[text(cell) for cell in row] for row in answer.against_nothing(result)]
+    body = (
+        f"<main><h1>{text(verdict.headline)}</h1>"
+        f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M %Z")} by python -m ssl.worth</p>'
+        f"{words}<h2>Learning curves</h2>{_legend(result)}{grid([_curves(result, use) for use in (FROZEN, TUNED)])}"
+        f"<h2>Numbers</h2>{table(caption, head, [[text(cell) for cell in row] for row in rows])}"
+        + folded_table("Every start against nothing, in the same use", ["Start", "Labels", "Difference", "Seeds"], gaps)
+        + folded_table("k-NN on frozen features", head, _knn(result))
+        + f"<h2>How it was compared</h2>{_how(agreed, found)}</main>"
+    )
+    return document(text(verdict.headline), body)
+
+
+def _whole(sentences: str) -> str:
+    """Escaped text of any length: `text` would cut it."""
+    return " ".join(text(word) for word in sentences.split())
+
+
+def _legend(result: Result) -> str:
+    keys = "".join(f"<span>{key(i)}{text(start)}</span> &ensp; " for i, start in enumerate(result.facts.starts))
+    return f'<p class="keys">{keys}</p>'
+
+
+def _curves(result: Result, use: str) -> str:
+    """Accuracy over the number of labels, with intervals, of all starts in one use."""
+    labels = result.facts.labels
+    lines, bars = [], []
+    for start in result.facts.starts:
+        of_use = result.table[start, use]
+        found = [(math.log10(labels[count]), level(of_use[count], result.test)) for count in labels if count in of_use]
+        lines.append([(x, 100 * one.value) for x, one in found])
+        bars.append([(x, 100 * one.low, 100 * one.high) for x, one in found])
+    title = {FROZEN: "Frozen encoder, linear probe", TUNED: "Fine-tuned"}[use]
+    marks = [(math.log10(n), str(n)) for n in labels.values()]
+    unit = f"{measure(result.test)}, %"
+    drawn = svg.curves(lines, f"{title}: {unit} by labels", "labels, logarithmic", unit, bars=bars, x_marks=marks)
+    return figure(f"<b>{text(title)}</b>, with 95 % intervals", drawn)
+
+
+def _knn(result: Result) -> list[list[str]]:
+    found = []
+    for start in result.facts.starts:
+        of_start = result.table[start, FROZEN]
+        means = [list(of_start[count].knn.values()) for count in result.facts.labels]
+        found.append([text(start), *(f"{100 * sum(values) / len(values):.1f} %" for values in means)])
+    return found
+
+
+def _how(agreed: Agreed, found: Look) -> str:
+    made = agreed.plan
+    rows = [
+        [
+            text(" and ".join(network.starts)),
+            text(network.settings["encoder"]),
+            f"{network.train_size} / {network.judge_size}",
+            text(f"{made.epochs.get(network.name, '-')} ({network.recipe_epochs})"),
+        ]
+        for network in agreed.networks
+    ]
+    head = ["Starts", "Encoder", "Pixels: trained / judged frozen", "Epochs of pre-training (train.py alone)"]
+    notes = [
+        f"{len(found.train)} training images and {len(found.splits['test'])} test images.",
+        "All starts learn from the same draws of labels and are compared on the same test images.",
+        "With 1 label a class nothing can be held out: the probe then has fixed settings.",
+        "Pre-training sees the training images without their labels, and no test image.",
+        f"Planned for {made.minutes:.3g} minutes; plan.json has the times.",
+        *(f"Left out: {words}." for words in agreed.left_out),
+    ]
+    return "".join(f"<p>{_whole(note)}</p>" for note in notes) + table("Networks", head, rows)

@@ -1,0 +1,190 @@
+"""What fits into the minutes: how long to pre-train, and which fine-tunings, in the order of their use.
+
+Frozen encoders are judged with every number of labels; that is cheap. Pre-training gets a fixed share of the time that
+is left. Fine-tunings get the rest, a cell at a time: both starts of one network with the same labels and seed. So every
+comparison within a network is between pairs. The plan is made once and kept in plan.json; the same command follows it.
+"""
+
+from dataclasses import dataclass
+
+from ssl.errors import UserError
+from ssl.worth.measure import Speed
+from ssl.worth.splits import ALL
+from ssl.worth.starts import NOTHING, OWN
+
+PRETRAIN = 0.4  # share of the time that frozen judging leaves
+SPARE = 0.9  # of the minutes are planned: measured speeds are not exact
+MOST_EPOCHS = 1000  # of pre-training, as published runs have on so few images
+FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
+FEW_FIRST = (5, 20, 1)  # labels a class of fine-tunings, after all labels
+DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
+BATCH = 32  # images of a step of fine-tuning
+# Images that fine-tuning shows, and bounds of its epochs: fewer from public weights, which have less to learn, and
+# twice as many from nothing, which has had no pre-training. Set before anything was measured.
+SEEN, EPOCHS = {OWN: 12_000, "public": 4_000}, {OWN: (10, 200), "public": (4, 40)}
+FROM_NOTHING = 2
+SHORTER = (1, 2, 4)  # divide the epochs of all fine-tunings, if otherwise none would fit
+HEAD_FLOPS = 10e9  # a second and core, of the probe's small products
+
+
+@dataclass(frozen=True)
+class Network:
+    """An encoder, and what the plan must know of it. `weights`: of the public start; None: the user's own network."""
+
+    name: str
+    weights: str | None
+    settings: dict  # of the encoder, for any script: encoder, encoder_kwargs, stem
+    train_size: int  # pixels of a view
+    judge_size: int  # pixels of the images that are judged
+    width: int
+    lr: float  # of pre-training
+    recipe_epochs: int  # which train.py would take
+    short_side: int | None
+    speed: Speed
+
+    @property
+    def kind(self) -> str:
+        return OWN if self.weights is None else "public"
+
+    @property
+    def starts(self) -> tuple[str, str]:
+        """The start without and with pre-training on the user's images."""
+        return (NOTHING, OWN) if self.weights is None else (self.name, f"{self.name}+own")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of images; `of_draw[count]` are (to learn from, held out) with so many labels a class."""
+
+    train: int  # with labels
+    validation: int  # of a split of their own
+    test: int
+    classes: int
+    of_draw: dict[int, tuple[int, int]]
+
+    @property
+    def all(self) -> int:
+        return self.train + self.validation + self.test
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fine-tuning of both starts of a network."""
+
+    network: str
+    count: int  # labels a class, or ALL
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    minutes: float  # that it is made for
+    frozen: float  # minutes of judging frozen encoders
+    epochs: dict[str, int]  # of pre-training, by network; a network without has no start with it
+    pretrain: float  # minutes
+    cells: list[Cell]
+    tune: float  # minutes
+    shorter: int  # what the epochs of fine-tuning are divided by
+    too_long: list[Cell]  # cells that do not fit
+    more: float  # minutes that these would take
+
+    @property
+    def total(self) -> float:
+        return self.frozen + self.pretrain + self.tune
+
+
+def make(
+    seconds: float, spent: float, networks: list[Network], sizes: Sizes, cells: list[Cell], draws: int, cores: int
+) -> Plan:
+    """The plan for so many seconds, of which some are `spent` on measuring. `cells` are all, in the order of their use;
+    `draws` are those of labels that the probe learns from, for each start.
+
+    Raises `UserError` where not even the first things fit.
+    """
+    left = SPARE * seconds - spent
+    frozen = sum(len(network.starts) * _frozen(network, sizes, draws, cores) for network in networks)
+    epochs = _pretraining(networks, PRETRAIN * (left - frozen))
+    own = next(network for network in networks if network.weights is None)
+    pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
+    for shorter in SHORTER:
+        room = left - frozen - pretrain
+        taken: list[Cell] = []
+        for cell in cells:
+            if cost(cell, networks, sizes, epochs, shorter) <= room:
+                taken.append(cell)
+                room -= cost(cell, networks, sizes, epochs, shorter)
+        if cells[0] in taken:
+            break
+    if own.name not in epochs or cells[0] not in taken:
+        first = cost(cells[0], networks, sizes, epochs | {own.name: 1}, SHORTER[-1])
+        pretrained = _pretrain_seconds(own, 1)
+        enough = (spent + frozen + max(first + pretrained, first / (1 - PRETRAIN), pretrained / PRETRAIN)) / SPARE
+        raise UserError(
+            f"minutes: {seconds / 60:.3g} are too few: on this machine the least that can answer takes about "
+            f"{enough / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, and one fine-tuning from "
+            "nothing and from it. Pass more --minutes, or fewer images"
+        )
+    too_long = [cell for cell in cells if cell not in taken]
+    tune, more = (sum(cost(cell, networks, sizes, epochs, shorter) for cell in some) / 60 for some in (taken, too_long))
+    return Plan(seconds / 60, frozen / 60, epochs, pretrain / 60, taken, tune, shorter, too_long, more)
+
+
+def order_of_use(networks: list[Network], counts: list[int], seeds: int) -> list[Cell]:
+    """All cells: with all labels first, then with few; more seeds last."""
+    few = [count for count in FEW_FIRST if count in counts]
+    return [Cell(network.name, count, seed) for seed in range(seeds) for count in (ALL, *few) for network in networks]
+
+
+def tune_epochs(network: Network, start: str, images: int, shorter: int) -> int:
+    """Epochs of fine-tuning on so many images."""
+    least, most = EPOCHS[network.kind]
+    epochs = min(max(round(SEEN[network.kind] / images), least), most)
+    return max(1, epochs * (FROM_NOTHING if start == NOTHING else 1) // shorter)
+
+
+def cost(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int], shorter: int) -> float:
+    """Seconds of a cell: of both starts, or of the one that a network without pre-training has."""
+    network = next(one for one in networks if one.name == cell.network)
+    starts = network.starts if network.name in epochs else network.starts[:1]
+    return sum(_tune_seconds(network, start, cell, sizes, shorter) for start in starts)
+
+
+def _tune_seconds(network: Network, start: str, cell: Cell, sizes: Sizes, shorter: int) -> float:
+    fit, held = sizes.of_draw[cell.count]
+    speed, passes, held = network.speed, tune_epochs(network, start, fit, shorter), held or sizes.validation
+    looks = passes * (fit * speed.train + held * speed.check) + sizes.test * speed.check
+    reads = min(sizes.all, passes * (fit + held)) + sizes.test
+    return speed.start + looks + reads * speed.read
+
+
+def holds_in_memory(network: Network, sizes: Sizes, cell: Cell, shorter: int) -> bool:
+    """Whether it is less work to decode all images once than those of the cell in every epoch: alike for both starts,
+    as images that are held are reduced."""
+    fit, held = sizes.of_draw[cell.count]
+    return sizes.all < tune_epochs(network, network.starts[1], fit, shorter) * (fit + (held or sizes.validation))
+
+
+def _frozen(network: Network, sizes: Sizes, draws: int, cores: int) -> float:
+    """Seconds of judging one frozen start: its features, and the probe's heads on them."""
+    features = sizes.all * (network.speed.judge + network.speed.read)
+    heads = 4 * 20 * sizes.classes * network.width * 30 * (3 * sizes.train + draws * 5 * sizes.classes)
+    return network.speed.start + features + heads / HEAD_FLOPS / cores
+
+
+def _pretrain_seconds(network: Network, epochs: int) -> float:
+    return network.speed.start + epochs * network.speed.epoch
+
+
+def _pretraining(networks: list[Network], seconds: float) -> dict[str, int]:
+    """Epochs of each network; the time is shared alike between the networks that can use their share."""
+    able = list(networks)
+    while able:
+        share = seconds / len(able)
+        fits = {
+            network.name: min(MOST_EPOCHS, int((share - network.speed.start) / network.speed.epoch)) for network in able
+        }
+        few = [n for n in able if fits[n.name] < (1 if n.weights is None else FEWEST_EPOCHS)]
+        if not few:
+            return fits
+        able.remove(few[-1] if few[-1].weights else able[-1])  # own comes first, and goes last
+    return {}

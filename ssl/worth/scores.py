@@ -1,0 +1,149 @@
+"""Which test images each start gets right, frozen and fine-tuned, and how good it is on validation images."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl import files
+from ssl.data.images import Images
+from ssl.evaluation import features, probes
+from ssl.evaluation.feature_rows import Rows
+from ssl.worth.splits import Draw
+
+FIXED = [(0.1, 1e-3)]  # learning rate and weight decay of the probe where no image is held out to choose them
+FEW_EPOCHS = 100  # of the probe on fewer images than a batch, whose epoch is one step
+BATCH = 256  # of the probe
+
+
+@dataclass
+class Score:
+    """Of one start, used in one way, with so many labels: {seed: (N,) bool of the test images, share of validation}."""
+
+    right: dict[int, np.ndarray] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)
+    held: int = 0  # validation images, of all seeds together
+    knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The test images that can be read: their labels and groups, (N,); and whether every class counts alike."""
+
+    labels: np.ndarray
+    groups: np.ndarray  # numbers; an image without a group is a group of its own
+    balanced: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def weights(self) -> np.ndarray:
+        return weights(self.labels, self.balanced)
+
+
+def weights(labels: np.ndarray, balanced: bool) -> np.ndarray:
+    """(N,) of images, with the sum 1. Their sum over right images is accuracy, or balanced accuracy."""
+    if not balanced:
+        return np.full(len(labels), 1 / len(labels))
+    counts = np.bincount(labels)
+    return 1 / (counts[labels] * (counts > 0).sum())
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a start: rows and labels of the labelled images of each split, and rows by name of train's."""
+
+    train: Rows
+    place: dict[str, int]
+    validation: tuple[Rows, Tensor] | None
+    test: tuple[Rows, Tensor]
+
+    @classmethod
+    def load(cls, path: Path, splits: dict[str, Images | None], device: torch.device) -> "Features":
+        found = features.load(path, device)
+
+        def labelled(name: str) -> tuple[Rows, Tensor]:
+            """Rows and labels of a split's images that can be read, in the order of the split."""
+            at = {name: row for row, name in enumerate(found.splits[name].paths)}
+            data = splits[name]
+            index = [i for i in range(len(data)) if data.sample_name(i) in at]
+            rows = torch.tensor([at[data.sample_name(i)] for i in index])
+            return found.splits[name].rows.subset(rows), data.labels[index].to(device)
+
+        place = {name: row for row, name in enumerate(found.splits["train"].paths)}
+        validation = labelled("val") if splits["val"] is not None else None
+        return cls(found.splits["train"].rows, place, validation, labelled("test"))
+
+
+def readable_test(path: Path, test: Images, balanced: bool) -> Judges:
+    """The test images that have features at `path`."""
+    known = set(features.load(path).splits["test"].paths)
+    index = [i for i in range(len(test)) if test.sample_name(i) in known]
+    names = [test.groups[i] if test.groups and test.groups[i] else f"image {i}" for i in index]
+    return Judges(test.labels[index].numpy(), np.unique(names, return_inverse=True)[1], balanced)
+
+
+# Frozen -----------------------------------------------------------------------------------
+
+
+def judge_frozen(found: Features, draws: list[Draw], train: Images, balanced: bool) -> list[dict]:
+    """For each draw: its count and seed, test images that the probe gets right ('0110…'), validation and k-NN."""
+    return [_judge_draw(found, draw, train, balanced) for draw in draws]
+
+
+def _judge_draw(found: Features, draw: Draw, train: Images, balanced: bool) -> dict:
+    classes = len(train.classes)
+    fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
+    held = held if found.validation is None else found.validation
+    epochs = 30 if len(fit[1]) >= BATCH else FEW_EPOCHS
+    if len(held[1]):
+        head, _ = probes.sweep(fit, held, classes, epochs, BATCH, draw.seed)
+        right = probes.hits(head, [0], *held)[0].cpu().numpy()
+        validation = float(right @ weights(held[1].cpu().numpy(), balanced))
+    else:
+        head, validation = probes.fit_heads(*fit, classes, FIXED, epochs, BATCH, draw.seed), None
+    right = probes.hits(head, [0], *found.test)[0].int().tolist()
+    knn = probes.knn(fit, found.test, classes)["balanced_accuracy" if balanced else "acc1"]
+    words = {"right": "".join(map(str, right)), "validation": validation, "held": len(held[1]), "knn": knn}
+    return {"count": draw.count, "seed": draw.seed, **words}
+
+
+def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tensor]:
+    index = [i for i in chosen.tolist() if train.sample_name(i) in found.place]
+    rows = torch.tensor([found.place[train.sample_name(i)] for i in index], dtype=torch.long)
+    return found.train.subset(rows), train.labels[index].to(found.train.device)
+
+
+# Fine-tuned -------------------------------------------------------------------------------
+
+
+def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list[str]) -> dict:
+    """As of a draw of `judge_frozen`, from the files of a run of finetune.py."""
+    with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if [row["label"].lstrip("'") for row in rows] != [classes[label].lstrip("'") for label in test.labels]:
+        raise RuntimeError(f"{folder}: its test images are not those of the frozen encoders")
+    best = files.json_object(folder / "results.json")["best"]
+    right = "".join(str(int(row["label"] == row["predicted"])) for row in rows)
+    validation = best["val_balanced_accuracy" if test.balanced else "val_acc1"]
+    return {"count": count, "seed": seed, "right": right, "validation": validation, "held": best["val_n"]}
+
+
+# Together ---------------------------------------------------------------------------------
+
+
+def gather(judged: list[dict]) -> dict[int, Score]:
+    """{labels a class: Score} of the draws of one start, used in one way."""
+    found: dict[int, Score] = {}
+    for one in judged:
+        score = found.setdefault(one["count"], Score())
+        score.right[one["seed"]] = np.frombuffer(one["right"].encode(), np.uint8) == ord("1")
+        if one["validation"] is not None:
+            score.validation[one["seed"]] = one["validation"]
+            score.held += one["held"]
+        if one.get("knn") is not None:
+            score.knn[one["seed"]] = one["knn"]
+    return found

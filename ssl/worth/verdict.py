@@ -1,0 +1,280 @@
+"""From numbers to words: which start to take, what it gains, how sure that is, and what would change the answer.
+
+The start and its use are chosen on validation images alone. The test images then say how sure the choice is; they never
+choose between starts.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ssl.console import counted
+from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
+from ssl.worth.scores import Judges, Score
+from ssl.worth.splits import ALL
+from ssl.worth.starts import NOTHING, OWN
+
+FROZEN, TUNED = "frozen", "fine-tuned"
+USES = {FROZEN: "frozen, with a linear probe", TUNED: "fine-tuned"}
+WORTH = 0.02  # a gain that is surely smaller is not worth a pre-training
+SHORT = 0.5  # of the recipe's epochs
+UNKNOWN = "cannot be told"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the words need besides scores. `starts`: simplest first. `labels`: {labels a class: labels together}."""
+
+    starts: list[str]
+    labels: dict[int, int]
+    epochs: dict[str, int]  # of pre-training, by start
+    recipe_epochs: dict[str, int]  # that train.py would take
+    left_out: list[str]  # public weights that are not at hand, and why
+    too_long: int  # fine-tunings that did not fit into the minutes
+    grouped: bool  # test images are in groups: patients, lesions, slides
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`outcome`: nothing, public, own, public+own or UNKNOWN. `start` and `use`: the best start by validation that is
+    pre-trained, which is compared with training from nothing. `words`: (title, sentences)."""
+
+    outcome: str
+    start: str
+    use: str
+    headline: str
+    gain: Estimate
+    words: list[tuple[str, str]]
+
+
+Table = dict[tuple[str, str], dict[int, Score]]  # (start, use) -> {labels a class: Score}
+
+
+def kind(start: str) -> str:
+    """nothing, own, public or public+own."""
+    return start if start in (NOTHING, OWN) else "public+own" if start.endswith("+own") else "public"
+
+
+def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
+    best = {start: best_use(table, start) for start in facts.starts}
+    scores = {start: table[start, best[start]][ALL] for start in facts.starts}
+    start, preferred = choose(scores, facts.starts)
+    gain = difference(scores[start], scores[NOTHING], test)
+    if gain.high < WORTH:
+        outcome = UNKNOWN if is_short(facts, OWN) else NOTHING
+    elif preferred and gain.low > 0:
+        outcome = kind(start)
+    else:
+        outcome = UNKNOWN
+    few = with_few(table, test, facts, start)
+    words = [
+        ("What it gains", _gain(table, test, facts, best, start, gain)),
+        ("Labels", _labels(table, test, facts, best, start, gain)),
+        ("With fewer labels", _fewer(few, start)),
+        ("Why this start", _why(scores, best, facts, start, preferred)),
+        ("Against the other starts", _others(scores, test, best, facts, start)),
+        ("What would change the answer", _change(test, facts, start, gain)),
+    ]
+    headline = _headline(outcome, start, best[start], gain, few, facts)
+    return Verdict(outcome, start, best[start], headline, gain, [(title, text) for title, text in words if text])
+
+
+# Choosing, on validation images ---------------------------------------------------------------
+
+
+def best_use(table: Table, start: str, count: int = ALL) -> str:
+    """The use of a start with so many labels that is better on the validation images of the seeds that both have."""
+    there = _measured(table, start, count)
+    if len(there) < 2:
+        return there[0]
+    frozen, tuned = (table[start, use][count].validation for use in USES)
+    both = frozen.keys() & tuned.keys()
+    if not both:
+        return FROZEN
+    return TUNED if sum(tuned[seed] for seed in both) >= sum(frozen[seed] for seed in both) else FROZEN
+
+
+def _measured(table: Table, start: str, count: int) -> list[str]:
+    return [use for use in USES if count in table.get((start, use), {})]
+
+
+def validated(scores: dict[str, Score]) -> dict[str, float]:
+    """Mean validation accuracy of the seeds that all scores have."""
+    both = set.intersection(*(set(score.validation) for score in scores.values()))
+    return {name: sum(score.validation[seed] for seed in both) / len(both) for name, score in scores.items()}
+
+
+def is_short(facts: Facts, start: str) -> bool:
+    """Whether pre-training was much shorter than the recipe's: what it does not bring says little."""
+    return facts.epochs[start] < SHORT * facts.recipe_epochs[start]
+
+
+def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
+    """(the pre-trained start to take, whether validation prefers it to nothing).
+
+    It is the simplest one within one standard error of the best (Breiman et al. 1984), and no worse than nothing where
+    the best is better than nothing.
+    """
+    found = validated(scores)
+    trained = [start for start in starts if start != NOTHING]
+    top = max(trained, key=found.__getitem__)
+    share, held = found[top], max(scores[top].held, 1)
+    error = math.sqrt(max(share * (1 - share), 1 / held) / held)
+    preferred = found[top] > found[NOTHING]
+    least = max(share - error, found[NOTHING]) if preferred else share - error
+    return next(start for start in trained if found[start] >= least), preferred
+
+
+# Labels that a start saves ----------------------------------------------------------------------
+
+
+def labels_needed(points: list[tuple[int, float]], target: float) -> tuple[str, float]:
+    """How many labels bring a learning curve of `points` (labels, accuracy) to `target`, linear in log labels.
+
+    ('about', labels), ('at most', the fewest that were measured) or ('more than', the most).
+    """
+    points = sorted(points)
+    if points[0][1] >= target:
+        return "at most", points[0][0]
+    for (few, low), (many, high) in zip(points, points[1:]):
+        if low < target <= high:
+            return "about", few * (many / few) ** ((target - low) / (high - low))
+    return "more than", points[-1][0]
+
+
+def curve(table: Table, facts: Facts, test: Judges, start: str) -> list[tuple[int, float]]:
+    """(labels, accuracy on test) of a start, used with each number of labels as validation says."""
+    counts = [count for count in facts.labels if _measured(table, start, count)]
+    uses = {count: best_use(table, start, count) for count in counts}
+    return [(facts.labels[count], level(table[start, uses[count]][count], test).value) for count in counts]
+
+
+@dataclass(frozen=True)
+class Few:
+    """A start against nothing with fewer labels, each in its better use."""
+
+    count: int  # labels a class
+    ours: Estimate
+    nothing: Estimate
+    gap: Estimate
+
+
+def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:
+    found = []
+    for count in facts.labels:
+        if count != ALL and all(_measured(table, one, count) for one in (start, NOTHING)):
+            pair = [table[one, best_use(table, one, count)][count] for one in (start, NOTHING)]
+            levels = level(pair[0], test, pair[1]), level(pair[1], test, pair[0])
+            found.append(Few(count, *levels, difference(*pair, test)))
+    return found
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(found: Estimate) -> str:
+    """'+13.2 points (95 %: +8.1 to +18.3)'."""
+    return f"{100 * found.value:+.1f} points (95 %: {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def measure(test: Judges) -> str:
+    return "balanced accuracy" if test.balanced else "accuracy"
+
+
+def _headline(outcome: str, start: str, use: str, gain: Estimate, few: list[Few], facts: Facts) -> str:
+    public = start.removesuffix("+own")
+    sure = [f"{one.count}" for one in few if one.gap.low > 0]
+    but = f"; with {' or '.join(sure)} labels a class {start} is better" if sure else ""
+    if outcome == UNKNOWN and gain.high < WORTH:
+        return (
+            f"With all labels so short a pre-training does not pay; whether {facts.recipe_epochs[OWN]} epochs, as the "
+            f"recipe has, would pay cannot be told{but}"
+        )
+    if outcome == UNKNOWN:
+        return f"It cannot be told from {gain.images} test images whether pre-training pays with all labels{but}"
+    return {
+        NOTHING: f"Train from nothing: pre-training does not pay with all labels{but}",
+        OWN: f"Pre-train on your images, and use the encoder {USES[use]}",
+        "public": f"Start from {public}, {USES[use]}: pre-training on your images adds nothing that is sure",
+        "public+own": f"Continue {public} on your images without labels, and use it {USES[use]}",
+    }[outcome]
+
+
+def _gain(table: Table, test: Judges, facts: Facts, best: dict[str, str], start: str, gain: Estimate) -> str:
+    scores = [table[one, best[one]][ALL] for one in (start, NOTHING)]
+    ours, nothing = level(scores[0], test, scores[1]), level(scores[1], test, scores[0])
+    return (
+        f"With all {facts.labels[ALL]} labels {start} ({USES[best[start]]}) has {percent(ours.value)} {measure(test)}, "
+        f"training from nothing ({USES[best[NOTHING]]}) {percent(nothing.value)}: {points(gain)}, on "
+        f"{counted(gain.images, 'test image')} and {counted(gain.seeds, 'seed')}."
+    )
+
+
+def _labels(table: Table, test: Judges, facts: Facts, best: dict[str, str], start: str, gain: Estimate) -> str:
+    target = level(table[NOTHING, best[NOTHING]][ALL], test).value
+    how, needed = labels_needed(curve(table, facts, test, start), target)
+    everything = facts.labels[ALL]
+    if how == "more than" or needed >= everything:
+        return f"{start} saves no labels: with all of them it does not pass training from nothing."
+    saved = 100 * (1 - needed / everything)
+    least = "at least " if how == "at most" else "about "
+    return (
+        f"{start} needs {how} {needed:.0f} labels for what training from nothing reaches with all {everything}: it "
+        f"saves {least}{saved:.0f} % of them{'' if gain.low > 0 else ', which is no surer than the difference above'}."
+    )
+
+
+def _fewer(few: list[Few], start: str) -> str:
+    listed = [
+        f"{counted(one.count, 'label')} a class: {percent(one.ours.value)} against {percent(one.nothing.value)}, "
+        f"{points(one.gap)}"
+        for one in few
+    ]
+    return f"{start} against nothing. {'; '.join(listed)}." if few else ""
+
+
+def _why(scores: dict[str, Score], best: dict[str, str], facts: Facts, start: str, preferred: bool) -> str:
+    found = validated(scores)
+    listed = ", ".join(f"{one} {percent(found[one])} ({best[one]})" for one in facts.starts)
+    simplest = " It is the simplest of those within one standard error of the best." if len(facts.starts) > 2 else ""
+    prefers = "" if preferred else " Training from nothing is no worse than any of them there."
+    return (
+        f"Chosen on {counted(scores[start].held, 'validation image')}, never on the test images: "
+        f"{listed}.{simplest}{prefers}"
+    )
+
+
+def _others(scores: dict[str, Score], test: Judges, best: dict[str, str], facts: Facts, start: str) -> str:
+    others = [one for one in facts.starts if one not in (start, NOTHING)]
+    found = [
+        f"{one} ({best[one]}): {points(difference(scores[start], scores[one], test))} for {start}" for one in others
+    ]
+    return "; ".join(found) + "." if found else ""
+
+
+def _change(test: Judges, facts: Facts, start: str, gain: Estimate) -> str:
+    seen = (
+        f"With these {gain.images} test images{' in groups' if facts.grouped else ''} and {counted(gain.seeds, 'seed')}"
+    )
+    found = [f"{seen}, a difference under {100 * gain.seen:.0f} points will mostly not be seen: more test images help."]
+    if gain.seeds == 1:
+        found.append(
+            f"One seed was fine-tuned: between seeds a deviation of {100 * BETWEEN_SEEDS:g} points is assumed."
+        )
+    short = {one: n for one, n in facts.epochs.items() if n < facts.recipe_epochs.get(one, 0)}
+    if short:
+        listed = ", ".join(
+            f"{one} {counted(n, 'epoch')} (the recipe: {facts.recipe_epochs[one]})" for one, n in short.items()
+        )
+        found.append(f"Pre-training was shorter than the recipe's: {listed}. More --minutes may change the answer.")
+    if facts.left_out:
+        found.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
+    if facts.too_long:
+        found.append(
+            f"{counted(facts.too_long, 'fine-tuning')} did not fit into the minutes; more seeds make it surer."
+        )
+    found.append("Each pre-training was made once: how much another seed of it differs is not in the intervals.")
+    return " ".join(found)

@@ -1,0 +1,104 @@
+"""The jobs of a plan: which scripts with which settings make the weights, the features and the fine-tuned networks."""
+
+from pathlib import Path
+
+import torch
+
+from ssl.checkpoints import torch_file
+from ssl.encoders import build_encoder
+from ssl.worth.jobs import Job
+from ssl.worth.look import Look
+from ssl.worth.plan import BATCH, Cell, Network, Plan, holds_in_memory, tune_epochs
+from ssl.worth.splits import ALL, HELD, write_list
+from ssl.worth.starts import NOTHING
+
+SAVE_MINUTES = 1.0  # between checkpoints: so much is lost at most
+# Of fine-tuning, for all starts: set before anything was measured. The encoder of public weights takes smaller steps.
+TUNING = {
+    "batch_size": BATCH,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 1e-2,
+    "schedule": "cosine",
+    "warmup_epochs": "auto",
+    "min_lr": 0.0,
+    "crop_scale": [0.3, 1.0],
+}
+PUBLIC_LR = 1e-4  # of the encoder in fine-tuning from public weights
+CONTINUED = 0.1  # times the recipe's learning rate, where pre-training goes on from public weights
+
+
+class Work:
+    """The jobs in `folder`. `data`: settings of the user's images; `pretrain_on`: those of the images to pre-train on,
+    the same or more; `shared`: settings of the machine and the seed."""
+
+    def __init__(self, folder: Path, found: Look, data: dict, pretrain_on: dict, shared: dict):
+        self.folder, self.found, self.data, self.pretrain_on, self.shared = folder, found, data, pretrain_on, shared
+
+    def short_run(self, name: str, settings: dict, steps: int) -> Job:
+        """A few steps of train.py, to see what it settles and how fast it is."""
+        few = {"max_steps": steps, "log_every": 1, "health_every": 1000, "evaluate_after": False}
+        return self._job(f"measure {name}", "train.py", f"measured/{name}", self.pretrain_on | settings | few)
+
+    def pretraining(self, network: Network, plan: Plan, recipe: dict) -> Job:
+        epochs = plan.epochs[network.name]
+        settings = self.pretrain_on | recipe | {"epochs": epochs, "warmup_epochs": "auto", "evaluate_after": False}
+        settings["save_minutes"] = SAVE_MINUTES
+        if network.weights is not None:
+            settings |= {"lr": CONTINUED * network.lr, "init": network.weights}
+        start = network.starts[1]
+        return self._job(f"pre-train {start}, {epochs} epochs", "train.py", f"{start}/pretrained", settings)
+
+    def features(self, network: Network, start: str) -> Job:
+        settings = self.data | network.settings | {"image_size": network.judge_size, "protocol": "features"}
+        settings |= {"model_path": self.weights(network, start), "batch_size": 64}
+        return self._job(f"features of {start}", "evaluate.py", f"{start}/features", settings)
+
+    def tuning(self, network: Network, start: str, cell: Cell, plan: Plan) -> Job:
+        draw, train = self.found.draw(cell.count, cell.seed), self.found.train
+        lists = self.folder / "labels" / f"{_count(cell.count)}_seed_{cell.seed}.txt"
+        sizes = self.found.sizes()
+        settings = self.data | network.settings | TUNING | {"image_size": network.train_size, "seed": cell.seed}
+        settings |= {
+            "init": None if start == NOTHING else self.weights(network, start),
+            "lr_backbone": None if network.weights is None else PUBLIC_LR,
+            "epochs": tune_epochs(network, start, len(draw.fit), plan.shorter),
+            "val_fraction": HELD,
+            "balanced": self.found.balanced,
+            "train_files": write_list((train.sample_name(i) for i in draw.chosen.tolist()), lists),
+            "save_minutes": SAVE_MINUTES,
+        }
+        settings["patience"] = settings["epochs"]  # none: each has its whole schedule
+        if network.short_side and holds_in_memory(network, sizes, cell, plan.shorter):
+            settings["short_side"] = network.short_side
+        what = f"fine-tune {start}, {_words(cell.count)}, seed {cell.seed}"
+        return self._job(what, "finetune.py", f"{start}/tuned/{_count(cell.count)}_seed_{cell.seed}", settings)
+
+    def weights(self, network: Network, start: str) -> str:
+        """What --init or --model_path takes."""
+        if start == NOTHING:
+            return str(self.folder / NOTHING / "encoder.pt")
+        if start == network.name and network.weights is not None:
+            return network.weights
+        return str(self.folder / start / "pretrained")
+
+    def write_untrained(self, network: Network, channels: int, seed: int) -> None:
+        """The encoder with random weights."""
+        torch.manual_seed(seed)
+        named = network.settings
+        built = named["encoder"], network.judge_size, named["stem"], named["encoder_kwargs"]
+        encoder, _ = build_encoder(*built, channels)
+        (self.folder / NOTHING).mkdir(parents=True, exist_ok=True)
+        torch_file.save(encoder.state_dict(), Path(self.weights(network, NOTHING)))
+
+    def _job(self, what: str, script: str, place: str, settings: dict) -> Job:
+        own = {"device": self.shared["device"], "workers": self.shared["workers"]}
+        return Job(what, script, self.folder / place, own | settings)
+
+
+def _count(count: int) -> str:
+    return "all" if count == ALL else f"{count}_a_class"
+
+
+def _words(count: int) -> str:
+    return "all labels" if count == ALL else f"{count} labels a class"

@@ -1,0 +1,254 @@
+"""The verdict: from made numbers to an outcome and its words."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ssl.worth import intervals, verdict
+from ssl.worth.scores import Judges, Score
+from ssl.worth.splits import ALL
+from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, decide, labels_needed
+
+STARTS = ["nothing", "pub", "own", "pub+own"]
+
+
+def images(
+    count: int, groups: list[int] | None = None, labels: list[int] | None = None, balanced: bool = False
+) -> Judges:
+    return Judges(np.array(labels or [0] * count), np.array(groups or range(count)), balanced)
+
+
+def score(share: float, count: int, validation: float | None = None, seeds: int = 3, draw: int = 0) -> Score:
+    """`share` of the test images are right in every seed, always the same ones; validation as the share, or given."""
+    order = np.random.default_rng(draw).permutation(count) if draw else np.arange(count)
+    right = np.zeros(count, bool)
+    right[order[: round(share * count)]] = True
+    value = share if validation is None else validation
+    return Score(dict.fromkeys(range(seeds), right), dict.fromkeys(range(seeds), value), held=300)
+
+
+def facts(**changes) -> Facts:
+    given = dict(starts=STARTS, labels={5: 50, ALL: 500}, epochs={"own": 50}, recipe_epochs={"own": 50})
+    given |= dict(left_out=[], too_long=0, grouped=False)
+    return Facts(**given | changes)
+
+
+def table(shares: dict[str, float], count: int, validation: dict[str, float] | None = None, few: float = 0.3):
+    """Frozen encoders are bad at everything, so that starts are used fine-tuned; with few labels all are equal."""
+    found = {}
+    for start, share in shares.items():
+        known = (validation or {}).get(start)
+        found[start, FROZEN] = {ALL: score(0.1, count, 0.1), 5: score(few, count)}
+        found[start, TUNED] = {ALL: score(share, count, known)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "best, outcome",
+    [("nothing", "nothing"), ("pub", "public"), ("own", "own"), ("pub+own", "public+own")],
+)
+def test_each_start_can_win(best, outcome):
+    shares = {start: 0.9 if start == best else 0.5 for start in STARTS}
+    found = decide(table(shares, 400), images(400), facts())
+    assert found.outcome == outcome
+    assert (found.start == best) is (best != "nothing") and found.use == TUNED
+
+
+def test_a_difference_within_the_noise_cannot_be_told():
+    shares = {"nothing": 0.70, "pub": 0.60, "own": 0.74, "pub+own": 0.6}
+    made = {start: score(share, 50, share, draw=i + 1) for i, (start, share) in enumerate(shares.items())}
+    numbers = {(start, TUNED): {ALL: one} for start, one in made.items()} | {(s, FROZEN): {} for s in STARTS}
+    found = decide(numbers, images(50), facts(labels={ALL: 500}))
+    assert found.outcome == UNKNOWN and found.start == "own"
+    assert found.gain.low < 0 < found.gain.high
+    assert "cannot be told from 50 test images" in found.headline and "labels a class" not in found.headline
+
+
+def test_a_start_that_pays_with_few_labels_alone_is_said_in_the_headline():
+    shares = dict.fromkeys(STARTS, 0.8)
+    numbers = table(shares, 20_000)
+    numbers["own", FROZEN][5] = score(0.6, 20_000)
+    validation = {"own": 0.9}
+    for start in STARTS:
+        numbers[start, TUNED][ALL] = score(0.8, 20_000, validation.get(start))
+    found = decide(numbers, images(20_000), facts())
+    assert found.outcome == "nothing"
+    assert found.headline.endswith("does not pay with all labels; with 5 labels a class own is better")
+
+
+def test_the_test_images_choose_nothing():
+    """Validation prefers own; the test images prefer pub by far. Own is the one that is judged."""
+    shares = {"nothing": 0.5, "pub": 0.95, "own": 0.8, "pub+own": 0.5}
+    validation = {"nothing": 0.5, "pub": 0.6, "own": 0.9, "pub+own": 0.5}
+    found = decide(table(shares, 400, validation), images(400), facts())
+    assert (found.outcome, found.start) == ("own", "own")
+    assert "pub (fine-tuned): -15.0 points" in dict(found.words)["Against the other starts"]
+
+
+def test_validation_that_prefers_nothing_is_not_overruled_by_the_test_images():
+    shares = {"nothing": 0.5, "pub": 0.9, "own": 0.9, "pub+own": 0.9}
+    validation = {"nothing": 0.9, "pub": 0.5, "own": 0.5, "pub+own": 0.5}
+    assert decide(table(shares, 400, validation), images(400), facts()).outcome == UNKNOWN
+
+
+def test_a_gain_that_is_surely_small_is_no_reason_to_pre_train():
+    """Of 20,000 images that agree but for 20, the difference is 0.1 points, and it is sure."""
+    shares = {"nothing": 0.8, "pub": 0.8, "own": 0.801, "pub+own": 0.8}
+    found = decide(table(shares, 20_000), images(20_000), facts())
+    assert found.outcome == "nothing" and 0 < found.gain.high < verdict.WORTH
+
+
+def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
+    shares = {"nothing": 0.8, "pub": 0.5, "own": 0.7, "pub+own": 0.5}
+    found = decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 101}))
+    assert found.outcome == UNKNOWN and "whether 101 epochs, as the recipe has, would pay" in found.headline
+    assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
+
+
+def test_among_pre_trained_starts_the_simplest_within_one_standard_error_is_taken():
+    scores = {start: score(share, 100) for start, share in zip(STARTS, (0.5, 0.79, 0.80, 0.805))}
+    assert verdict.choose(scores, STARTS) == ("pub", True)  # sqrt(0.8 * 0.2 / 300) is 0.023
+    scores["pub"] = score(0.75, 100)
+    assert verdict.choose(scores, STARTS) == ("own", True)
+
+
+def test_the_simplest_start_may_not_be_worse_than_nothing():
+    scores = {start: score(share, 100) for start, share in zip(STARTS, (0.795, 0.79, 0.80, 0.5))}
+    assert verdict.choose(scores, STARTS) == ("own", True)
+
+
+def test_words_and_difference_are_of_the_same_seeds():
+    """Nothing is worse with seed 1, which own has not: it does not count."""
+    numbers = {(start, use): {} for start in STARTS for use in (FROZEN, TUNED)}
+    for start in STARTS:
+        numbers[start, FROZEN][ALL] = score(0.5, 100, seeds=1)
+    numbers["own", FROZEN][ALL] = score(0.75, 100, seeds=1)
+    numbers["nothing", FROZEN][ALL].right[1] = np.zeros(100, bool)
+    found = decide(numbers, images(100), facts(labels={ALL: 500}))
+    assert "has 75.0 % accuracy" in found.words[0][1] and "50.0 %: +25.0 points" in found.words[0][1]
+
+
+def test_the_use_is_chosen_on_the_seeds_that_both_uses_have():
+    frozen, tuned = score(0.5, 10, seeds=2), score(0.4, 10, seeds=1)
+    frozen.validation[1] = 0.0  # only seed 0 is in both
+    numbers = {("own", FROZEN): {ALL: frozen}, ("own", TUNED): {ALL: tuned}}
+    assert verdict.best_use(numbers, "own") == FROZEN
+    tuned.validation[0] = 0.6
+    assert verdict.best_use(numbers, "own") == TUNED
+
+
+# Labels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target, how, needed",
+    [
+        (0.5, "about", 100),  # between 10 and 1000 labels, half way in log labels
+        (0.3, "about", 10 ** (1 + 1 / 2)),  # from 10 (0.2) to 100 (0.4): half
+        (0.8, "about", 1000),
+        (0.2, "at most", 10),
+        (0.1, "at most", 10),
+        (0.81, "more than", 1000),
+    ],
+)
+def test_labels_needed(target, how, needed):
+    points = [(1000, 0.8), (10, 0.2)] if target == 0.5 else [(10, 0.2), (100, 0.4), (1000, 0.8)]
+    found = labels_needed(points, target)
+    assert found == (how, pytest.approx(needed))
+
+
+def test_labels_that_a_start_saves_in_words():
+    numbers = {(start, TUNED): {} for start in STARTS} | {
+        (start, FROZEN): {5: score(low, 100), ALL: score(high, 100)}
+        for start, low, high in zip(STARTS, (0.2, 0.6, 0.4, 0.2), (0.6, 0.65, 0.8, 0.6))
+    }
+    known = facts()  # 50 labels and 500
+    assert verdict.curve(numbers, known, images(100), "own") == [(50, 0.4), (500, 0.8)]
+    words = dict(decide(numbers, images(100), known).words)["Labels"]  # own reaches 0.6 half way: 158 labels
+    assert words == (
+        "own needs about 158 labels for what training from nothing reaches with all 500: it saves about 68 % of them."
+    )
+    numbers["own", FROZEN][5] = score(0.6, 100)
+    words = dict(decide(numbers, images(100), known).words)["Labels"]
+    assert words.startswith("own needs at most 50 labels") and "at least 90 %" in words
+
+
+def test_what_is_missing_is_named():
+    known = facts(recipe_epochs={"own": 90}, left_out=["imagenet: no network"], too_long=4)
+    shares = {start: 0.5 + 0.1 * (start == "own") for start in STARTS}
+    words = dict(decide(table(shares, 98), images(98), known).words)["What would change the answer"]
+    assert "With these 98 test images and 3 seeds, a difference under" in words
+    assert "own 50 epochs (the recipe: 90)" in words
+    assert "imagenet: no network" in words and "4 fine-tunings did not fit" in words
+
+
+# Intervals --------------------------------------------------------------------------------------
+
+
+def test_one_seed_is_the_interval_of_agresti_and_min(monkeypatch):
+    """b = 12 images for, c = 4 against, n = 100: their interval with 1/2 added to each of the four cells."""
+    one, other = np.zeros(100, bool), np.zeros(100, bool)
+    one[:12], other[12:16] = True, True
+    assumed = intervals.difference(Score({0: one}), Score({0: other}), images(100))
+    monkeypatch.setattr(intervals, "BETWEEN_SEEDS", 0.0)
+    found = intervals.difference(Score({0: one}), Score({0: other}), images(100))
+    error, more = ((one.high - one.low) / 2 / 1.96 for one in (found, assumed))
+    assert more == pytest.approx(math.hypot(error, 0.015), rel=1e-3)
+    b, c, n = 12.5, 4.5, 102
+    middle, half = (b - c) / n, 1.96 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert found.value == pytest.approx(0.08)
+    assert [found.low, found.high] == pytest.approx([middle - half, middle + half], abs=1e-3)
+
+
+def test_ten_images_that_all_agree_are_not_sure():
+    right = np.ones(10, bool)
+    found = intervals.difference(Score({0: right}), Score({0: right}), images(10))
+    assert found.value == 0 and found.low < -0.1 and found.high > 0.1
+
+
+def test_groups_are_counted_and_not_images():
+    rng = np.random.default_rng(0)
+    of_group = rng.integers(-1, 2, 20)
+    values = [of_group.repeat(10).astype(float)]
+    alone = intervals.mean(values, images(200))
+    together = intervals.mean(values, images(200, groups=np.arange(20).repeat(10).tolist()))
+    assert together.high - together.low > 2.5 * (alone.high - alone.low)
+
+
+def test_seeds_that_differ_make_the_interval_wide():
+    zeros = np.zeros(1000)
+    calm = intervals.mean([zeros + 0.1] * 3, images(1000))
+    wild = intervals.mean([zeros + 0.1, zeros + 0.3, zeros - 0.1], images(1000))
+    assert wild.value == pytest.approx(calm.value)
+    assert wild.high - wild.low > 2 * 4 * 0.2 / math.sqrt(3)  # two degrees of freedom: 4.3 deviations either way
+
+
+def test_every_class_counts_alike_in_balanced_accuracy():
+    labels = [0] * 90 + [1] * 10
+    right = np.array([1] * 90 + [0] * 10, bool)
+    found = intervals.level(Score({0: right}), images(100, labels=labels, balanced=True))
+    assert found.value == pytest.approx(0.5)
+    assert intervals.level(Score({0: right}), images(100, labels=labels)).value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("count, seeds", [(30, 1), (100, 3), (400, 3)])
+def test_95_of_100_intervals_hold_the_truth(count, seeds):
+    """Images have their own difficulty, seeds their own level; both are drawn anew in each experiment."""
+    rng, truth, hits = np.random.default_rng(1), 0.1, 0
+    for _ in range(500):
+        difficulty = rng.uniform(0.2, 0.8, count)
+        levels = truth + 0.05 * rng.standard_normal(seeds) * (seeds > 1)
+        pairs = [
+            (rng.random(count) < difficulty + level / 2).astype(float) - (rng.random(count) < difficulty - level / 2)
+            for level in levels
+        ]
+        found = intervals.mean(pairs, images(count))
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 500 <= 0.995
+
+
+def test_student_95():
+    assert intervals.student_95(math.inf) == pytest.approx(1.96, abs=1e-3)
+    assert intervals.student_95(2) == 4.303
+    assert 2.447 < intervals.student_95(5.5) < 2.571

@@ -1,0 +1,243 @@
+"""The command, from images to a verdict: on small pictures, killed and continued, and with input that cannot work.
+
+Its jobs run in forked processes (`forked`), but for one test that starts and kills the real ones.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import forked
+import numpy as np
+import pytest
+import torch
+from drawn import class_folders
+from PIL import Image
+
+from ssl.checkpoints import image_keys, learnt_from, published
+from ssl.encoders import build_encoder
+from ssl.errors import UserError
+from ssl.faultcheck.small_run import gone
+from ssl.sources import datasets
+from ssl.worth import __main__ as worth
+from ssl.worth import jobs, plan, starts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[list[str]]:
+    """Short trainings in forked processes; the commands of the jobs, as they run."""
+    ran = []
+
+    def execute(words: list[str], log: Path) -> int:
+        done = forked.run(*words)
+        log.write_text(done.stdout + done.stderr)
+        ran.append(words)
+        return done.returncode
+
+    monkeypatch.setattr(jobs, "execute", execute)
+    monkeypatch.setattr(plan, "EPOCHS", {"own": (2, 2), "public": (1, 1)})
+    monkeypatch.setattr(plan, "MOST_EPOCHS", 3)
+    monkeypatch.setattr(starts, "_reachable", lambda url: False)
+    monkeypatch.setattr(published.Published, "path", lambda self: Path("/nowhere", self.file))
+    return ran
+
+
+def compare(monkeypatch, *words) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["worth", *map(str, words)])
+    try:
+        worth.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Three classes of 26 pictures, without splits: the cut makes them."""
+    folder = class_folders(tmp_path_factory.mktemp("pictures"), {"one": (78, 0)}, size=24)
+    for path in sorted((folder / "one").iterdir()):
+        path.rename(folder / path.name)
+    (folder / "one").rmdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("whole") / "compared"
+
+
+def scripts(ran: list[list[str]]) -> list[str]:
+    return [words[0] for words in ran]
+
+
+def test_from_images_to_a_verdict(monkeypatch, capsys, quick, pictures, whole):
+    compare(monkeypatch, pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    said = capsys.readouterr().out
+    assert "left out    imagenet: " in said and "cannot be reached" in said and "left out    barlow_twins: " in said
+    assert said.index("plan ") < said.index("[1/")
+    assert scripts(quick)[0] == "train.py" and scripts(quick).count("evaluate.py") == 2
+    found = json.loads((whole / "worth.json").read_text())
+    cells = [(cell["count"], cell["seed"]) for cell in found["plan"]["cells"]]
+    assert cells == [(0, 0), (5, 0)] and scripts(quick).count("finetune.py") == 2 * len(cells)
+    assert found["labels"].keys() == {"1", "5", "all"}
+    for start in ("nothing", "own"):
+        of_start = found["accuracies"][start]
+        assert of_start["frozen"].keys() == {"1", "5", "all"} and of_start["fine-tuned"].keys() == {"5", "all"}
+        assert all(
+            0 <= one["low"] <= one["value"] <= one["high"] <= 1 for use in of_start.values() for one in use.values()
+        )
+        assert of_start["frozen"]["1"]["seeds"] == plan.DRAWS and of_start["frozen"]["1"]["validation"] == {}
+    assert found["verdict"]["outcome"] in ("nothing", "own", "cannot be told")
+    page = (whole / "worth.html").read_text()
+    assert found["verdict"]["headline"] in page and page.count("<svg") == 2 and "<script" not in page
+    assert all(f"<h3>{title}</h3>" in page for title in found["verdict"]["words"])
+
+
+def test_pre_training_and_fine_tuning_see_no_test_image(whole, pictures):
+    test = datasets.load("folder", str(pictures), "test")
+    for folder in (whole / "own" / "pretrained", *(whole / "own" / "tuned").glob("*/")):
+        record = learnt_from.read(folder)
+        own = image_keys.find(test, str(pictures), ["file"])["file"]
+        assert record.parts and all(not np.isin(own, part.keys["file"]).any() for part in record.parts)
+
+
+def test_the_same_command_again_runs_no_job_and_says_the_same(monkeypatch, quick, pictures, whole):
+    before = (whole / "worth.json").read_text()
+    compare(monkeypatch, pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    assert quick == [] and (whole / "worth.json").read_text() == before
+
+
+@pytest.mark.parametrize("changed", [{"--minutes": 4}, {"--seeds": 2}, {"--public": "none"}])
+def test_another_question_in_the_same_folder_is_refused(monkeypatch, quick, pictures, whole, changed):
+    given = {"--minutes": 3, "--seeds": 1, "--workers": 1, "--output_dir": whole} | changed
+    with pytest.raises(UserError, match=f"holds a comparison with another {next(iter(changed))[2:]}"):
+        compare(monkeypatch, pictures, *(word for pair in given.items() for word in pair))
+    assert quick == []
+
+
+def test_other_images_in_the_same_folder_are_refused(monkeypatch, quick, tmp_path, pictures, whole):
+    fewer = shutil.copytree(pictures, tmp_path / "fewer")
+    next((fewer / "disc").iterdir()).unlink()
+    with pytest.raises(UserError, match="holds a comparison with another t"):
+        compare(monkeypatch, fewer, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+
+
+def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quick, tmp_path, pictures, whole):
+    """SIGKILL of the command alone: its job ends with it, and the folder is free at once."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    shutil.copy(whole / "plan.json", folder)
+    words = [pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", folder]
+    command = [sys.executable, "-m", "ssl.worth", *map(str, words)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | forked.PLAIN, stdout=subprocess.DEVNULL)
+    status = folder / "own" / "pretrained" / "status.json"
+    began = time.monotonic()
+    while not status.exists() and process.poll() is None and time.monotonic() - began < 120:
+        time.sleep(0.05)
+    job = json.loads(status.read_text())["pid"]
+    process.kill()
+    process.wait()
+    gone([job])
+    assert not (folder / "worth.json").exists()
+    compare(monkeypatch, *words)
+    assert json.loads((folder / "worth.json").read_text()) == json.loads((whole / "worth.json").read_text())
+
+
+# What else to pre-train on ----------------------------------------------------------------------
+
+
+def test_more_images_without_labels_join_and_test_images_among_them_do_not(
+    monkeypatch, capsys, quick, tmp_path, pictures
+):
+    test, train = (datasets.load("folder", str(pictures), split) for split in ("test", "train"))
+    more = class_folders(tmp_path / "more", {"a": (12, 5)}, size=24)
+    for number, path in enumerate([*list(test.paths)[:3], *list(train.paths)[:4]]):
+        shutil.copy(path, more / f"copy{number}.png")
+    folder = tmp_path / "out"
+    compare(monkeypatch, pictures, "--minutes", 3, "--unlabelled", more, "--plan", "--output_dir", folder)
+    said = capsys.readouterr().out
+    assert f"3 images of {more} are test images: left out" in said
+    assert f"12 of 19 images of {more} join {len(train)}" in said
+    assert len(list((folder / "images").iterdir())) == len(train) + 12
+    assert scripts(quick) == ["train.py"] and str(folder / "images") in quick[0]
+
+
+def test_public_weights_in_a_file_have_two_starts(monkeypatch, capsys, quick, tmp_path, pictures):
+    monkeypatch.setattr(plan, "FEW_FIRST", ())
+    name = "ssl.encoders.SmallConvNet"
+    encoder, _ = build_encoder(name, 96)
+    torch.save(encoder.state_dict(), tmp_path / "theirs.pt")
+    given = ["--minutes", 3, "--seeds", 1, "--image_size", 24, "--output_dir", tmp_path / "out"]
+    with pytest.raises(UserError, match=r"does not say which encoder it is of; write .*theirs\.pt=ENCODER"):
+        compare(monkeypatch, pictures, *given, "--public", tmp_path / "theirs.pt")
+    compare(monkeypatch, pictures, *given, "--public", f"{tmp_path / 'theirs.pt'}={name}")
+    found = json.loads((tmp_path / "out" / "worth.json").read_text())
+    assert list(found["accuracies"]) == ["nothing", "theirs", "own", "theirs+own"]
+    assert set(found["facts"]["epochs"]) == {"own", "theirs+own"}
+
+
+# What cannot work -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], "data_dir: which images"),
+        (["{pictures}", "--minutes", "0"], "minutes: 0 must be positive"),
+        (["{pictures}", "--seeds", "0"], "seeds: 0 must be at least 1"),
+        (["{pictures}", "--public", "nobody"], "public: nobody is no file, and none of the published weights"),
+        (["{pictures}", "--unlabelled", "nowhere"], "unlabelled: nowhere is not a folder"),
+        (["{pictures}", "--unlabelled", "{pictures}"], "images of .* are training or test images already"),
+        (["{pictures}/disc"], "judging needs class folders|without class folders"),
+        (["nowhere"], "is not a folder"),
+    ],
+)
+def test_input_that_cannot_work_is_refused_before_any_job(monkeypatch, quick, tmp_path, pictures, words, expected):
+    given = [word.format(pictures=pictures) for word in words]
+    with pytest.raises(UserError, match=expected):
+        compare(monkeypatch, *given, "--output_dir", tmp_path / "out")
+    assert quick == []
+
+
+def test_more_images_go_with_images_in_files(monkeypatch, quick, tmp_path, pictures):
+    arrays = {f"{split}_images": np.zeros((30, 24, 24, 3), np.uint8) for split in ("train", "test")}
+    labels = {f"{split}_labels": np.arange(30) % 3 for split in ("train", "test")}
+    np.savez(tmp_path / "array.npz", **arrays, **labels)
+    with pytest.raises(UserError, match="unlabelled: goes with images in files"):
+        compare(monkeypatch, tmp_path / "array.npz", "--unlabelled", pictures, "--output_dir", tmp_path / "out")
+
+
+def test_one_class_and_classes_of_one_image_are_refused(monkeypatch, quick, tmp_path):
+    for name, count in (("cats", 30), ("dogs", 2)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((24, 24, 3), i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    with pytest.raises(UserError, match="class 'dogs' has 1 training images to use; one to learn from"):
+        compare(monkeypatch, tmp_path / "data", "--output_dir", tmp_path / "out")
+    shutil.rmtree(tmp_path / "data" / "dogs")
+    with pytest.raises(UserError, match="images of one class, 'cats'"):
+        compare(monkeypatch, tmp_path / "data", "--output_dir", tmp_path / "out")
+    assert quick == []
+
+
+def test_groups_that_are_the_classes_are_refused(monkeypatch, quick, tmp_path, pictures):
+    rows = [f"{path.relative_to(pictures)},{path.parent.name},{path.parent.name}" for path in pictures.rglob("*.png")]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,patient", *rows]))
+    given = ["--csv", tmp_path / "table.csv", "--label_column", "label", "--group_column", "patient"]
+    with pytest.raises(UserError, match="every class has one image, or is in one group"):
+        compare(monkeypatch, pictures, *given, "--output_dir", tmp_path / "out")
+    assert quick == []
+
+
+def test_a_job_that_fails_is_named_with_its_own_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "execute", lambda words, log: log.write_text("so\nthe error: no room\n") and 2)
+    job = jobs.Job("features of own", "evaluate.py", tmp_path / "own" / "features", {})
+    with pytest.raises(UserError, match=r"features of own: the error: no room; its output is .*features.log"):
+        job.run()
