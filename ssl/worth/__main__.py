@@ -100,9 +100,10 @@ def main() -> None:
     result = answer.judge(work, agreed, device)
     answer.tell(result)
     files.write_text(files.json_text(answer.as_json(result, of, agreed)), folder / "worth.json")
-    files.write_text(page.page(result, agreed, found), folder / "worth.html")
+    following = answer.next_step(result, work, agreed, settings.minutes)
+    files.write_text(page.page(result, agreed, found, following), folder / "worth.html")
     say(f"\npage        {folder / 'worth.html'}\nnumbers     {folder / 'worth.json'}")
-    say(f"next        {answer.next_step(result, work, agreed, settings.minutes)}")
+    say(f"next        {following}")
     held.close()
 
 

@@ -1,5 +1,6 @@
 """Do what was planned, and answer: the jobs in their order, the scores of their results, the verdict and the table."""
 
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def tell(result: Result) -> None:
     say(f"{measure(result.test)} on {len(result.test)} test images; in brackets 95 % intervals")
     say(f"\n{result.verdict.headline}.")
     for title, words in result.verdict.words:
-        say(f"\n{title}. {words}")
+        say("\n" + textwrap.fill(f"{title}. {words}", 100))
 
 
 def next_step(result: Result, work: Work, agreed: Agreed, minutes: float) -> str:
@@ -183,7 +184,7 @@ def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
         "measure": measure(test),
         "labels": {str(count or "all"): labels for count, labels in result.facts.labels.items()},
         "accuracies": numbers,
-        "facts": asdict(result.facts) | {"labels": None},
+        "facts": {name: value for name, value in asdict(result.facts).items() if name != "labels"},
         "plan": {name: value for name, value in asdict(agreed.plan).items() if name != "too_long"},
         "of": of,
         "versions": about.versions(),

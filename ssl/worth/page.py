@@ -13,7 +13,8 @@ from ssl.worth.look import Look
 from ssl.worth.verdict import FROZEN, TUNED, measure
 
 
-def page(result: Result, agreed: Agreed, found: Look) -> str:
+def page(result: Result, agreed: Agreed, found: Look, following: str) -> str:
+    """The HTML. `following`: the command that follows from the verdict."""
     verdict = result.verdict
     words = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in verdict.words)
     head, *rows = answer.rows(result)
@@ -22,7 +23,8 @@ def page(result: Result, agreed: Agreed, found: Look) -> str:
     body = (
         f"<main><h1>{text(verdict.headline)}</h1>"
         f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M %Z")} by python -m ssl.worth</p>'
-        f"{words}<h2>Learning curves</h2>{_legend(result)}{grid([_curves(result, use) for use in (FROZEN, TUNED)])}"
+        f"{words}<h3>Next</h3><p><code>{_whole(following)}</code></p>"
+        f"<h2>Learning curves</h2>{_legend(result)}{grid([_curves(result, use) for use in (FROZEN, TUNED)])}"
         f"<h2>Numbers</h2>{table(caption, head, [[text(cell) for cell in row] for row in rows])}"
         + folded_table("Every start against nothing, in the same use", ["Start", "Labels", "Difference", "Seeds"], gaps)
         + folded_table("k-NN on frozen features", head, _knn(result))

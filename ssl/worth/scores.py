@@ -25,7 +25,7 @@ class Score:
 
     right: dict[int, np.ndarray] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)
-    held: int = 0  # validation images, of all seeds together
+    held: int = 0  # validation images of a seed
     knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
 
 
@@ -143,7 +143,7 @@ def gather(judged: list[dict]) -> dict[int, Score]:
         score.right[one["seed"]] = np.frombuffer(one["right"].encode(), np.uint8) == ord("1")
         if one["validation"] is not None:
             score.validation[one["seed"]] = one["validation"]
-            score.held += one["held"]
+            score.held = max(score.held, one["held"])
         if one.get("knn") is not None:
             score.knn[one["seed"]] = one["knn"]
     return found

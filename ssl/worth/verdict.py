@@ -70,7 +70,7 @@ def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
         ("What it gains", _gain(table, test, facts, best, start, gain)),
         ("Labels", _labels(table, test, facts, best, start, gain)),
         ("With fewer labels", _fewer(few, start)),
-        ("Why this start", _why(scores, best, facts, start, preferred)),
+        ("Why this start", _why(scores, best, facts, start, preferred, gain)),
         ("Against the other starts", _others(scores, test, best, facts, start)),
         ("What would change the answer", _change(test, facts, start, gain)),
     ]
@@ -236,14 +236,17 @@ def _fewer(few: list[Few], start: str) -> str:
     return f"{start} against nothing. {'; '.join(listed)}." if few else ""
 
 
-def _why(scores: dict[str, Score], best: dict[str, str], facts: Facts, start: str, preferred: bool) -> str:
+def _why(
+    scores: dict[str, Score], best: dict[str, str], facts: Facts, start: str, preferred: bool, gain: Estimate
+) -> str:
     found = validated(scores)
     listed = ", ".join(f"{one} {percent(found[one])} ({best[one]})" for one in facts.starts)
     simplest = " It is the simplest of those within one standard error of the best." if len(facts.starts) > 2 else ""
     prefers = "" if preferred else " Training from nothing is no worse than any of them there."
+    disagree = " The test images disagree with that: more images are needed." if not preferred and gain.low > 0 else ""
     return (
         f"Chosen on {counted(scores[start].held, 'validation image')}, never on the test images: "
-        f"{listed}.{simplest}{prefers}"
+        f"{listed}.{simplest}{prefers}{disagree}"
     )
 
 

@@ -24,6 +24,7 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.faultcheck.small_run import gone
 from ssl.sources import datasets
+from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
 from ssl.worth import jobs, plan, starts
 
@@ -169,15 +170,23 @@ def test_more_images_without_labels_join_and_test_images_among_them_do_not(
     assert scripts(quick) == ["train.py"] and str(folder / "images") in quick[0]
 
 
-def test_public_weights_in_a_file_have_two_starts(monkeypatch, capsys, quick, tmp_path, pictures):
+def array_file(folder: Path, pixels: np.ndarray) -> Path:
+    """30 images of three classes to train on, and the same upside down for the test."""
+    arrays = {"train_images": pixels, "test_images": pixels[:, ::-1]}
+    np.savez(folder / "array.npz", **arrays, **{f"{split}_labels": np.arange(30) % 3 for split in ("train", "test")})
+    return folder / "array.npz"
+
+
+def test_public_weights_in_a_file_have_two_starts_and_images_may_be_in_an_array(monkeypatch, quick, tmp_path):
+    images = array_file(tmp_path, render(torch.arange(30) % 3, 24, 0).permute(0, 2, 3, 1).numpy())
     monkeypatch.setattr(plan, "FEW_FIRST", ())
     name = "ssl.encoders.SmallConvNet"
     encoder, _ = build_encoder(name, 96)
     torch.save(encoder.state_dict(), tmp_path / "theirs.pt")
     given = ["--minutes", 3, "--seeds", 1, "--image_size", 24, "--output_dir", tmp_path / "out"]
     with pytest.raises(UserError, match=r"does not say which encoder it is of; write .*theirs\.pt=ENCODER"):
-        compare(monkeypatch, pictures, *given, "--public", tmp_path / "theirs.pt")
-    compare(monkeypatch, pictures, *given, "--public", f"{tmp_path / 'theirs.pt'}={name}")
+        compare(monkeypatch, images, *given, "--public", tmp_path / "theirs.pt")
+    compare(monkeypatch, images, *given, "--public", f"{tmp_path / 'theirs.pt'}={name}")
     found = json.loads((tmp_path / "out" / "worth.json").read_text())
     assert list(found["accuracies"]) == ["nothing", "theirs", "own", "theirs+own"]
     assert set(found["facts"]["epochs"]) == {"own", "theirs+own"}
@@ -207,11 +216,9 @@ def test_input_that_cannot_work_is_refused_before_any_job(monkeypatch, quick, tm
 
 
 def test_more_images_go_with_images_in_files(monkeypatch, quick, tmp_path, pictures):
-    arrays = {f"{split}_images": np.zeros((30, 24, 24, 3), np.uint8) for split in ("train", "test")}
-    labels = {f"{split}_labels": np.arange(30) % 3 for split in ("train", "test")}
-    np.savez(tmp_path / "array.npz", **arrays, **labels)
+    images = array_file(tmp_path, np.zeros((30, 24, 24, 3), np.uint8))
     with pytest.raises(UserError, match="unlabelled: goes with images in files"):
-        compare(monkeypatch, tmp_path / "array.npz", "--unlabelled", pictures, "--output_dir", tmp_path / "out")
+        compare(monkeypatch, images, "--unlabelled", pictures, "--output_dir", tmp_path / "out")
 
 
 def test_one_class_and_classes_of_one_image_are_refused(monkeypatch, quick, tmp_path):
