@@ -132,7 +132,8 @@ def measure(options: argparse.Namespace, changed: list[str], seed: int, note: Ca
     if how not in ("finished", "preempted"):
         raise UserError(f"train.py ended with exit status {state}; what it said is above")
     if how == "preempted" and run["ended"] == "at its end":
-        run["ended"] = "where it was stopped"
+        step = json_object(folder / "status.json")["step"]
+        raise UserError(f"{folder}: the run was stopped from outside at step {step}; it is no measurement. Start again")
     if torch_file.load(torch_file.kept(folder)[0])["retries"]:
         raise UserError(f"{folder}: the run went back to a checkpoint, so its log has not all of its time; see above")
     run["at"] = next((row for row in run["curve"] if row[kind] >= goal), run["curve"][-1] if run["curve"] else None)

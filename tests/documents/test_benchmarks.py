@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -404,6 +406,20 @@ def test_a_run_ends_after_its_minutes(images, tmp_path, monkeypatch, capfd):
     assert (run["reached"], run["ended"]) == (False, "after --minutes") and run["steps"] < 400 * 4
     assert run["training_seconds"] >= 0.6
     assert "not reached after --minutes" in capfd.readouterr().out
+
+
+def test_a_run_that_something_else_stopped_is_no_measurement_and_its_test_split_is_not_scored(
+    images, tmp_path, monkeypatch
+):
+    def stop_when_it_trains() -> None:
+        while not (tmp_path / "seed0" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        (tmp_path / "seed0" / "stop").touch()
+
+    threading.Thread(target=stop_when_it_trains, daemon=True).start()
+    with pytest.raises(UserError, match=r"seed0: the run was stopped from outside at step [0-9]+; it is no measu"):
+        train_until(tmp_path, images, "knn=1", monkeypatch, "--test", epochs=400)
+    assert not (tmp_path / "seed0" / "results.json").exists()
 
 
 def test_the_last_state_of_a_command_is_always_seen_and_no_command_is_left_behind(tmp_path):
