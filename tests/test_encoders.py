@@ -1,5 +1,7 @@
 """Encoders and heads by name."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -122,9 +124,11 @@ def test_resnet20v2_is_its_description():
     assert torch.allclose(encoder(x), y.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_small_conv_net_is_its_formula():
+@pytest.mark.parametrize("grid", [1, 2, 3])
+def test_small_conv_net_is_its_formula(grid):
     torch.manual_seed(0)
-    encoder, width = build_encoder("ssl.encoders.SmallConvNet", 16, kwargs={"width": 3, "stages": 2}, channels=2)
+    kwargs = {"width": 3, "stages": 2, "grid": grid}
+    encoder, width = build_encoder("ssl.encoders.SmallConvNet", 16, kwargs=kwargs, channels=2)
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -140,8 +144,12 @@ def test_small_conv_net_is_its_formula():
         mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
         y = (y - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
         y = y.clamp(min=0)
-        averages += [y.mean((2, 3))] if number else []
-    assert width == 18 and len(convolutions) == len(norms) == 3
+        rows, columns = (
+            [(side * i // grid, math.ceil(side * (i + 1) / grid)) for i in range(grid)] for side in y.shape[2:]
+        )  # cells share a row or column where they do not divide the side
+        cells = [y[:, :, a:b, c:d].mean((2, 3)) for a, b in rows for c, d in columns]
+        averages += [torch.stack(cells, 2).flatten(1)] if number else []
+    assert width == 18 * grid**2 and len(convolutions) == len(norms) == 3
     assert torch.allclose(encoder.train()(x), torch.cat(averages, 1), rtol=1e-4, atol=1e-5)
 
 

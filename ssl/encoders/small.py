@@ -1,6 +1,7 @@
 """Encoders for small images on a CPU."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -9,12 +10,14 @@ class SmallConvNet(nn.Module):
     """Few convolutions with many channels, for images of 16 to 64 pixels: what a CPU computes fastest.
 
     3×3 stem at full size, then in each stage a 3×3 convolution, 2×2 max-pool, batch norm and ReLU. Stage s halves the
-    side and has width · 2^(s+1) channels. The representation has the global averages of all stages side by side,
-    width · (2^(stages+1) - 2) numbers: a linear head reads small patterns as well as large ones.
+    side and has width · 2^(s+1) channels. The representation has the averages of all stages side by side: a linear head
+    reads small patterns as well as large ones. Each average is over a cell of a grid × grid partition of the image, so
+    there are grid² · width · (2^(stages+1) - 2) numbers.
     """
 
-    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3):
+    def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3, grid: int = 1):
         super().__init__()
+        self.grid = grid
         self.stem = _stem(in_channels, width)
         blocks = []
         for _ in range(stages):
@@ -28,7 +31,7 @@ class SmallConvNet(nn.Module):
         averages = []
         for stage in self.stages:
             x = stage(x)
-            averages.append(x.mean((2, 3)))
+            averages.append(F.adaptive_avg_pool2d(x, self.grid).flatten(1))
         return torch.cat(averages, 1)
 
 
