@@ -1,5 +1,6 @@
 """Benchmarks: no part is broken, what they write is whole, and what they say follows from their numbers."""
 
+import itertools
 import json
 import os
 import re
@@ -11,9 +12,11 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import running
 import torch
+from PIL import Image
 from running import options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +33,7 @@ import measure
 import photographs
 import simulated
 import speedrun
+import stain
 import throughput
 import turns
 from losses import plain_info_nce
@@ -38,6 +42,9 @@ import train
 from ssl import losses
 from ssl.data.images import Images
 from ssl.errors import UserError
+from ssl.evaluation import features
+from ssl.evaluation.feature_rows import Rows
+from ssl.pixels import jitter_stains
 from ssl.sources import datasets
 
 PARTS = ["machine", "correct", "resnet50", "compiled", "kernels", "cifar", "project"]
@@ -351,6 +358,60 @@ def test_the_bytes_of_the_gathering_loss_are_those_of_its_embeddings():
     sent = gpu_project.loss_messages(8, 4, 512, torch.bfloat16)
     embeddings = 2 * 7 * 4 * 512 * 2  # two views, the rows of seven others, two bytes a number
     assert embeddings <= sum(sent) <= embeddings + len(sent) * 7 * 4 * 512 * 4
+
+
+# Stains --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory) -> Path:
+    """A folder of train/, val/, test/ of three classes, nine pictures each."""
+    root, generator = tmp_path_factory.mktemp("tissue"), np.random.default_rng(0)
+    for split, label, number in itertools.product(("train", "val", "test"), "xyz", range(9)):
+        path = root / split / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(2, 255, (80, 70, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def test_every_scanner_has_a_third_of_each_class_and_its_own_stains_and_white(tissue, tmp_path):
+    stain.make_images(tissue, tmp_path)
+    for split, label in itertools.product(("train", "val", "test"), "xyz"):
+        names = sorted(path.name for path in (tmp_path / split / label).iterdir())
+        assert [name[0] for name in names] == list("aaabbbccc")
+        assert sorted(name[2:] for name in names) == [f"{number}.png" for number in range(9)]
+    image = Image.open(tissue / "test" / "x" / "0.png")
+    a, b, c = (np.asarray(stain.scanned(image, name)) / 255 for name in "abc")
+    pixels = torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1)[None]
+    expected = jitter_stains(pixels, torch.tensor([[0.7, 1.3, 1.0]]), torch.zeros(1, 3))[0].permute(1, 2, 0).numpy()
+    assert abs(a - np.asarray(image) / 255).max() < 1e-6
+    assert abs(b - expected * [1.0, 0.95, 0.88]).max() <= 0.51 / 255
+    assert abs(c - a).mean() > 0.02 < abs(c - b).mean()
+
+
+@pytest.mark.parametrize(("known", "expected"), [("class", (1, 1, 0, 1)), ("scanner", (0, 0, 1, 0))])
+def test_what_a_planted_encoder_knows_is_found(known, expected, monkeypatch):
+    classes, scanners = torch.arange(90) % 3, torch.arange(90) // 3 % 3
+    h = torch.eye(3)[{"class": classes, "scanner": scanners}[known]] + 1e-3 * torch.randn(90, 3)
+    names = [f"/somewhere/a_b/{'abc'[scanner]}_{number}.png" for number, scanner in enumerate(scanners.tolist())]
+    part = features.Split("planted", Rows((h,), torch.device("cpu")), classes, list("xyz"), names)
+    found = features.Features({"train": part, "test": part}, list("xyz"), None, {})
+    monkeypatch.setattr(stain.features, "load", lambda path: found)
+    for share, wanted in zip(stain.judge(Path(), "test").values(), expected, strict=True):
+        assert share == 1 if wanted else share < 0.6
+
+
+def test_the_stain_benchmark_trains_and_judges_each_seed(tissue, tmp_path, monkeypatch, capfd):
+    words = options(output_dir=tmp_path, split="val", seeds=[3, 4], name="half", stain_jitter=[0.5, 0.1])
+    words += options(epochs=1, batch_size=9, encoder_kwargs="{width: 8, stages: 2}", projector="16-16", workers=0)
+    monkeypatch.setattr(sys, "argv", ["stain.py", str(tissue), *words])
+    stain.main()
+    found = json.loads((tmp_path / "half_val.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [3, 4] and found["split"] == "val"
+    assert all(0 <= run[name] <= 1 for run in found["runs"] for name in stain.MEASURES)
+    about = json.loads((tmp_path / "half_seed4" / "about.json").read_text())
+    assert [view["stain_jitter"] for view in about["views"]] == [[0.5, 0.1]] * 2
+    assert "mean ± sd" in capfd.readouterr().out
 
 
 # Training until a target ---------------------------------------------------------------
