@@ -55,20 +55,24 @@ def scanned(image: Image.Image, scanner: str) -> Image.Image:
 
 
 def make_images(source: Path, target: Path) -> None:
-    """Copies of the images in `source`, a third of every class and split from each scanner, which begins the name."""
+    """Copies of the images in `source`, a third of every class and split from each scanner, which begins the name.
+
+    They are made in a folder beside `target`, so `target` is whole once it is there.
+    """
     paths = sorted(path for path in source.glob("*/*/*") if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
-    if not paths:
-        raise UserError(f"{source}: no images in folders such as train/CLASS")
-    generator, names = np.random.default_rng(0), list(SCANNERS)
+    if {path.parts[-3] for path in paths} != {"train", "val", "test"}:
+        raise UserError(f"images: {source} must hold train/CLASS, val/CLASS and test/CLASS with JPEG or PNG images")
+    generator, names, partial = np.random.default_rng(0), list(SCANNERS), target.with_name(f"{target.name}.partial")
     for folder in sorted({path.parent for path in paths}):
         own = [path for path in paths if path.parent == folder]
-        place = target / folder.relative_to(source)
+        place = partial / folder.relative_to(source)
         place.mkdir(parents=True, exist_ok=True)
         for path, number in zip(own, generator.permutation(len(own)) % len(names)):
             image = Image.open(path).convert("RGB")
             side = [round(length * SHORT_SIDE / min(image.size)) for length in image.size]
             small = image.resize(side, Image.Resampling.BICUBIC)
             scanned(small, names[number]).save(place / f"{names[number]}_{path.stem}.png")
+    partial.replace(target)
 
 
 def run(script: str, *words) -> None:
@@ -81,11 +85,14 @@ def judge(folder: Path, split: str) -> dict[str, float]:
     found = features.load(folder / "features.pt")
     (train, y, train_scanner), (h, labels, scanner) = (of_split(found.splits[name]) for name in ("train", split))
     classes, centre = len(found.classes), train.mean(0)
+    robustness = groups.robustness_index(h, labels, scanner)
+    if robustness["index"] is None:
+        raise UserError(f"images: these of {split} have no robustness index: {robustness['index_why']}")
     return {
         "knn": probes.knn((train, y), (h, labels), classes)["acc1"],
         "linear": logistic.hits((train, y), (h, labels), classes, centre).double().mean().item(),
         "scanner": logistic.hits((train, train_scanner), (h, scanner), len(SCANNERS), centre).double().mean().item(),
-        "index": groups.robustness_index(h, labels, scanner)["index"],
+        "index": robustness["index"],
     }
 
 

@@ -375,9 +375,9 @@ def tissue(tmp_path_factory) -> Path:
 
 
 def test_every_scanner_has_a_third_of_each_class_and_its_own_stains_and_white(tissue, tmp_path):
-    stain.make_images(tissue, tmp_path)
+    stain.make_images(tissue, tmp_path / "images")
     for split, label in itertools.product(("train", "val", "test"), "xyz"):
-        names = sorted(path.name for path in (tmp_path / split / label).iterdir())
+        names = sorted(path.name for path in (tmp_path / "images" / split / label).iterdir())
         assert [name[0] for name in names] == list("aaabbbccc")
         assert sorted(name[2:] for name in names) == [f"{number}.png" for number in range(9)]
     image = Image.open(tissue / "test" / "x" / "0.png")
@@ -387,6 +387,8 @@ def test_every_scanner_has_a_third_of_each_class_and_its_own_stains_and_white(ti
     assert abs(a - np.asarray(image) / 255).max() < 1e-6
     assert abs(b - expected * [1.0, 0.95, 0.88]).max() <= 0.51 / 255
     assert abs(c - a).mean() > 0.02 < abs(c - b).mean()
+    with pytest.raises(UserError, match="must hold train/CLASS, val/CLASS and test/CLASS"):
+        stain.make_images(tissue / "train", tmp_path / "none")
 
 
 @pytest.mark.parametrize(("known", "expected"), [("class", (1, 1, 0, 1)), ("scanner", (0, 0, 1, 0))])
