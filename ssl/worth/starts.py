@@ -47,8 +47,9 @@ def find_public(
 ) -> tuple[list[Public], list[str]]:
     """(the published weights that are at hand, a line on each that is not).
 
-    `asked` are names or files, each perhaps with its encoder: NAME=ENCODER. If the user has `named` a file, what is
-    wrong with it raises `UserError`. So do weights that have learnt from test images with their labels.
+    `asked` are names or files, each perhaps with its encoder: NAME=ENCODER. `named`: the user has named them. `root` is
+    data_dir. Raises `UserError` for a file that cannot be read, and for weights that have learnt from test images with
+    their labels.
     """
     found: list[Public] = []
     left_out: list[str] = []
@@ -91,7 +92,10 @@ def _free_name(name: str, others: list[Public]) -> str:
 
 
 def _fetch(known: published.Published) -> str | None:
-    """Have the file there, without waiting for a network that is not; words on why it is not there."""
+    """Download the file unless it is there, and do not wait for a network that does not answer.
+
+    Returns why the file is not there, or None.
+    """
     if not known.path().is_file() and not _reachable(known.url):
         return f"{known.path()} is not there, and {known.url} cannot be reached"
     try:
@@ -102,7 +106,7 @@ def _fetch(known: published.Published) -> str | None:
 
 
 def _reachable(url: str) -> bool:
-    """Whether the server answers within some seconds. A thread asks, as looking up a name cannot be cut short."""
+    """Whether the server answers within some seconds. A thread asks: the look-up of a name cannot be stopped."""
     answers = []
 
     def ask() -> None:

@@ -1,5 +1,6 @@
 """The jobs of a plan: which scripts with which settings make the weights, the features and the fine-tuned networks."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,12 +29,15 @@ PUBLIC_LR = 1e-4  # of the encoder in fine-tuning from public weights
 CONTINUED = 0.1  # times the recipe's learning rate, where pre-training goes on from public weights
 
 
+@dataclass(frozen=True)
 class Work:
-    """The jobs in `folder`. `data`: settings of the user's images; `pretrain_on`: those of the images to pre-train on,
-    the same or more; `shared`: settings of the machine and the seed."""
+    """The jobs in `folder`."""
 
-    def __init__(self, folder: Path, found: Look, data: dict, pretrain_on: dict, shared: dict):
-        self.folder, self.found, self.data, self.pretrain_on, self.shared = folder, found, data, pretrain_on, shared
+    folder: Path
+    found: Look
+    data: dict  # settings of the user's images
+    pretrain_on: dict  # settings of the images to pre-train on, the same or more
+    machine: dict  # settings of the machine, for all scripts
 
     def short_run(self, name: str, settings: dict, steps: int) -> Job:
         """A few steps of train.py, to see what it settles and how fast it is."""
@@ -92,8 +96,7 @@ class Work:
         torch_file.save(encoder.state_dict(), Path(self.weights(network, NOTHING)))
 
     def _job(self, what: str, script: str, place: str, settings: dict) -> Job:
-        own = {"device": self.shared["device"], "workers": self.shared["workers"]}
-        return Job(what, script, self.folder / place, own | settings)
+        return Job(what, script, self.folder / place, self.machine | settings)
 
 
 def _count(count: int) -> str:
