@@ -1,4 +1,4 @@
-"""Judge a frozen encoder: linear evaluation, a swept probe, k-NN; or write its features of any images.
+"""Judge a frozen encoder: linear evaluation, a swept probe, k-NN, a report card; or write its features of any images.
 
 python evaluate.py --model_path runs/barlow_twins_shapes
 torchrun --nproc_per_node 8 evaluate.py --model_path RUN --protocol linear
@@ -34,7 +34,7 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main, rank, world_size
 from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import checks, feature_origin, features, fixed_head, inference, npz, probes, results
+from ssl.evaluation import card, checks, feature_origin, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
@@ -51,7 +51,7 @@ from ssl.training.threads import settle_threads
 
 ROOT = Path(__file__).resolve().parent
 
-Protocol = Literal["linear", "probe", "knn", "fixed", "features", "all"]
+Protocol = Literal["linear", "probe", "knn", "card", "fixed", "features", "all"]
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
     features: str | None = None  # or judge this file of --protocol features, without encoder and images
     # How
-    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: but fixed
+    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: but fixed and card
     standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
     npz: bool = False  # protocol features: also write features.npz
     csv_features: bool = False  # protocol features: also write features.csv, a row for every image
@@ -81,6 +81,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     k: int = 20  # neighbours
     knn_temperature: float = 0.07  # of their votes
     probe_epochs: int = 30  # passes over the features
+    corrupted_images: int = 2000  # card: test images that are also judged with noise, blur, JPEG, brightness; 0: none
     linear_epochs: int = 100  # passes over the images
     linear_lr: float = 0.3  # cosine to 0, SGD with momentum 0.9
     linear_weight_decay: float = 1e-6  # of the linear head
@@ -94,9 +95,10 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
 
 def main() -> None:
     settings, origin = config.parse(Settings)
-    protocols = settings.protocol
+    protocols = list(dict.fromkeys(settings.protocol + ["probe", "knn"] * ("card" in settings.protocol)))
     if "all" in protocols:
-        protocols = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
+        every = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
+        protocols = every + ["card"] * ("card" in protocols)
     files_only = settings.near_duplicates is not None or (settings.features and settings.csv_features)
     if files_only and origin["protocol"] == "default":
         protocols = [] if settings.features else ["features"]
@@ -145,12 +147,13 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
+        asked = card.ask_images(encoder, images, settings, device, name) if "card" in protocols else None
         if is_main() and pairs:
-            judged = judge(*pairs, len(first.classes), settings, protocols, head)
+            judged = judge(*pairs, len(first.classes), settings, protocols, head, asked)
         distributed.barrier()
         if "linear" in protocols and name != "raw_pixels":
             judged["linear"] = linear_evaluation(encoder, width, images["train"], images["test"], settings, device)
-        require_unchanged(encoder, before)
+        checks.require_unchanged(encoder, before)
         found |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
@@ -204,7 +207,8 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     found = features.with_labels(found, settings.features)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
     checks.require_enough(train, protocols)
-    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head)
+    asked = card.ask_file(found.splits | {"train": train}) if "card" in protocols else None
+    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head, asked)
     about = results.about_features(settings.features, found, train)
     judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
@@ -294,22 +298,22 @@ def build_encoders(settings: Settings, channels: int) -> tuple[dict[str, nn.Modu
     return subjects, width, pretrained.load_encoder(subjects["trained"], *weights)
 
 
-def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise if judging changed the encoder."""
-    changed = [key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key])]
-    if changed:
-        raise RuntimeError(f"judging changed the frozen encoder: {', '.join(changed[:3])}")
-
-
 # Protocols ------------------------------------------------------------------------------
 
 
 def judge(
-    train: Samples, test: Samples, classes: int, settings: Settings, protocols: list[str], head: HeadSettings
+    train: Samples,
+    test: Samples,
+    classes: int,
+    settings: Settings,
+    protocols: list[str],
+    head: HeadSettings,
+    asked: card.Asked | None = None,
 ) -> dict:
-    """Results of the protocols probe, knn and fixed. `train` and `test` are (features (N, F), labels (N,)).
+    """Results of the protocols probe, knn, fixed and, if something is `asked`, card.
 
-    A tenth of `train` chooses the probe's learning rate and weight decay.
+    `train` and `test` are (features (N, F), labels (N,)). A tenth of `train` chooses the probe's learning rate and
+    weight decay.
     """
     judged: dict = {}
     if "fixed" in protocols:
@@ -319,9 +323,12 @@ def judge(
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
     if "probe" in protocols:
         parts = probes.hold_out_tenth(train, settings.seed)
-        judged["probe"] = probes.probe(*parts, test, classes, settings.probe_epochs, seed=settings.seed)
+        probe, chosen = probes.sweep(*parts, classes, settings.probe_epochs, seed=settings.seed)
+        judged["probe"] = probes.accuracies(probe, *test) | chosen
     if "knn" in protocols:
         judged["knn"] = probes.knn(train, test, classes, settings.k, settings.knn_temperature)
+    if asked:
+        judged["card"] = card.card(train, parts[1], test, probe, asked, settings)
     return judged
 
 

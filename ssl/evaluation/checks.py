@@ -1,6 +1,9 @@
-"""What evaluate.py refuses before it judges: settings and splits that cannot work."""
+"""What evaluate.py refuses: settings and splits that cannot work; and that the frozen encoder stayed as it was."""
 
 import os
+
+import torch
+from torch import Tensor, nn
 
 from ssl.checkpoints import published
 from ssl.data.images import Images
@@ -13,9 +16,9 @@ from ssl.sources import labels
 def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
     """Raise `UserError` for settings that cannot work, before any process waits for another."""
     if settings.features:
-        if not set(protocols) <= {"probe", "knn", "fixed"}:
+        if not set(protocols) <= {"probe", "knn", "card", "fixed"}:
             names = " ".join(protocols)
-            raise UserError(f"protocol: {names} needs images; --features has enough for probe, knn and fixed")
+            raise UserError(f"protocol: {names} needs images; --features has enough for probe, knn, card and fixed")
         if settings.random_init or settings.raw_pixels or settings.npz:
             raise UserError("random_init, raw_pixels and npz need images; leave them out with --features")
         if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
@@ -49,3 +52,10 @@ def require_enough(train: Images | Split, protocols: list[str]) -> None:
     least = 2 if "probe" in protocols else 1
     why = "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
     labels.require_each(train, least, why)
+
+
+def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raise if judging changed the encoder."""
+    changed = [key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key])]
+    if changed:
+        raise RuntimeError(f"judging changed the frozen encoder: {', '.join(changed[:3])}")

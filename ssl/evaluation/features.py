@@ -1,10 +1,10 @@
 """Features of a data set in files: written a shard at a time, mapped when they are read, and checked.
 
 features.pt holds {train, val, test: split, classes, encoder, settings}; images without splits are one split, `all`. A
-split is {features (N, F), labels (N,), names}, with the label -1 for none; one that is larger than a shard is {shards:
-[file names]}. Each shard lies beside features.pt and holds a part of the split and its own name. The name ends in a
-checksum of the content, so another writing uses other names, and features.pt, which is written last, always finds its
-own shards.
+split is {features (N, F), labels (N,), names}, with the label -1 for none, and groups where they are known, "" for
+none; one that is larger than a shard is {shards: [file names]}. Each shard lies beside features.pt and holds a part of
+the split and its own name. The name ends in a checksum of the content, so another writing uses other names, and
+features.pt, which is written last, always finds its own shards.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.distributed import is_main
 from ssl.errors import UserError
-from ssl.evaluation import inference, npz
-from ssl.evaluation.feature_rows import Rows, block_size
+from ssl.evaluation import feature_part, inference, npz
+from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.inference import Reading
 
 SPLITS = ("train", "val", "test", "all")
@@ -43,13 +43,14 @@ class Split:
     labels: Tensor  # (N,)
     classes: list[str]
     paths: Sequence[str]  # names of the samples
+    groups: Sequence[str | None] | None = None  # as of `Images`; None in files of older versions, too
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "Split":
-        paths = [self.paths[i] for i in index.tolist()]
-        return replace(self, rows=self.rows.subset(index), labels=self.labels[index], paths=paths)
+        paths, groups = ([words[i] for i in index.tolist()] if words else None for words in (self.paths, self.groups))
+        return replace(self, rows=self.rows.subset(index), labels=self.labels[index], paths=paths, groups=groups)
 
     def pair(self) -> tuple[Rows, Tensor]:
         """(features, labels) as `ssl.evaluation.probes` takes them."""
@@ -152,7 +153,8 @@ class SplitWriter:
         # A copy, as torch.save would write the rest of the memory, too.
         rows = self.rows if filled == len(self.rows) else self.rows[:filled].clone()
         names = [self.data.sample_name(i) for i in self.index]
-        return {"features": rows, "labels": self.data.labels[self.index], "names": names}
+        groups = {} if self.data.groups is None else {"groups": [self.data.groups[i] or "" for i in self.index]}
+        return {"features": rows, "labels": self.data.labels[self.index], "names": names, **groups}
 
     def _write_shard(self) -> None:
         part = self._part()
@@ -204,7 +206,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
             "as evaluate.py --protocol features writes them"
         )
     classes = content["classes"]
-    if not _all_strings(classes) or len(set(classes)) != len(classes):
+    if not feature_part.all_strings(classes) or len(set(classes)) != len(classes):
         raise UserError(f"features: the classes in {path} are not a list of names, each once")
     splits = {name: _split(path, name, content[name], classes, device) for name in SPLITS if name in content}
     widths = {name: split.rows.shape[1] for name, split in splits.items()}
@@ -241,18 +243,20 @@ def _split(path: Path, name: str, entry, classes: list[str], device: torch.devic
     sharded = isinstance(entry, dict) and "shards" in entry
     parts = [_shard(path, name, shard) for shard in _shard_names(path, entry)] if sharded else [entry]
     for number, part in enumerate(parts):
-        _require_part(f"{name} in {path}" + (f", shard {number}," if sharded else ""), part, len(classes))
+        feature_part.require(f"{name} in {path}" + (f", shard {number}," if sharded else ""), part, len(classes))
     kinds = {(part["features"].shape[1], part["features"].dtype) for part in parts}
     if len(kinds) > 1:
         raise UserError(f"features: the shards of {name} in {path} do not belong together: they are {kinds}")
     rows = tuple(part["features"] if sharded else part["features"].to(device) for part in parts)
     labels = torch.cat([part["labels"] for part in parts])
-    return Split(name, Rows(rows, device), labels, classes, [word for part in parts for word in part["names"]])
+    names = [word for part in parts for word in part["names"]]
+    groups = [word or None for part in parts for word in part.get("groups", [])]
+    return Split(name, Rows(rows, device), labels, classes, names, groups if len(groups) == len(names) else None)
 
 
 def _shard_names(path: Path, entry: dict) -> list[str]:
     names = entry["shards"]
-    if not _all_strings(names) or not names or not all(OUR_SHARD.fullmatch(name) for name in names):
+    if not feature_part.all_strings(names) or not names or not all(OUR_SHARD.fullmatch(name) for name in names):
         raise UserError(f"features: the list of shards in {path} is damaged; write the features again")
     return names
 
@@ -268,30 +272,3 @@ def _shard(path: Path, split: str, name: str) -> dict:
     if not isinstance(part, dict) or part.get("shard") != name:
         raise UserError(f"features: {file} is of another writing than {path}; write the features again")
     return part
-
-
-def _require_part(where: str, part, classes: int) -> None:
-    """Raise `UserError` unless `part` holds finite features (N, F), N labels in 0..`classes`-1 and N names."""
-    x, y, names = (part.get(key) if isinstance(part, dict) else None for key in ("features", "labels", "names"))
-    if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype not in (torch.float32, torch.float64) or 0 in x.shape:
-        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"features: {where} has features that are {found}; expected float32 of shape (N, F)")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1 or not _all_strings(names):
-        raise UserError(f"features: {where} has not labels (N,) of type int64 and a list of names; write them again")
-    if not len(x) == len(y) == len(names):
-        raise UserError(f"features: {where} has {len(x)} features but {len(y)} labels and {len(names)} names")
-    if not -1 <= int(y.min()) <= int(y.max()) < classes:
-        raise UserError(
-            f"features: {where} has labels from {y.min()} to {y.max()}, and there are {classes} classes; expected "
-            f"0 to {classes - 1}, or -1 for none"
-        )
-    count = block_size(x)
-    for number, block in enumerate(x.split(count)):
-        finite = block.isfinite().all(1)
-        if not finite.all():
-            first = names[number * count + int((~finite).nonzero()[0])]
-            raise UserError(f"features: {where} has NaN or Inf, first in those of {first}; write the features again")
-
-
-def _all_strings(words) -> bool:
-    return isinstance(words, list) and all(isinstance(word, str) for word in words)

@@ -39,8 +39,8 @@ def over_draws(name: str, values: Sequence[float]) -> dict:
 def accuracies(train: Samples, test: Samples, classes: int, draws: list[Tensor], mean: Tensor) -> dict:
     """Accuracies on `test` of the heads that learn from the `draws` of `train`, each (features (N, F), labels (N,)).
 
-    Returns n (test images), labels (learnt from, a list where draws differ), acc1 and balanced_accuracy over the draws
-    with their intervals, and acc1 of each draw. `mean` (F,) is that of all features of train.
+    Returns n (test images), labels (how many a draw has), acc1 and balanced_accuracy over the draws with their
+    intervals, and acc1 of each draw. `mean` (F,) is that of all features of train.
     """
     found = []
     for index in draws:

@@ -1,4 +1,4 @@
-"""Features as one .npz of numpy arrays: {train,val,test}_{features,labels,names}, classes, encoder, settings.
+"""Features as one .npz of numpy arrays: {train,val,test}_{features,labels,names,groups}, classes, encoder, settings.
 
 All features must fit into memory, to be written and to be read.
 """
@@ -14,7 +14,7 @@ from ssl.data.preload import free_memory
 from ssl.errors import UserError
 from ssl.files import replacing
 
-AT_MOST = 50  # arrays; ours have twelve
+AT_MOST = 50  # arrays; ours have fifteen
 
 
 def write(found, path: Path) -> None:
@@ -28,6 +28,8 @@ def write(found, path: Path) -> None:
         arrays[f"{name}_features"] = split.rows[torch.arange(len(split))].numpy(force=True)
         arrays[f"{name}_labels"] = split.labels.numpy()
         arrays[f"{name}_names"] = [_plain(word) for word in split.paths]
+        if split.groups:
+            arrays[f"{name}_groups"] = [_plain(word or "") for word in split.groups]
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 
@@ -89,5 +91,5 @@ def _entry(arrays: dict[str, np.ndarray], split: str) -> dict:
         array = arrays.get(f"{split}_{key}")
         if array is not None and array.dtype.kind in kinds and array.dtype.isnative and array.itemsize <= 8:
             entry[key] = torch.from_numpy(array.astype(np.int64) if key == "labels" else array)
-    names = arrays.get(f"{split}_names")
-    return entry if names is None else entry | {"names": names.tolist()}
+    words = {key: arrays.get(f"{split}_{key}") for key in ("names", "groups")}
+    return entry | {key: array.tolist() for key, array in words.items() if array is not None}

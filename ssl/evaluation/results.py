@@ -13,11 +13,12 @@ from ssl.checkpoints import about, pretrained, torch_file
 from ssl.console import say, table
 from ssl.data.images import Images
 from ssl.errors import UserError
-from ssl.evaluation import features, metrics
+from ssl.evaluation import card_table, features, metrics
 
 SETTINGS = {  # of each protocol
     "probe": ("probe_epochs",),
     "knn": ("k", "knn_temperature", "standardize"),
+    "card": ("corrupted_images",),
     "linear": ("linear_epochs", "linear_lr", "linear_weight_decay", "linear_batch"),
 }
 COLUMNS = {"linear": "linear", "probe": "linear probe", "knn": "k-NN", "fixed": "fixed head"}
@@ -121,6 +122,9 @@ def report(results: dict, subjects: list[str], folder: Path) -> None:
     earlier = keep_earlier(path, text)
     files.write_text(text, path)
     say("\n" + accuracy_table(results, subjects) + "\n")
+    if "card" in results:
+        cards = {title(name, results["of"]["weights"]): (results | results.get(name, {}))["card"] for name in subjects}
+        say(card_table.console(cards) + "\n")
     say(f"results     {path}" + (f" (earlier ones are in {earlier.name})" if earlier else ""))
 
 

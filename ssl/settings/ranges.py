@@ -10,7 +10,7 @@ AT_LEAST_1 = """
 """.split()
 AT_LEAST_0 = """
     bias_lr lr_backbone weight_decay linear_weight_decay momentum linear_momentum warmup_epochs final_lr min_lr
-    decay_rate lambd color_distortion_strength jitter workers seed eval_every ssl_val_interval
+    decay_rate lambd color_distortion_strength jitter workers seed eval_every ssl_val_interval corrupted_images
 """.split()
 POSITIVE = """
     temperature base_temperature knn_temperature linear_lr loss_scale clip_grad save_minutes timeout_minutes

@@ -1,0 +1,129 @@
+"""The report card of an encoder, from one extraction of features: few labels, retrieval, calibration, changed images,
+groups. The probe and k-NN on all labels are judged beside it.
+
+All of it is measured on the test split and learnt from train; nothing is chosen on the test split. What these images
+cannot say is None, with the reason under the same name and `_why`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssl.data.images import Images
+from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
+from ssl.evaluation.feature_rows import Rows, Samples
+from ssl.evaluation.features import Split
+from ssl.evaluation.inference import Net, Reading
+from ssl.evaluation.probes import Heads
+from ssl.sources.labels import stratified
+
+SHOTS = (1, 5, 16)
+PERCENTS = (1, 10)
+
+
+Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a card needs beside the features: names of classes, the groups of images by split, changed test images.
+
+    `changed`: their features, or why there are none.
+    """
+
+    classes: list[str]
+    groups: Mapping[str, Sequence[str | None] | None]
+    changed: corruptions.Changed | str
+
+
+def ask(splits: Mapping[str, Images | Split], changed: corruptions.Changed | str) -> Asked:
+    """What the images, or a features file, say of train and test."""
+    return Asked(splits["train"].classes, {name: splits[name].groups for name in ("train", "test")}, changed)
+
+
+def ask_images(net: Net, images: dict[str, Images], settings, device: torch.device, title: str) -> Asked:
+    """`ask`, with features of changed test images as `settings` of evaluate.py want them. All ranks call it."""
+    if not settings.corrupted_images:
+        return ask(images, "left out by --corrupted_images 0")
+    how, most = Reading.of(settings, device), settings.corrupted_images
+    return ask(images, corruptions.features(net, images["test"], how, most, settings.seed, title))
+
+
+def ask_file(splits: dict[str, Split]) -> Asked:
+    """`ask` of a features file."""
+    return ask(splits, "they need the images, which a features file does not hold; pass --model_path instead")
+
+
+def card(train: Part, held_out: Samples, test: Part, head: Heads, asked: Asked, settings) -> dict:
+    """The card of an encoder. `head` is the swept probe, and `held_out` the part of `train` that chose it."""
+    result = {
+        "few_labels": _few_labels(train, test, asked.classes, settings.seed),
+        "retrieval": retrieval.retrieve(train, test, settings.seed),
+        "calibration": calibration.calibration(head, held_out, test, settings.seed),
+        **_corruptions(train, test, head, asked, settings),
+    }
+    return result | _groups({"test": test, "train": train}, asked.groups, settings)
+
+
+def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
+    """Accuracies with SHOTS images of every class and with PERCENTS of the labels, each the mean over draws."""
+    mean, labels = logistic.mean_of(train[0]), train[1].cpu()
+    found: dict = {"head": logistic.WORDS, "draws": few_shot.DRAWS, "shots": {}, "percent": {}}
+    for shots in SHOTS:
+        smaller = few_shot.smaller_classes(labels, shots, classes)
+        if len(smaller) == len(classes):
+            found["shots"] |= {str(shots): None, f"{shots}_why": f"no class has {shots} training images"}
+            continue
+        draws = few_shot.draws_of(labels, shots, seed)
+        of_shots = few_shot.accuracies(train, test, len(classes), draws, mean)
+        found["shots"][str(shots)] = of_shots | {"smaller_classes": smaller}
+    for percent in PERCENTS:
+        draws = [stratified(labels, percent, seed + draw) for draw in range(few_shot.DRAWS)]
+        found["percent"][str(percent)] = few_shot.accuracies(train, test, len(classes), draws, mean)
+    return found
+
+
+def _corruptions(train: Part, test: Part, head: Heads, asked: Asked, settings) -> dict:
+    """{corruptions: accuracies of the probe and of k-NN on some test images, unchanged and changed}."""
+    changed = asked.changed
+    if isinstance(changed, str):
+        return {"corruptions": None, "corruptions_why": changed}
+    index = changed.index.to(test[1].device)
+    labels = test[1][index]
+
+    def judge(x: Rows) -> dict:
+        right = probes.hits(head, [0], x, labels)[0]
+        near = probes.knn(train, (x, labels), len(asked.classes), settings.k, settings.knn_temperature)
+        return {"probe": metrics.accuracy(labels, right), "knn": near}
+
+    found: dict = {"n": len(index), "of": len(test[1]), "unchanged": judge(test[0].subset(index))}
+    for (kind, strength), h in zip(changed.ways, changed.features):
+        of_kind = found.setdefault(kind, {})
+        if h.isfinite().all():
+            of_kind[f"{strength:g}"] = judge(Rows((h,), labels.device, mean=test[0].mean, std=test[0].std))
+        else:
+            of_kind |= {f"{strength:g}": None, f"{strength:g}_why": "the encoder gives NaN or Inf"}
+    if "jpeg" not in found:
+        found |= {"jpeg": None, "jpeg_why": "JPEG has one or three channels"}
+    return {"corruptions": found}
+
+
+def _groups(parts: dict[str, Part], names: Mapping[str, Sequence[str | None] | None], settings) -> dict:
+    """{groups: of each split how well features tell the group, and the robustness index}."""
+    if all(names.get(split) is None for split in parts):
+        why = "no groups are known; a table names them (--group_column), of slides and lesions they are known"
+        return {"groups": None, "groups_why": why}
+    found: dict = {}
+    for split, (x, y) in parts.items():
+        if names.get(split) is None:
+            found |= {split: None, f"{split}_why": "no groups of this split are known"}
+            continue
+        numbers = groups.numbered(names[split])
+        found[split] = {
+            "without_group": int((numbers < 0).sum()),
+            "told": groups.group_accuracy(x, y, numbers, settings.seed),
+            "robustness": groups.robustness_index(x, y, numbers, settings.k, settings.seed),
+        }
+    return {"groups": found}

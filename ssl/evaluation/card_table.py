@@ -1,0 +1,164 @@
+"""The report card in words: rows and notes, for the console, for the page of a report and for its picture.
+
+A card may come from a file that anybody has written, so nothing of it is taken for granted.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ssl.checkpoints.run_reader import finite, numbers
+from ssl.console import table
+
+CHANGES = {  # what the strengths of `ssl.evaluation.corruptions` are
+    "noise": "standard deviation, of pixels in 0 to 1",
+    "blur": "sigma in pixels, of an image of 224",
+    "jpeg": "quality",
+    "brightness": "added to pixels in 0 to 1",
+}
+
+
+class Row(NamedTuple):
+    """A line of the card. `points`: shares with the ends of their intervals, (value, low, high), in 0..1."""
+
+    section: str
+    what: str
+    words: str
+    points: tuple[tuple[float, float, float], ...]
+
+
+def console(cards: dict[str, dict]) -> str:
+    """A table with a column a subject, {title: card}; below it the notes, and what could not be measured."""
+    own = {name: {row[:2]: row.words for row in rows(card)} for name, card in cards.items()}
+    lines, last = [["report card", *cards]], ""
+    for section, what in dict.fromkeys(place for cells in own.values() for place in cells):
+        if section != last:
+            lines.append([section, *("" for _ in cards)])
+        lines.append([f"  {what}", *(cells.get((section, what), "-") for cells in own.values())])
+        last = section
+    below = list(dict.fromkeys(words for card in cards.values() for words in (*notes(card), *missing(card))))
+    return "\n".join([table(lines), *below])
+
+
+def rows(card: dict) -> list[Row]:
+    """All that the card says, in order."""
+    parts = {
+        "few_labels": _few_labels,
+        "retrieval": _retrieval,
+        "calibration": _calibration,
+        "corruptions": _corruptions,
+        "groups": _groups,
+    }
+    return [row for name, part in parts.items() if (found := inner(card, name)) for row in part(found)]
+
+
+def notes(card: dict) -> Iterator[str]:
+    """A sentence about each part of the card: of what it is, and how it was measured."""
+    if found := inner(card, "few_labels"):
+        some = next((one for one in inner(found, "percent").values() if isinstance(one, dict)), {})
+        yield (
+            f"few labels: {found.get('head')}; mean of {count(found.get('draws'))} draws of the labels, in brackets "
+            f"its 95 % interval over the draws; {count(some.get('n'))} test images"
+        )
+    if found := inner(card, "retrieval"):
+        gallery = count(found.get("gallery"))
+        yield f"retrieval: {count(found.get('queries'))} test images look for their class among {gallery} of train"
+    if found := inner(card, "calibration"):
+        yield (
+            f"calibration: how far the probe's confidence is from its accuracy, in {count(found.get('bins'))} bins. "
+            f"The temperature is from the {count(found.get('held_out_n'))} images of train that chose the probe"
+        )
+    if found := inner(card, "corruptions"):
+        kinds = "; ".join(f"{kind}: {words}" for kind, words in CHANGES.items() if kind in found)
+        yield f"changed images: {count(found.get('n'))} of {count(found.get('of'))} test images. {kinds}"
+    splits = [one for one in inner(card, "groups").values() if isinstance(one, dict)]
+    if any(finite(inner(one, "told").get("acc1")) for one in splits):
+        yield "groups, told: half of the images of every group teach a logistic regression, the others are judged"
+    measured = [inner(one, "robustness") for one in splits if finite(inner(one, "robustness").get("index"))]
+    if measured:
+        yield (
+            f"groups, robustness index: who are the {count(measured[0].get('k'))} nearest images? 1: the class alone "
+            "decides, 0: the group alone does (Kömen, de Jong et al. 2025)"
+        )
+
+
+def missing(card: dict, above: str = "") -> Iterator[str]:
+    """Sentences about what is None, with the reasons."""
+    for name, value in card.items():
+        if value is None and isinstance(why := card.get(f"{name}_why"), str):
+            yield f"not measured: {above}{name}: {why}"
+        elif isinstance(value, dict):
+            yield from missing(value, f"{above}{name}, ")
+
+
+def inner(content: object, *names: str) -> dict:
+    """The dict under these names, one in the other; {} where there is none."""
+    for name in names:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def count(value: object) -> str:
+    return f"{value:,.0f}" if finite(value) else "-"
+
+
+# Rows -----------------------------------------------------------------------------------
+
+
+def _few_labels(found: dict) -> Iterable[Row]:
+    for kind, unit in (("shots", "a class"), ("percent", "%")):
+        for number, one in inner(found, kind).items():
+            if isinstance(one, dict):
+                short = one.get("smaller_classes")
+                fewer = f"; {len(short)} classes have fewer" if isinstance(short, list) and short else ""
+                yield _row("few labels", f"{number} {unit}, {count(one.get('labels'))} in all{fewer}", one, "acc1")
+
+
+def _retrieval(found: dict) -> Iterable[Row]:
+    yield _row("retrieval", "mean average precision", found, "map")
+    yield _row("retrieval", "the first image is of the class", found, "recall_at_1")
+
+
+def _calibration(found: dict) -> Iterable[Row]:
+    section = "calibration error of the probe"
+    yield _row(section, "as it is", found, "ece")
+    yield _row(section, "of a calibrated probe, by chance", found, "ece_of_perfect")
+    if finite(found.get("temperature")):
+        after = _row(section, "after a temperature", found, "ece_after")
+        yield after._replace(words=f"{after.words} (T = {found['temperature']:.2f})")
+
+
+def _corruptions(found: dict) -> Iterable[Row]:
+    for judge, name in (("probe", "probe"), ("knn", "k-NN")):
+        section = f"changed test images, {name}"
+        yield _row(section, "unchanged", inner(found, "unchanged", judge), "acc1")
+        for kind in CHANGES:
+            strengths = [strength for strength in inner(found, kind) if not strength.endswith("_why")]
+            each = [_row("", "", inner(found, kind, strength, judge), "acc1") for strength in strengths]
+            words = " / ".join(one.words.partition(" ")[0] for one in each) + " %"
+            if each:
+                yield Row(section, f"{kind} {' / '.join(strengths)}", words, sum((one.points for one in each), ()))
+
+
+def _groups(found: dict) -> Iterable[Row]:
+    for split, one in found.items():
+        told, index = inner(one, "told"), inner(one, "robustness")
+        section = f"groups of {split} images"
+        if finite(told.get("acc1")):
+            counts = f"{count(told.get('groups'))} groups, n = {count(told.get('n'))}"
+            yield _row(section, f"told from the features ({counts})", told, "acc1")
+            yield _row(section, "told from the class alone", told, "from_class")
+            yield _row(section, "always the largest group", told, "chance")
+        if finite(index.get("index")):
+            yield _row(section, f"robustness index (n = {count(index.get('n'))})", index, "index", percent=False)
+            yield _row(section, "that of features that know nothing", index, "of_all", percent=False)
+
+
+def _row(section: str, what: str, found: dict, name: str, percent: bool = True) -> Row:
+    """The share `name` of `found`, as '79.1 % (77.2–80.8)' or '0.79 (0.77–0.81)'; '-' where it is no number."""
+    value, interval = found.get(name), numbers(found.get(f"{name}_interval"))
+    if not finite(value):
+        return Row(section, what, "-", ())
+    ends = interval if len(interval) == 2 else []
+    shown = [f"{100 * v:.1f}" if percent else f"{v:.2f}" for v in (value, *ends)]
+    words = shown[0] + " %" * percent + (f" ({shown[1]}–{shown[2]})" if ends else "")
+    return Row(section, what, words, ((value, *(ends or (value, value))),))

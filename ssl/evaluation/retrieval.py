@@ -1,0 +1,62 @@
+"""Image retrieval: does the gallery, the training images, have images of the query's class first? No head is fitted."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ssl.evaluation import metrics
+from ssl.evaluation.feature_rows import Samples, block_size, unit_length
+
+PAIRS = 1 << 28  # of a query and an image of the gallery: 1 GiB of cosines
+SORTED = 1 << 22  # cosines that are sorted at a time
+
+
+def keyed(count: int, most: int, seed: int) -> Tensor:
+    """`most` of `count` indices, drawn by `seed`, in order; all of them where there are no more."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+
+
+@torch.no_grad()
+def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
+    """Mean average precision and recall at 1, with 95 % intervals, of `test` images as queries against `gallery`.
+
+    Both are (features (N, F), labels (N,)); every class has images in the gallery. The gallery is ranked by cosine. An
+    image of the query's class is right. map: the mean over queries of the average precision of the whole ranking, as
+    scikit-learn defines it (equal cosines count as one place). recall_at_1: how often the first image is right. The
+    whole gallery is ranked; of more than PAIRS pairs, some of the queries are taken, drawn by `seed`. Also returns
+    queries and gallery, the numbers of images.
+    """
+    bank, labels = gallery
+    chosen = keyed(len(test[1]), max(1, PAIRS // len(labels)), seed).to(labels.device)
+    queries, own = unit_length(test[0][chosen]), test[1][chosen]
+    cosines = torch.cat([queries @ unit_length(rows).T for rows in bank.split(block_size(bank))], 1)
+    step = max(1, SORTED // len(labels))
+    precisions = torch.cat(
+        [average_precision(x, labels == y[:, None]) for x, y in zip(cosines.split(step), own.split(step))]
+    )
+    first = labels[cosines.argmax(1)] == own
+    mean = float(precisions.mean())
+    half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
+    return {
+        "map": mean,
+        "map_interval": [max(0.0, mean - half), min(1.0, mean + half)],
+        **metrics.share("recall_at_1", int(first.sum()), len(own)),
+        "queries": len(own),
+        "gallery": len(labels),
+    }
+
+
+def average_precision(scores: Tensor, right: Tensor) -> Tensor:
+    """The average precision (Q,) of each row of scores (Q, G), where `right` (Q, G) says which images are wanted.
+
+    Images of equal score have one place, the last of theirs. Every row has an image that is wanted.
+    """
+    scores, order = scores.sort(dim=1, descending=True)
+    right = right.gather(1, order)
+    places = torch.arange(scores.shape[1], device=scores.device)
+    last = torch.cat([scores[:, 1:] != scores[:, :-1], torch.ones_like(right[:, :1])], 1)
+    # The place of the last image of the same score: the first `last` from here on.
+    ends = torch.where(last, places, len(places)).flip(1).cummin(1).values.flip(1)
+    precision = right.cumsum(1).gather(1, ends).double() / (ends + 1)
+    return (precision * right).sum(1) / right.sum(1)

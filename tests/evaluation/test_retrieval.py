@@ -1,0 +1,51 @@
+"""Retrieval equals scikit-learn's average precision, also with equal cosines, in blocks and for some of the queries."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from ssl.evaluation import retrieval
+from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.retrieval import average_precision, keyed, retrieve
+
+
+def some(count, seed, width=6, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return 0.7 * torch.eye(classes, width)[labels] + torch.randn(count, width, generator=generator), labels
+
+
+def test_it_is_the_mean_of_scikit_learns_average_precision(monkeypatch):
+    gallery, test = some(200, 1), some(60, 2)
+    found = retrieve(gallery, test)
+    unit = [torch.nn.functional.normalize(part[0].double()).numpy() for part in (test, gallery)]
+    cosines = unit[0] @ unit[1].T
+    wanted = test[1].numpy()[:, None] == gallery[1].numpy()
+    precisions = [average_precision_score(own, row) for own, row in zip(wanted, cosines)]
+    assert found["map"] == pytest.approx(np.mean(precisions), abs=1e-5)
+    half = 1.96 * np.std(precisions) / np.sqrt(60)
+    expected = [np.mean(precisions) - half, np.mean(precisions) + half]
+    assert found["map_interval"] == pytest.approx(expected, abs=1e-4)
+    assert found["recall_at_1"] == pytest.approx(wanted[np.arange(60), cosines.argmax(1)].mean())
+    assert (found["queries"], found["gallery"]) == (60, 200)
+    monkeypatch.setattr(retrieval, "SORTED", 1000), monkeypatch.setattr(retrieval, "block_size", lambda rows: 64)
+    rows = Rows((gallery[0][:90], gallery[0][90:]), gallery[0].device)
+    again = retrieve((rows, gallery[1]), (Rows((test[0],), gallery[0].device), test[1]))
+    assert all(again[name] == pytest.approx(found[name], abs=1e-6) for name in found)
+
+
+def test_of_too_many_pairs_some_queries_are_taken_by_seed(monkeypatch):
+    monkeypatch.setattr(retrieval, "PAIRS", 200 * 20)
+    gallery, test = some(200, 1), some(60, 2)
+    found = retrieve(gallery, test, seed=3)
+    chosen = keyed(60, 20, 3)
+    assert found["queries"] == 20 and found == retrieve(gallery, (test[0][chosen], test[1][chosen]), seed=0)
+    assert not torch.equal(chosen, keyed(60, 20, 4)) and keyed(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_equal_scores_count_as_one_place():
+    scores = torch.tensor([[0.5, 0.5, 0.5, 0.1], [0.2, 0.9, 0.2, 0.2], [1.0, 1.0, 1.0, 1.0]])
+    right = torch.tensor([[True, False, False, True], [False, False, True, True], [False, True, False, False]])
+    expected = [average_precision_score(own, row) for own, row in zip(right.numpy(), scores.numpy())]
+    assert average_precision(scores, right).tolist() == pytest.approx(expected)
