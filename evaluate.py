@@ -39,7 +39,7 @@ from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
 from ssl.files import make_folder
-from ssl.report import feature_files
+from ssl.report import card_page, feature_files
 from ssl.schedules import warmup_cosine
 from ssl.settings import config, ranges
 from ssl.settings.kinds import coerce
@@ -163,6 +163,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
         found["of"] = about | results.about_protocols(settings, protocols)
         results.report(found, list(subjects), folder)
+        card_page.write(found, folder)
     if first.classes:
         next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
     else:
@@ -212,6 +213,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     about = results.about_features(settings.features, found, train)
     judged["of"] = about | results.about_protocols(settings, protocols)
     results.report(judged, ["trained"], folder)
+    card_page.write(judged, folder)
     next_steps.after_judging(found.settings.get("model_path"), {name: found.settings.get(name) for name in DATA})
 
 

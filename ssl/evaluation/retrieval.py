@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,10 +32,11 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
     chosen = keyed(len(test[1]), max(1, PAIRS // len(labels)), seed).to(labels.device)
     queries, own = unit_length(test[0][chosen]), test[1][chosen]
     cosines = torch.cat([queries @ unit_length(rows).T for rows in bank.split(block_size(bank))], 1)
-    step = max(1, SORTED // len(labels))
-    precisions = torch.cat(
-        [average_precision(x, labels == y[:, None]) for x, y in zip(cosines.split(step), own.split(step))]
-    )
+    precisions = cosines.new_empty(len(own), dtype=torch.float64)
+    for label in own.unique():
+        of_class = (own == label).nonzero()[:, 0]
+        for part in of_class.split(max(1, SORTED // len(labels))):
+            precisions[part] = average_precision(cosines[part], labels == label)
     first = labels[cosines.argmax(1)] == own
     mean = float(precisions.mean())
     half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
@@ -47,16 +49,16 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
     }
 
 
-def average_precision(scores: Tensor, right: Tensor) -> Tensor:
-    """The average precision (Q,) of each row of scores (Q, G), where `right` (Q, G) says which images are wanted.
+def average_precision(scores: Tensor, wanted: Tensor) -> Tensor:
+    """The average precision (Q,), float64, of each row of scores (Q, G), where the images `wanted` (G,) are right.
 
-    Images of equal score have one place, the last of theirs. Every row has an image that is wanted.
+    It is the mean, over the wanted images, of the share of wanted ones among all that have at least their score.
     """
-    scores, order = scores.sort(dim=1, descending=True)
-    right = right.gather(1, order)
-    places = torch.arange(scores.shape[1], device=scores.device)
-    last = torch.cat([scores[:, 1:] != scores[:, :-1], torch.ones_like(right[:, :1])], 1)
-    # The place of the last image of the same score: the first `last` from here on.
-    ends = torch.where(last, places, len(places)).flip(1).cummin(1).values.flip(1)
-    precision = right.cumsum(1).gather(1, ends).double() / (ends + 1)
-    return (precision * right).sum(1) / right.sum(1)
+    own, every = (_sorted(x) for x in (scores[:, wanted], scores))
+    right, shown = (x.shape[1] - torch.searchsorted(x, own) for x in (own, every))
+    return (right.double() / shown).mean(1)
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """Rows in rising order. On a CPU numpy takes a fraction of torch's time, which also finds the places."""
+    return x.sort(dim=1).values if x.is_cuda else torch.from_numpy(np.sort(x.numpy(), axis=1))

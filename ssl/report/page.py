@@ -6,7 +6,7 @@ import time
 from ssl.checkpoints import run_reader
 from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves
 from ssl.console import counted
-from ssl.report import figures
+from ssl.report import card_page, figures
 from ssl.report.accuracies import judged
 from ssl.report.markup import document, folded, folded_table, grid, key, legend, number, table, text
 from ssl.report.overview import MOST_COLUMNS, overview
@@ -24,7 +24,9 @@ def page(runs: list[Run]) -> str:
     sections = {"Overview": overview(runs), "Judged": judged(every)}
     if len(runs) <= MOST_COLUMNS:
         pretrained = [run for run in runs if not run.fine_tuned]
+        cards = card_page.section(every)
         sections |= {
+            **({"Card": cards} if cards else {}),
             **({"Health": _health(pretrained)} if pretrained else {}),
             "Curves": _curves(every),
             "Pictures": _pictures(every),

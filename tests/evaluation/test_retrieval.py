@@ -46,6 +46,6 @@ def test_of_too_many_pairs_some_queries_are_taken_by_seed(monkeypatch):
 
 def test_equal_scores_count_as_one_place():
     scores = torch.tensor([[0.5, 0.5, 0.5, 0.1], [0.2, 0.9, 0.2, 0.2], [1.0, 1.0, 1.0, 1.0]])
-    right = torch.tensor([[True, False, False, True], [False, False, True, True], [False, True, False, False]])
-    expected = [average_precision_score(own, row) for own, row in zip(right.numpy(), scores.numpy())]
-    assert average_precision(scores, right).tolist() == pytest.approx(expected)
+    for wanted in ([True, False, False, True], [False, False, True, True], [False, True, False, False]):
+        expected = [average_precision_score(wanted, row) for row in scores.numpy()]
+        assert average_precision(scores, torch.tensor(wanted)).tolist() == pytest.approx(expected)

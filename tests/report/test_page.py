@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import browser
 import pytest
@@ -14,7 +15,7 @@ import torch
 from ssl.checkpoints import run_reader
 from ssl.errors import UserError
 from ssl.report import __main__ as report
-from ssl.report import markup, page, svg, view_page
+from ssl.report import card_page, markup, page, svg, view_page
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed here")
 OLD_RUNS = Path(__file__).resolve().parents[1] / "old_runs"
@@ -40,7 +41,11 @@ def write_run(folder, word="shapes", steps=300):
     lines.append({"epoch": 3, "step": steps, "knn_acc1": 0.625, "val_loss": None})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "health.jsonl").write_text(json.dumps({"step": 7, "rule": word, "words": f"collapsing {word}"}) + "\n")
-    results = {"probe": {"acc1": 0.75, "note": word}, "knn": {"acc1": 0.5}, word: {"acc1": 0.25}}
+    shots = {"labels": 3, "acc1": 0.375, "acc1_interval": [0.25, 0.5], "smaller_classes": [word]}
+    strengths = {"0.1": {"probe": {"acc1": 0.5}}, "0.3": {"probe": {"acc1": 0.25}}, word: {"probe": {"acc1": 0.125}}}
+    card = {"few_labels": {"head": word, "shots": {"1": shots, word: shots}}, "groups": None, "groups_why": word}
+    card |= {"corruptions": {"noise": strengths}}
+    results = {"probe": {"acc1": 0.75, "note": word}, "knn": {"acc1": 0.5}, word: {"acc1": 0.25}, "card": card}
     (folder / "results.json").write_text(json.dumps(results))
     x = torch.linspace(-1, 1, 40)
     looks = {
@@ -270,6 +275,31 @@ def test_an_accuracy_stands_with_its_interval_and_n(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"probe": found}))
     text = without_heads(make_page(tmp_path)).partition("<details>")[0]
     assert "trained encoder</th><td>79.1 % (77.8–80.3)</td><td>75.0 %</td><td>4000</td>" in text
+
+
+def test_the_report_card_is_the_terminals_table_and_a_picture(tmp_path):
+    page = without_heads(make_page(write_run(tmp_path / "run")))
+    shown = page.partition('<section id="card"')[2].partition("</section>")[0]
+    assert "few labels: 1 a class, 3 in all; 1 classes have fewer</th><td>37.5 % (25.0–50.0)</td>" in shown
+    assert "noise 0.1 / 0.3 / shapes</th><td>50.0 / 25.0 / 12.5 %</td>" in shown
+    assert "<li>not measured: groups: shapes</li>" in shown
+    assert shown.count('r="3.6"') == 4 and 'class="line dashed c0"' in shown  # the key, two rows, the first strength
+    (tmp_path / "run" / "results.json").write_text('{"probe": {"acc1": 0.75}}')
+    assert 'id="card"' not in make_page(tmp_path / "run")
+    both = make_page(write_run(tmp_path / "one"), write_run(tmp_path / "two"))
+    assert "trained encoder, one" in both and "trained encoder, two" in both and "c1" in both
+
+
+def test_card_svg_is_whole_and_keeps_words_from_outside_as_words(tmp_path):
+    found = json.loads((write_run(tmp_path / "run", EVIL) / "results.json").read_text())
+    card_page.write(found | {"random_init": {"card": found["card"]}}, tmp_path)
+    drawn = ElementTree.parse(tmp_path / "card.svg").getroot()
+    texts = [part.text for part in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "untrained encoder" in texts and "1 a class, 3 in all; 1 classes have fewer" in texts
+    assert not [part for part in drawn.iter() if part.tag.endswith("script")]
+    card_page.write({"probe": {"acc1": 0.75}}, tmp_path / "nowhere")  # without a card nothing is written
+    with pytest.raises(UserError, match="output_dir: cannot write"):
+        card_page.write(found, tmp_path / "card.svg" / "inside")
 
 
 def test_accuracies_are_the_terminals_table_and_validation_stands_apart(tmp_path):

@@ -82,7 +82,10 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
     [
         ({"model_path": "nowhere"}, "nowhere: no such file or run folder"),
         ({"k": "0"}, "k: 0 must be at least 1"),
-        ({"protocol": "lnear"}, "'lnear' is none of linear, probe, knn, fixed, features, all; did you mean 'linear'?"),
+        (
+            {"protocol": "lnear"},
+            "'lnear' is none of linear, probe, knn, card, fixed, features, all; did you mean 'linear'?",
+        ),
         ({"encoder": "resnet18"}, "not weights of this encoder"),
         ({"image_size": "0"}, "image_size: 0 must be at least 1"),
         ({"output_dir": "/dev/null"}, "output_dir: cannot make /dev/null"),
