@@ -35,6 +35,8 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
     of_linear = [name for name in origin if name.startswith("linear_") and origin[name] != "default"]
     if of_linear and "linear" not in protocols:
         raise UserError(f"{of_linear[0]}: only protocol linear has it; protocol fixed takes its settings from the run")
+    if origin.get("corrupted_images", "default") != "default" and "card" not in protocols:
+        raise UserError("corrupted_images: only protocol card has it; add --protocol card")
     ranges.check(settings)
     if settings.batch_size < 1:
         raise UserError(f"batch_size: {settings.batch_size} must be at least 1")

@@ -49,7 +49,8 @@ class Split:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "Split":
-        paths, groups = ([words[i] for i in index.tolist()] if words else None for words in (self.paths, self.groups))
+        paths = [self.paths[i] for i in index.tolist()]
+        groups = None if self.groups is None else [self.groups[i] for i in index.tolist()]
         return replace(self, rows=self.rows.subset(index), labels=self.labels[index], paths=paths, groups=groups)
 
     def pair(self) -> tuple[Rows, Tensor]:

@@ -216,6 +216,8 @@ def test_corruptions_can_be_left_out_and_bad_wishes_end_with_one_line(trained, i
     assert "not measured: corruptions: left out by --corrupted_images 0" in printed and "changed copies" not in printed
     done = run("evaluate.py", **how, corrupted_images=-1, check=False)
     assert done.returncode == 2 and "corrupted_images: -1 must not be negative" in done.stderr
+    done = run("evaluate.py", model_path=trained, corrupted_images=9, check=False)
+    assert done.returncode == 2 and "only protocol card has it" in done.stderr
     one_class = tmp_path / "one"
     for split in ("train", "test"):
         first = sorted((images / split).iterdir())[0]
