@@ -22,7 +22,6 @@ from ssl.sources.labels import stratified
 SHOTS = (1, 5, 16)
 PERCENTS = (1, 10)
 
-
 Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
 
 

@@ -94,8 +94,8 @@ def features(net: Net, data: Images, how: Reading, most: int, seed: int, title: 
         # The last batch may have no image for this rank: one of zeros shows the shape of an output.
         own, noise = (pixels, noise) if len(pixels) else (pixels.new_zeros(1, *pixels.shape[1:]),) * 2
         changed = [(change(own, *way, noise) - mean) / std for way in ways]
-        h = torch.stack([net(x.contiguous(memory_format=torch.channels_last)).float() for x in changed], 1)
-        h = gather_rows(h[: len(pixels)], counts)
+        h = torch.stack([net(x.contiguous(memory_format=torch.channels_last)) for x in changed], 1)
+        h = gather_rows(h[: len(pixels)].to(torch.promote_types(h.dtype, torch.float32)), counts)
         unread |= dict(bad.values())
         if is_main():
             parts.append(h)
