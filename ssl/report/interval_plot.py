@@ -37,9 +37,10 @@ def draw(things: Mapping[str, Sequence[Row]], title: str) -> str:
             parts.append(_marks(points, y, i))
     axis = [f'<path class="grid" d="M{_across(i / 5):.1f} {top}V{y + 8}"/>' for i in range(6)]
     parts += [_words(_across(i / 5), y + 24, f"{20 * i} %", 'text-anchor="middle"') for i in range(6)]
+    parts.append(_words(WIDTH - MARGIN, y + 42, "share, an index of 1 as 100 %", 'text-anchor="end"'))
     title = html.escape(one_line(title))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 32}" style="max-width:600px" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 50}" style="max-width:600px" '
         f'role="img" aria-label="{title}">'
         f"<title>{title}</title>{''.join(axis + parts)}</svg>"
     )
