@@ -195,10 +195,11 @@ def _headline(outcome: str, start: str, use: str, gain: Estimate, few: list[Few]
         )
     if outcome == UNKNOWN:
         return f"It cannot be told from {gain.images} test images whether pre-training pays with all labels{but}"
+    further = ": pre-training on your images adds nothing that is sure" if f"{public}+own" in facts.starts else ""
     return {
         NOTHING: f"Train from nothing: pre-training does not pay with all labels{but}",
         OWN: f"Pre-train on your images, and use the encoder {USES[use]}",
-        "public": f"Start from {public}, {USES[use]}: pre-training on your images adds nothing that is sure",
+        "public": f"Start from {public}, {USES[use]}{further}",
         "public+own": f"Continue {public} on your images without labels, and use it {USES[use]}",
     }[outcome]
 
@@ -273,6 +274,11 @@ def _change(test: Judges, facts: Facts, start: str, gain: Estimate) -> str:
             f"{one} {counted(n, 'epoch')} (the recipe: {facts.recipe_epochs[one]})" for one, n in short.items()
         )
         found.append(f"Pre-training was shorter than the recipe's: {listed}. More --minutes may change the answer.")
+    alone = [one for one in facts.starts if kind(one) == "public" and f"{one}+own" not in facts.starts]
+    if alone:
+        found.append(
+            f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
+        )
     if facts.left_out:
         found.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:

@@ -139,6 +139,14 @@ def test_the_use_is_chosen_on_the_seeds_that_both_uses_have():
     assert verdict.best_use(numbers, "own") == TUNED
 
 
+def test_what_was_not_compared_is_not_said_to_add_nothing():
+    shares = {"nothing": 0.5, "pub": 0.9, "own": 0.5}
+    found = decide(table(shares, 400), images(400), facts(starts=list(shares)))
+    assert found.headline == "Start from pub, fine-tuned"
+    assert "goes on from pub did not fit into the minutes" in dict(found.words)["What would change the answer"]
+    assert "adds nothing that is sure" in decide(table(shares | {"pub+own": 0.5}, 400), images(400), facts()).headline
+
+
 # Labels -----------------------------------------------------------------------------------------
 
 
