@@ -146,6 +146,7 @@ def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quic
     process.kill()
     process.wait()
     gone([job])
+    assert json.loads(status.read_text())["state"] == "running"  # it was killed, too; else it would have finished
     assert not (folder / "worth.json").exists()
     compare(monkeypatch, *words)
     assert json.loads((folder / "worth.json").read_text()) == json.loads((whole / "worth.json").read_text())
