@@ -48,7 +48,7 @@ for part in "${parts[@]}"; do
         project) arguments=(--json "$out/$part.json" --measured "$out/resnet50.json") ;;
         cifar)
             if [ -n "$cifar" ]; then
-                script=speedrun.py arguments=("$recipe" --target knn=0.9 --minutes "$minutes" --test)
+                script=speedrun.py arguments=("$recipe" --target knn=0.9 --minutes "$minutes" --eval_every 10 --test)
                 arguments+=(--data_dir "$cifar" --output_dir "$out/cifar" --json "$out/cifar.json")
                 limit=$(awk "BEGIN { print int(120 * $minutes) + 600 }") grace=150  # judging and the test come on top
             else

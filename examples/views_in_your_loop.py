@@ -2,7 +2,8 @@
 
 python examples/views_in_your_loop.py --views 4
 
-Nothing else of this project is used: `ssl/augment.py` and `ssl/pixels.py` can be copied elsewhere as they are.
+Nothing else of this project is used: `ssl/augment.py` and `ssl/pixels.py` can be copied elsewhere; there,
+change the import of `pixels` at the top of `augment.py`.
 A transform of torchvision draws once for all images of the batch that it is given. Called for each image in a loop,
 it keeps a GPU waiting for many small operations. Its random numbers come from a generator with a state: a view then
 depends on all that was drawn before. Here a view follows from (seed, epoch, index, number), and comes back at any time.

@@ -12,7 +12,8 @@ class SmallConvNet(nn.Module):
     3×3 stem at full size, then in each stage a 3×3 convolution, 2×2 max-pool, batch norm and ReLU. Stage s halves the
     side and has width · 2^(s+1) channels. The representation has the averages of all stages side by side: a linear head
     reads small patterns as well as large ones. Each average is over a cell of a grid × grid partition of the image, so
-    there are grid² · width · (2^(stages+1) - 2) numbers.
+    there are grid² · width · (2^(stages+1) - 2) numbers. A map smaller than the grid gives copies: of
+    16 pixels the fourth stage is one number a channel.
     """
 
     def __init__(self, width: int = 32, stages: int = 3, in_channels: int = 3, grid: int = 1):
