@@ -78,13 +78,15 @@ def main() -> None:
     data = pretrain_on = look.passed_on(settings)
     of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir)}
     if settings.unlabelled:
-        count = look.gather_unlabelled(settings, settings.unlabelled, found.splits["test"], folder / "images")
-        of["images"]["pre-training"] = f"{count} images"
+        unlabelled = look.find_unlabelled(settings, settings.unlabelled, found.splits["test"])
+        of["images"]["pre-training"] = unlabelled.fingerprint(None)
         pretrain_on = {"data_dir": folder / "images"} | look.passed_on(settings, look.OF_FILES)
     work = Work(folder, found, data, pretrain_on, {"device": settings.device, "workers": settings.workers})
 
     # Plan, or go on with the plan that was made
-    agreed = kept.read(folder / "plan.json", of)
+    agreed = kept.read(folder / "plan.json", of)  # refuses another comparison before anything is written
+    if settings.unlabelled:
+        look.link(unlabelled, folder / "images")
     if agreed is None:
         agreed = agree(settings, origin["public"] != "default", found, work, device, began)
         kept.write(folder / "plan.json", of, agreed)
@@ -146,6 +148,20 @@ def check(settings: Settings) -> None:
         raise UserError("one process compares the starts; leave out torchrun")
     which = Path(settings.data_dir).stem if settings.dataset in ("folder", "array") else settings.dataset
     settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{which}")
+    check_folder(Path(settings.output_dir), settings.data_dir)
+
+
+def check_folder(folder: Path, data_dir: str | None) -> None:
+    """Refuse a folder that is among the images, or that holds something else."""
+    if data_dir is not None and Path(data_dir).is_dir() and folder.resolve().is_relative_to(Path(data_dir).resolve()):
+        raise UserError(f"output_dir: {folder} is in data_dir, {data_dir}; choose one outside of the images")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; choose a folder")
+    names = set(os.listdir(folder))
+    if not names & {"plan.json", "measured"} and names - {"lock", "images"}:
+        raise UserError(f"output_dir: {folder} holds other files, of no comparison; choose an empty or a new folder")
 
 
 def identity(settings: Settings) -> dict:

@@ -103,8 +103,8 @@ def identity(found: Look, root: str | None) -> dict[str, str]:
 # Images without labels ------------------------------------------------------------------------
 
 
-def gather_unlabelled(settings: ImageSettings, folder: str, test: Images, place: Path) -> int:
-    """Fill `place` with links to all training images and those of `folder`; how many there are.
+def find_unlabelled(settings: ImageSettings, folder: str, test: Images) -> Images:
+    """All training images and those of `folder`, as files without labels.
 
     Images that are test images, byte for byte, are left out, and those that are training images are not taken twice.
     Raises `UserError` where the images are no files, or nothing is left.
@@ -115,26 +115,35 @@ def gather_unlabelled(settings: ImageSettings, folder: str, test: Images, place:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"unlabelled: {folder} is not a folder; expected one with images, nested or not")
-    paths = [str(root.resolve() / path) for path in images_below(root, "unlabelled")]
-    more = Images("folder", torch.full((len(paths),), -1), [], paths=Paths(paths))
+    more = _of_files([str(root.resolve() / path) for path in images_below(root, "unlabelled")])
     keys, of_test, of_train = (image_keys.find(one, "", ["file"])["file"] for one in (more, test, train))
     in_test, in_train = (np.isin(keys, known[known > 0]) for known in (of_test, of_train))
     _, first = np.unique(keys, return_index=True)
     new = np.zeros(len(keys), bool)
     new[first] = True
     new |= keys == 0  # not readable now: train.py says so
-    taken = [path for path, takes in zip(paths, new & ~in_test & ~in_train) if takes]
+    taken = [path for path, takes in zip(more.paths, new & ~in_test & ~in_train) if takes]
     if in_test.any():
         say(f"unlabelled  *** {counted(int(in_test.sum()), 'image')} of {folder} are test images: left out ***")
     if not taken:
-        raise UserError(f"unlabelled: all {len(paths)} images of {folder} are training or test images already")
-    say(f"unlabelled  {len(taken)} of {len(paths)} images of {folder} join {len(train)} in pre-training")
+        raise UserError(f"unlabelled: all {len(more)} images of {folder} are training or test images already")
+    say(f"unlabelled  {len(taken)} of {len(more)} images of {folder} join {len(train)} in pre-training")
+    return _of_files([*train.paths, *taken])
+
+
+def _of_files(paths: list[str]) -> Images:
+    return Images("folder", torch.full((len(paths),), -1), [], paths=Paths(paths))
+
+
+def link(data: Images, place: Path) -> None:
+    """Make `place` a folder of links to exactly these images; other links of an earlier start are removed."""
     place.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate([*train.paths, *taken]):
-        link = place / f"{number:08}{os.path.splitext(path)[1]}"
-        if not link.is_symlink():
-            link.symlink_to(path)
-    return len(train) + len(taken)
+    targets = {f"{number:08}{os.path.splitext(path)[1]}": path for number, path in enumerate(data.paths)}
+    for old in place.iterdir():
+        if old.name not in targets or os.readlink(old) != targets[old.name]:
+            old.unlink()
+    for name in targets.keys() - set(os.listdir(place)):
+        (place / name).symlink_to(targets[name])
 
 
 OF_FILES = {"value_range", "mean", "std", "max_bad_fraction", "preload", "short_side", "seed"}  # settings, of any files

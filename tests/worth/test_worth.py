@@ -171,6 +171,27 @@ def test_more_images_without_labels_join_and_test_images_among_them_do_not(
     assert scripts(quick) == ["train.py"] and str(folder / "images") in quick[0]
 
 
+def test_refused_images_leave_no_links_and_others_take_the_place_of_earlier_ones(
+    monkeypatch, quick, tmp_path, pictures
+):
+    first, second = (class_folders(tmp_path / name, {"a": (5, seed)}, size=24) for name, seed in (("b", 5), ("c", 6)))
+    folder = tmp_path / "out"
+    words = [pictures, "--minutes", 3, "--plan", "--public", "none", "--output_dir", folder, "--unlabelled"]
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "00000000.png").symlink_to(next(first.rglob("*.png")))
+    (folder / "images" / "99999999.png").symlink_to(next(first.rglob("*.png")))
+    compare(monkeypatch, *words, first)
+    train = datasets.load("folder", str(pictures), "train")
+    linked = {path.name: os.readlink(path) for path in (folder / "images").iterdir()}
+    assert len(linked) == len(train) + 5 and set(linked.values()) == {*train.paths, *map(str, first.rglob("*.png"))}
+    with pytest.raises(UserError, match="holds a comparison with another (unlabelled|pre-training)"):
+        compare(monkeypatch, *words, second)
+    assert {path.name: os.readlink(path) for path in (folder / "images").iterdir()} == linked
+    next(first.rglob("*.png")).rename(first / "renamed.png")  # as many images, but another list
+    with pytest.raises(UserError, match="holds a comparison with another pre-training"):
+        compare(monkeypatch, *words, first)
+
+
 def array_file(folder: Path, pixels: np.ndarray) -> Path:
     """30 images of three classes to train on, and the same upside down for the test."""
     arrays = {"train_images": pixels, "test_images": pixels[:, ::-1]}
@@ -214,6 +235,19 @@ def test_input_that_cannot_work_is_refused_before_any_job(monkeypatch, quick, tm
     with pytest.raises(UserError, match=expected):
         compare(monkeypatch, *given, "--output_dir", tmp_path / "out")
     assert quick == []
+
+
+def test_an_output_folder_that_is_not_its_own_is_refused_and_kept(monkeypatch, quick, tmp_path, pictures):
+    for folder in (pictures, pictures / "disc" / "new"):
+        with pytest.raises(UserError, match="is in data_dir"):
+            compare(monkeypatch, pictures, "--output_dir", folder)
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "lock"):
+        (tmp_path / "run" / name).touch()
+    for folder, expected in ((tmp_path / "run", "holds other files"), (tmp_path / "run" / "lock", "is a file")):
+        with pytest.raises(UserError, match=f"output_dir: .* {expected}"):
+            compare(monkeypatch, pictures, "--output_dir", folder)
+    assert quick == [] and len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_more_images_go_with_images_in_files(monkeypatch, quick, tmp_path, pictures):
