@@ -11,15 +11,15 @@ from ssl.checkpoints import about
 from ssl.console import say, table
 from ssl.settings.command import command
 from ssl.worth import scores
-from ssl.worth.intervals import Estimate, difference, level
+from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
-from ssl.worth.plan import Network
+from ssl.worth.plan import Cell, Network
 from ssl.worth.scores import Features, Judges
 from ssl.worth.splits import ALL
-from ssl.worth.starts import NOTHING, OWN
-from ssl.worth.verdict import FROZEN, TUNED, Facts, Table, Verdict, decide, kind, measure, percent, points
-from ssl.worth.work import CONTINUED, PUBLIC_LR, Work
+from ssl.worth.starts import NOTHING
+from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, Table, Verdict, decide, kind, measure, percent, points
+from ssl.worth.work import Work
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
             found += [work.features(network, start)]
     for cell in agreed.plan.cells:
         pair = [start for start, network in agreed.starts().items() if network.name == cell.network]
-        found += [work.tuning(_network(agreed, cell.network), start, cell, agreed.plan) for start in pair]
+        found += [work.tuning(_network(agreed, cell.network), start, cell) for start in pair]
     return found
 
 
@@ -62,14 +62,14 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Result:
         if not kept.is_file():
             say(f"judge       {start}, frozen, {len(found.draws)} draws of labels")
             of_start = Features.load(place / "features.pt", splits, device)
-            rows = scores.judge_frozen(of_start, found.draws, found.train, found.balanced)
+            rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
             files.write_text(files.json_text({"draws": rows}), kept)
         judged[start, FROZEN] = scores.gather(files.json_object(kept)["draws"])
     for start, network in agreed.starts().items():
         rows = []
         for cell in agreed.plan.cells:
             if cell.network == network.name:
-                place = work.tuning(network, start, cell, agreed.plan).folder
+                place = work.tuning(network, start, cell).folder
                 rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, found.train.classes))
         judged[start, TUNED] = scores.gather(rows)
     facts = _facts(work, agreed)
@@ -83,7 +83,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         starts=list(starts),
         labels=work.found.labels(),
         epochs={start: made.epochs[network.name] for start, network in trained.items()},
-        recipe_epochs={OWN: agreed.networks[0].recipe_epochs},
+        recipe_epochs={start: network.recipe_epochs for start, network in trained.items()},
         left_out=agreed.left_out,
         too_long=sum(len(_network(agreed, cell.network).starts) for cell in made.too_long),
         grouped=work.found.splits["test"].groups is not None,
@@ -103,19 +103,23 @@ def tell(result: Result) -> None:
 
 
 def next_step(result: Result, work: Work, agreed: Agreed, minutes: float) -> str:
-    """The command that follows from the verdict."""
-    network = agreed.starts()[result.verdict.start]
-    public = network.weights and {"init": network.weights} | network.settings
-    match result.verdict.outcome:
-        case "nothing":
-            return command("finetune.py", **work.data, **agreed.networks[0].settings)
-        case "own":
-            return command("train.py", **work.pretrain_on)
-        case "public":
-            return command("finetune.py", **work.data, **public, lr_backbone=PUBLIC_LR)
-        case "public+own":
-            return command("train.py", **work.pretrain_on, **public, lr=CONTINUED * network.lr)
-    return f"the same command with --minutes {4 * minutes:g} and another --output_dir"
+    """What follows from the verdict: the command that fine-tunes the start as it was measured, or what is missing."""
+    verdict, made, starts = result.verdict, agreed.plan, agreed.starts()
+    if verdict.outcome == UNKNOWN:
+        facts = result.facts
+        short = any(facts.epochs[start] < facts.recipe_epochs[start] for start in facts.epochs)
+        missing = any(network.name not in made.epochs for network in agreed.networks)
+        if short or missing or made.too_long:
+            return f"the same command with --minutes {4 * minutes:g} and another --output_dir"
+        return "more test images: with these the difference cannot be seen"
+    start, use = (NOTHING, TUNED) if verdict.outcome == NOTHING else (verdict.start, verdict.use)
+    network = starts[start]
+    settings = work.tuning(network, start, Cell(network.name, ALL, 0)).settings
+    own = {"train_files", "save_minutes", *work.machine}  # of the comparison: all labels need no list
+    settings = {name: value for name, value in settings.items() if name not in own}
+    if use == FROZEN:
+        settings |= {"freeze": True, "lr_backbone": None, "image_size": network.judge_size}
+    return command("finetune.py", **settings)
 
 
 def rows(result: Result) -> list[list[str]]:
@@ -157,14 +161,10 @@ def against_nothing(result: Result) -> list[list[str]]:
 def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
     """worth.json: every number, and what it is of."""
     verdict, test = result.verdict, result.test
-
-    def told(found: Estimate) -> dict:
-        return asdict(found)
-
     numbers = {
         start: {
             use: {
-                str(count or "all"): told(level(score, test)) | {"validation": score.validation, "knn": score.knn}
+                str(count or "all"): asdict(level(score, test)) | {"validation": score.validation, "knn": score.knn}
                 for count, score in result.table[start, use].items()
             }
             for use in (FROZEN, TUNED)
@@ -178,7 +178,7 @@ def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
             "kind": kind(verdict.start),
             "use": verdict.use,
             "headline": verdict.headline,
-            "gain": told(verdict.gain),
+            "gain": asdict(verdict.gain),
             "words": dict(verdict.words),
         },
         "measure": measure(test),

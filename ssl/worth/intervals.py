@@ -65,12 +65,12 @@ def mean(of_seeds: Sequence[np.ndarray], test: Judges) -> Estimate:
     if measured > BETWEEN_SEEDS**2:
         freedom = (of_images + of_seed) ** 2 / (of_images**2 / max(len(size) - 1, 1) + of_seed**2 / (len(values) - 1))
     error = math.sqrt(of_images + of_seed)
-    half = student_95(freedom) * error
+    deviations = student_95(freedom)
+    half = deviations * error
     middle = value * shrunk
     low, high = min(middle - half, value), max(middle + half, value)
-    return Estimate(
-        value, max(low, -1.0), min(high, 1.0), (NORMAL_95 + POWER) * error, len(values), int(values.shape[1])
-    )
+    seen = (deviations + POWER) * error
+    return Estimate(value, max(low, -1.0), min(high, 1.0), seen, len(values), int(values.shape[1]))
 
 
 def student_95(freedom: float) -> float:

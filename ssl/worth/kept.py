@@ -89,8 +89,6 @@ def tell(agreed: Agreed, found: Look) -> None:
     )
     say(f"  pre-train {minutes(made.pretrain)}: {listed}")
     say(f"  fine-tune {minutes(made.tune)}: {'; '.join(_cells(agreed, made.cells))}")
-    if made.shorter > 1:
-        say(f"            with {made.shorter} times fewer epochs than with more minutes")
     never = [network.starts[1] for network in agreed.networks if network.name not in made.epochs]
     if never:
         say(f"left out    {', '.join(never)}: pre-training would need more minutes")

@@ -23,7 +23,6 @@ BATCH = 32  # images of a step of fine-tuning
 # twice as many from nothing, which has had no pre-training. Set before anything was measured.
 SEEN, EPOCHS = {OWN: 12_000, "public": 4_000}, {OWN: (10, 200), "public": (4, 40)}
 FROM_NOTHING = 2
-SHORTER = (1, 2, 4)  # divide the epochs of all fine-tunings, if otherwise none would fit
 HEAD_FLOPS = 10e9  # a second and core, of the probe's small products
 
 
@@ -84,7 +83,6 @@ class Plan:
     pretrain: float  # minutes
     cells: list[Cell]
     tune: float  # minutes
-    shorter: int  # what the epochs of fine-tuning are divided by
     too_long: list[Cell]  # cells that do not fit
     more: float  # minutes that these would take
 
@@ -106,17 +104,14 @@ def make(
     epochs = _pretraining(networks, PRETRAIN * (left - frozen))
     own = next(network for network in networks if network.weights is None)
     pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
-    for shorter in SHORTER:
-        room = left - frozen - pretrain
-        taken: list[Cell] = []
-        for cell in cells:
-            if cost(cell, networks, sizes, epochs, shorter) <= room:
-                taken.append(cell)
-                room -= cost(cell, networks, sizes, epochs, shorter)
-        if cells[0] in taken:
-            break
+    room = left - frozen - pretrain
+    taken: list[Cell] = []
+    for cell in cells:
+        if cost(cell, networks, sizes, epochs) <= room:
+            taken.append(cell)
+            room -= cost(cell, networks, sizes, epochs)
     if own.name not in epochs or cells[0] not in taken:
-        first = cost(cells[0], networks, sizes, epochs | {own.name: 1}, SHORTER[-1])
+        first = cost(cells[0], networks, sizes, epochs | {own.name: 1})
         pretrained = _pretrain_seconds(own, 1)
         enough = (spent + frozen + max(first + pretrained, first / (1 - PRETRAIN), pretrained / PRETRAIN)) / SPARE
         raise UserError(
@@ -125,8 +120,8 @@ def make(
             "nothing and from it. Pass more --minutes, or fewer images"
         )
     too_long = [cell for cell in cells if cell not in taken]
-    tune, more = (sum(cost(cell, networks, sizes, epochs, shorter) for cell in some) / 60 for some in (taken, too_long))
-    return Plan(seconds / 60, frozen / 60, epochs, pretrain / 60, taken, tune, shorter, too_long, more)
+    tune, more = (sum(cost(cell, networks, sizes, epochs) for cell in some) / 60 for some in (taken, too_long))
+    return Plan(seconds / 60, frozen / 60, epochs, pretrain / 60, taken, tune, too_long, more)
 
 
 def order_of_use(networks: list[Network], counts: list[int], seeds: int) -> list[Cell]:
@@ -135,33 +130,33 @@ def order_of_use(networks: list[Network], counts: list[int], seeds: int) -> list
     return [Cell(network.name, count, seed) for seed in range(seeds) for count in (ALL, *few) for network in networks]
 
 
-def tune_epochs(network: Network, start: str, images: int, shorter: int) -> int:
+def tune_epochs(network: Network, start: str, images: int) -> int:
     """Epochs of fine-tuning on so many images."""
     least, most = EPOCHS[network.kind]
     epochs = min(max(round(SEEN[network.kind] / images), least), most)
-    return max(1, epochs * (FROM_NOTHING if start == NOTHING else 1) // shorter)
+    return epochs * (FROM_NOTHING if start == NOTHING else 1)
 
 
-def cost(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int], shorter: int) -> float:
+def cost(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> float:
     """Seconds of a cell: of both starts, or of the one that a network without pre-training has."""
     network = next(one for one in networks if one.name == cell.network)
     starts = network.starts if network.name in epochs else network.starts[:1]
-    return sum(_tune_seconds(network, start, cell, sizes, shorter) for start in starts)
+    return sum(_tune_seconds(network, start, cell, sizes) for start in starts)
 
 
-def _tune_seconds(network: Network, start: str, cell: Cell, sizes: Sizes, shorter: int) -> float:
+def _tune_seconds(network: Network, start: str, cell: Cell, sizes: Sizes) -> float:
     fit, held = sizes.of_draw[cell.count]
-    speed, passes, held = network.speed, tune_epochs(network, start, fit, shorter), held or sizes.validation
+    speed, passes, held = network.speed, tune_epochs(network, start, fit), held or sizes.validation
     looks = passes * (fit * speed.train + held * speed.check) + sizes.test * speed.check
     reads = min(sizes.all, passes * (fit + held)) + sizes.test
     return speed.start + looks + reads * speed.read
 
 
-def holds_in_memory(network: Network, sizes: Sizes, cell: Cell, shorter: int) -> bool:
+def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
     """Whether it is less work to decode all images once than those of the cell in every epoch: alike for both starts,
     as images that are held are reduced."""
     fit, held = sizes.of_draw[cell.count]
-    return sizes.all < tune_epochs(network, network.starts[1], fit, shorter) * (fit + (held or sizes.validation))
+    return sizes.all < tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
 
 
 def _frozen(network: Network, sizes: Sizes, draws: int, cores: int) -> float:

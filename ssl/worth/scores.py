@@ -1,6 +1,7 @@
 """Which test images each start gets right, frozen and fine-tuned, and how good it is on validation images."""
 
 import csv
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from ssl.evaluation.feature_rows import Rows
 from ssl.worth.splits import Draw
 
 FIXED = [(0.1, 1e-3)]  # learning rate and weight decay of the probe where no image is held out to choose them
-FEW_EPOCHS = 100  # of the probe on fewer images than a batch, whose epoch is one step
 BATCH = 256  # of the probe
+EPOCHS = 30  # of the probe on many images
+FEWEST_STEPS = 100  # of the probe, about: on few images it has more epochs
 
 
 @dataclass
@@ -89,16 +91,16 @@ def readable_test(path: Path, test: Images, balanced: bool) -> Judges:
 # Frozen -----------------------------------------------------------------------------------
 
 
-def judge_frozen(found: Features, draws: list[Draw], train: Images, balanced: bool) -> list[dict]:
-    """For each draw: its count and seed, test images that the probe gets right ('0110…'), validation and k-NN."""
-    return [_judge_draw(found, draw, train, balanced) for draw in draws]
+def probe_epochs(images: int) -> int:
+    return max(EPOCHS, math.ceil(FEWEST_STEPS / max(1, images // BATCH)))
 
 
-def _judge_draw(found: Features, draw: Draw, train: Images, balanced: bool) -> dict:
+def judge_frozen(found: Features, draw: Draw, train: Images, balanced: bool) -> dict:
+    """Of a draw: its count and seed, test images that the probe gets right ('0110…'), validation and k-NN."""
     classes = len(train.classes)
     fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
     held = held if found.validation is None else found.validation
-    epochs = 30 if len(fit[1]) >= BATCH else FEW_EPOCHS
+    epochs = probe_epochs(len(fit[1]))
     if len(held[1]):
         head, _ = probes.sweep(fit, held, classes, epochs, BATCH, draw.seed)
         right = probes.hits(head, [0], *held)[0].cpu().numpy()
@@ -121,7 +123,7 @@ def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tens
 
 
 def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list[str]) -> dict:
-    """As of a draw of `judge_frozen`, from the files of a run of finetune.py."""
+    """As `judge_frozen`, from the files of a run of finetune.py."""
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if [row["label"].lstrip("'") for row in rows] != [classes[label].lstrip("'") for label in test.labels]:

@@ -60,7 +60,7 @@ def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
     start, preferred = choose(scores, facts.starts)
     gain = difference(scores[start], scores[NOTHING], test)
     if gain.high < WORTH:
-        outcome = UNKNOWN if is_short(facts, OWN) else NOTHING
+        outcome = UNKNOWN if is_short(facts, OWN) or not_tuned(table, facts) else NOTHING
     elif preferred and gain.low > 0:
         outcome = kind(start)
     else:
@@ -74,7 +74,7 @@ def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
         ("Against the other starts", _others(scores, test, best, facts, start)),
         ("What would change the answer", _change(test, facts, start, gain)),
     ]
-    headline = _headline(outcome, start, best[start], gain, few, facts)
+    headline = _headline(outcome, table, test, facts, best, start, gain, few)
     return Verdict(outcome, start, best[start], headline, gain, [(title, text) for title, text in words if text])
 
 
@@ -106,6 +106,11 @@ def validated(scores: dict[str, Score]) -> dict[str, float]:
 def is_short(facts: Facts, start: str) -> bool:
     """Whether pre-training was much shorter than the recipe's: what it does not bring says little."""
     return facts.epochs[start] < SHORT * facts.recipe_epochs[start]
+
+
+def not_tuned(table: Table, facts: Facts) -> list[str]:
+    """The starts that were not fine-tuned with all labels: what they are frozen says little about that."""
+    return [start for start in facts.starts if TUNED not in _measured(table, start, ALL)]
 
 
 def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
@@ -142,10 +147,15 @@ def labels_needed(points: list[tuple[int, float]], target: float) -> tuple[str, 
 
 
 def curve(table: Table, facts: Facts, test: Judges, start: str) -> list[tuple[int, float]]:
-    """(labels, accuracy on test) of a start, used with each number of labels as validation says."""
+    """(labels, accuracy on test) of a start, used with each number of labels as validation says.
+
+    With all labels it is of the seeds that training from nothing has, too.
+    """
     counts = [count for count in facts.labels if _measured(table, start, count)]
     uses = {count: best_use(table, start, count) for count in counts}
-    return [(facts.labels[count], level(table[start, uses[count]][count], test).value) for count in counts]
+    beside = {ALL: table[NOTHING, best_use(table, NOTHING)][ALL]}
+    scores = {count: table[start, uses[count]][count] for count in counts}
+    return [(facts.labels[count], level(scores[count], test, beside.get(count)).value) for count in counts]
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,8 @@ class Few:
     """A start against nothing with fewer labels, each in its better use."""
 
     count: int  # labels a class
+    uses: list[str]  # of the start, and of nothing
+    tuned: bool  # whether nothing was fine-tuned with so many
     ours: Estimate
     nothing: Estimate
     gap: Estimate
@@ -162,9 +174,11 @@ def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:
     found = []
     for count in facts.labels:
         if count != ALL and all(_measured(table, one, count) for one in (start, NOTHING)):
-            pair = [table[one, best_use(table, one, count)][count] for one in (start, NOTHING)]
+            uses = [best_use(table, one, count) for one in (start, NOTHING)]
+            pair = [table[one, use][count] for one, use in zip((start, NOTHING), uses)]
+            tuned = TUNED in _measured(table, NOTHING, count)
             levels = level(pair[0], test, pair[1]), level(pair[1], test, pair[0])
-            found.append(Few(count, *levels, difference(*pair, test)))
+            found.append(Few(count, uses, tuned, *levels, difference(*pair, test)))
     return found
 
 
@@ -184,24 +198,51 @@ def measure(test: Judges) -> str:
     return "balanced accuracy" if test.balanced else "accuracy"
 
 
-def _headline(outcome: str, start: str, use: str, gain: Estimate, few: list[Few], facts: Facts) -> str:
-    public = start.removesuffix("+own")
-    sure = [f"{one.count}" for one in few if one.gap.low > 0]
+def _headline(
+    outcome: str,
+    table: Table,
+    test: Judges,
+    facts: Facts,
+    best: dict[str, str],
+    start: str,
+    gain: Estimate,
+    few: list[Few],
+) -> str:
+    sure = [f"{one.count}" for one in few if one.tuned and one.gap.low > 0]
     but = f"; with {' or '.join(sure)} labels a class {start} is better" if sure else ""
-    if outcome == UNKNOWN and gain.high < WORTH:
+    if outcome == UNKNOWN and gain.high < WORTH and is_short(facts, OWN):
         return (
-            f"With all labels so short a pre-training does not pay; whether {facts.recipe_epochs[OWN]} epochs, as the "
-            f"recipe has, would pay cannot be told{but}"
+            f"With all labels a pre-training as short as this does not pay; whether the {facts.recipe_epochs[OWN]} "
+            f"epochs of the recipe would pay cannot be told{but}"
+        )
+    if outcome == UNKNOWN and gain.high < WORTH:
+        untuned = ", ".join(not_tuned(table, facts))
+        return (
+            f"It cannot be told whether pre-training pays with all labels: {untuned} could not be fine-tuned with them "
+            f"in these minutes{but}"
         )
     if outcome == UNKNOWN:
         return f"It cannot be told from {gain.images} test images whether pre-training pays with all labels{but}"
-    further = ": pre-training on your images adds nothing that is sure" if f"{public}+own" in facts.starts else ""
+    if outcome == NOTHING:
+        some = any(kind(one) == "public" for one in facts.starts)
+        which = "not all published weights were compared" if some else "published weights were not compared"
+        missing = f"; {which}" if facts.left_out else ""
+        return f"Train from nothing: pre-training does not pay with all labels{but}{missing}"
+    public, use = start.removesuffix("+own"), USES[best[start]]
     return {
-        NOTHING: f"Train from nothing: pre-training does not pay with all labels{but}",
-        OWN: f"Pre-train on your images, and use the encoder {USES[use]}",
-        "public": f"Start from {public}, {USES[use]}{further}",
-        "public+own": f"Continue {public} on your images without labels, and use it {USES[use]}",
+        OWN: f"Pre-train on your images, and use the encoder {use}",
+        "public": f"Start from {public}, {use}{_further(table, test, facts, best, public)}",
+        "public+own": f"Continue {public} on your images without labels, and use it {use}",
     }[outcome]
+
+
+def _further(table: Table, test: Judges, facts: Facts, best: dict[str, str], public: str) -> str:
+    """What pre-training that goes on from public weights adds, if it was compared and is not surely better."""
+    own = f"{public}+own"
+    if own not in facts.starts:
+        return ""
+    added = difference(table[own, best[own]][ALL], table[public, best[public]][ALL], test)
+    return ": pre-training on your images adds nothing that is sure" if added.low <= 0 else ""
 
 
 def _gain(table: Table, test: Judges, facts: Facts, best: dict[str, str], start: str, gain: Estimate) -> str:
@@ -215,7 +256,7 @@ def _gain(table: Table, test: Judges, facts: Facts, best: dict[str, str], start:
 
 
 def _labels(table: Table, test: Judges, facts: Facts, best: dict[str, str], start: str, gain: Estimate) -> str:
-    target = level(table[NOTHING, best[NOTHING]][ALL], test).value
+    target = level(table[NOTHING, best[NOTHING]][ALL], test, table[start, best[start]][ALL]).value
     how, needed = labels_needed(curve(table, facts, test, start), target)
     everything = facts.labels[ALL]
     if how == "more than" or needed >= everything:
@@ -230,8 +271,8 @@ def _labels(table: Table, test: Judges, facts: Facts, best: dict[str, str], star
 
 def _fewer(few: list[Few], start: str) -> str:
     listed = [
-        f"{counted(one.count, 'label')} a class: {percent(one.ours.value)} against {percent(one.nothing.value)}, "
-        f"{points(one.gap)}"
+        f"{counted(one.count, 'label')} a class: {percent(one.ours.value)} ({one.uses[0]}) against "
+        f"{percent(one.nothing.value)} ({one.uses[1]}), {points(one.gap)}"
         for one in few
     ]
     return f"{start} against nothing. {'; '.join(listed)}." if few else ""
@@ -263,7 +304,7 @@ def _change(test: Judges, facts: Facts, start: str, gain: Estimate) -> str:
     seen = (
         f"With these {gain.images} test images{' in groups' if facts.grouped else ''} and {counted(gain.seeds, 'seed')}"
     )
-    found = [f"{seen}, a difference under {100 * gain.seen:.0f} points will mostly not be seen: more test images help."]
+    found = [f"{seen}, a difference under {100 * gain.seen:.0f} points may be missed: more test images help."]
     if gain.seeds == 1:
         found.append(
             f"One seed was fine-tuned: between seeds a deviation of {100 * BETWEEN_SEEDS:g} points is assumed."
@@ -284,6 +325,10 @@ def _change(test: Judges, facts: Facts, start: str, gain: Estimate) -> str:
     if facts.too_long:
         found.append(
             f"{counted(facts.too_long, 'fine-tuning')} did not fit into the minutes; more seeds make it surer."
+        )
+    if kind(start).startswith("public"):
+        found.append(
+            f"{start} and nothing differ in weights, network and image size: the gain is of all three together."
         )
     found.append("Each pre-training was made once: how much another seed of it differs is not in the intervals.")
     return " ".join(found)

@@ -58,7 +58,7 @@ class Work:
         settings |= {"model_path": self.weights(network, start), "batch_size": 64}
         return self._job(f"features of {start}", "evaluate.py", f"{start}/features", settings)
 
-    def tuning(self, network: Network, start: str, cell: Cell, plan: Plan) -> Job:
+    def tuning(self, network: Network, start: str, cell: Cell) -> Job:
         draw, train = self.found.draw(cell.count, cell.seed), self.found.train
         lists = self.folder / "labels" / f"{_count(cell.count)}_seed_{cell.seed}.txt"
         sizes = self.found.sizes()
@@ -66,14 +66,14 @@ class Work:
         settings |= {
             "init": None if start == NOTHING else self.weights(network, start),
             "lr_backbone": None if network.weights is None else PUBLIC_LR,
-            "epochs": tune_epochs(network, start, len(draw.fit), plan.shorter),
+            "epochs": tune_epochs(network, start, len(draw.fit)),
             "val_fraction": HELD,
             "balanced": self.found.balanced,
             "train_files": write_list((train.sample_name(i) for i in draw.chosen.tolist()), lists),
             "save_minutes": SAVE_MINUTES,
         }
         settings["patience"] = settings["epochs"]  # none: each has its whole schedule
-        if network.short_side and holds_in_memory(network, sizes, cell, plan.shorter):
+        if network.short_side and holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
         what = f"fine-tune {start}, {_words(cell.count)}, seed {cell.seed}"
         return self._job(what, "finetune.py", f"{start}/tuned/{_count(cell.count)}_seed_{cell.seed}", settings)

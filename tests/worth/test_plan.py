@@ -40,14 +40,14 @@ def test_the_plan_fills_the_minutes_and_no_more(minutes):
     assert found.cells + found.too_long and set(found.cells) | set(found.too_long) == set(cells)
     assert not set(found.cells) & set(found.too_long)
     room = plan.SPARE * minutes - 20 / 60 - found.total
-    costs = [plan.cost(cell, [OWN, PUBLIC], SIZES, found.epochs, found.shorter) / 60 for cell in found.too_long]
+    costs = [plan.cost(cell, [OWN, PUBLIC], SIZES, found.epochs) / 60 for cell in found.too_long]
     assert all(cost > room for cost in costs)  # whatever would still fit is taken
     assert found.more == pytest.approx(sum(costs))
 
 
 def test_a_cell_costs_as_much_as_both_of_its_starts():
-    both = plan.cost(Cell("pub", 5, 0), [OWN, PUBLIC], SIZES, {"own": 9, "pub": 9}, 1)
-    alone = plan.cost(Cell("pub", 5, 0), [OWN, PUBLIC], SIZES, {"own": 9}, 1)
+    both = plan.cost(Cell("pub", 5, 0), [OWN, PUBLIC], SIZES, {"own": 9, "pub": 9})
+    alone = plan.cost(Cell("pub", 5, 0), [OWN, PUBLIC], SIZES, {"own": 9})
     assert both == pytest.approx(2 * alone)
 
 
@@ -64,18 +64,21 @@ def test_public_weights_that_are_slow_are_not_trained_further_and_leave_their_ti
     assert "pub" in made(12)[0].epochs and found.epochs["own"] > made(12)[0].epochs["own"]
 
 
-def test_fine_tunings_are_shorter_where_none_would_fit():
+def test_fine_tunings_that_are_slow_are_not_made_shorter_but_refused_with_the_minutes_that_are_enough():
     slow = network(train=8e-3)
-    assert made(5, [slow])[0].shorter > 1 and made(30, [slow])[0].shorter == 1
+    with pytest.raises(UserError, match="minutes: 5 are too few") as refused:
+        made(5, [slow])
+    least = float(str(refused.value).split("takes about ")[1].split(":")[0])
+    assert least > 5 and made(1.05 * least, [slow])[0].cells[0] == Cell("own", ALL, 0)
 
 
 def test_nothing_has_the_most_epochs_and_public_weights_the_fewest():
     for images in (20, 100, 640, 50_000):
         nothing, own, public, further = (
-            plan.tune_epochs(network, start, images, 1) for network in (OWN, PUBLIC) for start in network.starts
+            plan.tune_epochs(network, start, images) for network in (OWN, PUBLIC) for start in network.starts
         )
         assert nothing == 2 * own and own >= public == further >= 1
-    assert plan.tune_epochs(OWN, "own", 640, 1) == 19  # 12,000 images
+    assert plan.tune_epochs(OWN, "own", 640) == 19  # 12,000 images
 
 
 def test_too_few_minutes_are_refused_and_the_least_that_fit_are_named():

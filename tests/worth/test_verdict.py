@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ssl.worth import intervals, verdict
+from ssl.worth import intervals, scores, verdict
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
 from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, decide, labels_needed
@@ -69,12 +69,29 @@ def test_a_start_that_pays_with_few_labels_alone_is_said_in_the_headline():
     shares = dict.fromkeys(STARTS, 0.8)
     numbers = table(shares, 20_000)
     numbers["own", FROZEN][5] = score(0.6, 20_000)
+    numbers["nothing", TUNED][5] = score(0.2, 20_000)
     validation = {"own": 0.9}
     for start in STARTS:
         numbers[start, TUNED][ALL] = score(0.8, 20_000, validation.get(start))
     found = decide(numbers, images(20_000), facts())
     assert found.outcome == "nothing"
     assert found.headline.endswith("does not pay with all labels; with 5 labels a class own is better")
+    assert "60.0 % (frozen) against 30.0 % (frozen), +30.0" in dict(found.words)["With fewer labels"]
+    del numbers["nothing", TUNED][5]  # frozen random weights are no fair opponent
+    assert decide(numbers, images(20_000), facts()).headline.endswith("does not pay with all labels")
+
+
+def test_training_from_nothing_is_the_answer_only_if_every_start_was_fine_tuned_with_all_labels():
+    numbers = table(dict.fromkeys(STARTS, 0.5) | {"nothing": 0.8}, 2000)
+    assert decide(numbers, images(2000), facts()).outcome == "nothing"
+    named = facts(left_out=["imagenet: no network"])
+    assert decide(numbers, images(2000), named).headline.endswith("; not all published weights were compared")
+    alone = facts(starts=["nothing", "own"], left_out=["imagenet: no network"])
+    assert decide(numbers, images(2000), alone).headline.endswith("; published weights were not compared")
+    numbers["pub", TUNED] = {}
+    found = decide(numbers, images(2000), facts())
+    assert found.outcome == UNKNOWN
+    assert found.headline.endswith("with all labels: pub could not be fine-tuned with them in these minutes")
 
 
 def test_the_test_images_choose_nothing():
@@ -103,7 +120,7 @@ def test_a_gain_that_is_surely_small_is_no_reason_to_pre_train():
 def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
     shares = {"nothing": 0.8, "pub": 0.5, "own": 0.7, "pub+own": 0.5}
     found = decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 101}))
-    assert found.outcome == UNKNOWN and "whether 101 epochs, as the recipe has, would pay" in found.headline
+    assert found.outcome == UNKNOWN and "whether the 101 epochs of the recipe would pay" in found.headline
     assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
 
 
@@ -145,6 +162,9 @@ def test_what_was_not_compared_is_not_said_to_add_nothing():
     assert found.headline == "Start from pub, fine-tuned"
     assert "goes on from pub did not fit into the minutes" in dict(found.words)["What would change the answer"]
     assert "adds nothing that is sure" in decide(table(shares | {"pub+own": 0.5}, 400), images(400), facts()).headline
+    numbers = table(shares | {"pub+own": 0.99}, 400, {"pub+own": 0.905})  # surely better, but chosen is the simpler one
+    found = decide(numbers, images(400), facts())
+    assert found.outcome == "public" and found.headline == "Start from pub, fine-tuned"
 
 
 # Labels -----------------------------------------------------------------------------------------
@@ -181,6 +201,26 @@ def test_labels_that_a_start_saves_in_words():
     numbers["own", FROZEN][5] = score(0.6, 100)
     words = dict(decide(numbers, images(100), known).words)["Labels"]
     assert words.startswith("own needs at most 50 labels") and "at least 90 %" in words
+
+
+def test_labels_are_saved_on_the_seeds_that_both_have():
+    """Nothing is best with seed 1, which own has not: own saves labels, as its gain is positive."""
+    numbers = {(start, TUNED): {} for start in STARTS} | {
+        (start, FROZEN): {5: score(0.2, 100, seeds=1), ALL: score(0.5 + 0.2 * (start == "own"), 100, seeds=1)}
+        for start in STARTS
+    }
+    numbers["nothing", FROZEN][ALL].right[1] = np.ones(100, bool)
+    found = decide(numbers, images(100), facts())
+    assert found.gain.value == pytest.approx(0.2) and "own needs about" in dict(found.words)["Labels"]
+    numbers["own", FROZEN][ALL].right[2] = np.zeros(100, bool)
+    assert "own needs about" in dict(decide(numbers, images(100), facts()).words)["Labels"]
+
+
+def test_a_short_pre_training_after_public_weights_is_named():
+    known = facts(epochs={"own": 50, "pub+own": 3}, recipe_epochs={"own": 50, "pub+own": 90})
+    words = dict(decide(table(dict.fromkeys(STARTS, 0.5), 98), images(98), known).words)
+    assert "pub+own 3 epochs (the recipe: 90)" in words["What would change the answer"]
+    assert "differ in weights, network and image size" in words["What would change the answer"]  # pub is the simplest
 
 
 def test_what_is_missing_is_named():
@@ -231,6 +271,20 @@ def test_seeds_that_differ_make_the_interval_wide():
     wild = intervals.mean([zeros + 0.1, zeros + 0.3, zeros - 0.1], images(1000))
     assert wild.value == pytest.approx(calm.value)
     assert wild.high - wild.low > 2 * 4 * 0.2 / math.sqrt(3)  # two degrees of freedom: 4.3 deviations either way
+
+
+def test_what_can_be_seen_is_as_wide_as_the_interval():
+    """With two seeds that differ much, t has one degree of freedom: 12.7 deviations, not 1.96."""
+    zeros = np.zeros(1000)
+    found = intervals.mean([zeros + 0.2, zeros + 0.4], images(1000))
+    error = 0.1
+    assert found.seen > 10 * error  # half of the interval, and POWER deviations
+    calm = intervals.mean([zeros], images(1000))
+    assert calm.seen == pytest.approx((1.96 + 0.8416) * calm.high / 1.96, rel=1e-3)
+
+
+def test_the_probe_has_about_as_many_steps_on_255_images_as_on_256():
+    assert [scores.probe_epochs(n) for n in (5, 255, 256, 511, 512, 1024, 50_000)] == [100, 100, 100, 100, 50, 30, 30]
 
 
 def test_every_class_counts_alike_in_balanced_accuracy():

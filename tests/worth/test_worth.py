@@ -184,7 +184,7 @@ def test_refused_images_leave_no_links_and_others_take_the_place_of_earlier_ones
     train = datasets.load("folder", str(pictures), "train")
     linked = {path.name: os.readlink(path) for path in (folder / "images").iterdir()}
     assert len(linked) == len(train) + 5 and set(linked.values()) == {*train.paths, *map(str, first.rglob("*.png"))}
-    with pytest.raises(UserError, match="holds a comparison with another (unlabelled|pre-training)"):
+    with pytest.raises(UserError, match=r"holds a comparison with another (unlabelled|pre-training)"):
         compare(monkeypatch, *words, second)
     assert {path.name: os.readlink(path) for path in (folder / "images").iterdir()} == linked
     next(first.rglob("*.png")).rename(first / "renamed.png")  # as many images, but another list

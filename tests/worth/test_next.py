@@ -1,0 +1,96 @@
+"""What follows from a verdict: a command with the settings that were measured."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+from ssl.data.images import Images
+from ssl.settings import config
+from ssl.worth import answer, plan, splits
+from ssl.worth.answer import Result
+from ssl.worth.kept import Agreed
+from ssl.worth.look import Look
+from ssl.worth.measure import Speed
+from ssl.worth.plan import Cell, Network, Plan
+from ssl.worth.scores import Judges
+from ssl.worth.splits import ALL
+from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, Verdict
+from ssl.worth.work import PUBLIC_LR, TUNING, Work
+
+SETTINGS = {"encoder": "ssl.encoders.SmallConvNet", "encoder_kwargs": None, "stem": "auto"}
+SPEED = Speed(5, 4, 2e-3, 1e-3, 1e-3, 2e-3)
+OWN = Network("own", None, SETTINGS, 48, 64, 128, 2e-3, 50, None, SPEED)
+PUBLIC = Network("pub", "/weights/pub.pth", SETTINGS, 96, 160, 128, 2e-3, 50, None, SPEED)
+
+
+@pytest.fixture
+def work(tmp_path) -> Work:
+    paths = [f"/data/{i % 3}/{i}.png" for i in range(60)]
+    train = Images("folder", torch.arange(60) % 3, ["a", "b", "c"], paths=paths)
+    draws = [splits.draw(train, ALL, 0, False)]
+    found = Look({"train": train, "val": None, "test": train.subset(torch.arange(9))}, draws, {(ALL, 0)}, False)
+    return Work(tmp_path, found, {"data_dir": "/data"}, {}, {"device": "cpu", "workers": 2})
+
+
+def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
+    epochs = {"own": 50, "pub": 50}
+    made = Plan(30, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
+    agreed = Agreed([OWN, PUBLIC], {"own": {}, "pub": {}}, made, [])
+    of_starts = {"own": 50, "pub+own": 50}
+    known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False)
+    verdict = Verdict(outcome, start, use, "", None, [])
+    result = Result({}, Judges([], [], False), dataclasses.replace(known, **facts), verdict)
+    return answer.next_step(result, work, agreed, 30)
+
+
+def parsed(command: str) -> finetune.Settings:
+    words = shlex.split(command)
+    assert words[0] == "python" and Path(words[1]).name == "finetune.py"
+    return config.parse(finetune.Settings, words[2:])[0]
+
+
+@pytest.mark.parametrize(
+    "outcome, start, init, size",
+    [
+        ("nothing", "own", None, 48),
+        ("public", "pub", "/weights/pub.pth", 96),
+        ("own", "own", "{folder}/own/pretrained", 48),
+        ("public+own", "pub+own", "{folder}/pub+own/pretrained", 96),
+    ],
+)
+def test_the_command_is_the_fine_tuning_that_was_measured(work, outcome, start, init, size):
+    found = parsed(following(work, outcome, start, TUNED))
+    network = OWN if start == "own" else PUBLIC
+    assert found.init == (init and init.format(folder=work.folder)) and found.image_size == size
+    assert {name: getattr(found, name) for name in TUNING if name != "crop_scale"} == {
+        name: value for name, value in TUNING.items() if name != "crop_scale"
+    }
+    assert list(found.crop_scale) == TUNING["crop_scale"] and found.val_fraction == splits.HELD
+    measured = "nothing" if outcome == "nothing" else start
+    assert (
+        found.epochs
+        == found.patience
+        == plan.tune_epochs(
+            network,
+            measured,
+            48,
+        )
+    )
+    assert found.lr_backbone == (PUBLIC_LR if network is PUBLIC else None)
+    assert not found.freeze and found.train_files is None
+
+
+def test_a_start_that_was_better_frozen_is_used_frozen(work):
+    found = parsed(following(work, "public", "pub", FROZEN))
+    assert found.freeze and found.lr_backbone is None and found.image_size == 160
+
+
+def test_more_minutes_are_proposed_only_where_they_add_something(work):
+    assert following(work, UNKNOWN, "own", TUNED).startswith("more test images")
+    assert "--minutes 120" in following(
+        work, UNKNOWN, "own", TUNED, too_long=0, recipe_epochs={"own": 51, "pub+own": 50}
+    )
