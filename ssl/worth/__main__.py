@@ -50,12 +50,12 @@ class Settings(ImageSettings):
     unlabelled: str | None = None  # folder of more images, without labels, to pre-train on
     public: list[str] = field(default_factory=lambda: ["imagenet", "barlow_twins"])  # names, FILE=ENCODER, or none
     # How long
-    minutes: float = 30.0  # that all may take, on this machine
-    seeds: int = 3  # of fine-tunings, as far as they fit
+    minutes: float = 30.0  # for everything, on this machine
+    seeds: int = 3  # of fine-tunings; fewer if the minutes are short
     plan: bool = False  # only say what would fit
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    workers: int | None = None  # loader processes; unset: the cores that it may use, but one
+    workers: int | None = None  # loader processes; unset: one fewer than the cores it may use
     # Output
     output_dir: str | None = None  # worth.html, worth.json and all runs; unset: runs/worth_DATA
 

@@ -16,7 +16,7 @@ from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
 from ssl.worth.plan import Cell, Network
 from ssl.worth.scores import Features, Judges
-from ssl.worth.splits import ALL
+from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
 from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, Table, Verdict, decide, kind, measure, percent, points
 from ssl.worth.work import Work
@@ -164,7 +164,7 @@ def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
     numbers = {
         start: {
             use: {
-                str(count or "all"): asdict(level(score, test)) | {"validation": score.validation, "knn": score.knn}
+                called(count): asdict(level(score, test)) | {"validation": score.validation, "knn": score.knn}
                 for count, score in result.table[start, use].items()
             }
             for use in (FROZEN, TUNED)
@@ -182,7 +182,7 @@ def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
             "words": dict(verdict.words),
         },
         "measure": measure(test),
-        "labels": {str(count or "all"): labels for count, labels in result.facts.labels.items()},
+        "labels": {called(count): labels for count, labels in result.facts.labels.items()},
         "accuracies": numbers,
         "facts": {name: value for name, value in asdict(result.facts).items() if name != "labels"},
         "plan": {name: value for name, value in asdict(agreed.plan).items() if name != "too_long"},

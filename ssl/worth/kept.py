@@ -12,7 +12,7 @@ from ssl.worth import networks
 from ssl.worth.look import Look
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Cell, Network, Plan
-from ssl.worth.splits import ALL
+from ssl.worth.splits import called
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,8 @@ def tell(agreed: Agreed, found: Look) -> None:
         networks.tell(network)
     for words in agreed.left_out:
         say(f"left out    {words}")
-    labels = ", ".join(f"{count}" for count in found.labels() if count != ALL)
     say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine:")
-    labels = f"{labels} and all" if labels else "all"
+    labels = ", ".join(map(called, found.labels()))
     say(f"  frozen    {minutes(made.frozen)}: {len(agreed.starts())} starts, with {labels} labels a class")
     listed = ", ".join(
         f"{network.starts[1]} {counted(made.epochs[network.name], 'epoch')} (train.py alone: {network.recipe_epochs})"
@@ -91,9 +90,9 @@ def tell(agreed: Agreed, found: Look) -> None:
     say(f"  fine-tune {minutes(made.tune)}: {'; '.join(_cells(agreed, made.cells))}")
     never = [network.starts[1] for network in agreed.networks if network.name not in made.epochs]
     if never:
-        say(f"left out    {', '.join(never)}: pre-training would need more minutes")
+        say(f"left out    {', '.join(never)}: the minutes are too few to pre-train")
     if made.too_long:
-        say(f"left out    {'; '.join(_cells(agreed, made.too_long))}: {minutes(made.more)} more")
+        say(f"left out    {'; '.join(_cells(agreed, made.too_long))}: these would take {minutes(made.more)} more")
 
 
 def _cells(agreed: Agreed, cells: list[Cell]) -> list[str]:
@@ -102,7 +101,7 @@ def _cells(agreed: Agreed, cells: list[Cell]) -> list[str]:
     for network in agreed.networks:
         counts = list(dict.fromkeys(cell.count for cell in cells if cell.network == network.name))
         seeds = {n: sum((cell.network, cell.count) == (network.name, n) for cell in cells) for n in counts}
-        listed = ", ".join(f"{'all' if n == ALL else n} ({counted(seeds[n], 'seed')})" for n in counts)
+        listed = ", ".join(f"{called(n)} ({counted(seeds[n], 'seed')})" for n in counts)
         starts = " and ".join(start for start, its in agreed.starts().items() if its is network)
         found += [f"{starts} with {listed} labels a class"] if counts else []
     return found

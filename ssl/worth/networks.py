@@ -17,10 +17,9 @@ from ssl.worth.plan import Network
 from ssl.worth.starts import OWN, Public
 from ssl.worth.work import Work
 
-CIFAR_ON_CPU = (
-    ROOT / "configs" / "simclr_cifar10_cpu.yaml"
-)  # of the recipes for a CPU the best on CIFAR-10 (the ledger)
-LIKE_CIFAR = ("CIFAR10", "CIFAR100", "SVHN")  # without a recipe for a CPU of their own
+# The best recipe for a CPU on CIFAR-10.
+CIFAR_ON_CPU = ROOT / "configs" / "simclr_cifar10_cpu.yaml"
+LIKE_CIFAR = ("CIFAR10", "CIFAR100", "SVHN")  # they use that recipe, too
 PUBLIC_SIZE = {"cpu": 96, "cuda": 224}  # pixels, of training with public weights: as train.py's recipes have it
 JUDGED = (224, 160, 128, 96)  # pixels of the images that they are judged on, frozen: the first that time allows
 JUDGING = 0.05  # of the time is allowed for features of all images
@@ -60,7 +59,7 @@ def public(
     """
     size = image_size or PUBLIC_SIZE[machine.device.type]
     encoder = one.build(size, train.channels)
-    sides = JUDGED[-1:] if train.name == "shapes" else JUDGED  # which are drawn, and slowly where they are large
+    sides = JUDGED[-1:] if train.name == "shapes" else JUDGED  # drawing large ones is slow
     judged = image_size or next(side for side in sides if _fast(encoder, side, images, train.channels, machine))
     recipe = one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))

@@ -35,6 +35,11 @@ class Draw:
         return torch.cat([self.fit, self.held]).sort().values
 
 
+def called(count: int) -> str:
+    """A number of labels a class in words and file names: '5', or 'all'."""
+    return "all" if count == ALL else str(count)
+
+
 def counts_for(labels: Tensor) -> list[int]:
     """The numbers of labels a class that are worth measuring: those that are clearly fewer than all, and ALL."""
     per_class = torch.bincount(labels)

@@ -265,7 +265,7 @@ def _labels(table: Table, test: Judges, facts: Facts, best: dict[str, str], star
     least = "at least " if how == "at most" else "about "
     return (
         f"{start} needs {how} {needed:.0f} labels for what training from nothing reaches with all {everything}: it "
-        f"saves {least}{saved:.0f} % of them{'' if gain.low > 0 else ', which is no surer than the difference above'}."
+        f"saves {least}{saved:.0f} % of them{'' if gain.low > 0 else '; this is as unsure as the difference above'}."
     )
 
 

@@ -10,7 +10,7 @@ from ssl.encoders import build_encoder
 from ssl.worth.jobs import Job
 from ssl.worth.look import Look
 from ssl.worth.plan import BATCH, Cell, Network, Plan, holds_in_memory, tune_epochs
-from ssl.worth.splits import ALL, HELD, write_list
+from ssl.worth.splits import HELD, called, write_list
 from ssl.worth.starts import NOTHING
 
 SAVE_MINUTES = 1.0  # between checkpoints: so much is lost at most
@@ -60,7 +60,8 @@ class Work:
 
     def tuning(self, network: Network, start: str, cell: Cell) -> Job:
         draw, train = self.found.draw(cell.count, cell.seed), self.found.train
-        lists = self.folder / "labels" / f"{_count(cell.count)}_seed_{cell.seed}.txt"
+        name = f"labels_{called(cell.count)}_seed_{cell.seed}"
+        lists = self.folder / "labels" / f"{name}.txt"
         sizes = self.found.sizes()
         settings = self.data | network.settings | TUNING | {"image_size": network.train_size, "seed": cell.seed}
         settings |= {
@@ -75,8 +76,8 @@ class Work:
         settings["patience"] = settings["epochs"]  # none: each has its whole schedule
         if network.short_side and holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
-        what = f"fine-tune {start}, {_words(cell.count)}, seed {cell.seed}"
-        return self._job(what, "finetune.py", f"{start}/tuned/{_count(cell.count)}_seed_{cell.seed}", settings)
+        what = f"fine-tune {start}, {called(cell.count)} labels a class, seed {cell.seed}"
+        return self._job(what, "finetune.py", f"{start}/tuned/{name}", settings)
 
     def weights(self, network: Network, start: str) -> str:
         """What --init or --model_path takes."""
@@ -97,11 +98,3 @@ class Work:
 
     def _job(self, what: str, script: str, place: str, settings: dict) -> Job:
         return Job(what, script, self.folder / place, self.machine | settings)
-
-
-def _count(count: int) -> str:
-    return "all" if count == ALL else f"{count}_a_class"
-
-
-def _words(count: int) -> str:
-    return "all labels" if count == ALL else f"{count} labels a class"
