@@ -11,6 +11,7 @@ from ssl.checkpoints import about
 from ssl.console import say, table
 from ssl.settings.command import command
 from ssl.worth import scores
+from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
 from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
@@ -18,7 +19,7 @@ from ssl.worth.plan import Cell, Network
 from ssl.worth.scores import Features, Judges
 from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
-from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, Table, Verdict, decide, kind, measure, percent, points
+from ssl.worth.verdict import UNKNOWN, Verdict, decide, measure, percent, points
 from ssl.worth.work import Work
 
 

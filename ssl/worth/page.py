@@ -7,10 +7,11 @@ from ssl.report import svg
 from ssl.report.markup import document, figure, folded_table, grid, key, table, text
 from ssl.worth import answer
 from ssl.worth.answer import Result
+from ssl.worth.choice import FROZEN, TUNED
 from ssl.worth.intervals import level
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
-from ssl.worth.verdict import FROZEN, TUNED, measure
+from ssl.worth.verdict import measure
 
 
 def page(result: Result, agreed: Agreed, found: Look, following: str) -> str:

@@ -1,36 +1,31 @@
 """From numbers to words: which start to take, what it gains, how sure that is, and what would change the answer.
 
-The start and its use are chosen on validation images alone. The test images then say how sure the choice is; they never
-choose between starts.
+The test images say how sure the choice is; they never choose between starts.
 """
 
-import math
 from dataclasses import dataclass
 
 from ssl.console import counted
+from ssl.worth.choice import (
+    TUNED,
+    USES,
+    Facts,
+    Table,
+    best_use,
+    choose,
+    is_short,
+    kind,
+    measured,
+    not_tuned,
+    validated,
+)
 from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
 from ssl.worth.starts import NOTHING, OWN
 
-FROZEN, TUNED = "frozen", "fine-tuned"
-USES = {FROZEN: "frozen, with a linear probe", TUNED: "fine-tuned"}
 WORTH = 0.02  # a gain that is surely smaller is not worth a pre-training
-SHORT = 0.5  # of the recipe's epochs
 UNKNOWN = "cannot be told"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the words need besides scores. `starts`: simplest first. `labels`: {labels a class: labels together}."""
-
-    starts: list[str]
-    labels: dict[int, int]
-    epochs: dict[str, int]  # of pre-training, by start
-    recipe_epochs: dict[str, int]  # that train.py would take
-    left_out: list[str]  # public weights that are not at hand, and why
-    too_long: int  # fine-tunings that did not fit into the minutes
-    grouped: bool  # test images are in groups: patients, lesions, slides
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,6 @@ class Verdict:
     headline: str
     gain: Estimate
     words: list[tuple[str, str]]
-
-
-Table = dict[tuple[str, str], dict[int, Score]]  # (start, use) -> {labels a class: Score}
-
-
-def kind(start: str) -> str:
-    """nothing, own, public or public+own."""
-    return start if start in (NOTHING, OWN) else "public+own" if start.endswith("+own") else "public"
 
 
 def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
@@ -78,57 +65,6 @@ def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
     return Verdict(outcome, start, best[start], headline, gain, [(title, text) for title, text in words if text])
 
 
-# Choosing, on validation images ---------------------------------------------------------------
-
-
-def best_use(table: Table, start: str, count: int = ALL) -> str:
-    """The use of a start with so many labels that is better on the validation images of the seeds that both have."""
-    there = _measured(table, start, count)
-    if len(there) < 2:
-        return there[0]
-    frozen, tuned = (table[start, use][count].validation for use in USES)
-    both = frozen.keys() & tuned.keys()
-    if not both:
-        return FROZEN
-    return TUNED if sum(tuned[seed] for seed in both) >= sum(frozen[seed] for seed in both) else FROZEN
-
-
-def _measured(table: Table, start: str, count: int) -> list[str]:
-    return [use for use in USES if count in table.get((start, use), {})]
-
-
-def validated(scores: dict[str, Score]) -> dict[str, float]:
-    """Mean validation accuracy of the seeds that all scores have."""
-    both = set.intersection(*(set(score.validation) for score in scores.values()))
-    return {name: sum(score.validation[seed] for seed in both) / len(both) for name, score in scores.items()}
-
-
-def is_short(facts: Facts, start: str) -> bool:
-    """Whether pre-training was much shorter than the recipe's: what it does not bring says little."""
-    return facts.epochs[start] < SHORT * facts.recipe_epochs[start]
-
-
-def not_tuned(table: Table, facts: Facts) -> list[str]:
-    """The starts that were not fine-tuned with all labels: what they are frozen says little about that."""
-    return [start for start in facts.starts if TUNED not in _measured(table, start, ALL)]
-
-
-def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
-    """(the pre-trained start to take, whether validation prefers it to nothing).
-
-    It is the simplest one within one standard error of the best (Breiman et al. 1984), and no worse than nothing where
-    the best is better than nothing.
-    """
-    found = validated(scores)
-    trained = [start for start in starts if start != NOTHING]
-    top = max(trained, key=found.__getitem__)
-    share, held = found[top], max(scores[top].held, 1)
-    error = math.sqrt(max(share * (1 - share), 1 / held) / held)
-    preferred = found[top] > found[NOTHING]
-    least = max(share - error, found[NOTHING]) if preferred else share - error
-    return next(start for start in trained if found[start] >= least), preferred
-
-
 # Labels that a start saves ----------------------------------------------------------------------
 
 
@@ -151,7 +87,7 @@ def curve(table: Table, facts: Facts, test: Judges, start: str) -> list[tuple[in
 
     With all labels it is of the seeds that training from nothing has, too.
     """
-    counts = [count for count in facts.labels if _measured(table, start, count)]
+    counts = [count for count in facts.labels if measured(table, start, count)]
     uses = {count: best_use(table, start, count) for count in counts}
     beside = {ALL: table[NOTHING, best_use(table, NOTHING)][ALL]}
     scores = {count: table[start, uses[count]][count] for count in counts}
@@ -173,10 +109,10 @@ class Few:
 def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:
     found = []
     for count in facts.labels:
-        if count != ALL and all(_measured(table, one, count) for one in (start, NOTHING)):
+        if count != ALL and all(measured(table, one, count) for one in (start, NOTHING)):
             uses = [best_use(table, one, count) for one in (start, NOTHING)]
             pair = [table[one, use][count] for one, use in zip((start, NOTHING), uses)]
-            tuned = TUNED in _measured(table, NOTHING, count)
+            tuned = TUNED in measured(table, NOTHING, count)
             levels = level(pair[0], test, pair[1]), level(pair[1], test, pair[0])
             found.append(Few(count, uses, tuned, *levels, difference(*pair, test)))
     return found

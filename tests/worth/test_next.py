@@ -12,13 +12,14 @@ from ssl.data.images import Images
 from ssl.settings import config
 from ssl.worth import answer, plan, splits
 from ssl.worth.answer import Result
+from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Cell, Network, Plan
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL
-from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, Verdict
+from ssl.worth.verdict import UNKNOWN, Verdict
 from ssl.worth.work import PUBLIC_LR, TUNING, Work
 
 SETTINGS = {"encoder": "ssl.encoders.SmallConvNet", "encoder_kwargs": None, "stem": "auto"}

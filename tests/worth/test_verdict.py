@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from ssl.worth import intervals, scores, verdict
+from ssl.worth import choice, intervals, scores, verdict
+from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
-from ssl.worth.verdict import FROZEN, TUNED, UNKNOWN, Facts, decide, labels_needed
+from ssl.worth.verdict import UNKNOWN, decide, labels_needed
 
 STARTS = ["nothing", "pub", "own", "pub+own"]
 
@@ -126,14 +127,14 @@ def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
 
 def test_among_pre_trained_starts_the_simplest_within_one_standard_error_is_taken():
     scores = {start: score(share, 100) for start, share in zip(STARTS, (0.5, 0.79, 0.80, 0.805))}
-    assert verdict.choose(scores, STARTS) == ("pub", True)  # sqrt(0.8 * 0.2 / 300) is 0.023
+    assert choice.choose(scores, STARTS) == ("pub", True)  # sqrt(0.8 * 0.2 / 300) is 0.023
     scores["pub"] = score(0.75, 100)
-    assert verdict.choose(scores, STARTS) == ("own", True)
+    assert choice.choose(scores, STARTS) == ("own", True)
 
 
 def test_the_simplest_start_may_not_be_worse_than_nothing():
     scores = {start: score(share, 100) for start, share in zip(STARTS, (0.795, 0.79, 0.80, 0.5))}
-    assert verdict.choose(scores, STARTS) == ("own", True)
+    assert choice.choose(scores, STARTS) == ("own", True)
 
 
 def test_words_and_difference_are_of_the_same_seeds():
@@ -151,9 +152,9 @@ def test_the_use_is_chosen_on_the_seeds_that_both_uses_have():
     frozen, tuned = score(0.5, 10, seeds=2), score(0.4, 10, seeds=1)
     frozen.validation[1] = 0.0  # only seed 0 is in both
     numbers = {("own", FROZEN): {ALL: frozen}, ("own", TUNED): {ALL: tuned}}
-    assert verdict.best_use(numbers, "own") == FROZEN
+    assert choice.best_use(numbers, "own") == FROZEN
     tuned.validation[0] = 0.6
-    assert verdict.best_use(numbers, "own") == TUNED
+    assert choice.best_use(numbers, "own") == TUNED
 
 
 def test_what_was_not_compared_is_not_said_to_add_nothing():

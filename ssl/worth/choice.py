@@ -1,0 +1,81 @@
+"""Which start to take, and in which use: chosen on validation images alone."""
+
+import math
+from dataclasses import dataclass
+
+from ssl.worth.scores import Score
+from ssl.worth.splits import ALL
+from ssl.worth.starts import NOTHING, OWN
+
+FROZEN, TUNED = "frozen", "fine-tuned"
+USES = {FROZEN: "frozen, with a linear probe", TUNED: "fine-tuned"}
+SHORT = 0.5  # of the recipe's epochs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the words need besides scores. `starts`: simplest first. `labels`: {labels a class: labels together}."""
+
+    starts: list[str]
+    labels: dict[int, int]
+    epochs: dict[str, int]  # of pre-training, by start
+    recipe_epochs: dict[str, int]  # that train.py would take
+    left_out: list[str]  # public weights that are not at hand, and why
+    too_long: int  # fine-tunings that did not fit into the minutes
+    grouped: bool  # test images are in groups: patients, lesions, slides
+
+
+Table = dict[tuple[str, str], dict[int, Score]]  # (start, use) -> {labels a class: Score}
+
+
+def kind(start: str) -> str:
+    """nothing, own, public or public+own."""
+    return start if start in (NOTHING, OWN) else "public+own" if start.endswith("+own") else "public"
+
+
+def best_use(table: Table, start: str, count: int = ALL) -> str:
+    """The use of a start with so many labels that is better on the validation images of the seeds that both have."""
+    there = measured(table, start, count)
+    if len(there) < 2:
+        return there[0]
+    frozen, tuned = (table[start, use][count].validation for use in USES)
+    both = frozen.keys() & tuned.keys()
+    if not both:
+        return FROZEN
+    return TUNED if sum(tuned[seed] for seed in both) >= sum(frozen[seed] for seed in both) else FROZEN
+
+
+def measured(table: Table, start: str, count: int) -> list[str]:
+    return [use for use in USES if count in table.get((start, use), {})]
+
+
+def validated(scores: dict[str, Score]) -> dict[str, float]:
+    """Mean validation accuracy of the seeds that all scores have."""
+    both = set.intersection(*(set(score.validation) for score in scores.values()))
+    return {name: sum(score.validation[seed] for seed in both) / len(both) for name, score in scores.items()}
+
+
+def is_short(facts: Facts, start: str) -> bool:
+    """Whether pre-training was much shorter than the recipe's: what it does not bring says little."""
+    return facts.epochs[start] < SHORT * facts.recipe_epochs[start]
+
+
+def not_tuned(table: Table, facts: Facts) -> list[str]:
+    """The starts that were not fine-tuned with all labels: what they are frozen says little about that."""
+    return [start for start in facts.starts if TUNED not in measured(table, start, ALL)]
+
+
+def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
+    """(the pre-trained start to take, whether validation prefers it to nothing).
+
+    It is the simplest one within one standard error of the best (Breiman et al. 1984), and no worse than nothing where
+    the best is better than nothing.
+    """
+    found = validated(scores)
+    trained = [start for start in starts if start != NOTHING]
+    top = max(trained, key=found.__getitem__)
+    share, held = found[top], max(scores[top].held, 1)
+    error = math.sqrt(max(share * (1 - share), 1 / held) / held)
+    preferred = found[top] > found[NOTHING]
+    least = max(share - error, found[NOTHING]) if preferred else share - error
+    return next(start for start in trained if found[start] >= least), preferred
