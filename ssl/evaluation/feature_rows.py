@@ -54,7 +54,7 @@ class Rows:
             yield self[torch.arange(start, min(start + count, len(self)))]
 
     def subset(self, index: Tensor) -> "Rows":
-        return replace(self, chosen=index if self.chosen is None else self.chosen[index])
+        return replace(self, chosen=index if self.chosen is None else self.chosen[index.to(self.chosen.device)])
 
     def standardised(self, mean: Tensor, std: Tensor) -> "Rows":
         return replace(self, mean=mean, std=std)

@@ -148,6 +148,7 @@ def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
     run(events, script, **everything, model_path=trained)
     assert {"linear", "probe", "knn", "random_init"} <= set(json.loads((trained / "results.json").read_text()))
     run(events, script, features=trained, device="cuda", probe_epochs=2)
+    run(events, script, features=trained, device="cuda", probe_epochs=2, protocol="card", train_percent=50)
     run(events, script, **on, model_path=trained, protocol="fixed")
     assert "fixed" in json.loads((trained / "results.json").read_text())
     paths = [path.relative_to(images) for path in sorted(images.glob("*/*/*.png"))]
