@@ -52,8 +52,8 @@ def first_of_classes(labels: Tensor, seed: int, count: Callable[[int], int]) -> 
     """Mask (N,) of `count(n)` of the n images of every class, the first ones of an order that `seed` gives."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        of_class = order[labels[order] == label]
+    sizes = labels.unique(return_counts=True)[1].tolist()
+    for of_class in order[labels[order].argsort(stable=True)].split(sizes):
         chosen[of_class[: count(len(of_class))]] = True
     return chosen
 

@@ -13,7 +13,7 @@ from ssl.augment import View, apply, crop_boxes, draw
 from ssl.data import cores, listing, loader, worker
 from ssl.data.cores import auto_workers, core_share, usable_cores
 from ssl.data.decode import FORMATS, decode
-from ssl.data.hold_out import split_validation
+from ssl.data.hold_out import first_of_classes, split_validation
 from ssl.data.images import Images
 from ssl.data.loader import _even_slices, finish, plain_batches, training_batches
 from ssl.data.order import Order, balanced, permutation
@@ -412,6 +412,17 @@ def test_the_validation_split_is_stratified_disjoint_and_by_seed():
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(1000))
     assert labels[held].bincount().tolist() == [14] * 7
     assert not torch.equal(held, split_validation(labels, 0.1, seed=1)[1])
+
+
+@pytest.mark.parametrize("labels", [[], [2], [-1, 5, -1, 0, 5, 5, -1] * 9, list(range(40)) * 3])
+def test_the_first_of_every_class_are_those_of_a_plain_loop(labels):
+    labels = torch.tensor(labels, dtype=torch.long)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3)).tolist()
+    expected = torch.zeros(len(labels), dtype=torch.bool)
+    for label in set(labels.tolist()):
+        of_class = [place for place in order if labels[place] == label]
+        expected[of_class[: (len(of_class) + 1) // 2]] = True
+    assert torch.equal(first_of_classes(labels, 3, lambda count: (count + 1) // 2), expected)
 
 
 def test_a_class_of_one_image_stays_in_train():
