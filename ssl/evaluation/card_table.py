@@ -79,6 +79,12 @@ def notes(card: dict) -> Iterator[str]:
             f"groups, robustness index: who are the {count(measured[0].get('k'))} nearest images? 1: the class alone "
             "decides, 0: the group alone does (Kömen, de Jong et al. 2025)"
         )
+    for one in measured:
+        if finite(smallest := one.get("smallest_class")) and finite(k := one.get("k")) and smallest <= k:
+            yield (
+                f"groups, robustness index: the smallest class has {count(smallest)} images, so not all of the "
+                f"{count(k)} nearest can be of it, and features of the class alone stay below 1; lower --k to see more"
+            )
 
 
 def missing(card: dict, above: str = "") -> Iterator[str]:

@@ -42,16 +42,20 @@ def robustness_index(features: Tensor | Rows, labels: Tensor, groups: Tensor, k:
     arXiv:2507.17845. De Jong, Marcus and Teuwen, 2025, arXiv:2501.18055, had it as a ratio, without an upper end.
     PathoROB also leaves out neighbours of the same slide; here a group is all that is known.
 
+    PathoROB chooses k for each data set and draws equally many images of every pair of a class and a group. Here k is
+    given and all images count, so values do not compare with those of its tables.
+
     Returns index, index_interval (95 %, images as independent), n, k, of_all (the index if all other images were
-    neighbours: that of features that know nothing), and the shares of the four kinds of neighbours (`neighbours`).
-    Where the groups allow no SO or no OS, the index would be the same for any features: it is None, with `index_why`.
+    neighbours: that of features that know nothing), smallest_class (its images that have a group), and the shares of
+    the four kinds of neighbours (`neighbours`). Where the groups allow no SO or no OS, or all other images are
+    neighbours, the index would be the same for any features: it is None, with `index_why`.
     """
     known = (groups >= 0).nonzero()[:, 0].to(labels.device)
     labels, groups = labels[known], groups.to(labels.device)[known]
     n, k = len(known), min(k, max(len(known) - 1, 0))
     pairs = _pairs(labels, groups)
     result = {"n": min(n, MOST_QUERIES), "k": k, "groups": len(groups.unique())}
-    if why := _why_undefined(labels, groups, pairs):
+    if why := _why_undefined(labels, groups, pairs, k):
         return {"index": None, "index_why": why, **result}
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     queries = order[:MOST_QUERIES].sort().values.to(known.device)
@@ -62,6 +66,7 @@ def robustness_index(features: Tensor | Rows, labels: Tensor, groups: Tensor, k:
     kinds = {"SS": same_class & same_group, "SO": so, "OS": os, "OO": ~same_class & ~same_group}
     result["neighbours"] = {kind: float(found.sum()) / near.numel() for kind, found in kinds.items()}
     result["of_all"] = pairs["SO"] / (pairs["SO"] + pairs["OS"])
+    result["smallest_class"] = int(labels.unique(return_counts=True)[1].min())
     total = float((so + os).sum())
     if not total:
         why = f"none of the {k} nearest neighbours is of the same class and another group, or of another class and "
@@ -84,7 +89,7 @@ def _pairs(labels: Tensor, groups: Tensor) -> dict[str, int]:
     return {"SO": squares["class"] - squares["both"], "OS": squares["group"] - squares["both"]}
 
 
-def _why_undefined(labels: Tensor, groups: Tensor, pairs: dict[str, int]) -> str | None:
+def _why_undefined(labels: Tensor, groups: Tensor, pairs: dict[str, int], k: int) -> str | None:
     """Why the index says nothing of these images; None where it says something."""
     if not len(groups):
         return "no image has a group"
@@ -100,6 +105,8 @@ def _why_undefined(labels: Tensor, groups: Tensor, pairs: dict[str, int]) -> str
         return "every class is in one group, so the index would be 0 for any features"
     if not pairs["OS"]:
         return "every group has images of one class, so the index would be 1 for any features"
+    if k == len(groups) - 1:
+        return f"all {k} other images are neighbours, so the index is the same for any features; lower --k"
     return None
 
 

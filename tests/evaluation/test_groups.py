@@ -39,13 +39,14 @@ def test_the_index_is_1_where_features_are_the_class_and_0_where_they_are_the_gr
     assert 0 < low < between["index"] < high < 1 and (between["n"], between["k"], between["groups"]) == (120, 5, 4)
 
 
-@pytest.mark.parametrize("k", [1, 7, 500])
+@pytest.mark.parametrize("k", [1, 7, 50])
 def test_the_index_equals_brute_force(k, monkeypatch):
     x, y, g = made(count=90, noise=0.7)
     g[::7] = -1
     found = robustness_index(x, y, g, k=k)
     assert found["index"] == pytest.approx(by_brute_force(x, y, g, k), abs=1e-12)
-    assert found["k"] == min(k, int((g >= 0).sum()) - 1) and sum(found["neighbours"].values()) == pytest.approx(1)
+    assert found["k"] == k and sum(found["neighbours"].values()) == pytest.approx(1)
+    assert found["smallest_class"] == min(int(((y == label) & (g >= 0)).sum()) for label in range(3))
     monkeypatch.setattr(of_groups, "block_size", lambda rows: 16)  # in blocks, and from rows that need not fit
     assert robustness_index(Rows((x[:40], x[40:]), x.device), y, g, k=k) == found
 
@@ -88,6 +89,15 @@ def test_the_interval_is_that_of_a_bootstrap(monkeypatch):
 def test_an_index_that_would_say_nothing_is_none_with_its_reason(labels, groups, why):
     found = robustness_index(torch.randn(len(labels), 3), torch.tensor(labels), torch.tensor(groups), k=2)
     assert found["index"] is None and why in found["index_why"] and "index_interval" not in found
+
+
+def test_where_all_others_are_neighbours_the_index_is_none():
+    x, y, g = made(count=60)
+    g[:10] = -1
+    for k in (49, 50, 500):
+        found = robustness_index(x, y, g, k=k)
+        assert found["index"] is None and "all 49 other images" in found["index_why"] and found["k"] == 49
+    assert robustness_index(x, y, g, k=48)["index"] is not None
 
 
 def test_without_a_neighbour_of_either_kind_the_index_is_none():
