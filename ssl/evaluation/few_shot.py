@@ -40,18 +40,22 @@ def accuracies(train: Samples, test: Samples, classes: int, draws: list[Tensor],
     """Accuracies on `test` of the heads that learn from the `draws` of `train`, each (features (N, F), labels (N,)).
 
     Returns n (test images), labels (how many a draw has), acc1 and balanced_accuracy over the draws with their
-    intervals, and acc1 of each draw. `mean` (F,) is that of all features of train.
+    intervals, and acc1 of each draw. Where all draws have the same labels there is no interval. `mean` (F,) is that of
+    all features of train.
     """
     found = []
     for index in draws:
         index = index.to(train[1].device)
         part = (train[0].subset(index) if isinstance(train[0], Rows) else train[0][index], train[1][index])
         found.append(metrics.accuracy(test[1], logistic.hits(part, test, classes, mean)))
+    differ = any(not torch.equal(index, draws[0]) for index in draws)
+    over: dict = {}
+    for name in ("acc1", "balanced_accuracy"):
+        over |= over_draws(name, [one[name] for one in found]) if differ else {name: found[0][name]}
     return {
         "n": len(test[1]),
         "labels": len(draws[0]),
-        **over_draws("acc1", [one["acc1"] for one in found]),
-        **over_draws("balanced_accuracy", [one["balanced_accuracy"] for one in found]),
+        **over,
         "acc1_of_draws": [one["acc1"] for one in found],
     }
 

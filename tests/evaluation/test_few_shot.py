@@ -65,6 +65,17 @@ def test_draws_are_nested_paired_by_seed_and_those_of_a_share_of_the_labels():
     assert few_shot.smaller_classes(labels, 5, list("abcdefg")) == ["g"]
 
 
+def test_draws_of_the_same_labels_have_no_interval():
+    train, test = blobs(40, 1), blobs(50, 2)
+    found, fewer = (
+        few_shot.accuracies(train, test, 4, few_shot.draws_of(train[1], shots, seed=0), train[0].mean(0))
+        for shots in (16, 9)
+    )
+    assert found["labels"] == 40 and set(found["acc1_of_draws"]) == {found["acc1"]}
+    assert not {name for name in found if name.endswith("_interval")}
+    assert fewer["labels"] == 36 and fewer["acc1_interval"] and fewer["balanced_accuracy_interval"]
+
+
 def test_the_interval_stays_within_0_and_1():
     assert few_shot.over_draws("acc1", [1.0, 0.9])["acc1_interval"][1] == 1
     assert few_shot.over_draws("acc1", [0.5] * 10) == {"acc1": 0.5, "acc1_interval": [0.5, 0.5]}
