@@ -208,7 +208,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     found = features.with_labels(found, settings.features)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
     checks.require_enough(train, protocols)
-    asked = card.ask_file(found.splits | {"train": train}) if "card" in protocols else None
+    asked = card.ask(found.splits | {"train": train}, card.NO_IMAGES) if "card" in protocols else None
     judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head, asked)
     about = results.about_features(settings.features, found, train)
     judged["of"] = about | results.about_protocols(settings, protocols)
@@ -315,7 +315,7 @@ def judge(
     """Results of the protocols probe, knn, fixed and, if something is `asked`, card.
 
     `train` and `test` are (features (N, F), labels (N,)). A tenth of `train` chooses the probe's learning rate and
-    weight decay.
+    weight decay. With a card, there is no probe where a class has one training image; the card says so.
     """
     judged: dict = {}
     if "fixed" in protocols:
@@ -323,14 +323,15 @@ def judge(
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
-    if "probe" in protocols:
+    tuned = None
+    if "probe" in protocols and not (asked and card.why_no_probe(train[1], asked.classes)):
         parts = probes.hold_out_tenth(train, settings.seed)
         probe, chosen = probes.sweep(*parts, classes, settings.probe_epochs, seed=settings.seed)
-        judged["probe"] = probes.accuracies(probe, *test) | chosen
+        judged["probe"], tuned = probes.accuracies(probe, *test) | chosen, (probe, parts[1])
     if "knn" in protocols:
         judged["knn"] = probes.knn(train, test, classes, settings.k, settings.knn_temperature)
     if asked:
-        judged["card"] = card.card(train, parts[1], test, probe, asked, settings)
+        judged["card"] = card.card(train, test, tuned, asked, settings)
     return judged
 
 

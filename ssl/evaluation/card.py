@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl.data.images import Images
+from ssl.data.tables import first_few
 from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
 from ssl.evaluation.feature_rows import Rows, Samples
 from ssl.evaluation.features import Split
@@ -21,6 +22,7 @@ from ssl.sources.labels import stratified
 
 SHOTS = (1, 5, 16)
 PERCENTS = (1, 10)
+NO_IMAGES = "they need the images, which a features file does not hold; pass --model_path instead"
 
 Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
 
@@ -50,19 +52,28 @@ def ask_images(net: Net, images: dict[str, Images], settings, device: torch.devi
     return ask(images, corruptions.features(net, images["test"], how, most, settings.seed, title))
 
 
-def ask_file(splits: dict[str, Split]) -> Asked:
-    """`ask` of a features file."""
-    return ask(splits, "they need the images, which a features file does not hold; pass --model_path instead")
+def why_no_probe(labels: Tensor, classes: list[str]) -> str | None:
+    """Why no probe can be swept on training images with these labels (N,); None where one can."""
+    if small := few_shot.smaller_classes(labels, 2, classes):
+        return (
+            f"the probe needs 2 training images of every class, one of them held out; {len(small)} of {len(classes)} "
+            f"classes have fewer: {first_few(small)}"
+        )
+    return None
 
 
-def card(train: Part, held_out: Samples, test: Part, head: Heads, asked: Asked, settings) -> dict:
-    """The card of an encoder. `head` is the swept probe, and `held_out` the part of `train` that chose it."""
-    result = {
+def card(train: Part, test: Part, tuned: tuple[Heads, Samples] | None, asked: Asked, settings) -> dict:
+    """The card of an encoder. `tuned`: the swept probe, and the part of `train` that chose it; None without one."""
+    result: dict = {
         "few_labels": _few_labels(train, test, asked.classes, settings.seed),
         "retrieval": retrieval.retrieve(train, test, settings.seed),
-        "calibration": calibration.calibration(head, held_out, test, settings.seed),
-        **_corruptions(train, test, head, asked, settings),
     }
+    if tuned:
+        result["calibration"] = calibration.calibration(*tuned, test, settings.seed)
+    else:
+        result |= {"probe": None, "probe_why": why_no_probe(train[1], asked.classes)}
+        result |= {"calibration": None, "calibration_why": "it is that of the probe"}
+    result |= _corruptions(train, test, tuned and tuned[0], asked, settings)
     return result | _groups({"test": test, "train": train}, asked.groups, settings)
 
 
@@ -84,7 +95,7 @@ def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
     return found
 
 
-def _corruptions(train: Part, test: Part, head: Heads, asked: Asked, settings) -> dict:
+def _corruptions(train: Part, test: Part, head: Heads | None, asked: Asked, settings) -> dict:
     """{corruptions: accuracies of the probe and of k-NN on some test images, unchanged and changed}."""
     changed = asked.changed
     if isinstance(changed, str):
@@ -93,9 +104,9 @@ def _corruptions(train: Part, test: Part, head: Heads, asked: Asked, settings) -
     labels = test[1][index]
 
     def judge(x: Rows) -> dict:
-        right = probes.hits(head, [0], x, labels)[0]
         near = probes.knn(train, (x, labels), len(asked.classes), settings.k, settings.knn_temperature)
-        return {"probe": metrics.accuracy(labels, right), "knn": near}
+        by_probe = {"probe": metrics.accuracy(labels, probes.hits(head, [0], x, labels)[0])} if head else {}
+        return by_probe | {"knn": near}
 
     found: dict = {"n": len(index), "of": len(test[1]), "unchanged": judge(test[0].subset(index))}
     for (kind, strength), h in zip(changed.ways, changed.features):

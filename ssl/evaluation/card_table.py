@@ -135,6 +135,8 @@ def _calibration(found: dict) -> Iterable[Row]:
 
 def _corruptions(found: dict) -> Iterable[Row]:
     for judge, name in (("probe", "probe"), ("knn", "k-NN")):
+        if not inner(found, "unchanged", judge):
+            continue
         section = f"changed test images, {name}"
         yield _row(section, "unchanged", inner(found, "unchanged", judge), "acc1")
         for kind in CHANGES:

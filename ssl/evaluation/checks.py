@@ -50,8 +50,11 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
 
 
 def require_enough(train: Images | Split, protocols: list[str]) -> None:
-    """Raise `UserError` unless every class has the training samples that the protocols need."""
-    least = 2 if "probe" in protocols else 1
+    """Raise `UserError` unless every class has the training samples that the protocols need.
+
+    A card leaves the probe out where a class has one, so it needs no second.
+    """
+    least = 2 if "probe" in protocols and "card" not in protocols else 1
     why = "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
     labels.require_each(train, least, why)
 

@@ -32,7 +32,7 @@ def make(asked, train=None, test=None):
     train, test = train or samples(120, 1), test or samples(60, 2)
     parts = probes.hold_out_tenth(train, 3)
     head, _ = probes.sweep(*parts, 3, epochs=5, seed=3)
-    return card.card(train, parts[1], test, head, asked, How)
+    return card.card(train, test, (head, parts[1]), asked, How)
 
 
 def asked(groups=None, changed="not today"):
@@ -115,6 +115,24 @@ def test_classes_with_fewer_images_are_counted_and_shots_that_no_class_has_are_n
     assert "5 a class, 13 in all; 1 classes have fewer" in text and "no class has 16" in text
 
 
+def test_without_a_probe_the_rest_is_judged():
+    train, test = samples(120, 1), samples(60, 2)
+    kept = torch.arange(119)[train[1][:119] > 0]
+    train = train[0].subset(torch.cat([torch.tensor([0]), kept])), torch.cat([torch.tensor([0]), train[1][kept]])
+    changed = Changed(torch.arange(60), EACH, test[0].parts[0].expand(12, -1, -1))
+    found = card.card(train, test, None, asked(changed=changed), How)
+    why = "1 of 3 classes have fewer: 'a'"
+    assert found["probe"] is found["calibration"] is None and found["probe_why"].endswith(why)
+    knn = probes.knn(train, test, 3, How.k, How.knn_temperature)
+    assert found["corruptions"]["unchanged"] == found["corruptions"]["blur"]["6"] == {"knn": knn}
+    assert found["few_labels"]["shots"]["1"]["labels"] == 3 and found["retrieval"]["queries"] == 60
+    text = card_table.console({"trained": found})
+    assert f"not measured: probe: {found['probe_why']}" in text and "not measured: calibration" in text
+    assert "changed test images, k-NN" in text and "changed test images, probe" not in text
+    assert card.why_no_probe(samples(120, 1)[1], ["a", "b", "c"]) is None
+    json.dumps(found, allow_nan=False)
+
+
 # The script -----------------------------------------------------------------------------
 
 
@@ -188,6 +206,20 @@ def test_a_file_without_groups_still_gives_the_rest(carded, tmp_path):
     run("evaluate.py", features=tmp_path, protocol="card")
     found = json.loads((tmp_path / "results.json").read_text())["card"]
     assert found["groups"] is None and found["retrieval"] == carded[0]["card"]["retrieval"]
+
+
+def test_a_class_of_one_image_leaves_out_the_probe_and_not_the_card(trained, images, tmp_path):
+    few = shutil.copytree(images, tmp_path / "few")
+    first, *others = sorted(sorted((few / "train").iterdir())[0].glob("*.png"))
+    for path in others:
+        path.unlink()
+    how = {"model_path": trained, "data_dir": few, "output_dir": tmp_path, "workers": 0}
+    printed = run("evaluate.py", **how, protocol="card", corrupted_images=0).stdout
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert "probe" not in found and found["knn"]["n"] == 21 and found["card"]["retrieval"]["queries"] == 21
+    assert f"not measured: probe: {found['card']['probe_why']}" in printed and first.parent.name in printed
+    done = run("evaluate.py", **how, check=False)  # without a card
+    assert done.returncode == 2 and "protocol probe needs at least 2 of every class" in done.stderr
 
 
 def test_two_processes_and_other_batches_find_the_same(carded, trained, table, tmp_path):
