@@ -155,7 +155,7 @@ def test_evaluate_judges_by_every_protocol(trained, images, tmp_path):
     rows = [f"{path},{path.parts[1]},{path.parts[0]},{path.parts[0]}{i % 2}" for i, path in enumerate(paths)]
     (tmp_path / "groups.csv").write_text("\n".join(["image,label,split,group", *rows]))
     table = {f"{name}_column": name for name in ("label", "split", "group")} | {"csv": tmp_path / "groups.csv"}
-    run(events, script, **on, **table, model_path=trained, protocol="card", output_dir=tmp_path)
+    run(events, script, **on, **table, model_path=trained, protocol="card", k=5, output_dir=tmp_path)
     card = json.loads((tmp_path / "results.json").read_text())["card"]
     assert card["groups"]["test"]["robustness"]["index"] is not None and card["corruptions"]["jpeg"]["7"]["knn"]
     linear = on | {"model_path": trained, "protocol": "linear", "linear_epochs": 2}
