@@ -25,8 +25,8 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
     Both are (features (N, F), labels (N,)); every class has images in the gallery. The gallery is ranked by cosine. An
     image of the query's class is right. map: the mean over queries of the average precision of the whole ranking, as
     scikit-learn defines it (equal cosines count as one place). recall_at_1: how often the first image is right. The
-    whole gallery is ranked; of more than PAIRS pairs, some of the queries are taken, drawn by `seed`. Also returns
-    queries and gallery, the numbers of images.
+    whole gallery is ranked; of more than PAIRS pairs, some of the queries are taken, drawn by `seed`. The map of
+    one query has no interval. Also returns queries and gallery, the numbers of images.
     """
     bank, labels = gallery
     chosen = keyed(len(test[1]), max(1, PAIRS // len(labels)), seed).to(labels.device)
@@ -39,10 +39,12 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
             precisions[part] = average_precision(cosines[part], labels == label)
     first = labels[cosines.argmax(1)] == own
     mean = float(precisions.mean())
-    half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
+    found: dict = {"map": mean}
+    if len(own) > 1:
+        half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
+        found["map_interval"] = [max(0.0, mean - half), min(1.0, mean + half)]
     return {
-        "map": mean,
-        "map_interval": [max(0.0, mean - half), min(1.0, mean + half)],
+        **found,
         **metrics.share("recall_at_1", int(first.sum()), len(own)),
         "queries": len(own),
         "gallery": len(labels),

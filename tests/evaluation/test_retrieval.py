@@ -44,6 +44,13 @@ def test_of_too_many_pairs_some_queries_are_taken_by_seed(monkeypatch):
     assert not torch.equal(chosen, keyed(60, 20, 4)) and keyed(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_the_precision_of_one_query_has_no_interval():
+    gallery, test = some(200, 1), some(60, 2)
+    found = retrieve(gallery, (test[0][:1], test[1][:1]))
+    assert "map_interval" not in found and found["queries"] == 1 and 0 < found["map"] < 1
+    assert len(found["recall_at_1_interval"]) == len(retrieve(gallery, test)["map_interval"]) == 2
+
+
 def test_equal_scores_count_as_one_place():
     scores = torch.tensor([[0.5, 0.5, 0.5, 0.1], [0.2, 0.9, 0.2, 0.2], [1.0, 1.0, 1.0, 1.0]])
     for wanted in ([True, False, False, True], [False, False, True, True], [False, True, False, False]):
