@@ -6,8 +6,10 @@ from torch import Tensor
 
 from ssl.evaluation.feature_rows import Rows, block_size
 from ssl.evaluation.probes import Heads
+from ssl.evaluation.retrieval import keyed
 
 BINS = 15  # of equal width, as Guo et al. 2017
+MOST_SCORES = 1 << 27  # of held-out images, that the temperature is fitted on: 1 GiB in float64
 DRAWS = 200  # of right and wrong, for the error of a head that is calibrated perfectly
 COLDEST, HOTTEST = 1e-2, 1e2  # temperatures
 
@@ -61,16 +63,22 @@ def calibration(
 
     Both are (features (N, F), labels (N,)). Returns, of test: ece, ece_of_perfect (what the same confidences would show
     if they were true), confidence (its mean), nll, n, bins; temperature, held_out_n, ece_after, ece_of_perfect_after
-    and nll_after. Where no temperature can be found, it is None, and so is what needs it, with `temperature_why`.
+    and nll_after. Of held-out images with more than MOST_SCORES scores some are taken, drawn by `seed`. Where no
+    temperature can be found, it is None, and so is what needs it, with `temperature_why`.
     """
     scores, labels = _scores(head, test[0]), test[1]
     found = _measured(scores, labels, "", seed)
-    found |= {"n": len(labels), "bins": BINS, "held_out_n": len(held_out[1])}
-    found["temperature"] = temperature(_scores(head, held_out[0]), held_out[1])
+    chosen = keyed(len(held_out[1]), max(1, MOST_SCORES // scores.shape[1]), seed).to(labels.device)
+    rows = held_out[0].subset(chosen) if isinstance(held_out[0], Rows) else held_out[0][chosen]
+    held_scores, held_labels = _scores(head, rows), held_out[1][chosen]
+    found |= {"n": len(labels), "bins": BINS, "held_out_n": len(chosen)}
+    found["temperature"] = temperature(held_scores, held_labels)
     if found["temperature"] is not None:
         return found | _measured(scores / found["temperature"], labels, "_after", seed)
-    why = f"the {len(held_out[1])} held-out images give none: the probe is right on all of them, or knows nothing"
-    return found | {"temperature_why": why, "ece_after": None, "nll_after": None}
+    all_right = bool((held_scores.argmax(1) == held_labels).all())
+    why = "the probe is right on all of them" if all_right else "the probe's scores say nothing of their classes"
+    none = {f"{name}_after": None for name in ("ece", "ece_of_perfect", "nll")}
+    return found | {"temperature_why": f"the {len(chosen)} held-out images give none: {why}"} | none
 
 
 def _scores(head: Heads, features: Tensor | Rows) -> Tensor:

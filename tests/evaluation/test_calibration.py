@@ -6,8 +6,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 
-from ssl.evaluation.calibration import calibration, error_of_perfect, expected_error, temperature
+from ssl.evaluation import calibration
+from ssl.evaluation.calibration import error_of_perfect, expected_error, temperature
+from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.probes import Heads
+from ssl.evaluation.retrieval import keyed
 
 
 def by_a_loop(confidence, right, bins):
@@ -81,17 +84,31 @@ def head_on(width):
 
 
 def test_the_temperature_of_the_held_out_slice_makes_the_error_on_test_small():
-    found = calibration(head_on(4), overconfident(600, 1), overconfident(2000, 2))
+    found = calibration.calibration(head_on(4), overconfident(600, 1), overconfident(2000, 2))
     assert found["ece"] > 0.2 > 0.05 > found["ece_after"] and found["nll_after"] < found["nll"]
     assert found["ece_after"] < 2 * found["ece_of_perfect_after"] + 0.01 and found["temperature"] > 2.5
     assert (found["n"], found["held_out_n"], found["bins"]) == (2000, 600, 15)
     scores, labels = overconfident(2000, 2)
-    other = calibration(head_on(4), overconfident(600, 1), (scores, (labels + 1) % 4))
+    other = calibration.calibration(head_on(4), overconfident(600, 1), (scores, (labels + 1) % 4))
     assert other["temperature"] == found["temperature"] and other["ece"] != found["ece"]  # never chosen on test
+
+
+def test_of_too_many_held_out_images_some_are_taken_by_seed(monkeypatch):
+    held, test = overconfident(600, 1), overconfident(100, 2)
+    every = calibration.calibration(head_on(4), held, test)
+    monkeypatch.setattr(calibration, "MOST_SCORES", 4 * 50)
+    found = calibration.calibration(head_on(4), held, test, seed=3)
+    chosen = keyed(600, 50, 3)
+    assert found["held_out_n"] == 50 and found["temperature"] == temperature(held[0][chosen], held[1][chosen])
+    rows = Rows((held[0][:200], held[0][200:]), held[0].device)
+    assert calibration.calibration(head_on(4), (rows, held[1]), test, seed=3) == found
+    assert every["held_out_n"] == 600 and every["temperature"] == temperature(*held) != found["temperature"]
 
 
 def test_without_a_temperature_the_error_as_it_is_stays():
     scores, labels = overconfident(40, 1)
-    found = calibration(head_on(4), (scores, scores.argmax(1)), (scores, labels))
+    found = calibration.calibration(head_on(4), (scores, scores.argmax(1)), (scores, labels))
     assert found["ece"] > 0 and found["temperature"] is found["ece_after"] is None
-    assert "the 40 held-out images give none" in found["temperature_why"]
+    assert found["temperature_why"] == "the 40 held-out images give none: the probe is right on all of them"
+    found = calibration.calibration(head_on(4), (scores, scores.argmin(1)), (scores, labels))
+    assert "say nothing" in found["temperature_why"] and found["ece_of_perfect_after"] is None
