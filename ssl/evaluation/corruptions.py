@@ -93,7 +93,7 @@ def features(net: Net, data: Images, how: Reading, most: int, seed: int, title: 
         noise = noise_of(seed, index[first : first + len(pixels)], pixels.shape[1:]).to(how.device)
         # The last batch may have no image for this rank: one of zeros shows the shape of an output.
         own, noise = (pixels, noise) if len(pixels) else (pixels.new_zeros(1, *pixels.shape[1:]),) * 2
-        changed = [(change(own, *way, noise) - mean) / std for way in ways]
+        changed = ((change(own, *way, noise) - mean) / std for way in ways)  # one at a time: each is a whole batch
         h = torch.stack([net(x.contiguous(memory_format=torch.channels_last)) for x in changed], 1)
         h = gather_rows(h[: len(pixels)].to(torch.promote_types(h.dtype, torch.float32)), counts)
         unread |= dict(bad.values())
