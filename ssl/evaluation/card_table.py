@@ -65,7 +65,7 @@ def notes(card: dict) -> Iterator[str]:
     if found := inner(card, "calibration"):
         yield (
             f"calibration: how far the probe's confidence is from its accuracy, in {count(found.get('bins'))} bins. "
-            f"The temperature is from the {count(found.get('held_out_n'))} images of train that chose the probe"
+            f"The temperature is from {count(found.get('held_out_n'))} of the images of train that chose the probe"
         )
     if found := inner(card, "corruptions"):
         kinds = "; ".join(f"{kind}: {words}" for kind, words in CHANGES.items() if kind in found)
@@ -121,16 +121,18 @@ def _few_labels(found: dict) -> Iterable[Row]:
 
 def _retrieval(found: dict) -> Iterable[Row]:
     yield _row("retrieval", "mean average precision", found, "map")
-    yield _row("retrieval", "the first image is of the class", found, "recall_at_1")
+    yield _row("retrieval", "the first image is of the class (R@1)", found, "recall_at_1")
 
 
 def _calibration(found: dict) -> Iterable[Row]:
-    section = "calibration error of the probe"
+    section = "calibration error of the probe (lower is better)"
     yield _row(section, "as it is", found, "ece")
     yield _row(section, "of a calibrated probe, by chance", found, "ece_of_perfect")
     if finite(found.get("temperature")):
         after = _row(section, "after a temperature", found, "ece_after")
-        yield after._replace(words=f"{after.words} (T = {found['temperature']:.2f})")
+        words = f"{after.words} (T = {found['temperature']:.2f}, from {count(found.get('held_out_n'))} images)"
+        yield after._replace(words=words)
+        yield _row(section, "of such a probe, by chance", found, "ece_of_perfect_after")
 
 
 def _corruptions(found: dict) -> Iterable[Row]:

@@ -13,7 +13,8 @@ from ssl.report.markup import figure, table, text
 from ssl.report.page_style import STYLE
 
 CAPTION = (
-    "Report card: bars are 95 % intervals; three strengths of a change are joined, the smallest dot is the strongest"
+    "Report card: bars are 95 % intervals, of few labels over the draws; three strengths of a change are joined, the "
+    "smallest dot is the strongest"
 )
 
 
