@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
-from ssl.evaluation.feature_rows import Rows, Samples
+from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.features import Split
 from ssl.evaluation.inference import Net, Reading
 from ssl.evaluation.probes import Heads
@@ -79,7 +79,7 @@ def card(train: Part, test: Part, tuned: tuple[Heads, Samples] | None, asked: As
 
 def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
     """Accuracies with SHOTS images of every class and with PERCENTS of the labels, each the mean over draws."""
-    mean, labels = logistic.mean_of(train[0]), train[1].cpu()
+    mean, labels = statistics(train[0])[0], train[1].cpu()
     found: dict = {"head": logistic.WORDS, "draws": few_shot.DRAWS, "shots": {}, "percent": {}}
     for shots in SHOTS:
         smaller = few_shot.smaller_classes(labels, shots, classes)

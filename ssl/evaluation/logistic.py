@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics, unit_length
+from ssl.evaluation.feature_rows import Samples, block_size, unit_length
 
 C = 10.0  # inverse strength of the penalty, as in scikit-learn; fixed
 STEPS = 100  # of L-BFGS, at most
@@ -14,11 +14,6 @@ WORDS = f"logistic regression (C = {C:g}) on features minus the mean of train, s
 def centred(features: Tensor, mean: Tensor) -> Tensor:
     """Features (N, F) minus `mean` (F,), scaled to length 1. Without it all cosines of some encoders are near 1."""
     return unit_length(features - mean)
-
-
-def mean_of(features: Tensor | Rows) -> Tensor:
-    """The mean (F,) of features (N, F); it needs no labels."""
-    return statistics(features)[0]
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, c: float = C) -> tuple[Tensor, Tensor]:

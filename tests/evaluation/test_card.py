@@ -7,7 +7,7 @@ import pytest
 import torch
 from running import run, tiny
 
-from ssl.evaluation import card, card_table, features, few_shot, logistic, probes
+from ssl.evaluation import card, card_table, features, few_shot, probes
 from ssl.evaluation.corruptions import EACH, Changed
 from ssl.evaluation.feature_rows import Rows, statistics
 
@@ -50,7 +50,7 @@ def test_every_accuracy_has_its_number_of_images_and_an_interval():
     assert shots["1"]["acc1"] < shots["16"]["acc1"]
     train, test = samples(120, 1), samples(60, 2)
     draws = few_shot.draws_of(train[1], 5, How.seed)
-    expected = few_shot.accuracies(train, test, 3, draws, logistic.mean_of(train[0]))
+    expected = few_shot.accuracies(train, test, 3, draws, statistics(train[0])[0])
     assert shots["5"] == expected | {"smaller_classes": []}
     assert (found["retrieval"]["queries"], found["calibration"]["n"]) == (60, 60)
     json.dumps(found, allow_nan=False)

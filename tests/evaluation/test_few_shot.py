@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from ssl.evaluation import few_shot, logistic
-from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.sources import labels as of_sources
 
 
@@ -19,7 +19,7 @@ def blobs(count, seed, width=12, classes=4, spread=1.6):
 
 def test_the_head_is_that_of_scikit_learn():
     features, labels = blobs(80, 1)
-    x = logistic.centred(features, logistic.mean_of(features))
+    x = logistic.centred(features, statistics(features)[0])
     weight, bias = logistic.fit(x, labels, 4, c=3.0)
     theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), labels.numpy())
     expected = torch.from_numpy(theirs.predict_proba(x.double().numpy())).float()
@@ -28,13 +28,13 @@ def test_the_head_is_that_of_scikit_learn():
 
 def test_two_classes_and_one_image_of_each():
     features, labels = blobs(2, 1, classes=2)
-    mean = logistic.mean_of(features)
+    mean = statistics(features)[0]
     assert logistic.hits((features, labels), (features, labels), 2, mean).all()
 
 
 def test_accuracies_are_those_of_scikit_learn_on_the_same_draws():
     train, test = blobs(300, 1), blobs(400, 2)
-    mean = logistic.mean_of(train[0])
+    mean = statistics(train[0])[0]
     draws = few_shot.draws_of(train[1], 5, seed=7)
     found = few_shot.accuracies(train, test, 4, draws, mean)
     unit = [logistic.centred(part[0], mean).numpy() for part in (train, test)]
@@ -68,7 +68,7 @@ def test_draws_are_nested_paired_by_seed_and_those_of_a_share_of_the_labels():
 def test_draws_of_the_same_labels_have_no_interval():
     train, test = blobs(40, 1), blobs(50, 2)
     found, fewer = (
-        few_shot.accuracies(train, test, 4, few_shot.draws_of(train[1], shots, seed=0), train[0].mean(0))
+        few_shot.accuracies(train, test, 4, few_shot.draws_of(train[1], shots, seed=0), statistics(train[0])[0])
         for shots in (16, 9)
     )
     assert found["labels"] == 40 and set(found["acc1_of_draws"]) == {found["acc1"]}
