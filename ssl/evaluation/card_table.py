@@ -28,15 +28,24 @@ class Row(NamedTuple):
 
 def console(cards: dict[str, dict]) -> str:
     """A table with a column a subject, {title: card}; below it the notes, and what could not be measured."""
-    own = {name: {row[:2]: row.words for row in rows(card)} for name, card in cards.items()}
     lines, last = [["report card", *cards]], ""
-    for section, what in dict.fromkeys(place for cells in own.values() for place in cells):
+    for (section, what), words in side_by_side(cards).items():
         if section != last:
             lines.append([section, *("" for _ in cards)])
-        lines.append([f"  {what}", *(cells.get((section, what), "-") for cells in own.values())])
+        lines.append([f"  {what}", *words])
         last = section
-    below = list(dict.fromkeys(words for card in cards.values() for words in (*notes(card), *missing(card))))
-    return "\n".join([table(lines), *below])
+    return "\n".join([table(lines), *below(cards)])
+
+
+def side_by_side(cards: dict[str, dict]) -> dict[tuple[str, str], list[str]]:
+    """{(section, what): words of each card} of all rows, in order."""
+    own = [{row[:2]: row.words for row in rows(card)} for card in cards.values()]
+    return {place: [one.get(place, "-") for one in own] for cells in own for place in cells}
+
+
+def below(cards: dict[str, dict]) -> list[str]:
+    """What stands below the table: the notes of all cards, and what could not be measured, each once."""
+    return list(dict.fromkeys(words for card in cards.values() for words in (*notes(card), *missing(card))))
 
 
 def rows(card: dict) -> list[Row]:
@@ -137,15 +146,14 @@ def _calibration(found: dict) -> Iterable[Row]:
 
 def _corruptions(found: dict) -> Iterable[Row]:
     for judge, name in (("probe", "probe"), ("knn", "k-NN")):
-        if not inner(found, "unchanged", judge):
-            continue
         section = f"changed test images, {name}"
-        yield _row(section, "unchanged", inner(found, "unchanged", judge), "acc1")
+        if unchanged := inner(found, "unchanged", judge):
+            yield _row(section, "unchanged", unchanged, "acc1")
         for kind in CHANGES:
             strengths = [strength for strength in inner(found, kind) if not strength.endswith("_why")]
             each = [_row("", "", inner(found, kind, strength, judge), "acc1") for strength in strengths]
             words = " / ".join(one.words.partition(" ")[0] for one in each) + " %"
-            if each:
+            if any(one.points for one in each):
                 yield Row(section, f"{kind} {' / '.join(strengths)}", words, sum((one.points for one in each), ()))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from ssl.checkpoints.run_reader import Run, finite, numbers
 from ssl.evaluation import results
+from ssl.evaluation.card_table import inner
 from ssl.report import svg
 from ssl.report.markup import folded_table, number, table, text
 
@@ -55,7 +56,7 @@ def _images(content: dict, file: str) -> str:
     """Which images a results.json is of."""
     if isinstance(content.get("runs"), list):  # of several seeds: each says the same
         content = next((one for one in content["runs"] if isinstance(one, dict)), {})
-    data = _inner(content, "of", "data")
+    data = inner(content, "of", "data")
     if not data:
         return f"the images of {file}"
     place = data.get("dataset") if data.get("data_dir") is None else data["data_dir"]
@@ -65,11 +66,11 @@ def _images(content: dict, file: str) -> str:
 
 def _frozen(content: dict, of: str) -> Iterable[Line]:
     """The rows of evaluate.py: raw pixels, untrained encoder, trained encoder."""
-    weights = _inner(content, "of", "weights")
+    weights = inner(content, "of", "weights")
     steps = weights.get("steps")
     for subject in SUBJECTS:
-        found = content if subject == "trained" else _inner(content, subject)
-        protocols = {name: _inner(found, name) for name in results.COLUMNS if _inner(found, name)}
+        found = content if subject == "trained" else inner(content, subject)
+        protocols = {name: inner(found, name) for name in results.COLUMNS if inner(found, name)}
         if not protocols:
             continue
         name = results.title(subject, {"steps": steps})
@@ -94,15 +95,15 @@ def _differ(values: dict) -> bool:
 def _fine_tuned(content: dict, of: str, seeds_apart: bool) -> Iterable[Line]:
     """The rows of finetune.py: the network; of several seeds their mean and, unless they have folders, each."""
     runs = [one for one in content["runs"] if isinstance(one, dict)] if isinstance(content.get("runs"), list) else []
-    if mean := _inner(content, "mean"):
+    if mean := inner(content, "mean"):
         yield f"mean ± deviation of {len(runs)} seeds{of}", _mean(mean) | {"n": _count(runs[0] if runs else {})}
     for one in [] if runs and seeds_apart else runs or [content]:
         name = f"seed {one.get('seed')}" if runs else "fine-tuned network"
-        test = _inner(one, "test")
+        test = inner(one, "test")
         if test:
             yield name + of, _measured(test) | {"n": _count(one)}
         for part in ("major", "minor"):
-            if group := _inner(test, part):
+            if group := inner(test, part):
                 yield f"{name}, {part} classes only{of}", _measured(group)
 
 
@@ -121,9 +122,9 @@ def _measured(found: dict, before: str = "") -> dict[str, str]:
 def _mean(mean: dict) -> dict[str, str]:
     cells = {}
     for name, column in MEASURES.items():
-        found = _inner(mean, name)
+        found = inner(mean, name)
         if name == "auc" and not found:
-            column, found = "AUC, mean of classes", _inner(mean, "auc_macro")
+            column, found = "AUC, mean of classes", inner(mean, "auc_macro")
         pair = [value for value in (found.get("mean"), found.get("std")) if finite(value)]
         if pair and name in SHARES:
             cells[column] = " ± ".join(f"{100 * value:.1f}" for value in pair) + " %"
@@ -133,7 +134,7 @@ def _mean(mean: dict) -> dict[str, str]:
 
 
 def _count(one: dict) -> str:
-    return _word(_inner(one, "test").get("images"))
+    return _word(inner(one, "test").get("images"))
 
 
 # On validation images ---------------------------------------------------------------------
@@ -153,7 +154,7 @@ def _validated(run: Run, of: str) -> Iterable[Line]:
     """The last epoch and the best."""
     last = run.judged
     if run.fine_tuned:
-        best = _inner(run.results.get("results.json", {}), "best")
+        best = inner(run.results.get("results.json", {}), "best")
         both = best.get("epoch") == last.get("epoch")
         for line, which in [(last, "the last and the best")] if both else [(best, "the best"), (last, "the last")]:
             if line:
@@ -170,13 +171,6 @@ def _validated(run: Run, of: str) -> Iterable[Line]:
 
 
 # Numbers ----------------------------------------------------------------------------------
-
-
-def _inner(content: object, *names: str) -> dict:
-    """The dict that stands under these names, one in the other; {} where there is none."""
-    for name in names:
-        content = content.get(name) if isinstance(content, dict) else None
-    return content if isinstance(content, dict) else {}
 
 
 def _word(value: object) -> str:

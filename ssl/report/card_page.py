@@ -28,16 +28,10 @@ def section(runs: list[Run]) -> str:
             cards |= {f"{name}{of}{where}": card for name, card in _cards(content).items()}
     if not cards:
         return ""
-    rows = {name: {row[:2]: row.words for row in card_table.rows(card)} for name, card in cards.items()}
-    places = dict.fromkeys(place for own in rows.values() for place in own)
-    lines = [
-        [text(f"{part}: {what}"), *(text(own.get((part, what), "-")) for own in rows.values())] for part, what in places
-    ]
-    words = dict.fromkeys(
-        line for card in cards.values() for line in (*card_table.notes(card), *card_table.missing(card))
-    )
+    rows = card_table.side_by_side(cards)
+    lines = [[text(f"{part}: {what}"), *map(text, words)] for (part, what), words in rows.items()]
     drawn = figure(CAPTION, _picture(cards))
-    notes = "".join(f"<li>{text(line)}</li>" for line in words)
+    notes = "".join(f"<li>{text(line)}</li>" for line in card_table.below(cards))
     return (
         drawn + table("Report card: in brackets 95 % intervals", ["", *cards], lines) + f'<ul class="soft">{notes}</ul>'
     )
