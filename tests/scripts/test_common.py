@@ -73,4 +73,4 @@ def test_help_names_every_setting_with_a_comment_and_its_choices(script):
         line = next(line for line in manual.splitlines() if line.startswith(f"  --{field.name} "))
         assert len(line.split()) > 2
         assert "[[" not in line and "[(" not in line and line.count("(") == line.count(")")
-    assert "(linear|probe|knn|fixed|features|all) [probe knn]" in config.manual(evaluate.Settings)
+    assert "(linear|probe|knn|card|fixed|features|all) [probe knn]" in config.manual(evaluate.Settings)
