@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from ssl import files
 from ssl.console import Progress
 from ssl.data.decode import decode
+from ssl.distributed import begin_worker
 from ssl.errors import UserError, one_line_errors
 
 
@@ -47,8 +48,10 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
     """
     bad, start = {}, total - len(tasks)
     progress = Progress(total, start, "image")
-    # A DataLoader notices a worker that was killed, and its workers end when the parent was killed.
-    outcomes = DataLoader(tasks, batch_size=None, num_workers=min(workers, len(tasks)), collate_fn=attempt)
+    # A DataLoader notices a worker that was killed. Its workers ignore Ctrl-C and end with this process: a worker that
+    # Ctrl-C ends while it holds the queue's lock would keep the others for ever.
+    used = min(workers, len(tasks))
+    outcomes = DataLoader(tasks, batch_size=None, num_workers=used, collate_fn=attempt, worker_init_fn=begin_worker)
     try:
         for done, (task, outcome) in enumerate(zip(tasks, outcomes), start + 1):
             if isinstance(outcome, UserError):
