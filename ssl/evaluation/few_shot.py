@@ -16,7 +16,6 @@ from ssl.evaluation import logistic, metrics
 from ssl.evaluation.feature_rows import Rows, Samples
 
 DRAWS = 5
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 1 to 9 degrees of freedom
 
 
 def draws_of(labels: Tensor, shots: int, seed: int, draws: int = DRAWS) -> list[Tensor]:
@@ -26,13 +25,13 @@ def draws_of(labels: Tensor, shots: int, seed: int, draws: int = DRAWS) -> list[
 
 
 def over_draws(name: str, values: Sequence[float]) -> dict:
-    """{name, name_interval}: the mean of two to ten shares, and its 95 % interval over the draws (Student's t).
+    """{name, name_interval}: the mean of two or more shares, and its 95 % interval over the draws (Student's t).
 
     The interval says how much the choice of the labels matters. It does not hold how much the choice of the test images
     does.
     """
     mean = statistics.fmean(values)
-    half = T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    half = metrics.student_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return {name: mean, f"{name}_interval": [max(0.0, mean - half), min(1.0, mean + half)]}
 
 

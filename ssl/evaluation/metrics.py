@@ -7,6 +7,7 @@ recall of a class without images. None: the metric does not apply.
 import math
 import statistics
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,22 @@ from ssl.errors import UserError
 
 UNDEFINED = "undefined"
 NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
+STUDENT_95 = (  # degrees of freedom: the number that takes the place of NORMAL_95
+    (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262),
+    (10, 2.228), (15, 2.131), (20, 2.086), (30, 2.042), (60, 2.0), (120, 1.98), (math.inf, NORMAL_95),
+)  # fmt: skip
 
 
 def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     """Whether each of the labels (N,) is among the k best classes of scores (N, C); (N,) bool."""
     top = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1)
+
+
+def student_95(freedom: float) -> float:
+    """How many deviations of Student's t hold 95 %, for so many degrees of freedom, between those of the table."""
+    xs = [1 / known for known, _ in STUDENT_95][::-1]
+    return float(np.interp(1 / max(freedom, 1.0), xs, [value for _, value in STUDENT_95][::-1]))
 
 
 def wilson(right: int, count: int) -> list[float]:

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl.evaluation.metrics import NORMAL_95
+from ssl.evaluation.metrics import student_95
 from ssl.worth.scores import Judges, Score
 
 BETWEEN_SEEDS = 0.015  # the least deviation between draws and trainings that is assumed: one seed does not show it
 POWER = 0.8416  # 80 % of a normal distribution lie below it
-STUDENT_95 = (  # degrees of freedom: the number that takes the place of 1.96
-    (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (8, 2.306), (10, 2.228), (15, 2.131),
-    (20, 2.086), (30, 2.042), (60, 2.0), (120, 1.98), (math.inf, NORMAL_95),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,3 @@ def mean(of_seeds: Sequence[np.ndarray], test: Judges) -> Estimate:
     low, high = min(middle - half, value), max(middle + half, value)
     seen = (deviations + POWER) * error
     return Estimate(value, max(low, -1.0), min(high, 1.0), seen, len(values), int(values.shape[1]))
-
-
-def student_95(freedom: float) -> float:
-    """How many deviations hold 95 %, for so many degrees of freedom, between those of a table."""
-    xs = [1 / known for known, _ in STUDENT_95][::-1]
-    return float(np.interp(1 / max(freedom, 1.0), xs, [value for _, value in STUDENT_95][::-1]))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from ssl.evaluation import metrics
 from ssl.worth import choice, intervals, scores, verdict
 from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.scores import Judges, Score
@@ -313,6 +314,6 @@ def test_95_of_100_intervals_hold_the_truth(count, seeds):
 
 
 def test_student_95():
-    assert intervals.student_95(math.inf) == pytest.approx(1.96, abs=1e-3)
-    assert intervals.student_95(2) == 4.303
-    assert 2.447 < intervals.student_95(5.5) < 2.571
+    assert metrics.student_95(math.inf) == pytest.approx(1.96, abs=1e-3)
+    assert metrics.student_95(2) == 4.303
+    assert 2.447 < metrics.student_95(5.5) < 2.571
