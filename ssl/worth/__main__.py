@@ -27,7 +27,7 @@ from ssl.settings.command import ROOT
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 from ssl.training.threads import settle_threads
-from ssl.worth import answer, kept, look, networks, page, plan
+from ssl.worth import answer, kept, look, measure, networks, page, plan
 from ssl.worth.jobs import run_all
 from ssl.worth.starts import find_public
 from ssl.worth.work import Work
@@ -114,7 +114,7 @@ def agree(
 ) -> kept.Agreed:
     """Measure this machine, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
     train, test, sizes = found.train, found.splits["test"], found.sizes()
-    machine = networks.Machine(device, 60 * settings.minutes, networks.measure.seconds_to_read(train))
+    machine = networks.Machine(device, 60 * settings.minutes, measure.seconds_to_read(train))
     public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
     own, recipe = networks.own(work, settings.dataset, settings.image_size, train, machine)
     some, recipes = [own], {own.name: recipe}
