@@ -7,6 +7,7 @@ python -m ssl.worth --help
 """
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -116,11 +117,8 @@ def agree(
     train, test, sizes = found.train, found.splits["test"], found.sizes()
     machine = networks.Machine(device, 60 * settings.minutes, measure.seconds_to_read(train))
     public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
-    own, recipe = networks.own(work, settings.dataset, settings.image_size, train, machine)
-    some, recipes = [own], {own.name: recipe}
-    for one in public:
-        network, recipes[one.name] = networks.public(work, one, settings.image_size, train, sizes.all, machine)
-        some.append(network)
+    some = [networks.own(work, settings.dataset, settings.image_size, train, machine)]
+    some += [networks.public(work, one, settings.image_size, train, sizes.all, machine) for one in public]
     cells = [
         cell
         for cell in plan.order_of_use(some, list(found.labels()), settings.seeds)
@@ -128,7 +126,7 @@ def agree(
     ]
     spent = time.monotonic() - began
     made = plan.make(machine.seconds, spent, some, sizes, cells, len(found.draws), usable_cores())
-    return kept.Agreed(some, recipes, made, left_out)
+    return kept.Agreed(some, made, left_out)
 
 
 def check(settings: Settings) -> None:
@@ -167,7 +165,8 @@ def check_folder(folder: Path, data_dir: str | None) -> None:
 def identity(settings: Settings) -> dict:
     """The settings that a plan is made for."""
     free = {"output_dir", "plan", "workers", "data_dir", "csv", "class_list", "splits_folder", "download"}
-    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
+    found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
+    return json.loads(json.dumps(found))  # lists for tuples, as plan.json has them
 
 
 if __name__ == "__main__":

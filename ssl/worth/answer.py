@@ -1,7 +1,7 @@
 """Do what was planned, and answer: the jobs in their order, the scores of their results, the verdict and the table."""
 
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from ssl import files
 from ssl.checkpoints import about
 from ssl.console import say, table
 from ssl.settings.command import command
-from ssl.worth import scores
+from ssl.worth import scores, words
 from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
 from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
@@ -19,16 +19,8 @@ from ssl.worth.plan import Cell, Network
 from ssl.worth.scores import Features, Judges
 from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
-from ssl.worth.verdict import UNKNOWN, Verdict, decide, measure, percent, points
+from ssl.worth.verdict import UNKNOWN, Verdict, decide
 from ssl.worth.work import Work
-
-
-@dataclass(frozen=True)
-class Result:
-    table: Table
-    test: Judges
-    facts: Facts
-    verdict: Verdict
 
 
 def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
@@ -40,7 +32,7 @@ def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
     found = [work.features(network, start) for start, network in agreed.starts().items() if start not in trained]
     for start, network in agreed.starts().items():
         if start in trained:
-            found += [work.pretraining(network, agreed.plan, agreed.recipes[network.name])]
+            found += [work.pretraining(network, agreed.plan)]
             found += [work.features(network, start)]
     for cell in agreed.plan.cells:
         pair = [start for start, network in agreed.starts().items() if network.name == cell.network]
@@ -52,7 +44,7 @@ def _network(agreed: Agreed, name: str) -> Network:
     return next(network for network in agreed.networks if network.name == name)
 
 
-def judge(work: Work, agreed: Agreed, device: torch.device) -> Result:
+def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
     """Score what the jobs have left, and decide. The scores of frozen encoders are kept in files."""
     found, splits = work.found, work.found.splits
     places = {start: work.features(network, start).folder for start, network in agreed.starts().items()}
@@ -73,8 +65,7 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Result:
                 place = work.tuning(network, start, cell).folder
                 rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, found.train.classes))
         judged[start, TUNED] = scores.gather(rows)
-    facts = _facts(work, agreed)
-    return Result(judged, test, facts, decide(judged, test, facts))
+    return decide(judged, test, _facts(work, agreed))
 
 
 def _facts(work: Work, agreed: Agreed) -> Facts:
@@ -94,20 +85,19 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
 # Told -------------------------------------------------------------------------------------------
 
 
-def tell(result: Result) -> None:
+def tell(verdict: Verdict) -> None:
     """Print the table and the verdict."""
-    say("\n" + table(rows(result)))
-    say(f"{measure(result.test)} on {len(result.test)} test images; in brackets 95 % intervals")
-    say(f"\n{result.verdict.headline}.")
-    for title, words in result.verdict.words:
-        say("\n" + textwrap.fill(f"{title}. {words}", 100))
+    say("\n" + table(rows(verdict)))
+    say(f"{words.measure(verdict.test)} on {len(verdict.test)} test images; in brackets 95 % intervals")
+    say(f"\n{words.headline(verdict)}.")
+    for title, sentences in words.paragraphs(verdict).items():
+        say("\n" + textwrap.fill(f"{title}. {sentences}", 100))
 
 
-def next_step(result: Result, work: Work, agreed: Agreed, minutes: float) -> str:
+def next_step(verdict: Verdict, work: Work, agreed: Agreed, minutes: float) -> str:
     """What follows from the verdict: the command that fine-tunes the start as it was measured, or what is missing."""
-    verdict, made, starts = result.verdict, agreed.plan, agreed.starts()
+    made, starts, facts = agreed.plan, agreed.starts(), verdict.facts
     if verdict.outcome == UNKNOWN:
-        facts = result.facts
         short = any(facts.epochs[start] < facts.recipe_epochs[start] for start in facts.epochs)
         missing = any(network.name not in made.epochs for network in agreed.networks)
         if short or missing or made.too_long:
@@ -123,15 +113,15 @@ def next_step(result: Result, work: Work, agreed: Agreed, minutes: float) -> str
     return command("finetune.py", **settings)
 
 
-def rows(result: Result) -> list[list[str]]:
+def rows(verdict: Verdict) -> list[list[str]]:
     """A head, then a row for each start and use, a column for each number of labels."""
-    counts = list(result.facts.labels)
-    found = [["", *(heading(count, result.facts) for count in counts)]]
-    for start in result.facts.starts:
+    counts = list(verdict.facts.labels)
+    found = [["", *(heading(count, verdict.facts) for count in counts)]]
+    for start in verdict.facts.starts:
         for use in (FROZEN, TUNED):
-            of_use = result.table[start, use]
+            of_use = verdict.table[start, use]
             if of_use:
-                found.append([f"{start}, {use}", *(_cell(of_use.get(count), result.test) for count in counts)])
+                found.append([f"{start}, {use}", *(_cell(of_use.get(count), verdict.test) for count in counts)])
     return found
 
 
@@ -143,34 +133,34 @@ def _cell(score: scores.Score | None, test: Judges) -> str:
     if score is None:
         return "-"
     found = level(score, test)
-    return f"{percent(found.value)} ({100 * found.low:.1f}–{100 * found.high:.1f})"
+    return f"{words.percent(found.value)} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 
-def against_nothing(result: Result) -> list[list[str]]:
+def against_nothing(verdict: Verdict) -> list[list[str]]:
     """Of each start and number of labels, the difference from nothing in the same use."""
     found = []
-    for start in result.facts.starts[1:]:
+    for start in verdict.facts.starts[1:]:
         for use in (FROZEN, TUNED):
-            ours, nothing = result.table[start, use], result.table[NOTHING, use]
+            ours, nothing = verdict.table[start, use], verdict.table[NOTHING, use]
             for count in ours.keys() & nothing.keys():
                 if ours[count].right.keys() & nothing[count].right.keys():
-                    gap = difference(ours[count], nothing[count], result.test)
-                    found.append([f"{start}, {use}", heading(count, result.facts), points(gap), str(gap.seeds)])
+                    gap = difference(ours[count], nothing[count], verdict.test)
+                    found.append([f"{start}, {use}", heading(count, verdict.facts), words.points(gap), str(gap.seeds)])
     return found
 
 
-def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
+def as_json(verdict: Verdict, of: dict, agreed: Agreed) -> dict:
     """worth.json: every number, and what it is of."""
-    verdict, test = result.verdict, result.test
+    test = verdict.test
     numbers = {
         start: {
             use: {
                 called(count): asdict(level(score, test)) | {"validation": score.validation, "knn": score.knn}
-                for count, score in result.table[start, use].items()
+                for count, score in verdict.table[start, use].items()
             }
             for use in (FROZEN, TUNED)
         }
-        for start in result.facts.starts
+        for start in verdict.facts.starts
     }
     return {
         "verdict": {
@@ -178,14 +168,14 @@ def as_json(result: Result, of: dict, agreed: Agreed) -> dict:
             "start": verdict.start,
             "kind": kind(verdict.start),
             "use": verdict.use,
-            "headline": verdict.headline,
+            "headline": words.headline(verdict),
             "gain": asdict(verdict.gain),
-            "words": dict(verdict.words),
+            "words": words.paragraphs(verdict),
         },
-        "measure": measure(test),
-        "labels": {called(count): labels for count, labels in result.facts.labels.items()},
+        "measure": words.measure(test),
+        "labels": {called(count): labels for count, labels in verdict.facts.labels.items()},
         "accuracies": numbers,
-        "facts": {name: value for name, value in asdict(result.facts).items() if name != "labels"},
+        "facts": {name: value for name, value in asdict(verdict.facts).items() if name != "labels"},
         "plan": {name: value for name, value in asdict(agreed.plan).items() if name != "too_long"},
         "of": of,
         "versions": about.versions(),

@@ -39,31 +39,33 @@ def difference(one: Score, other: Score, test: Judges) -> Estimate:
     return mean([one.right[seed].astype(float) - other.right[seed] for seed in seeds], test)
 
 
+def beyond(one: Score, other: Score, test: Judges) -> Estimate:
+    """As `difference`, of scores with different draws of labels: each seed of `one` against the mean of `other`."""
+    mean_of_other = np.mean(list(other.right.values()), 0)
+    return mean([right - mean_of_other for right in one.right.values()], test)
+
+
 def mean(of_seeds: Sequence[np.ndarray], test: Judges) -> Estimate:
     """The mean of numbers (N,) in -1..1 of the test images, one array for each seed.
 
     Its variance is that over images (whole groups), as if there were other test images, and that over seeds, as if
     there were other draws of labels and other trainings; at least BETWEEN_SEEDS is assumed for that. As in Agresti and
     Min's interval for paired shares (2005) one image more in favour and one against are imagined, each a half: without
-    them, ten images that all agree would be sure. Satterthwaite's degrees of freedom make the interval wide where few
-    seeds differ much.
+    them, ten images that all agree would be sure. Satterthwaite's degrees of freedom, of what was measured, make the
+    interval wide where groups are few, or few seeds differ much.
     """
     values, weight = np.stack(of_seeds), test.weights()
     value = float(values.mean(0) @ weight)
-    size = np.bincount(test.groups, weight)
+    groups, seeds = len(np.unique(test.groups)), len(values)
     spread = np.bincount(test.groups, weight * (values.mean(0) - value))
-    effective = 1 / float((size**2).sum())  # images, or groups, if all weighed alike
-    shrunk = effective / (effective + 2)
-    of_images = float((spread**2).sum()) * shrunk**2 + 1 / (effective + 2) ** 2
-    measured = float((values @ weight).var(ddof=1)) if len(values) > 1 else 0.0
-    of_seed = max(measured, BETWEEN_SEEDS**2) / len(values)
-    freedom = math.inf
-    if measured > BETWEEN_SEEDS**2:
-        freedom = (of_images + of_seed) ** 2 / (of_images**2 / max(len(size) - 1, 1) + of_seed**2 / (len(values) - 1))
-    error = math.sqrt(of_images + of_seed)
-    deviations = student_95(freedom)
-    half = deviations * error
-    middle = value * shrunk
-    low, high = min(middle - half, value), max(middle + half, value)
-    seen = (deviations + POWER) * error
-    return Estimate(value, max(low, -1.0), min(high, 1.0), seen, len(values), int(values.shape[1]))
+    alike = 1 / float((weight**2).sum())  # the number of images, if all weighed alike
+    shrunk = alike / (alike + 2)
+    of_images = float((spread**2).sum()) * shrunk**2 * groups / max(groups - 1, 1) + 1 / (alike + 2) ** 2
+    measured = float((values @ weight).var(ddof=1)) if seeds > 1 else 0.0
+    assumed, more = BETWEEN_SEEDS**2 / seeds, max(measured - BETWEEN_SEEDS**2, 0.0) / seeds
+    variance = of_images + assumed + more
+    freedom = variance**2 / (of_images**2 / max(groups - 1, 1) + more**2 / max(seeds - 1, 1))
+    deviations, error = student_95(freedom), math.sqrt(variance)
+    middle, half = value * shrunk, deviations * error
+    low, high = max(min(middle - half, value), -1.0), min(max(middle + half, value), 1.0)
+    return Estimate(value, low, high, (deviations + POWER) * error, seeds, int(values.shape[1]))

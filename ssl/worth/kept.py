@@ -1,14 +1,12 @@
 """plan.json: the plan, what it was made for, and its words. It is made once, and the same command follows it."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssl import files
 from ssl.console import counted, say
 from ssl.errors import UserError
-from ssl.worth import networks
 from ssl.worth.look import Look
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Cell, Network, Plan
@@ -17,10 +15,9 @@ from ssl.worth.splits import called
 
 @dataclass(frozen=True)
 class Agreed:
-    """The networks, the settings of train.py for each, the plan, and the public weights that are not at hand."""
+    """The networks, the plan, and the public weights that are not at hand."""
 
     networks: list[Network]
-    recipes: dict[str, dict]
     plan: Plan
     left_out: list[str]
 
@@ -32,16 +29,14 @@ class Agreed:
 
 
 def write(path: Path, of: dict, agreed: Agreed) -> None:
-    content = {"of": of} | dataclasses.asdict(agreed)
-    content["recipes"] = {
-        name: {key: os.fspath(value) if isinstance(value, Path) else value for key, value in recipe.items()}
-        for name, recipe in agreed.recipes.items()
-    }
-    files.write_text(files.json_text(content), path)
+    files.write_text(files.json_text({"of": of} | dataclasses.asdict(agreed)), path)
 
 
 def read(path: Path, of: dict) -> Agreed | None:
-    """The plan in the file; None where there is none. Raises `UserError` for one that was made for something else."""
+    """The plan in the file; None where there is none. `of` has JSON's types.
+
+    Raises `UserError` for a plan that was made for something else.
+    """
     if not path.exists():
         return None
     content = files.json_object(path)
@@ -50,7 +45,7 @@ def read(path: Path, of: dict) -> Agreed | None:
         for part, values in of.items():
             for name in values.keys() | before[part].keys():
                 was, now = before[part].get(name), values.get(name)
-                if was != _as_json(now):
+                if was != now:
                     raise UserError(
                         f"output_dir: {path.parent} holds a comparison with another {name} ({was}, now {now}); name "
                         "another --output_dir, or repeat the first command"
@@ -59,13 +54,9 @@ def read(path: Path, of: dict) -> Agreed | None:
             part: [Cell(**cell) for cell in content["plan"][part]] for part in ("cells", "too_long")
         }
         some = [Network(**one | {"speed": Speed(**one["speed"])}) for one in content["networks"]]
-        return Agreed(some, content["recipes"], Plan(**made), content["left_out"])
+        return Agreed(some, Plan(**made), content["left_out"])
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: cannot be read; remove it, and the same command plans again") from None
-
-
-def _as_json(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 # Words ------------------------------------------------------------------------------------------
@@ -75,7 +66,11 @@ def tell(agreed: Agreed, found: Look) -> None:
     """Print what will be done, how long it takes, and what is left out."""
     made = agreed.plan
     for network in agreed.networks:
-        networks.tell(network)
+        kwargs = f" {network.settings['encoder_kwargs']}" if network.settings["encoder_kwargs"] else ""
+        say(
+            f"network     {' and '.join(network.starts)}: {network.settings['encoder']}{kwargs}, trained at "
+            f"{network.train_size} pixels, judged frozen at {network.judge_size}"
+        )
     for words in agreed.left_out:
         say(f"left out    {words}")
     say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine:")

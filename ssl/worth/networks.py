@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ssl.checkpoints import restore
-from ssl.console import say
 from ssl.data.images import Images
 from ssl.data.resident import SMALL
 from ssl.encoders import build_encoder, reads
@@ -36,24 +35,22 @@ class Machine:
         return self.device.type == "cpu"
 
 
-def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> tuple[Network, dict]:
-    """The network of train.py's recipe for these images on this machine; and the settings that choose it."""
+def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> Network:
+    """The network of train.py's recipe for these images on this machine."""
     recipe = {"image_size": image_size}
     if machine.on_cpu and dataset in LIKE_CIFAR:
-        recipe["config"] = CIFAR_ON_CPU
+        recipe["config"] = str(CIFAR_ON_CPU)
     run = measure.short_run(work.short_run(OWN, recipe, steps=10))
     encoder, kwargs, stem = restore.architecture(run.settled)
     settings = {"encoder": encoder, "encoder_kwargs": kwargs or None, "stem": stem or "auto"}
     size = run.settled["image_size"]
     whole = min(train.resident.shape[2:]) if train.resident is not None else size
     size = whole if size < whole <= SMALL else size  # views of CIFAR-10 are smaller than its images
-    return _network(OWN, None, settings, (size, size), run, train, machine), recipe
+    return _network(OWN, None, settings, recipe, (size, size), run, train, machine)
 
 
-def public(
-    work: Work, one: Public, image_size: int | None, train: Images, images: int, machine: Machine
-) -> tuple[Network, dict]:
-    """The network of published weights, to judge so many images; and the settings of its pre-training.
+def public(work: Work, one: Public, image_size: int | None, train: Images, images: int, machine: Machine) -> Network:
+    """The network of published weights, to judge so many images.
 
     Raises `UserError` where the weights do not fit the images.
     """
@@ -63,7 +60,7 @@ def public(
     judged = image_size or next(side for side in sides if _fast(encoder, side, images, train.channels, machine))
     recipe = one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
-    return _network(one.name, one.weights, one.settings(), (size, judged), run, train, machine), recipe
+    return _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
 
 
 def _fast(encoder: nn.Module, side: int, images: int, channels: int, machine: Machine) -> bool:
@@ -80,6 +77,7 @@ def _network(
     name: str,
     weights: str | None,
     settings: dict,
+    recipe: dict,
     sizes: tuple[int, int],
     run: measure.ShortRun,
     train: Images,
@@ -95,12 +93,4 @@ def _network(
     ]
     speed = Speed(run.start, run.epoch, *timed, machine.read)
     of_recipe = (run.settled[key] for key in ("lr", "epochs", "short_side"))
-    return Network(name, weights, settings, size, judged, width, *of_recipe, speed)
-
-
-def tell(network: Network) -> None:
-    kwargs = f" {network.settings['encoder_kwargs']}" if network.settings["encoder_kwargs"] else ""
-    say(
-        f"network     {' and '.join(network.starts)}: {network.settings['encoder']}{kwargs}, trained at "
-        f"{network.train_size} pixels, judged frozen at {network.judge_size}"
-    )
+    return Network(name, weights, settings, recipe, size, judged, width, *of_recipe, speed)

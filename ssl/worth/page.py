@@ -5,33 +5,34 @@ import time
 
 from ssl.report import svg
 from ssl.report.markup import document, figure, folded_table, grid, key, table, text
-from ssl.worth import answer
-from ssl.worth.answer import Result
+from ssl.worth import answer, words
 from ssl.worth.choice import FROZEN, TUNED
 from ssl.worth.intervals import level
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
-from ssl.worth.verdict import measure
+from ssl.worth.verdict import Verdict
 
 
-def page(result: Result, agreed: Agreed, found: Look, following: str) -> str:
+def page(verdict: Verdict, agreed: Agreed, found: Look, following: str) -> str:
     """The HTML. `following`: the command that follows from the verdict."""
-    verdict = result.verdict
-    words = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in verdict.words)
-    head, *rows = answer.rows(result)
-    caption = f"{measure(result.test).capitalize()} on {len(result.test)} test images; in brackets 95 % intervals"
-    gaps = [[text(cell) for cell in row] for row in answer.against_nothing(result)]
+    headline = text(words.headline(verdict))
+    told = words.paragraphs(verdict).items()
+    paragraphs = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in told)
+    head, *rows = answer.rows(verdict)
+    measure = words.measure(verdict.test).capitalize()
+    caption = f"{measure} on {len(verdict.test)} test images; in brackets 95 % intervals"
+    gaps = [[text(cell) for cell in row] for row in answer.against_nothing(verdict)]
     body = (
-        f"<main><h1>{text(verdict.headline)}</h1>"
+        f"<main><h1>{headline}</h1>"
         f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M %Z")} by python -m ssl.worth</p>'
-        f"{words}<h3>Next</h3><p><code>{_whole(following)}</code></p>"
-        f"<h2>Learning curves</h2>{_legend(result)}{grid([_curves(result, use) for use in (FROZEN, TUNED)])}"
+        f"{paragraphs}<h3>Next</h3><p><code>{_whole(following)}</code></p>"
+        f"<h2>Learning curves</h2>{_legend(verdict)}{grid([_curves(verdict, use) for use in (FROZEN, TUNED)])}"
         f"<h2>Numbers</h2>{table(caption, head, [[text(cell) for cell in row] for row in rows])}"
         + folded_table("Every start against nothing, in the same use", ["Start", "Labels", "Difference", "Seeds"], gaps)
-        + folded_table("k-NN on frozen features", head, _knn(result))
+        + folded_table("k-NN on frozen features", head, _knn(verdict))
         + f"<h2>How it was compared</h2>{_how(agreed, found)}</main>"
     )
-    return document(text(verdict.headline), body)
+    return document(headline, body)
 
 
 def _whole(sentences: str) -> str:
@@ -39,32 +40,32 @@ def _whole(sentences: str) -> str:
     return " ".join(text(word) for word in sentences.split())
 
 
-def _legend(result: Result) -> str:
-    keys = "".join(f"<span>{key(i)}{text(start)}</span> &ensp; " for i, start in enumerate(result.facts.starts))
+def _legend(verdict: Verdict) -> str:
+    keys = "".join(f"<span>{key(i)}{text(start)}</span> &ensp; " for i, start in enumerate(verdict.facts.starts))
     return f'<p class="keys">{keys}</p>'
 
 
-def _curves(result: Result, use: str) -> str:
+def _curves(verdict: Verdict, use: str) -> str:
     """Accuracy over the number of labels, with intervals, of all starts in one use."""
-    labels = result.facts.labels
+    labels = verdict.facts.labels
     lines, bars = [], []
-    for start in result.facts.starts:
-        of_use = result.table[start, use]
-        found = [(math.log10(labels[count]), level(of_use[count], result.test)) for count in labels if count in of_use]
+    for start in verdict.facts.starts:
+        of_use = verdict.table[start, use]
+        found = [(math.log10(labels[count]), level(of_use[count], verdict.test)) for count in labels if count in of_use]
         lines.append([(x, 100 * one.value) for x, one in found])
         bars.append([(x, 100 * one.low, 100 * one.high) for x, one in found])
     title = {FROZEN: "Frozen encoder, linear probe", TUNED: "Fine-tuned"}[use]
     marks = [(math.log10(n), str(n)) for n in labels.values()]
-    unit = f"{measure(result.test)}, %"
+    unit = f"{words.measure(verdict.test)}, %"
     drawn = svg.curves(lines, f"{title}: {unit} by labels", "labels, logarithmic", unit, bars=bars, x_marks=marks)
     return figure(f"<b>{text(title)}</b>, with 95 % intervals", drawn)
 
 
-def _knn(result: Result) -> list[list[str]]:
+def _knn(verdict: Verdict) -> list[list[str]]:
     found = []
-    for start in result.facts.starts:
-        of_start = result.table[start, FROZEN]
-        means = [list(of_start[count].knn.values()) for count in result.facts.labels]
+    for start in verdict.facts.starts:
+        of_start = verdict.table[start, FROZEN]
+        means = [list(of_start[count].knn.values()) for count in verdict.facts.labels]
         found.append([text(start), *(f"{100 * sum(values) / len(values):.1f} %" for values in means)])
     return found
 
@@ -87,6 +88,6 @@ def _how(agreed: Agreed, found: Look) -> str:
         "With 1 label a class nothing can be held out: the probe then has fixed settings.",
         "Pre-training sees the training images without their labels, and no test image.",
         f"Planned for {made.minutes:.3g} minutes; plan.json has the times.",
-        *(f"Left out: {words}." for words in agreed.left_out),
+        *(f"Left out: {reason}." for reason in agreed.left_out),
     ]
     return "".join(f"<p>{_whole(note)}</p>" for note in notes) + table("Networks", head, rows)

@@ -33,6 +33,7 @@ class Network:
     name: str
     weights: str | None
     settings: dict  # of the encoder, for any script: encoder, encoder_kwargs, stem
+    recipe: dict  # of pre-training: settings of train.py that choose the encoder and the recipe
     train_size: int  # pixels of a view
     judge_size: int  # pixels of the images that are judged
     width: int

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl import files
 from ssl.data.images import Images
 from ssl.evaluation import features, probes
-from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.feature_rows import Rows, Samples
 from ssl.worth.splits import Draw
 
 FIXED = [(0.1, 1e-3)]  # learning rate and weight decay of the probe where no image is held out to choose them
@@ -101,16 +101,27 @@ def judge_frozen(found: Features, draw: Draw, train: Images, balanced: bool) -> 
     fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
     held = held if found.validation is None else found.validation
     epochs = probe_epochs(len(fit[1]))
+    learns = _alike(fit) if balanced else fit
     if len(held[1]):
-        head, _ = probes.sweep(fit, held, classes, epochs, BATCH, draw.seed)
+        head, _ = probes.sweep(learns, _alike(held) if balanced else held, classes, epochs, BATCH, draw.seed)
         right = probes.hits(head, [0], *held)[0].cpu().numpy()
         validation = float(right @ weights(held[1].cpu().numpy(), balanced))
     else:
-        head, validation = probes.fit_heads(*fit, classes, FIXED, epochs, BATCH, draw.seed), None
+        head, validation = probes.fit_heads(*learns, classes, FIXED, epochs, BATCH, draw.seed), None
     right = probes.hits(head, [0], *found.test)[0].int().tolist()
     knn = probes.knn(fit, found.test, classes)["balanced_accuracy" if balanced else "acc1"]
     words = {"right": "".join(map(str, right)), "validation": validation, "held": len(held[1]), "knn": knn}
     return {"count": draw.count, "seed": draw.seed, **words}
+
+
+def _alike(samples: Samples) -> Samples:
+    """The samples (features (N, F), labels (N,)), those of rare classes several times: every class counts about alike,
+    as in fine-tuning with --balanced."""
+    rows, labels = samples
+    counts = torch.bincount(labels).clamp(min=1)
+    times = counts.max().div(counts).round().long()[labels]
+    index = torch.arange(len(labels), device=labels.device).repeat_interleave(times)
+    return rows.subset(index), labels[index]
 
 
 def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tensor]:

@@ -44,10 +44,10 @@ class Work:
         few = {"max_steps": steps, "log_every": 1, "health_every": 1000, "evaluate_after": False}
         return self._job(f"measure {name}", "train.py", f"measured/{name}", self.pretrain_on | settings | few)
 
-    def pretraining(self, network: Network, plan: Plan, recipe: dict) -> Job:
+    def pretraining(self, network: Network, plan: Plan) -> Job:
         epochs = plan.epochs[network.name]
-        settings = self.pretrain_on | recipe | {"epochs": epochs, "warmup_epochs": "auto", "evaluate_after": False}
-        settings["save_minutes"] = SAVE_MINUTES
+        settings = {"epochs": epochs, "warmup_epochs": "auto", "evaluate_after": False, "save_minutes": SAVE_MINUTES}
+        settings = self.pretrain_on | network.recipe | settings
         if network.weights is not None:
             settings |= {"lr": CONTINUED * network.lr, "init": network.weights}
         start = network.starts[1]

@@ -11,7 +11,6 @@ import finetune
 from ssl.data.images import Images
 from ssl.settings import config
 from ssl.worth import answer, plan, splits
-from ssl.worth.answer import Result
 from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
@@ -24,8 +23,8 @@ from ssl.worth.work import PUBLIC_LR, TUNING, Work
 
 SETTINGS = {"encoder": "ssl.encoders.SmallConvNet", "encoder_kwargs": None, "stem": "auto"}
 SPEED = Speed(5, 4, 2e-3, 1e-3, 1e-3, 2e-3)
-OWN = Network("own", None, SETTINGS, 48, 64, 128, 2e-3, 50, None, SPEED)
-PUBLIC = Network("pub", "/weights/pub.pth", SETTINGS, 96, 160, 128, 2e-3, 50, None, SPEED)
+OWN = Network("own", None, SETTINGS, {}, 48, 64, 128, 2e-3, 50, None, SPEED)
+PUBLIC = Network("pub", "/weights/pub.pth", SETTINGS, {}, 96, 160, 128, 2e-3, 50, None, SPEED)
 
 
 @pytest.fixture
@@ -40,12 +39,12 @@ def work(tmp_path) -> Work:
 def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
     epochs = {"own": 50, "pub": 50}
     made = Plan(30, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
-    agreed = Agreed([OWN, PUBLIC], {"own": {}, "pub": {}}, made, [])
+    agreed = Agreed([OWN, PUBLIC], made, [])
     of_starts = {"own": 50, "pub+own": 50}
     known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False)
-    verdict = Verdict(outcome, start, use, "", None, [])
-    result = Result({}, Judges([], [], False), dataclasses.replace(known, **facts), verdict)
-    return answer.next_step(result, work, agreed, 30)
+    known = dataclasses.replace(known, **facts)
+    verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, True, None, [], outcome)
+    return answer.next_step(verdict, work, agreed, 30)
 
 
 def parsed(command: str) -> finetune.Settings:

@@ -15,7 +15,7 @@ SPEED = Speed(start=5, epoch=4, train=2e-3, check=1e-3, judge=1e-3, read=2e-3)
 
 
 def network(name: str = "own", weights: str | None = None, **speed) -> Network:
-    return Network(name, weights, {}, 48, 48, 128, 2e-3, 90, None, dataclasses.replace(SPEED, **speed))
+    return Network(name, weights, {}, {}, 48, 48, 128, 2e-3, 90, None, dataclasses.replace(SPEED, **speed))
 
 
 OWN, PUBLIC = network(), network("pub", "pub.pth", epoch=30, train=0.03, check=0.01, judge=0.01)

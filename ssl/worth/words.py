@@ -1,0 +1,169 @@
+"""The words of a verdict: a headline, what the start gains, why it was chosen, what would change the answer."""
+
+from ssl.console import counted
+from ssl.worth.choice import USES, is_short, kind, not_tuned, validated
+from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
+from ssl.worth.scores import Judges
+from ssl.worth.splits import ALL
+from ssl.worth.starts import NOTHING, OWN
+from ssl.worth.verdict import UNKNOWN, WORTH, Verdict, gaps, labels_needed
+
+
+def paragraphs(found: Verdict) -> dict[str, str]:
+    """{title: sentences}"""
+    words = {
+        "What it gains": _gain(found),
+        "Labels": _labels(found),
+        "With fewer labels": _fewer(found),
+        "Why this start": _why(found),
+        "Against the other starts": _others(found),
+        "What would change the answer": _change(found),
+    }
+    return {title: sentences for title, sentences in words.items() if sentences}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(found: Estimate) -> str:
+    """'+13.2 points (95 %: +8.1 to +18.3)'."""
+    return f"{100 * found.value:+.1f} points (95 %: {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def measure(test: Judges) -> str:
+    return "balanced accuracy" if test.balanced else "accuracy"
+
+
+def headline(found: Verdict) -> str:
+    facts, start = found.facts, found.start
+    sure = [f"{one.count}" for one in found.few if one.tuned and one.gap.low > 0]
+    but = f"; with {' or '.join(sure)} labels a class {start} is better" if sure else ""
+    small = found.gain.high < WORTH
+    if found.outcome == UNKNOWN and small and is_short(facts, OWN):
+        return (
+            f"With all labels a pre-training as short as this does not pay; whether the {facts.recipe_epochs[OWN]} "
+            f"epochs of the recipe would pay cannot be told{but}"
+        )
+    if found.outcome == UNKNOWN and small:
+        untuned = ", ".join(not_tuned(found.table, facts))
+        return (
+            f"It cannot be told whether pre-training pays with all labels: {untuned} could not be fine-tuned with them "
+            f"in these minutes{but}"
+        )
+    if found.outcome == UNKNOWN:
+        return f"It cannot be told from {found.gain.images} test images whether pre-training pays with all labels{but}"
+    if found.outcome == NOTHING:
+        some = any(kind(one) == "public" for one in facts.starts)
+        which = "not all published weights were compared" if some else "published weights were not compared"
+        missing = f"; {which}" if facts.left_out else ""
+        return f"Train from nothing: pre-training does not pay with all labels{but}{missing}"
+    public, use = start.removesuffix("+own"), USES[found.use]
+    return {
+        OWN: f"Pre-train on your images, and use the encoder {use}",
+        "public": f"Start from {public}, {use}{_further(found, public)}",
+        "public+own": f"Continue {public} on your images without labels, and use it {use}",
+    }[found.outcome]
+
+
+def _further(found: Verdict, public: str) -> str:
+    """What pre-training that goes on from public weights adds, if it was compared and is not surely better."""
+    own = f"{public}+own"
+    if own not in found.facts.starts:
+        return ""
+    added = difference(found.score(own), found.score(public), found.test)
+    return ": pre-training on your images adds nothing that is sure" if added.low <= 0 else ""
+
+
+def _gain(found: Verdict) -> str:
+    start, test, gain, nothing = found.start, found.test, found.gain, found.score(NOTHING)
+    ours, theirs = level(found.score(start), test, nothing), level(nothing, test, found.score(start))
+    return (
+        f"With all {found.facts.labels[ALL]} labels {start} ({USES[found.use]}) has {percent(ours.value)} "
+        f"{measure(test)}, training from nothing ({USES[found.best[NOTHING]]}) {percent(theirs.value)}: "
+        f"{points(gain)}, on {counted(gain.images, 'test image')} and {counted(gain.seeds, 'seed')}."
+    )
+
+
+def _labels(found: Verdict) -> str:
+    start, everything, of_labels = found.start, found.facts.labels[ALL], gaps(found)
+    how, needed = labels_needed([(labels, gap.value) for labels, gap in of_labels])
+    if how == "more than" or needed >= everything:
+        return f"{start} saves no labels: with all of them it does not pass training from nothing."
+    fewest, most = (
+        f"{'' if how == 'about' else f'{how} '}{labels:.0f}"
+        for how, labels in (
+            labels_needed([(labels, getattr(gap, end)) for labels, gap in of_labels]) for end in ("high", "low")
+        )
+    )
+    saved = f"{'at least' if how == 'at most' else 'about'} {100 * (1 - needed / everything):.0f} %"
+    return (
+        f"{start} needs {how} {needed:.0f} labels (95 %: {fewest} to {most}) for what training from nothing reaches "
+        f"with all {everything}: it saves {saved} of them."
+    )
+
+
+def _fewer(found: Verdict) -> str:
+    listed = [
+        f"{counted(one.count, 'label')} a class: {percent(one.ours.value)} ({one.uses[0]}) against "
+        f"{percent(one.nothing.value)} ({one.uses[1]}), {points(one.gap)}"
+        for one in found.few
+    ]
+    return f"{found.start} against nothing. {'; '.join(listed)}." if listed else ""
+
+
+def _why(found: Verdict) -> str:
+    starts = found.facts.starts
+    shares = validated({start: found.score(start) for start in starts})
+    listed = ", ".join(f"{start} {percent(shares[start])} ({found.best[start]})" for start in starts)
+    simplest = " It is the simplest of those within one standard error of the best." if len(starts) > 2 else ""
+    prefers = "" if found.preferred else " Training from nothing is no worse than any of them there."
+    against = not found.preferred and found.gain.low > 0
+    disagree = " The test images disagree with that: more images are needed." if against else ""
+    return (
+        f"Chosen on {counted(found.score(found.start).held, 'validation image')}, never on the test images: "
+        f"{listed}.{simplest}{prefers}{disagree}"
+    )
+
+
+def _others(found: Verdict) -> str:
+    ours, others = found.score(found.start), [one for one in found.facts.starts if one not in (found.start, NOTHING)]
+    listed = [
+        f"{one} ({found.best[one]}): {points(difference(ours, found.score(one), found.test))} for {found.start}"
+        for one in others
+    ]
+    return "; ".join(listed) + "." if listed else ""
+
+
+def _change(found: Verdict) -> str:
+    facts, gain = found.facts, found.gain
+    in_groups = " in groups" if facts.grouped else ""
+    seen = f"With these {gain.images} test images{in_groups} and {counted(gain.seeds, 'seed')}"
+    words = [f"{seen}, a difference under {100 * gain.seen:.0f} points may be missed: more test images help."]
+    if gain.seeds == 1:
+        words.append(
+            f"One seed was fine-tuned: between seeds a deviation of {100 * BETWEEN_SEEDS:g} points is assumed."
+        )
+    short = {one: n for one, n in facts.epochs.items() if n < facts.recipe_epochs.get(one, 0)}
+    if short:
+        listed = ", ".join(
+            f"{one} {counted(n, 'epoch')} (the recipe: {facts.recipe_epochs[one]})" for one, n in short.items()
+        )
+        words.append(f"Pre-training was shorter than the recipe's: {listed}. More --minutes may change the answer.")
+    alone = [one for one in facts.starts if kind(one) == "public" and f"{one}+own" not in facts.starts]
+    if alone:
+        words.append(
+            f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
+        )
+    if facts.left_out:
+        words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
+    if facts.too_long:
+        words.append(
+            f"{counted(facts.too_long, 'fine-tuning')} did not fit into the minutes; more seeds make it surer."
+        )
+    if kind(found.start).startswith("public"):
+        words.append(
+            f"{found.start} and nothing differ in weights, network and image size: the gain is of all three together."
+        )
+    words.append("Each pre-training was made once: how much another seed of it differs is not in the intervals.")
+    return " ".join(words)
