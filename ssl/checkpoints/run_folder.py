@@ -54,9 +54,8 @@ class RunFolder:
         if is_main():
             try:
                 self.lock = lock(folder / "lock")
-                for partial in folder.glob(f"*{files.PARTIAL}*"):  # left by a process that was killed
-                    if not partial.is_dir():
-                        partial.unlink(missing_ok=True)
+                partial = folder.glob(f"*{files.PARTIAL}*")  # older versions put the name of the file before it
+                files.remove_abandoned(path for path in partial if not path.is_dir())
             except OSError as error:
                 raise UserError(f"output_dir: cannot write to {folder} ({error})") from None
             before = self._written_status()

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl import optim
+from ssl import files, optim
 from ssl.checkpoints import about, alive, lock, resume, run_folder, run_reader, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.errors import UserError
@@ -100,11 +100,20 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
         RunFolder(tmp_path / "file" / "run", 2)
 
 
-def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path):
+def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ABANDONED", -1)
     for name in (".partial-0123", "checkpoint.pt.partial-1"):  # the second is of an older version
         (tmp_path / name).touch()
     RunFolder(tmp_path, 2)
     assert not list(tmp_path.glob("*partial*"))
+
+
+def test_a_start_leaves_what_another_process_is_writing_in_the_folder(tmp_path):
+    """As evaluate.py and the report do."""
+    with files.replacing(tmp_path / "results.json") as partial:
+        partial.write_text("{}")
+        RunFolder(tmp_path, 2)
+    assert (tmp_path / "results.json").read_text() == "{}"
 
 
 # A start that fails
