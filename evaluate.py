@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ssl import distributed, failures
 from ssl.augment import View
-from ssl.checkpoints import inherit, learnt_from, pretrained, published, torch_file
+from ssl.checkpoints import inherit, learnt_from, pretrained, published, source_run, torch_file
 from ssl.console import Progress, say
 from ssl.data import preload
 from ssl.data.cores import auto_workers
@@ -90,7 +90,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     # Images
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     # Output
-    output_dir: str | None = None  # where results.json goes; unset: the run folder (of finetune.py: evaluation in it)
+    output_dir: str | None = None  # where results.json goes; unset: the run folder, see docs/judging.md
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     device = distributed.start(settings.gpus, settings.device, patience)
     require_same(settings)
     settle_threads()
-    folder = results_folder(settings)
+    folder = results_folder(settings, run, protocols)
     tell_protocols(settings, protocols, device)
 
     images, first = load_images(settings, run, protocols)
@@ -195,7 +195,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     found = features.load(settings.features, device)
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
-    folder = results_folder(settings)
+    folder = results_folder(settings, run, protocols)
     if settings.seed is None:
         settings.seed = coerce(found.settings.get("seed", 0), int, "features: seed")
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
@@ -233,14 +233,16 @@ def fill(settings: Settings, run: dict) -> None:
     ranges.check(settings)
 
 
-def results_folder(settings: Settings) -> Path:
+def results_folder(settings: Settings, run: dict, protocols: list[str]) -> Path:
     """Make the folder of results.json, before anything is computed; `evaluation` in a folder of finetune.py."""
     if settings.output_dir is not None:
         folder = Path(settings.output_dir)
     elif published.is_name(settings.model_path):
-        folder = ROOT / "runs" / f"{settings.model_path}_{settings.encoder}"
+        folder = ROOT / "runs" / f"{settings.model_path}_{settings.encoder}_{datasets.called(settings)}"
     else:
         folder = torch_file.find_encoder(settings.model_path).parent
+        if "features" in protocols and source_run.has_other_images(run, settings):
+            return make_folder(folder / f"features_{datasets.called(settings)}")  # features.pt of the run stays
     return make_folder(folder / "evaluation" if best_model.is_of_finetuning(folder) else folder)
 
 

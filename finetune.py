@@ -419,8 +419,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     """Test a finished fine-tuning, on its own or on other images; of several runs each, and report their mean."""
     own_data = settings.dataset is not None or settings.data_dir is not None
     models, home, device = begin_with(settings, origin)
-    which = Path(settings.data_dir).name if settings.dataset == "folder" else settings.dataset
-    folder = Path(settings.output_dir or home / f"test_{which}")
+    folder = Path(settings.output_dir or home / f"test_{datasets.called(settings)}")
     run = RunFolder(folder, settings.keep_checkpoints)
     if is_main():
         run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
@@ -450,7 +449,7 @@ def predict_only(settings: Settings, origin: dict[str, str]) -> None:
     path, best = best_model.only_one(models)
     images = to_predict.load(settings)
     best_model.require_as_trained(settings, images, best["settings"], path)
-    file = predictions.new_file(settings.output_dir or home / f"predict_{Path(settings.csv or settings.data_dir).name}")
+    file = predictions.new_file(settings.output_dir or home / f"predict_{datasets.called(settings)}")
     model = load_model(settings, best, path, images.channels, device).eval()
     predict.write(model, images, best, settings, device, copies_of(settings, best), file)
     distributed.leave()

@@ -1,11 +1,13 @@
 """Read the settings, mean and std of the run that wrote a file of weights."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ssl.checkpoints import run_reader, safetensors
 from ssl.settings import config
 from ssl.settings.kinds import coerce
+from ssl.settings.shared import DataSettings
 from ssl.sources import datasets
 
 
@@ -27,6 +29,18 @@ def wrote(path: Path | str) -> bool:
 def value(run: dict, name: str, kind: Any) -> Any:
     """Setting `name` of a run, of type `kind`; None where it is unset. Raises `UserError` for another type."""
     return coerce(run.get(name), kind | None, f"config.yaml of the run: {name}")
+
+
+def has_other_images(run: dict, settings: DataSettings) -> bool:
+    """Whether a run saw other images than `settings` name; False where it does not say."""
+
+    def place(path: Any) -> Any:
+        return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) else path
+
+    if "dataset" not in run:
+        return False
+    same_place = all(place(run.get(name)) == place(getattr(settings, name)) for name in ("data_dir", "csv"))
+    return run["dataset"] != settings.dataset or not same_place
 
 
 def normalisation(path: Path, content: object) -> list[list[float] | None]:

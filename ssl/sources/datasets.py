@@ -68,6 +68,12 @@ def resolve(settings: DataSettings) -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
 
 
+def called(settings: DataSettings) -> str:
+    """What a folder of results is called after the images: their table, folder or file, else the data set."""
+    named = settings.csv or settings.data_dir if settings.dataset in ("folder", "array") else None
+    return os.path.basename(os.path.abspath(os.path.expanduser(named))) if named else settings.dataset
+
+
 def load(name: str, data_dir: str | None, split: str, **others) -> Images | None:
     """`load_as` of a data set by its name and place; `others` are other fields of `ImageSettings`."""
     return load_as(ImageSettings(name, data_dir, **others), split)

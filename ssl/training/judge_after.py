@@ -38,7 +38,7 @@ def judge_after(settings: Any, folder: Path, step: int, classes: list[str]) -> N
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the other processes need it
     try:
-        if len(classes) > 1 and not _is_judged(folder, step):
+        if len(classes) > 1 and not _is_judged(settings, folder, step):
             shown = None if device == "auto" else device
             _tell(command("evaluate.py", model_path=folder, **dict.fromkeys(BASELINES, True), device=shown))
             _run("evaluate.py", "--model_path", place, *(f"--{name}" for name in BASELINES), "--device", device)
@@ -63,11 +63,12 @@ def _run(*words: str) -> None:
         say("*** the run is finished and whole; this command alone has failed, for the reason above ***")
 
 
-def _is_judged(folder: Path, step: int) -> bool:
-    """Whether results.json is of the encoder after so many steps, beside both baselines."""
+def _is_judged(settings: Any, folder: Path, step: int) -> bool:
+    """Whether results.json is of the encoder after so many steps, on the run's images, beside both baselines."""
     found = json_object(folder / "results.json")
-    judged = found.get("of", {}).get("weights", {}).get("steps")
-    return judged == step and all(name in found for name in BASELINES)
+    of = found.get("of", {})
+    same_images = all(of.get("data", {}).get(name) == getattr(settings, name) for name in ("dataset", "data_dir"))
+    return same_images and of.get("weights", {}).get("steps") == step and all(name in found for name in BASELINES)
 
 
 def _has_pictures(folder: Path) -> bool:

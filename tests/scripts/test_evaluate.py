@@ -1,6 +1,7 @@
 """evaluate.py as a person runs it: real processes, a small encoder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,39 @@ def test_features_are_plain_tensors_in_order(judged, images):
     assert features["train"]["features"].shape == (64, 32) and features["test"]["features"].shape == (21, 32)
     for name, label in zip(features["test"]["names"], features["test"]["labels"].tolist()):
         assert features["classes"][label] == Path(name).parent.name
+
+
+def test_features_of_other_images_leave_those_of_the_run(trained, images, tmp_path):
+    how = {"model_path": trained, "protocol": "features", "workers": 0}
+    run("evaluate.py", **how)
+    before = (trained / "features.pt").read_bytes()
+    shutil.copytree(images / "test", tmp_path / "others" / "test")
+    said = run("evaluate.py", **how, data_dir=tmp_path / "others").stdout
+    assert f"features    {trained / 'features_others' / 'features.pt'}" in said
+    assert (trained / "features.pt").read_bytes() == before
+    (trained / "features.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    "named, inner",
+    [
+        ({}, "."),
+        ({"data_dir": "/data/flowers"}, "."),
+        ({"data_dir": "/data/../data/flowers/"}, "."),
+        ({"data_dir": "/other/flowers"}, "features_flowers"),
+        ({"data_dir": "/data/flowers", "csv": "/some.csv"}, "features_some.csv"),
+        ({"data_dir": "/data/flowers.npz"}, "features_flowers.npz"),
+        ({"dataset": "CIFAR10", "data_dir": "/data/flowers"}, "features_CIFAR10"),
+    ],
+)
+def test_features_are_in_the_run_folder_if_they_are_of_its_images(tmp_path, named, inner):
+    (tmp_path / "encoder.pt").touch()
+    of_run = {"encoder": "resnet18", "dataset": "folder", "data_dir": "/data/flowers", "csv": None}
+    settings = evaluate.Settings(model_path=str(tmp_path), **named)
+    evaluate.fill(settings, of_run)
+    assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
+    assert evaluate.results_folder(settings, of_run, ["probe"]) == tmp_path
+    assert evaluate.results_folder(settings, {}, ["features"]) == tmp_path  # of weights whose images are not known
 
 
 def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):

@@ -1,5 +1,6 @@
 """A run with `evaluate_after` is followed by the table and the pictures, once. It stays whole whatever happens then."""
 
+import copy
 import json
 import os
 import shutil
@@ -46,9 +47,12 @@ def test_a_second_start_does_not_judge_again_what_is_judged(judged, images, tmp_
     said = run("train.py", *tiny(**SETTINGS), **where).stdout
     assert "evaluate.py --model_path" in said and "ssl.report" not in said.partition("evaluate.py")[2]
     results = json.loads((folder / "results.json").read_text())
-    results["of"]["weights"]["steps"] += 1  # as of another encoder
-    (folder / "results.json").write_text(json.dumps(results))
-    assert "trained encoder" in run("train.py", *tiny(**SETTINGS), **where).stdout
+    another_encoder, other_images = copy.deepcopy(results), copy.deepcopy(results)
+    another_encoder["of"]["weights"]["steps"] += 1
+    other_images["of"]["data"]["data_dir"] = "/other/images"
+    for of_others in (another_encoder, other_images):
+        (folder / "results.json").write_text(json.dumps(of_others))
+        assert "trained encoder" in run("train.py", *tiny(**SETTINGS), **where).stdout
 
 
 def test_images_without_labels_get_pictures_alone(images, tmp_path):
