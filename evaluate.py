@@ -343,7 +343,7 @@ def extract(
     """Features (N, width) of all images that can be read, not augmented, in order, on every rank; and these images."""
     h, read, bad = inference.outputs(encoder, data, Reading.of(settings, device), f"features, {name}")
     images = inference.readable(data, read, bad, settings.max_bad_fraction)
-    return (h[read] if bad else h), images
+    return (h[read] if bad else h).float(), images
 
 
 def linear_evaluation(

@@ -15,7 +15,7 @@ def require(where: str, part, classes: int) -> None:
     x, y, names = (part.get(key) if isinstance(part, dict) else None for key in ("features", "labels", "names"))
     if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype not in (torch.float32, torch.float64) or 0 in x.shape:
         found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"features: {where} has features that are {found}; expected float32 of shape (N, F)")
+        raise UserError(f"features: {where} has features that are {found}; expected float32 or float64 of shape (N, F)")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1 or not all_strings(names):
         raise UserError(f"features: {where} has not labels (N,) of type int64 and a list of names; write them again")
     if not len(x) == len(y) == len(names):
@@ -30,7 +30,7 @@ def require(where: str, part, classes: int) -> None:
         )
     count = block_size(x)
     for number, block in enumerate(x.split(count)):
-        finite = block.isfinite().all(1)
+        finite = block.float().isfinite().all(1)  # as they are used
         if not finite.all():
             first = names[number * count + int((~finite).nonzero()[0])]
             raise UserError(f"features: {where} has NaN or Inf, first in those of {first}; write the features again")

@@ -273,6 +273,43 @@ def test_npz_with_objects_or_claims_is_refused(tmp_path, monkeypatch):
         features.load(path)
 
 
+@pytest.mark.parametrize("form", ["features.pt", "shards", "features.npz"])
+def test_features_in_float64_are_judged_as_those_in_float32(tmp_path, monkeypatch, form):
+    """As numpy writes them by itself."""
+
+    def judged(kind: type, folder: Path) -> dict:
+        folder.mkdir()
+        generator, parts = np.random.default_rng(0), {}
+        for split, count in (("train", 60), ("test", 21)):
+            labels = np.arange(count) % 3
+            rows = (np.eye(3, 6)[labels] + generator.normal(size=(count, 6))).astype(np.float32).astype(kind)
+            parts[split] = {"features": rows, "labels": labels, "names": [f"{split} {i}" for i in range(count)]}
+        path = folder / ("features.npz" if form == "features.npz" else "features.pt")
+        if form == "features.npz":
+            arrays = {f"{split}_{key}": value for split, part in parts.items() for key, value in part.items()}
+            np.savez(path, classes=["a", "b", "c"], **arrays)
+        else:
+            for split, part in parts.items():
+                part |= {key: torch.from_numpy(part[key]) for key in ("features", "labels")}
+                if form == "shards":
+                    name = f"features-{split}-00000-00000000.pt"
+                    torch_file.save({"shard": name, **part}, folder / name)
+                    parts[split] = {"shards": [name]}
+            torch_file.save(parts | {"classes": ["a", "b", "c"]}, path)
+        judges = ["--protocol", "probe", "knn", "fixed", "card", "--standardize"]
+        in_process(monkeypatch, "--features", path, "--device", "cpu", "--output_dir", folder, *judges)
+        return judgement(folder)
+
+    assert judged(np.float64, tmp_path / "64") == judged(np.float32, tmp_path / "32")
+
+
+def test_float64_features_that_are_no_numbers_in_float32_are_refused(tmp_path):
+    write(tmp_path)
+    spoil(tmp_path, put("features", torch.full((12, 6), 1e300, dtype=torch.float64)))
+    with pytest.raises(UserError, match="NaN or Inf"):
+        features.load(tmp_path)
+
+
 def test_another_encoder_and_another_data_set_are_refused(tmp_path):
     write(tmp_path)
     found = features.load(tmp_path)

@@ -293,7 +293,7 @@ def test_an_array_is_read_as_in_the_training(tmp_path, monkeypatch):
     parts = {"train_images": pixels, "train_labels": labels, "test_images": pixels, "test_labels": labels}
     np.savez(tmp_path / "splits.npz", **parts)
     run("finetune.py", "--test_only", model_path=tmp_path / "run", data_dir=tmp_path / "splits.npz", workers=0)
-    tested = read(tmp_path / "run" / "test_array")
+    tested = read(tmp_path / "run" / "test_splits.npz")
     pixels[7, 3, 3] = 5000
     np.save(tmp_path / "new.npy", pixels)
     ask(tmp_path / "new.npy", tmp_path / "run", None, monkeypatch)
