@@ -38,6 +38,7 @@ from ssl.evaluation import card, checks, feature_origin, features, fixed_head, i
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
+from ssl.evaluation.neighbours import nearest
 from ssl.files import make_folder
 from ssl.report import card_page, feature_files
 from ssl.schedules import warmup_cosine
@@ -331,9 +332,10 @@ def judge(
         probe, chosen = probes.sweep(*parts, classes, settings.probe_epochs, seed=settings.seed)
         judged["probe"], tuned = probes.accuracies(probe, *test) | chosen, (probe, parts[1])
     if "knn" in protocols:
-        judged["knn"] = probes.knn(train, test, classes, settings.k, settings.knn_temperature)
+        near = nearest(train[0], test[0], settings.k)
+        judged["knn"] = probes.vote(near, train[1], test[1], classes, settings.knn_temperature)
     if asked:
-        judged["card"] = card.card(train, test, tuned, asked, settings)
+        judged["card"] = card.card(train, test, near, tuned, asked, settings)
     return judged
 
 

@@ -58,6 +58,11 @@ def first_of_classes(labels: Tensor, seed: int, count: Callable[[int], int]) -> 
     return chosen
 
 
+def few_of_classes(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of `count` images of every class, the first ones as in `first_of_classes`; of a smaller class, all."""
+    return first_of_classes(labels, seed, lambda size: min(size, count)).nonzero()[:, 0]
+
+
 def hold_out_groups(labels: Tensor, groups: Sequence[str | None], fraction: float, seed: int) -> Tensor:
     """Mask (N,) of the images to hold out: whole groups, at random by `seed`, about `fraction` of every class.
 

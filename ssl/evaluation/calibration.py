@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl.evaluation.feature_rows import Rows, block_size
+from ssl.evaluation.feature_rows import Rows, block_size, subset
 from ssl.evaluation.probes import Heads
 from ssl.evaluation.retrieval import keyed
 
@@ -59,9 +59,10 @@ def temperature(scores: Tensor, labels: Tensor) -> float | None:
 def calibration(
     head: Heads, held_out: tuple[Tensor | Rows, Tensor], test: tuple[Tensor | Rows, Tensor], seed: int = 0
 ) -> dict:
-    """How well the first head is calibrated on `test`, before and after a temperature that `held_out` chooses.
+    """How well the first head is calibrated on `test`, before and after a temperature that is fitted on `held_out`.
 
-    Both are (features (N, F), labels (N,)). Returns, of test: ece, ece_of_perfect (what the same confidences would show
+    Both are (features (N, F), labels (N,)). The head has not learnt from `held_out`, which may have chosen its
+    settings. Returns, of test: ece, ece_of_perfect (what the same confidences would show
     if they were true), confidence (its mean), nll, n, bins; temperature, held_out_n, ece_after, ece_of_perfect_after
     and nll_after. Of held-out images with more than MOST_SCORES scores some are taken, drawn by `seed`. Where no
     temperature can be found, it is None, and so is what needs it, with `temperature_why`.
@@ -69,8 +70,7 @@ def calibration(
     scores, labels = _scores(head, test[0]), test[1]
     found = _measured(scores, labels, "", seed)
     chosen = keyed(len(held_out[1]), max(1, MOST_SCORES // scores.shape[1]), seed).to(labels.device)
-    rows = held_out[0].subset(chosen) if isinstance(held_out[0], Rows) else held_out[0][chosen]
-    held_scores, held_labels = _scores(head, rows), held_out[1][chosen]
+    held_scores, held_labels = _scores(head, subset(held_out[0], chosen)), held_out[1][chosen]
     found |= {"n": len(labels), "bins": BINS, "held_out_n": len(chosen)}
     found["temperature"] = temperature(held_scores, held_labels)
     if found["temperature"] is not None:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl.data.hold_out import few_of_classes
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.features import Split
 from ssl.evaluation.inference import Net, Reading
+from ssl.evaluation.neighbours import Near
 from ssl.evaluation.probes import Heads
-from ssl.sources.labels import stratified
+from ssl.sources.labels import require_each, stratified
 
 SHOTS = (1, 5, 16)
 PERCENTS = (1, 10)
@@ -45,7 +47,11 @@ def ask(splits: Mapping[str, Images | Split], changed: corruptions.Changed | str
 
 
 def ask_images(net: Net, images: dict[str, Images], settings, device: torch.device, title: str) -> Asked:
-    """`ask`, with features of changed test images as `settings` of evaluate.py want them. All ranks call it."""
+    """`ask`, with features of changed test images as `settings` of evaluate.py want them. All ranks call it.
+
+    Raises `UserError` where no training image of a class could be read.
+    """
+    require_each(images["train"], 1, "")
     if not settings.corrupted_images:
         return ask(images, "left out by --corrupted_images 0")
     how, most = Reading.of(settings, device), settings.corrupted_images
@@ -62,11 +68,15 @@ def why_no_probe(labels: Tensor, classes: list[str]) -> str | None:
     return None
 
 
-def card(train: Part, test: Part, tuned: tuple[Heads, Samples] | None, asked: Asked, settings) -> dict:
-    """The card of an encoder. `tuned`: the swept probe, and the part of `train` that chose it; None without one."""
+def card(train: Part, test: Part, near: Near, tuned: tuple[Heads, Samples] | None, asked: Asked, settings) -> dict:
+    """The card of an encoder.
+
+    `near`: the nearest of `train` to each image of `test`. `tuned`: the swept probe, and the part of `train` that chose
+    it; None without one.
+    """
     result: dict = {
         "few_labels": _few_labels(train, test, asked.classes, settings.seed),
-        "retrieval": retrieval.retrieve(train, test, settings.seed),
+        "retrieval": retrieval.retrieve(train, test, near.places[:, 0], settings.seed),
     }
     if tuned:
         result["calibration"] = calibration.calibration(*tuned, test, settings.seed)
@@ -86,7 +96,7 @@ def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
         if len(smaller) == len(classes):
             found["shots"] |= {str(shots): None, f"{shots}_why": f"no class has {shots} training images"}
             continue
-        draws = few_shot.draws_of(labels, shots, seed)
+        draws = [few_of_classes(labels, shots, seed + draw) for draw in range(few_shot.DRAWS)]
         of_shots = few_shot.accuracies(train, test, len(classes), draws, mean)
         found["shots"][str(shots)] = of_shots | {"smaller_classes": smaller}
     for percent in PERCENTS:

@@ -69,12 +69,12 @@ def notes(card: dict) -> Iterator[str]:
             f"its 95 % interval over the draws; {count(some.get('n'))} test images"
         )
     if found := inner(card, "retrieval"):
-        gallery = count(found.get("gallery"))
-        yield f"retrieval: {count(found.get('queries'))} test images look for their class among {gallery} of train"
+        yield f"retrieval: n test images look for images of their class among {count(found.get('gallery'))} of train"
     if found := inner(card, "calibration"):
+        held_out = f"{count(found.get('held_out_n'))} images of train that the probe did not learn from"
         yield (
             f"calibration: how far the probe's confidence is from its accuracy, in {count(found.get('bins'))} bins. "
-            f"The temperature is from {count(found.get('held_out_n'))} of the images of train that chose the probe"
+            f"The temperature is fitted on {held_out}; they also chose its learning rate and weight decay"
         )
     if found := inner(card, "corruptions"):
         kinds = "; ".join(f"{kind}: {words}" for kind, words in CHANGES.items() if kind in found)
@@ -129,8 +129,9 @@ def _few_labels(found: dict) -> Iterable[Row]:
 
 
 def _retrieval(found: dict) -> Iterable[Row]:
-    yield _row("retrieval", "mean average precision", found, "map")
-    yield _row("retrieval", "the first image is of the class (R@1)", found, "recall_at_1")
+    precise, first = (count(found.get(f"{name}_queries")) for name in ("map", "recall_at_1"))
+    yield _row("retrieval", f"mean average precision (n = {precise})", found, "map")
+    yield _row("retrieval", f"the first image is of the class, R@1 (n = {first})", found, "recall_at_1")
 
 
 def _calibration(found: dict) -> Iterable[Row]:

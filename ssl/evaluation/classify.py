@@ -65,10 +65,7 @@ def score(
         found, read, bad = inference.outputs(of_image(predict), data, how, title)
     else:
         found, read, bad = mean_of_copies(predict, data, copies, how, title)
-    images = inference.readable(data, read, bad, settings.max_bad_fraction)
-    if not len(images):
-        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(bad))}")
-    return found[read].cpu(), images
+    return found[read].cpu(), inference.readable(data, read, bad, settings.max_bad_fraction)
 
 
 def validate(predict: Predict, data: Images, settings, device: torch.device) -> dict:

@@ -63,6 +63,11 @@ class Rows:
 Samples = tuple[Tensor | Rows, Tensor]  # (features (N, F), labels (N,))
 
 
+def subset(rows: Tensor | Rows, index: Tensor) -> Tensor | Rows:
+    """Rows `index` (n,). Those of `Rows` are not read yet."""
+    return rows.subset(index) if isinstance(rows, Rows) else rows[index]
+
+
 def block_size(rows: Tensor | Rows) -> int:
     """How many rows make a block, by their width."""
     return max(1, min(1 << 16, BLOCK // rows.shape[1]))

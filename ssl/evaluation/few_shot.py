@@ -11,17 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl.data.hold_out import first_of_classes
 from ssl.evaluation import logistic, metrics
-from ssl.evaluation.feature_rows import Rows, Samples
+from ssl.evaluation.feature_rows import Samples, subset
 
 DRAWS = 5
-
-
-def draws_of(labels: Tensor, shots: int, seed: int, draws: int = DRAWS) -> list[Tensor]:
-    """For each draw the indices of `shots` images of every class; of a class that has fewer, all of them."""
-    chosen = [first_of_classes(labels.cpu(), seed + draw, lambda count: min(count, shots)) for draw in range(draws)]
-    return [mask.nonzero()[:, 0] for mask in chosen]
 
 
 def over_draws(name: str, values: Sequence[float]) -> dict:
@@ -45,7 +38,7 @@ def accuracies(train: Samples, test: Samples, classes: int, draws: list[Tensor],
     found = []
     for index in draws:
         index = index.to(train[1].device)
-        part = (train[0].subset(index) if isinstance(train[0], Rows) else train[0][index], train[1][index])
+        part = (subset(train[0], index), train[1][index])
         found.append(metrics.accuracy(test[1], logistic.hits(part, test, classes, mean)))
     differ = any(not torch.equal(index, draws[0]) for index in draws)
     over: dict = {}

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl.data.hold_out import first_of_classes
+from ssl.data.hold_out import few_of_classes, first_of_classes
 from ssl.evaluation import logistic, metrics
-from ssl.evaluation.feature_rows import Rows, block_size, unit_length
+from ssl.evaluation.feature_rows import Rows, subset
+from ssl.evaluation.neighbours import nearest
 
 MOST_GROUPS, MOST_OF_GROUP = 200, 200  # that a head tells apart: the largest; images of each of them
 MOST_QUERIES = 10_000  # images whose neighbours are looked at; the neighbours are among all
@@ -59,7 +60,8 @@ def robustness_index(features: Tensor | Rows, labels: Tensor, groups: Tensor, k:
         return {"index": None, "index_why": why, **result}
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     queries = order[:MOST_QUERIES].sort().values.to(known.device)
-    near = _nearest(features, known, queries, k)
+    features = subset(features, known)
+    near = nearest(features, subset(features, queries), k, own=queries).places
     same_class = labels[near] == labels[queries, None]
     same_group = groups[near] == groups[queries, None]
     so, os = (same_class & ~same_group).sum(1).double(), (~same_class & same_group).sum(1).double()
@@ -110,28 +112,6 @@ def _why_undefined(labels: Tensor, groups: Tensor, pairs: dict[str, int], k: int
     return None
 
 
-def _nearest(features: Tensor | Rows, known: Tensor, queries: Tensor, k: int) -> Tensor:
-    """The k nearest of the images `known` (N,) to each of the `queries` (Q,), by cosine, without itself: (Q, k).
-
-    All are numbers of places in `known`. Features are read a block at a time.
-    """
-    found = []
-    step = block_size(features)
-    for own in queries.split(1024):
-        x = unit_length(features[known[own]])
-        cosines, places = x.new_empty(len(own), 0), own.new_empty(len(own), 0)
-        for start in range(0, len(known), step):
-            block = torch.arange(start, min(start + step, len(known)), device=own.device)
-            cosine = x @ unit_length(features[known[block]]).T
-            cosine.masked_fill_(own[:, None] == block, -2)  # itself
-            cosines = torch.cat([cosines, cosine], 1)
-            places = torch.cat([places, block.expand(len(own), -1)], 1)
-            cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
-            places = places.gather(1, best)
-        found.append(places)
-    return torch.cat(found)
-
-
 # The group of an image ------------------------------------------------------------------
 
 
@@ -158,7 +138,7 @@ def group_accuracy(features: Tensor | Rows, labels: Tensor, groups: Tensor, seed
     number[largest] = torch.arange(len(largest))
     groups = number[groups]
     used = (groups >= 0).nonzero()[:, 0]
-    used = used[first_of_classes(groups[used], seed, lambda count: min(count, MOST_OF_GROUP))]
+    used = used[few_of_classes(groups[used], MOST_OF_GROUP, seed)]
     learns = first_of_classes(groups[used], seed, lambda count: count // 2)
     parts = [index.to(labels.device) for index in (used[learns], used[~learns])]
     (x, own, y), (test_x, test_own, test_y) = (

@@ -140,8 +140,13 @@ def mean_over_views(
 
 
 def readable(data: Images, read: Tensor, bad: dict[str, str], max_bad_fraction: float) -> Images:
-    """The images that could be read, by `read` (N,). Prints the others. Raises `UserError` where they are too many."""
+    """The images that could be read, by `read` (N,). Prints the others.
+
+    Raises `UserError` where these are too many, or all.
+    """
     tell_left_out(bad, len(data), max_bad_fraction)
+    if bad and not read.any():
+        raise UserError(f"none of the {len(data)} images to judge can be read; the first is {next(iter(bad))}")
     return data.subset(read.nonzero()[:, 0].cpu()) if bad else data
 
 

@@ -8,6 +8,7 @@ from ssl.evaluation.feature_rows import Samples, block_size, unit_length
 
 C = 10.0  # inverse strength of the penalty, as in scikit-learn; fixed
 STEPS = 100  # of L-BFGS, at most
+HISTORY = 10  # steps that it remembers; each takes the memory of two heads
 WORDS = f"logistic regression (C = {C:g}) on features minus the mean of train, scaled to length 1"
 
 
@@ -25,9 +26,8 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float = C) -> tuple[T
     weight = torch.zeros(classes, features.shape[1], device=features.device, dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, dtype=features.dtype, requires_grad=True)
     decay = 1 / (2 * c * len(labels))
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=STEPS, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-    )
+    limits = {"max_iter": STEPS, "tolerance_grad": 1e-6, "tolerance_change": 1e-9, "history_size": HISTORY}
+    optimizer = torch.optim.LBFGS([weight, bias], line_search_fn="strong_wolfe", **limits)
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ssl import failures
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
-from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics, unit_length
+from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics
+from ssl.evaluation.neighbours import Near, nearest
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
@@ -154,27 +155,21 @@ def probe(
     return accuracies(head, *test) | chosen
 
 
-@torch.no_grad()
 def knn(train: Samples, test: Samples, classes: int, k: int = 20, temperature: float = 0.07) -> dict:
     """Accuracy of weighted k-NN (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
     `train` and `test` are (features (N, F), labels (N,)). Returns k, at most the number of training samples, and n,
     acc1 and balanced_accuracy (0..1) with their intervals. Training samples are read once, a block at a time.
     """
-    bank, labels = train
-    k = min(k, len(bank))
-    nearest = [(x.new_empty(len(x), 0), labels.new_empty(len(x), 0)) for x in test[0].split(1024)]  # cosines, labels
-    for rows, own in zip(bank.split(block_size(bank)), labels.split(block_size(bank))):
-        rows = unit_length(rows)
-        for number, queries in enumerate(test[0].split(1024)):
-            cosine, place = (unit_length(queries) @ rows.T).topk(min(k, len(rows)), dim=1)
-            cosines, votes = (torch.cat(pair, dim=1) for pair in zip(nearest[number], (cosine, own[place])))
-            cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
-            nearest[number] = cosines, votes.gather(1, best)
+    return vote(nearest(train[0], test[0], k), train[1], test[1], classes, temperature)
+
+
+def vote(near: Near, labels: Tensor, truth: Tensor, classes: int, temperature: float) -> dict:
+    """`knn` of test samples with labels `truth` (N,), whose neighbours `near` among train (labels (M,)) are known."""
     correct = []
-    for (cosines, votes), y in zip(nearest, test[1].split(1024)):
+    for cosines, places, y in zip(near.cosines.split(1024), near.places.split(1024), truth.split(1024)):
         scores = torch.zeros(len(y), classes, device=cosines.device, dtype=cosines.dtype)
         # The weights exp(cosine / T), divided by that of the nearest: not all can be 0, and none overflows.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        correct.append(metrics.hits(scores.scatter_add_(1, votes, weights), y))
-    return metrics.accuracy(test[1], torch.cat(correct)) | {"k": k}
+        correct.append(metrics.hits(scores.scatter_add_(1, labels[places], weights), y))
+    return metrics.accuracy(truth, torch.cat(correct)) | {"k": near.places.shape[1]}

@@ -19,14 +19,16 @@ def keyed(count: int, most: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
+def retrieve(gallery: Samples, test: Samples, first: Tensor, seed: int = 0) -> dict:
     """Mean average precision and recall at 1, with 95 % intervals, of `test` images as queries against `gallery`.
 
-    Both are (features (N, F), labels (N,)); every class has images in the gallery. The gallery is ranked by cosine. An
-    image of the query's class is right. map: the mean over queries of the average precision of the whole ranking, as
-    scikit-learn defines it (equal cosines count as one place). recall_at_1: how often the first image is right. The
-    whole gallery is ranked; of more than PAIRS pairs, some of the queries are taken, drawn by `seed`. The map of
-    one query has no interval. Also returns queries and gallery, the numbers of images.
+    Both are (features (N, F), labels (N,)); every class has images in the gallery, which is ranked by cosine. `first`
+    (N,): the number of the first image of each test image. An image of the query's class is right.
+
+    recall_at_1: how often the first image is right. map: the mean over queries of the average precision of the whole
+    ranking, as scikit-learn defines it (equal cosines count as one place). With more than PAIRS pairs it is of some of
+    the queries, drawn by `seed`. The map of one query has no interval. Also returns the numbers of images: gallery,
+    recall_at_1_queries and map_queries.
     """
     bank, labels = gallery
     chosen = keyed(len(test[1]), max(1, PAIRS // len(labels)), seed).to(labels.device)
@@ -37,7 +39,6 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
         of_class = (own == label).nonzero()[:, 0]
         for part in of_class.split(max(1, SORTED // len(labels))):
             precisions[part] = average_precision(cosines[part], labels == label)
-    first = labels[cosines.argmax(1)] == own
     mean = float(precisions.mean())
     found: dict = {"map": mean}
     if len(own) > 1:
@@ -45,8 +46,9 @@ def retrieve(gallery: Samples, test: Samples, seed: int = 0) -> dict:
         found["map_interval"] = [max(0.0, mean - half), min(1.0, mean + half)]
     return {
         **found,
-        **metrics.share("recall_at_1", int(first.sum()), len(own)),
-        "queries": len(own),
+        "map_queries": len(own),
+        **metrics.share("recall_at_1", int((labels[first] == test[1]).sum()), len(first)),
+        "recall_at_1_queries": len(first),
         "gallery": len(labels),
     }
 

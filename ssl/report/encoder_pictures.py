@@ -26,6 +26,7 @@ from ssl.data.loader import finish, training_batches
 from ssl.distributed import join
 from ssl.errors import UserError
 from ssl.evaluation import inference
+from ssl.evaluation.neighbours import nearest
 from ssl.report import projections
 from ssl.report.view_page import OTHER, ROWS, SAME, FixedOrder, page
 from ssl.settings.kinds import coerce
@@ -116,15 +117,15 @@ def neighbours_page(test: Images, test_h: Tensor, train: Images, train_h: Tensor
     `test_h` (M, F) and `train_h` (N, F) are representations of the images.
     """
     chosen = torch.tensor(evenly_spaced(len(test), ROWS))
-    nearest = projections.neighbours(test_h[chosen], train_h, COLUMNS)
+    places = nearest(train_h, test_h[chosen], COLUMNS).places
     rows, frames = [], []
-    for i, found in zip(chosen.tolist(), nearest.tolist()):
+    for i, found in zip(chosen.tolist(), places.tolist()):
         rows.append([test.pixels(i), *(train.pixels(j) for j in found)])
         known = test.labels[i] >= 0
         frames.append(
             [None, *((SAME if train.labels[j] == test.labels[i] else OTHER) if known else None for j in found)]
         )
-    return page(rows, ["image", "nearest", *map(str, range(2, nearest.shape[1] + 1))], frames)
+    return page(rows, ["image", "nearest", *map(str, range(2, places.shape[1] + 1))], frames)
 
 
 def embeddings(

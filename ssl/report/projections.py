@@ -1,11 +1,10 @@
-"""Pure functions of representations and embeddings: maps in two dimensions, cross-correlation, spectrum, neighbours."""
+"""Pure functions of representations and embeddings: maps in two dimensions, cross-correlation, spectrum."""
 
 import importlib
 import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -78,12 +77,6 @@ def spectrum(z: Tensor) -> Tensor:
     They come from the singular values of the standardised embeddings, so the D×D matrix is never made.
     """
     return torch.linalg.svdvals(_standard(z)) ** 2 / len(z)
-
-
-def neighbours(queries: Tensor, bank: Tensor, count: int) -> Tensor:
-    """Indices (Q, count) of the rows of `bank` (N, F) that are nearest to `queries` (Q, F) by cosine, nearest first."""
-    cosine = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    return cosine.topk(min(count, len(bank)), dim=1).indices
 
 
 def _standard(z: Tensor) -> Tensor:

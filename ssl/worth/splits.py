@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl import files
-from ssl.data.hold_out import first_of_classes, split_validation
+from ssl.data.hold_out import few_of_classes, split_validation
 from ssl.data.images import Images
 
 HELD = 0.2  # of every class of a draw
@@ -49,7 +49,7 @@ def counts_for(labels: Tensor) -> list[int]:
 
 def draw(train: Images, count: int, seed: int, own_validation: bool) -> Draw:
     """`count` images of every class, or all that it has. Nothing is held out where there is a validation split."""
-    chosen = first_of_classes(train.labels, seed, lambda size: min(size, count or size)).nonzero()[:, 0]
+    chosen = few_of_classes(train.labels, count or len(train), seed)
     if own_validation:
         return Draw(count, seed, chosen, chosen[:0])
     groups = None if train.groups is None else [train.groups[i] for i in chosen.tolist()]

@@ -5,11 +5,15 @@ import shutil
 
 import pytest
 import torch
+from drawn import class_folders
 from running import run, tiny
 
+from ssl.data.hold_out import few_of_classes
 from ssl.evaluation import card, card_table, features, few_shot, probes
 from ssl.evaluation.corruptions import EACH, Changed
 from ssl.evaluation.feature_rows import Rows, statistics
+from ssl.evaluation.neighbours import nearest
+from ssl.sources.shapes import CLASSES
 
 CPU = torch.device("cpu")
 
@@ -32,7 +36,7 @@ def make(asked, train=None, test=None):
     train, test = train or samples(120, 1), test or samples(60, 2)
     parts = probes.hold_out_tenth(train, 3)
     head, _ = probes.sweep(*parts, 3, epochs=5, seed=3)
-    return card.card(train, test, (head, parts[1]), asked, How)
+    return card.card(train, test, nearest(train[0], test[0], How.k), (head, parts[1]), asked, How)
 
 
 def asked(groups=None, changed="not today"):
@@ -49,10 +53,10 @@ def test_every_accuracy_has_its_number_of_images_and_an_interval():
         assert low <= one["acc1"] <= high and one["n"] == 60 and len(one["acc1_of_draws"]) == 5
     assert shots["1"]["acc1"] < shots["16"]["acc1"]
     train, test = samples(120, 1), samples(60, 2)
-    draws = few_shot.draws_of(train[1], 5, How.seed)
+    draws = [few_of_classes(train[1], 5, How.seed + draw) for draw in range(few_shot.DRAWS)]
     expected = few_shot.accuracies(train, test, 3, draws, statistics(train[0])[0])
     assert shots["5"] == expected | {"smaller_classes": []}
-    assert (found["retrieval"]["queries"], found["calibration"]["n"]) == (60, 60)
+    assert (found["retrieval"]["recall_at_1_queries"], found["calibration"]["n"]) == (60, 60)
     json.dumps(found, allow_nan=False)
 
 
@@ -120,12 +124,13 @@ def test_without_a_probe_the_rest_is_judged():
     kept = torch.arange(119)[train[1][:119] > 0]
     train = train[0].subset(torch.cat([torch.tensor([0]), kept])), torch.cat([torch.tensor([0]), train[1][kept]])
     changed = Changed(torch.arange(60), EACH, test[0].parts[0].expand(12, -1, -1))
-    found = card.card(train, test, None, asked(changed=changed), How)
+    near = nearest(train[0], test[0], How.k)
+    found = card.card(train, test, near, None, asked(changed=changed), How)
     why = "1 of 3 classes have fewer: 'a'"
     assert found["probe"] is found["calibration"] is None and found["probe_why"].endswith(why)
     knn = probes.knn(train, test, 3, How.k, How.knn_temperature)
     assert found["corruptions"]["unchanged"] == found["corruptions"]["blur"]["6"] == {"knn": knn}
-    assert found["few_labels"]["shots"]["1"]["labels"] == 3 and found["retrieval"]["queries"] == 60
+    assert found["few_labels"]["shots"]["1"]["labels"] == 3 and found["retrieval"]["map_queries"] == 60
     text = card_table.console({"trained": found})
     assert f"not measured: probe: {found['probe_why']}" in text and "not measured: calibration" in text
     assert "changed test images, k-NN" in text and "changed test images, probe" not in text
@@ -138,6 +143,10 @@ def test_without_a_probe_the_rest_is_judged():
 
 @pytest.fixture(scope="module")
 def table(images):
+    return hospitals(images)
+
+
+def hospitals(images):
     """A table of the images with a hospital of every image; hospitals are in one split, and one image has none."""
     lines = ["image,label,hospital,split"]
     for i, path in enumerate(sorted(images.rglob("*.png"))):
@@ -216,10 +225,33 @@ def test_a_class_of_one_image_leaves_out_the_probe_and_not_the_card(trained, ima
     how = {"model_path": trained, "data_dir": few, "output_dir": tmp_path, "workers": 0}
     printed = run("evaluate.py", **how, protocol="card", corrupted_images=0).stdout
     found = json.loads((tmp_path / "results.json").read_text())
-    assert "probe" not in found and found["knn"]["n"] == 21 and found["card"]["retrieval"]["queries"] == 21
+    assert "probe" not in found and found["knn"]["n"] == 21 and found["card"]["retrieval"]["map_queries"] == 21
     assert f"not measured: probe: {found['card']['probe_why']}" in printed and first.parent.name in printed
     done = run("evaluate.py", **how, check=False)  # without a card
     assert done.returncode == 2 and "protocol probe needs at least 2 of every class" in done.stderr
+
+
+def test_damaged_files_leave_no_nan_and_a_class_without_training_images_is_refused(trained, tmp_path):
+    """Images of 80 pixels, which are only read when their features are computed."""
+    large = class_folders(tmp_path / "large", {"train": (31, 0), "test": (21, 1)}, size=80)
+    few, other = CLASSES[:2]
+    last, damaged, *spare = sorted((large / "train" / few).iterdir())
+    for path in spare:
+        path.unlink()
+    for path in [damaged, *(large / "test" / other).iterdir()]:
+        path.write_bytes(path.read_bytes()[:300])
+    how = hospitals(large) | {"split_column": "split", "protocol": "card", "model_path": trained, "workers": 0}
+    printed = run("evaluate.py", **how, output_dir=tmp_path / "one").stdout
+    found = json.loads((tmp_path / "one" / "results.json").read_text(), parse_constant=pytest.fail)
+    card = found["card"]
+    assert printed.count("left out") == 8 and found["knn"]["n"] == card["retrieval"]["recall_at_1_queries"] == 14
+    assert few in card["probe_why"] and card["few_labels"]["shots"]["5"]["smaller_classes"] == [few]
+    assert card["corruptions"]["of"] == 14 and card["groups"]["test"]["told"]["n"] == 7
+    last.write_bytes(b"no image")
+    done = run("evaluate.py", **how, output_dir=tmp_path / "two", processes=2, check=False)
+    assert done.returncode and f"left out    {last}" in done.stdout and "Traceback" not in done.stderr
+    assert f"1 of 3 classes have no training images: '{few}'" in done.stderr
+    assert not (tmp_path / "two" / "results.json").exists()
 
 
 def test_two_processes_and_other_batches_find_the_same(carded, trained, table, tmp_path):
@@ -266,7 +298,7 @@ def test_corruptions_can_be_left_out_and_bad_wishes_end_with_one_line(trained, i
 def test_a_card_of_anybody_is_shown_as_far_as_it_can_be():
     strange = {
         "few_labels": {"shots": {"1": 7, "5": {"acc1": "high", "acc1_interval": [1]}}, "percent": [], "draws": "five"},
-        "retrieval": {"map": None, "queries": {}},
+        "retrieval": {"map": None, "map_queries": {}},
         "calibration": {"ece": 0.1, "temperature": "hot"},
         "corruptions": {"noise": {"0.1": 3}, "unchanged": None},
         "groups": {"test": 3, "train": {"told": {"acc1": 1e400}, "robustness": {"index": 0.5, "k": "many"}}},

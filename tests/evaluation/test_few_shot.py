@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
+from ssl.data.hold_out import few_of_classes
 from ssl.evaluation import few_shot, logistic, metrics
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.sources import labels as of_sources
@@ -15,6 +16,10 @@ def blobs(count, seed, width=12, classes=4, spread=1.6):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+
+
+def draws_of(labels, shots, seed):
+    return [few_of_classes(labels, shots, seed + draw) for draw in range(few_shot.DRAWS)]
 
 
 def test_the_head_is_that_of_scikit_learn():
@@ -35,7 +40,7 @@ def test_two_classes_and_one_image_of_each():
 def test_accuracies_are_those_of_scikit_learn_on_the_same_draws():
     train, test = blobs(300, 1), blobs(400, 2)
     mean = statistics(train[0])[0]
-    draws = few_shot.draws_of(train[1], 5, seed=7)
+    draws = draws_of(train[1], 5, seed=7)
     found = few_shot.accuracies(train, test, 4, draws, mean)
     unit = [logistic.centred(part[0], mean).numpy() for part in (train, test)]
     theirs = []
@@ -54,12 +59,12 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_draws():
 def test_draws_are_nested_paired_by_seed_and_those_of_a_share_of_the_labels():
     labels = torch.arange(200) % 7
     labels[labels == 6] = torch.where(torch.arange((labels == 6).sum()) < 3, 6, 0)
-    one, five, again = (few_shot.draws_of(labels, shots, seed=4) for shots in (1, 5, 5))
+    one, five, again = (draws_of(labels, shots, seed=4) for shots in (1, 5, 5))
     for small, large, same in zip(one, five, again):
         assert set(small.tolist()) < set(large.tolist()) and torch.equal(large, same)
         assert torch.bincount(labels[small]).tolist() == [1] * 7
         assert torch.bincount(labels[large]).tolist() == [5] * 6 + [3]
-    assert not torch.equal(five[0], five[1]) and torch.equal(few_shot.draws_of(labels, 5, seed=5)[0], five[1])
+    assert not torch.equal(five[0], five[1]) and torch.equal(draws_of(labels, 5, seed=5)[0], five[1])
     share = of_sources.stratified(labels, 10, seed=4)
     assert set(one[0].tolist()) <= set(share.tolist())
     assert few_shot.smaller_classes(labels, 5, list("abcdefg")) == ["g"]
@@ -68,7 +73,7 @@ def test_draws_are_nested_paired_by_seed_and_those_of_a_share_of_the_labels():
 def test_draws_of_the_same_labels_have_no_interval():
     train, test = blobs(40, 1), blobs(50, 2)
     found, fewer = (
-        few_shot.accuracies(train, test, 4, few_shot.draws_of(train[1], shots, seed=0), statistics(train[0])[0])
+        few_shot.accuracies(train, test, 4, draws_of(train[1], shots, seed=0), statistics(train[0])[0])
         for shots in (16, 9)
     )
     assert found["labels"] == 40 and set(found["acc1_of_draws"]) == {found["acc1"]}

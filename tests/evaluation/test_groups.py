@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl.evaluation import groups as of_groups
+from ssl.evaluation import neighbours
 from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.groups import group_accuracy, numbered, robustness_index
 
@@ -47,7 +48,7 @@ def test_the_index_equals_brute_force(k, monkeypatch):
     assert found["index"] == pytest.approx(by_brute_force(x, y, g, k), abs=1e-12)
     assert found["k"] == k and sum(found["neighbours"].values()) == pytest.approx(1)
     assert found["smallest_class"] == min(int(((y == label) & (g >= 0)).sum()) for label in range(3))
-    monkeypatch.setattr(of_groups, "block_size", lambda rows: 16)  # in blocks, and from rows that need not fit
+    monkeypatch.setattr(neighbours, "block_size", lambda rows: 16)  # in blocks, and from rows that need not fit
     assert robustness_index(Rows((x[:40], x[40:]), x.device), y, g, k=k) == found
 
 
@@ -62,7 +63,7 @@ def test_features_that_know_nothing_have_the_index_of_all_pairs():
 def test_the_interval_is_that_of_a_bootstrap(monkeypatch):
     x, y, g = made(count=300, noise=0.6)
     found = robustness_index(x, y, g, k=10)
-    near = of_groups._nearest(x, torch.arange(300), torch.arange(300), 10)
+    near = neighbours.nearest(x, x, 10, own=torch.arange(300)).places
     so = ((y[near] == y[:, None]) & (g[near] != g[:, None])).sum(1)
     os = ((y[near] != y[:, None]) & (g[near] == g[:, None])).sum(1)
     draws = torch.randint(300, (2000, 300), generator=torch.Generator().manual_seed(0))

@@ -7,13 +7,18 @@ from sklearn.metrics import average_precision_score
 
 from ssl.evaluation import retrieval
 from ssl.evaluation.feature_rows import Rows
-from ssl.evaluation.retrieval import average_precision, keyed, retrieve
+from ssl.evaluation.neighbours import nearest
+from ssl.evaluation.retrieval import average_precision, keyed
 
 
 def some(count, seed, width=6, classes=3):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     return 0.7 * torch.eye(classes, width)[labels] + torch.randn(count, width, generator=generator), labels
+
+
+def retrieve(gallery, test, seed=0):
+    return retrieval.retrieve(gallery, test, nearest(gallery[0], test[0], 1).places[:, 0], seed)
 
 
 def test_it_is_the_mean_of_scikit_learns_average_precision(monkeypatch):
@@ -28,26 +33,32 @@ def test_it_is_the_mean_of_scikit_learns_average_precision(monkeypatch):
     expected = [np.mean(precisions) - half, np.mean(precisions) + half]
     assert found["map_interval"] == pytest.approx(expected, abs=1e-4)
     assert found["recall_at_1"] == pytest.approx(wanted[np.arange(60), cosines.argmax(1)].mean())
-    assert (found["queries"], found["gallery"]) == (60, 200)
+    assert (found["map_queries"], found["recall_at_1_queries"], found["gallery"]) == (60, 60, 200)
     monkeypatch.setattr(retrieval, "SORTED", 1000), monkeypatch.setattr(retrieval, "block_size", lambda rows: 64)
     rows = Rows((gallery[0][:90], gallery[0][90:]), gallery[0].device)
     again = retrieve((rows, gallery[1]), (Rows((test[0],), gallery[0].device), test[1]))
     assert all(again[name] == pytest.approx(found[name], abs=1e-6) for name in found)
 
 
-def test_of_too_many_pairs_some_queries_are_taken_by_seed(monkeypatch):
-    monkeypatch.setattr(retrieval, "PAIRS", 200 * 20)
+def test_of_too_many_pairs_some_queries_have_the_map_and_all_have_recall(monkeypatch):
     gallery, test = some(200, 1), some(60, 2)
+    every = retrieve(gallery, test)
+    monkeypatch.setattr(retrieval, "PAIRS", 200 * 20)
     found = retrieve(gallery, test, seed=3)
     chosen = keyed(60, 20, 3)
-    assert found["queries"] == 20 and found == retrieve(gallery, (test[0][chosen], test[1][chosen]), seed=0)
+    fewer = retrieve(gallery, (test[0][chosen], test[1][chosen]), seed=0)
+    assert found["map_queries"] == fewer["map_queries"] == fewer["recall_at_1_queries"] == 20
+    assert [found[name] for name in ("map", "map_interval")] == [fewer[name] for name in ("map", "map_interval")]
+    of_recall = ("recall_at_1", "recall_at_1_interval", "recall_at_1_queries")
+    assert [found[name] for name in of_recall] == [every[name] for name in of_recall]
+    assert found["map"] != every["map"] and found["recall_at_1"] != fewer["recall_at_1"]
     assert not torch.equal(chosen, keyed(60, 20, 4)) and keyed(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_precision_of_one_query_has_no_interval():
     gallery, test = some(200, 1), some(60, 2)
     found = retrieve(gallery, (test[0][:1], test[1][:1]))
-    assert "map_interval" not in found and found["queries"] == 1 and 0 < found["map"] < 1
+    assert "map_interval" not in found and found["map_queries"] == 1 and 0 < found["map"] < 1
     assert len(found["recall_at_1_interval"]) == len(retrieve(gallery, test)["map_interval"]) == 2
 
 

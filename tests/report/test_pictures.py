@@ -150,14 +150,6 @@ def test_correlation_and_spectrum_are_numpys():
     assert (projections.cross_correlation(z1, z2)[2] == 0).all()
 
 
-def test_neighbours_are_the_nearest_by_cosine():
-    queries, bank = torch.randn(4, 5), torch.randn(30, 5)
-    found = projections.neighbours(queries, bank, 3)
-    cosine = torch.cosine_similarity(queries[:, None], bank[None], dim=2)
-    assert torch.equal(found, cosine.argsort(1, descending=True)[:, :3])
-    assert projections.neighbours(queries, bank[:2], 3).shape == (4, 2)
-
-
 def make_run(folder, labelled=True, count=2):
     folder.mkdir()
     data = images(60)
