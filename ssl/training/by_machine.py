@@ -3,6 +3,7 @@
 A run that is continued keeps what its config.yaml says, on any machine.
 """
 
+import contextlib
 import dataclasses
 import os
 import typing
@@ -19,6 +20,7 @@ from ssl.data.cores import usable_cores
 from ssl.data.images import Images
 from ssl.data.memory import free_memory
 from ssl.distributed import broadcast_object, world_size
+from ssl.errors import UserError
 from ssl.settings import auto, config
 from ssl.settings.auto import Machine, ViewCost
 from ssl.settings.kinds import coerce
@@ -82,8 +84,9 @@ def _image_size(settings, data: Images, build: Build, device: torch.device) -> d
     for size in sizes:
         if own < size:
             return {"image_size": (own, "the images are no larger")}
-        if cost(dataclasses.replace(settings, image_size=size), data, build):
-            break
+        with contextlib.suppress(UserError):  # it may read the next
+            if cost(dataclasses.replace(settings, image_size=size), data, build):
+                break
     return {"image_size": (size, "a CPU's time goes with the pixels")}
 
 
@@ -140,6 +143,7 @@ def cost(settings, data: Images, build: Build) -> ViewCost | None:
     """What a view costs in the precision of `settings`, computed on tensors without numbers; None where that fails.
 
     Memory is the difference between a batch of four and one of two: what does not grow with the views is left out.
+    Raises what `build` raises with numbers, too: the user need not wait until the images are read.
     """
     projector = settings.projector
     if projector == "auto":
@@ -151,7 +155,8 @@ def cost(settings, data: Images, build: Build) -> ViewCost | None:
             model = build(settings, data.channels).to(dtype).train()
             size = data.channels, settings.image_size, settings.image_size
             (flops, two), (_, four) = (_count(model, torch.zeros(n, *size, dtype=dtype)) for n in (2, 4))
-    except Exception:  # an encoder that needs numbers, or no such size: training raises a better error
+    except Exception:  # for want of numbers, or for what is wrong with the settings
+        build(settings, data.channels)
         return None
     return ViewCost(flops / 2, (four - two) / 2, sum(parameter.numel() for parameter in model.parameters()))
 

@@ -12,6 +12,7 @@ import train
 from ssl.checkpoints import inherit
 from ssl.data.images import Images
 from ssl.data.stack import Stack
+from ssl.errors import UserError
 from ssl.settings import auto, config
 from ssl.settings.auto import Machine, ViewCost
 from ssl.training import by_machine
@@ -163,14 +164,22 @@ def test_a_resnet50_is_counted_as_it_was(machine):
 
 
 def test_an_encoder_whose_cost_is_not_known_is_taken_for_a_resnet50(machine):
-    def fails(*_):
-        raise RuntimeError("needs numbers")
+    def build(*arguments):
+        torch.zeros(1).item()  # fails without numbers, as some encoders do
+        return train.Model(*arguments)
 
     machine(Machine("cuda", 8, 12 * 10**9))
-    settings = read(recipe="barlow_twins_folder")
-    found = by_machine.settle(settings, photographs(50_000), fails, torch.device("cuda"))
+    settings = read("--encoder", "resnet18", recipe="barlow_twins_folder")
+    found = by_machine.settle(settings, photographs(50_000), build, torch.device("cuda"))
     assert settings.batch_size * settings.accumulate == 256 and settings.batch_size <= 64
     assert "ResNet-50" in found["batch_size"][1]
+
+
+@pytest.mark.parametrize("wrong", [["--encoder_kwargs", "{widht: 8}"], ["--encoder", "resnet19"]])
+def test_settings_that_no_encoder_has_are_an_error_and_no_unknown_cost(machine, wrong):
+    machine(LAPTOP)
+    with pytest.raises(UserError, match=r"does not take encoder_kwargs|no image classifier of torchvision"):
+        by_machine.settle(read(*wrong), photographs(2_000), train.Model, CPU)
 
 
 def test_on_a_gpu_only_the_batch_follows_the_machine(machine):
