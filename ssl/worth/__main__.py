@@ -52,7 +52,7 @@ class Settings(ImageSettings):
     public: list[str] = field(default_factory=lambda: ["imagenet", "barlow_twins"])  # names, FILE=ENCODER, or none
     # How long
     minutes: float = 30.0  # for everything, on this machine
-    seeds: int = 3  # of fine-tunings; fewer if the minutes are short
+    seeds: int = 5  # of fine-tunings; fewer if the minutes are short
     plan: bool = False  # only say what would fit
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one

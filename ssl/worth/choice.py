@@ -8,7 +8,7 @@ from ssl.worth.splits import ALL
 from ssl.worth.starts import NOTHING, OWN
 
 FROZEN, TUNED = "frozen", "fine-tuned"
-USES = {FROZEN: "frozen, with a linear probe", TUNED: "fine-tuned"}
+USES = {FROZEN: "frozen, with a linear head", TUNED: "fine-tuned"}
 SHORT = 0.5  # of the recipe's epochs
 
 

@@ -17,7 +17,7 @@ from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.sources.folders import images_below
 from ssl.worth.plan import DRAWS, Sizes
-from ssl.worth.splits import ALL, HELD, Draw, can_tune, counts_for, draw
+from ssl.worth.splits import ALL, HELD, Draw, called, can_tune, counts_for, draw
 
 FEW_TEST = 30  # test images, below which hardly any difference can be seen
 UNEQUAL = 3  # times as many images of one class as of another: then every class counts alike
@@ -85,10 +85,9 @@ def _tell(found: Look) -> None:
     if test.groups is not None:
         count = len({group for group in test.groups if group})
         say(f"groups      kept whole; the test images are of {count}, and the intervals count these, not images")
-    if any(name not in {one[0] for one in found.tunable} for name in found.labels()):
-        say(
-            "labels      fine-tuning needs two a class, one of them held out; with 1 a class encoders are judged frozen"
-        )
+    tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
+    if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
+        say(f"labels      with {missing} a class none can be held out: encoders are judged frozen only")
 
 
 def identity(found: Look, root: str | None) -> dict[str, str]:

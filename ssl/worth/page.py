@@ -3,6 +3,7 @@
 import math
 import time
 
+from ssl.evaluation import logistic
 from ssl.report import svg
 from ssl.report.markup import document, figure, folded_table, grid, key, table, text
 from ssl.worth import answer, words
@@ -54,7 +55,7 @@ def _curves(verdict: Verdict, use: str) -> str:
         found = [(math.log10(labels[count]), level(of_use[count], verdict.test)) for count in labels if count in of_use]
         lines.append([(x, 100 * one.value) for x, one in found])
         bars.append([(x, 100 * one.low, 100 * one.high) for x, one in found])
-    title = {FROZEN: "Frozen encoder, linear probe", TUNED: "Fine-tuned"}[use]
+    title = {FROZEN: "Frozen encoder, linear head", TUNED: "Fine-tuned"}[use]
     marks = [(math.log10(n), str(n)) for n in labels.values()]
     unit = f"{words.measure(verdict.test)}, %"
     drawn = svg.curves(lines, f"{title}: {unit} by labels", "labels, logarithmic", unit, bars=bars, x_marks=marks)
@@ -85,7 +86,7 @@ def _how(agreed: Agreed, found: Look) -> str:
     notes = [
         f"{len(found.train)} training images and {len(found.splits['test'])} test images.",
         "All starts learn from the same draws of labels and are compared on the same test images.",
-        "With 1 label a class nothing can be held out: the probe then has fixed settings.",
+        f"The head of frozen encoders is {logistic.WORDS}.",
         "Pre-training sees the training images without their labels, and no test image.",
         f"Planned for {made.minutes:.3g} minutes; plan.json has the times.",
         *(f"Left out: {reason}." for reason in agreed.left_out),

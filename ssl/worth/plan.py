@@ -16,14 +16,14 @@ PRETRAIN = 0.4  # share of the time that frozen judging leaves
 SPARE = 0.9  # of the minutes are planned: measured speeds are not exact
 MOST_EPOCHS = 1000  # of pre-training, as published runs have on so few images
 FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
-FEW_FIRST = (5, 20, 1)  # labels a class of fine-tunings, after all labels
+FEW = (5, 20)  # labels a class of fine-tunings, after all labels
 DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
 BATCH = 32  # images of a step of fine-tuning
 # Images that fine-tuning shows, and bounds of its epochs: fewer from public weights, which have less to learn, and
 # twice as many from nothing, which has had no pre-training. Set before anything was measured.
 SEEN, EPOCHS = {OWN: 12_000, "public": 4_000}, {OWN: (10, 200), "public": (4, 40)}
 FROM_NOTHING = 2
-HEAD_FLOPS = 10e9  # a second and core, of the probe's small products
+HEAD_FLOPS = 10e9  # a second and core, of the small products of the head of frozen encoders
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def make(
     seconds: float, spent: float, networks: list[Network], sizes: Sizes, cells: list[Cell], draws: int, cores: int
 ) -> Plan:
     """The plan for so many seconds, of which some are `spent` on measuring. `cells` are all, in the order of their use;
-    `draws` are those of labels that the probe learns from, for each start.
+    `draws` are those of labels that heads of frozen encoders learn from, for each start.
 
     Raises `UserError` where not even the first things fit.
     """
@@ -127,7 +127,7 @@ def make(
 
 def order_of_use(networks: list[Network], counts: list[int], seeds: int) -> list[Cell]:
     """All cells: with all labels first, then with few; more seeds last."""
-    few = [count for count in FEW_FIRST if count in counts]
+    few = [count for count in FEW if count in counts]
     return [Cell(network.name, count, seed) for seed in range(seeds) for count in (ALL, *few) for network in networks]
 
 
@@ -161,9 +161,9 @@ def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
 
 
 def _frozen(network: Network, sizes: Sizes, draws: int, cores: int) -> float:
-    """Seconds of judging one frozen start: its features, and the probe's heads on them."""
+    """Seconds of judging one frozen start: its features, and the heads on them, of about 125 passes each."""
     features = sizes.all * (network.speed.judge + network.speed.read)
-    heads = 4 * 20 * sizes.classes * network.width * 30 * (3 * sizes.train + draws * 5 * sizes.classes)
+    heads = 2 * 6 * 125 * sizes.classes * network.width * (3 * sizes.train + draws * 20 * sizes.classes)
     return network.speed.start + features + heads / HEAD_FLOPS / cores
 
 

@@ -1,7 +1,6 @@
 """Which test images each start gets right, frozen and fine-tuned, and how good it is on validation images."""
 
 import csv
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +10,9 @@ from torch import Tensor
 
 from ssl import files
 from ssl.data.images import Images
-from ssl.evaluation import features, probes
+from ssl.evaluation import features, logistic, probes
 from ssl.evaluation.feature_rows import Rows, Samples
 from ssl.worth.splits import Draw
-
-FIXED = [(0.1, 1e-3)]  # learning rate and weight decay of the probe where no image is held out to choose them
-BATCH = 256  # of the probe
-EPOCHS = 30  # of the probe on many images
-FEWEST_STEPS = 100  # of the probe, about: on few images it has more epochs
 
 
 @dataclass
@@ -91,26 +85,22 @@ def readable_test(path: Path, test: Images, balanced: bool) -> Judges:
 # Frozen -----------------------------------------------------------------------------------
 
 
-def probe_epochs(images: int) -> int:
-    return max(EPOCHS, math.ceil(FEWEST_STEPS / max(1, images // BATCH)))
-
-
 def judge_frozen(found: Features, draw: Draw, train: Images, balanced: bool) -> dict:
-    """Of a draw: its count and seed, test images that the probe gets right ('0110…'), validation and k-NN."""
-    classes = len(train.classes)
+    """Of a draw: its count and seed, test images that the head gets right ('0110…'), validation and k-NN.
+
+    The head is `ssl.evaluation.logistic`: it has no settings to choose, so validation images judge it fairly.
+    """
+    classes, mean = len(train.classes), found.train[torch.arange(len(found.train))].mean(0)
     fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
     held = held if found.validation is None else found.validation
-    epochs = probe_epochs(len(fit[1]))
     learns = _alike(fit) if balanced else fit
+    on_test = logistic.hits(learns, found.test, classes, mean).int().tolist()
+    validation = None
     if len(held[1]):
-        head, _ = probes.sweep(learns, _alike(held) if balanced else held, classes, epochs, BATCH, draw.seed)
-        right = probes.hits(head, [0], *held)[0].cpu().numpy()
-        validation = float(right @ weights(held[1].cpu().numpy(), balanced))
-    else:
-        head, validation = probes.fit_heads(*learns, classes, FIXED, epochs, BATCH, draw.seed), None
-    right = probes.hits(head, [0], *found.test)[0].int().tolist()
+        on_held = logistic.hits(learns, held, classes, mean).cpu().numpy()
+        validation = float(on_held @ weights(held[1].cpu().numpy(), balanced))
     knn = probes.knn(fit, found.test, classes)["balanced_accuracy" if balanced else "acc1"]
-    words = {"right": "".join(map(str, right)), "validation": validation, "held": len(held[1]), "knn": knn}
+    words = {"right": "".join(map(str, on_test)), "validation": validation, "held": len(held[1]), "knn": knn}
     return {"count": draw.count, "seed": draw.seed, **words}
 
 

@@ -24,6 +24,7 @@ TUNING = {
     "warmup_epochs": "auto",
     "min_lr": 0.0,
     "crop_scale": [0.3, 1.0],
+    "watch": "last",  # few validation images choose epochs badly, and their loss rises long before accuracy falls
 }
 PUBLIC_LR = 1e-4  # of the encoder in fine-tuning from public weights
 CONTINUED = 0.1  # times the recipe's learning rate, where pre-training goes on from public weights

@@ -21,6 +21,13 @@ def test_training_ends_when_patience_does_and_the_first_best_is_taken():
     assert not early_stopping.finished(history[:9], settings) and early_stopping.finished(history, settings)
 
 
+def test_the_last_epoch_may_be_taken_whatever_validation_says():
+    settings = finetune.Settings(watch="last", patience=1, epochs=5)
+    history = [{"epoch": i + 1, "val_loss": float(i)} for i in range(5)]
+    assert [early_stopping.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
+    assert early_stopping.best_of(history, settings)["epoch"] == 5
+
+
 def test_a_loss_that_is_not_finite_ends_the_run():
     with pytest.raises(UserError, match="not finite in epoch 4; training has diverged"):
         early_stopping.require_finite({"epoch": 4, "train_loss": math.nan, "val_loss": 1.0})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssl.evaluation import metrics
-from ssl.worth import choice, intervals, scores, verdict
+from ssl.worth import choice, intervals, verdict
 from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
@@ -319,10 +319,6 @@ def test_what_can_be_seen_is_as_wide_as_the_interval():
     assert found.seen > 10 * error  # half of the interval, and POWER deviations
     calm = intervals.mean([zeros], images(1000))
     assert calm.seen == pytest.approx((1.96 + 0.8416) * calm.high / 1.96, rel=2e-3)
-
-
-def test_the_probe_has_about_as_many_steps_on_255_images_as_on_256():
-    assert [scores.probe_epochs(n) for n in (5, 255, 256, 511, 512, 1024, 50_000)] == [100, 100, 100, 100, 50, 30, 30]
 
 
 def test_every_class_counts_alike_in_balanced_accuracy():

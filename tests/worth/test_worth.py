@@ -201,7 +201,7 @@ def array_file(folder: Path, pixels: np.ndarray) -> Path:
 
 def test_public_weights_in_a_file_have_two_starts_and_images_may_be_in_an_array(monkeypatch, quick, tmp_path):
     images = array_file(tmp_path, render(torch.arange(30) % 3, 24, 0).permute(0, 2, 3, 1).numpy())
-    monkeypatch.setattr(plan, "FEW_FIRST", ())
+    monkeypatch.setattr(plan, "FEW", ())
     name = "ssl.encoders.SmallConvNet"
     encoder, _ = build_encoder(name, 96)
     torch.save(encoder.state_dict(), tmp_path / "theirs.pt")
