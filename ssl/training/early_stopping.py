@@ -17,7 +17,7 @@ def require_finite(epoch: dict) -> None:
 
 
 def watched(epoch: dict, settings) -> float:
-    """What `watch` names; less is better: where it is "last", a later epoch. Raises `UserError` where it is undefined."""
+    """What `watch` names; less is better, of "last" a later epoch. Raises `UserError` where it is undefined."""
     if settings.watch == "last":
         return -epoch["epoch"]
     value = epoch[f"val_{settings.watch}"]

@@ -22,15 +22,15 @@ OWN, PUBLIC = network(), network("pub", "pub.pth", epoch=30, train=0.03, check=0
 
 
 def made(minutes: float, networks=(OWN, PUBLIC), seeds: int = 3, spent: float = 20):
-    cells = [cell for cell in plan.order_of_use(list(networks), [1, 5, 20, ALL], seeds) if cell.count != 1]
+    cells = plan.order_of_use(list(networks), [1, 5, 20, ALL], seeds)
     return plan.make(60 * minutes, spent, list(networks), SIZES, cells, 33, 1), cells
 
 
 def test_the_order_of_use_is_all_labels_then_few_then_more_seeds():
     cells = plan.order_of_use([OWN, PUBLIC], [1, 5, 20, ALL], 2)
     assert cells[:4] == [Cell("own", ALL, 0), Cell("pub", ALL, 0), Cell("own", 5, 0), Cell("pub", 5, 0)]
-    assert [cell.seed for cell in cells] == [0] * 8 + [1] * 8
-    assert len(set(cells)) == 16
+    assert [cell.seed for cell in cells] == [0] * 6 + [1] * 6  # with 1 label a class none
+    assert len(set(cells)) == 12
 
 
 @pytest.mark.parametrize("minutes", [6, 10, 30, 120])
