@@ -94,7 +94,7 @@ def pretended(world: int):
         net.register_comm_hook(counted, exchange_gradients)
         return net
 
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "none", "MASTER_PORT": "0"}
     with (
         mock.patch.dict(os.environ, environment),
         mock.patch.object(dist, "init_process_group", join),

@@ -32,8 +32,11 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True on the one process that prints and writes, also before joining and after leaving."""
-    return int(os.environ.get("RANK", 0)) == 0
+    """True on the one process that prints and writes: rank 0 of the group.
+
+    A script asks also before it joins the group and after it has left it: then it is rank 0 of torchrun.
+    """
+    return (rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0
 
 
 def start(
@@ -59,12 +62,17 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
 
     `device` is 'auto' (a GPU if there is one), 'cpu' or 'cuda'. A rank waits `patience` minutes for the others. When
     torchrun dies, this process receives SIGTERM. On a GPU, TF32 is switched off. Raises `UserError` if there is no GPU
-    for this process.
+    for this process, or if the environment has a part of torchrun's description.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGTERM)
     place = _place(device)
     if "RANK" in os.environ and not dist.is_initialized():
+        if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise UserError(
+                f"RANK is in the environment, but {', '.join(missing)} {'are' if missing[1:] else 'is'} not: start "
+                "several processes with torchrun, and for a single one unset RANK"
+            )
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",  # what is on the CPU waits for no GPU
             timeout=datetime.timedelta(minutes=patience),

@@ -9,7 +9,7 @@ from torch import nn
 
 from ssl.checkpoints import torch_file
 from ssl.checkpoints.run_folder import copied
-from ssl.distributed import broadcast_object, is_main
+from ssl.distributed import broadcast_object, rank
 from ssl.encoders import is_known
 from ssl.errors import UserError, one_line
 from ssl.estimators import optimization
@@ -37,7 +37,7 @@ def write(model, path) -> None:
         "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
     }
     problem = None
-    if is_main():
+    if rank() == 0:  # where no group was joined, each process writes
         try:
             torch_file.save(content, path)
         except (OSError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import tempfile
 from functools import partial
 
@@ -11,7 +12,7 @@ from spawn import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ssl.distributed import broadcast_object, rank, world_size
+from ssl.distributed import broadcast_object, is_main, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators import BarlowTwins, fit
 
@@ -86,6 +87,21 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
     assert last_lines[0][0].startswith("fit: 15 steps in ") and last_lines[1][0].startswith("fit: 15 steps in ")
     assert last_lines[2] == []  # rank 1 prints nothing
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
+
+
+def save_and_say(path):
+    """Whether this rank is the one that prints and writes, and whether it wrote the file of an estimator."""
+    os.environ["RANK"] = "1"  # of a job around this group
+    own = path / f"rank {rank()} of {world_size()}.pt"
+    BarlowTwins(Encoder, proj_input_dim=8).save(own)
+    return [is_main(), own.exists()]
+
+
+def test_one_rank_of_a_group_is_the_main_one_whatever_the_environment_says(tmp_path):
+    assert on_ranks(partial(save_and_say, tmp_path), [1, 2], tmp_path) == {
+        1: [2 * [True]],
+        2: [2 * [True], 2 * [False]],
+    }
 
 
 def fit_spoilt(precision):

@@ -720,6 +720,15 @@ def test_a_file_is_read_without_code_and_checked(tmp_path):
             BarlowTwins.load(path, encoder=Encoder)
 
 
+def test_a_process_of_a_job_without_a_group_is_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    model = make()
+    model.save(tmp_path / "model.pt")
+    assert BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder).seed == model.seed
+    with pytest.raises(UserError, match=r"RANK.* WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not.*unset RANK"):
+        model.fit(numbers())
+
+
 def test_numbers_of_numpy_are_saved_and_a_missing_folder_is_told(tmp_path):
     model = make(lambd=np.float64(0.5), lr_scheduler_kwargs={"min_lr": np.float64(0)}).fit(numbers())
     model.save(tmp_path / "model.pt")
