@@ -33,7 +33,6 @@ def check(settings) -> None:
         (["rotation"], lambda degrees: 0 <= degrees <= 180, "degrees is not in 0..180"),
         (["momentum", "linear_momentum"], lambda value: value < 1, "must be below 1, or steps grow without end"),
         (["val_fraction"], lambda share: 0 < share < 1, "is not between 0 and 1"),
-        (["views"], lambda count: 2 <= count <= 16, "is not in 2..16: a loss compares views of one image"),
         (["seed"], lambda value: value < 2**63, "is too large; it must be below 2^63"),
         (["keep_checkpoints"], lambda count: count >= 2, "must be at least 2: a dying machine may damage the newest"),
     ):

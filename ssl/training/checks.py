@@ -7,6 +7,7 @@ from ssl.data.order import Order
 from ssl.distributed import world_size
 from ssl.errors import UserError
 from ssl.evaluation import fixed_head
+from ssl.losses.inputs import MOST_VIEWS
 from ssl.settings import ranges
 from ssl.settings.shared import OF_A_VIEW
 
@@ -15,6 +16,8 @@ def check(settings) -> None:
     """Raise `UserError` for settings that cannot work, before any process waits for another."""
     ranges.check(settings)
     ranges.check_training(settings)
+    if not 2 <= settings.views <= MOST_VIEWS:
+        raise UserError(f"views: {settings.views} is not in 2..{MOST_VIEWS}: a loss compares views of one image")
     for name in OF_A_VIEW:
         values = getattr(settings, name)
         if values != "auto" and len(values) not in (1, 2, settings.views):
