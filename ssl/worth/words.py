@@ -52,7 +52,8 @@ def headline(found: Verdict) -> str:
             f"in these minutes{but}"
         )
     if found.outcome == UNKNOWN:
-        return f"It cannot be told from {found.gain.images} test images whether pre-training pays with all labels{but}"
+        told = f"It cannot be told from {found.gain.images} test images whether pre-training pays with all labels"
+        return f"{told}: {start} gains {100 * found.gain.low:+.1f} to {100 * found.gain.high:+.1f} points{but}"
     if found.outcome == NOTHING:
         some = any(kind(one) == "public" for one in facts.starts)
         which = "not all published weights were compared" if some else "published weights were not compared"
