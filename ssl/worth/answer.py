@@ -79,6 +79,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         left_out=agreed.left_out,
         too_long=sum(len(_network(agreed, cell.network).starts) for cell in made.too_long),
         grouped=work.found.splits["test"].groups is not None,
+        held_out=work.found.splits["val"] is None,
     )
 
 

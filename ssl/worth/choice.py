@@ -23,6 +23,7 @@ class Facts:
     left_out: list[str]  # public weights that are not at hand, and why
     too_long: int  # fine-tunings that did not fit into the minutes
     grouped: bool  # test images are in groups: patients, lesions, slides
+    held_out: bool  # validation images are held out of the training images, which pre-training sees
 
 
 Table = dict[tuple[str, str], dict[int, Score]]  # (start, use) -> {labels a class: Score}
@@ -33,11 +34,17 @@ def kind(start: str) -> str:
     return start if start in (NOTHING, OWN) else "public+own" if start.endswith("+own") else "public"
 
 
-def best_use(table: Table, start: str, count: int = ALL) -> str:
-    """The use of a start with so many labels that is better on the validation images of the seeds that both have."""
+def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
+    """The use of a start with so many labels that is better on the validation images of the seeds that both have.
+
+    A start whose pre-training saw these images, without labels, is fine-tuned if that was measured: its frozen features
+    are better on them than on other images, and so they cannot choose.
+    """
     there = measured(table, start, count)
     if len(there) < 2:
         return there[0]
+    if facts.held_out and start in facts.epochs:
+        return TUNED
     frozen, tuned = (table[start, use][count].validation for use in USES)
     both = frozen.keys() & tuned.keys()
     if not both:

@@ -52,7 +52,7 @@ class Verdict:
 
 
 def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
-    best = {start: best_use(table, start) for start in facts.starts}
+    best = {start: best_use(table, facts, start) for start in facts.starts}
     scores = {start: table[start, best[start]][ALL] for start in facts.starts}
     start, preferred = choose(scores, facts.starts)
     gain = difference(scores[start], scores[NOTHING], test)
@@ -69,7 +69,7 @@ def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:
     found = []
     for count in facts.labels:
         if count != ALL and all(measured(table, one, count) for one in (start, NOTHING)):
-            uses = [best_use(table, one, count) for one in (start, NOTHING)]
+            uses = [best_use(table, facts, one, count) for one in (start, NOTHING)]
             pair = [table[one, use][count] for one, use in zip((start, NOTHING), uses)]
             tuned = TUNED in measured(table, NOTHING, count)
             levels = level(pair[0], test, pair[1]), level(pair[1], test, pair[0])
@@ -98,6 +98,6 @@ def gaps(found: Verdict) -> list[tuple[int, Estimate]]:
     """(labels, by how much the start with so many is better than nothing with all of them)."""
     table, start, nothing = found.table, found.start, found.score(NOTHING)
     few = [count for count in found.facts.labels if count != ALL and measured(table, start, count)]
-    scores = {count: table[start, best_use(table, start, count)][count] for count in few}
+    scores = {count: table[start, best_use(table, found.facts, start, count)][count] for count in few}
     of_few = [(found.facts.labels[count], beyond(scores[count], nothing, found.test)) for count in few]
     return [*of_few, (found.facts.labels[ALL], found.gain)]

@@ -41,7 +41,7 @@ def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
     made = Plan(30, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
     agreed = Agreed([OWN, PUBLIC], made, [])
     of_starts = {"own": 50, "pub+own": 50}
-    known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False)
+    known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False, False)
     known = dataclasses.replace(known, **facts)
     verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, True, None, [], outcome)
     return answer.next_step(verdict, work, agreed, 30)

@@ -33,7 +33,7 @@ def score(share: float, count: int, validation: float | None = None, seeds: int 
 
 def facts(**changes) -> Facts:
     given = dict(starts=STARTS, labels={5: 50, ALL: 500}, epochs={"own": 50}, recipe_epochs={"own": 50})
-    given |= dict(left_out=[], too_long=0, grouped=False)
+    given |= dict(left_out=[], too_long=0, grouped=False, held_out=False)
     return Facts(**given | changes)
 
 
@@ -155,9 +155,19 @@ def test_the_use_is_chosen_on_the_seeds_that_both_uses_have():
     frozen, tuned = score(0.5, 10, seeds=2), score(0.4, 10, seeds=1)
     frozen.validation[1] = 0.0  # only seed 0 is in both
     numbers = {("own", FROZEN): {ALL: frozen}, ("own", TUNED): {ALL: tuned}}
-    assert choice.best_use(numbers, "own") == FROZEN
+    assert choice.best_use(numbers, facts(), "own") == FROZEN
     tuned.validation[0] = 0.6
-    assert choice.best_use(numbers, "own") == TUNED
+    assert choice.best_use(numbers, facts(), "own") == TUNED
+
+
+def test_images_that_pre_training_saw_do_not_choose_its_frozen_features():
+    numbers = {(start, FROZEN): {ALL: score(0.9, 10)} for start in STARTS}
+    numbers |= {(start, TUNED): {ALL: score(0.4, 10)} for start in STARTS}
+    known = facts(held_out=True, epochs={"own": 50, "pub+own": 50})
+    uses = [choice.best_use(numbers, known, start) for start in STARTS]
+    assert uses == [FROZEN, FROZEN, TUNED, TUNED]  # nothing and pub have not seen them
+    numbers["own", TUNED] = {}
+    assert choice.best_use(numbers, known, "own") == FROZEN
 
 
 def test_what_was_not_compared_is_not_said_to_add_nothing():
