@@ -96,13 +96,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
 
 def main() -> None:
     settings, origin = config.parse(Settings)
-    protocols = list(dict.fromkeys(settings.protocol + ["probe", "knn"] * ("card" in settings.protocol)))
-    if "all" in protocols:
-        every = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
-        protocols = every + ["card"] * ("card" in protocols)
-    files_only = settings.near_duplicates is not None or (settings.features and settings.csv_features)
-    if files_only and origin["protocol"] == "default":
-        protocols = [] if settings.features else ["features"]
+    protocols = checks.protocols_of(settings, origin)
     checks.check(settings, protocols, origin)
     if settings.features:
         judge_features(settings, protocols)
@@ -115,12 +109,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     run = pretrained.run_settings(settings.model_path, settings.init_format, settings.encoder)
     fill(settings, run)
     head = fixed_head.settings_of(run if "fixed" in protocols else {})
-    patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
-    device = distributed.start(settings.gpus, settings.device, patience)
-    require_same(settings)
-    settle_threads()
-    folder = results_folder(settings, run, protocols)
-    tell_protocols(settings, protocols, device)
+    device, folder = begin(settings, run, protocols)
 
     images, first = load_images(settings, run, protocols)
     subjects, width, source = build_encoders(settings, first.channels)
@@ -128,9 +117,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     if settings.npz:
         npz.require_memory(sum(map(len, images.values())), width)
     weights = results.about_weights(source, subjects["trained"])
-    say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
-    if weights["steps"] == 0:
-        say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
+    tell_encoder(settings, width, source, weights["steps"])
     tell_images(settings, images, first)
 
     found: dict = {}
@@ -142,8 +129,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
             kept, how = dataclasses.asdict(settings) | {"steps": weights["steps"]}, Reading.of(settings, device)
             images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
             if is_main() and set(protocols) != {"features"}:
-                splits = features.load(folder, device).splits
-                pairs = [splits["train"].pair(), splits["test"].pair()]
+                pairs = features.load(folder, device).pairs()
         elif set(protocols) != {"linear"}:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
@@ -165,18 +151,28 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         found["of"] = about | results.about_protocols(settings, protocols)
         results.report(found, list(subjects), folder)
         card_page.write(found, folder)
-    if first.classes:
-        next_steps.after_judging(settings.model_path, next_steps.given(settings, origin))
-    else:
-        next_steps.after_features(folder / "features.pt", settings)
+    next_steps.after_evaluation(settings, origin, folder, first.classes)
 
 
-def tell_protocols(settings: Settings, protocols: list[str], device: torch.device) -> None:
+def begin(settings: Settings, run: dict, protocols: list[str]) -> tuple[torch.device, Path]:
+    """Join the other processes, make the folder of results.json, and say how it is judged: (device, folder)."""
+    patience = 360  # minutes that the other ranks wait while rank 0 trains the probe
+    device = distributed.start(settings.gpus, settings.device, patience)
+    require_same(settings)
+    settle_threads()
+    folder = results_folder(settings, run, protocols)
     say(f"device      {distributed.describe(device, settings.device)}")
     say(f"precision   {name_of('off', device)}")
     other = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{other}")
     say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
+    return device, folder
+
+
+def tell_encoder(settings: Settings, width: int, source: pretrained.Source, steps: int | None) -> None:
+    say(f"encoder     {settings.encoder}, {width} features, weights of {source}")
+    if steps == 0:
+        say(f"*** {source.path}: this run has made 0 steps; its encoder is judged as it was before training ***")
 
 
 def tell_images(settings: Settings, images: dict[str, Images], first: Images) -> None:
@@ -237,13 +233,14 @@ def fill(settings: Settings, run: dict) -> None:
 def results_folder(settings: Settings, run: dict, protocols: list[str]) -> Path:
     """Make the folder of results.json, before anything is computed; `evaluation` in a folder of finetune.py."""
     if settings.output_dir is not None:
-        folder = Path(settings.output_dir)
+        folder, has_other_images = Path(settings.output_dir), False
     elif published.is_name(settings.model_path):
-        folder = ROOT / "runs" / f"{settings.model_path}_{settings.encoder}_{datasets.called(settings)}"
+        folder, has_other_images = ROOT / "runs" / f"{settings.model_path}_{settings.encoder}", True
     else:
         folder = torch_file.find_encoder(settings.model_path).parent
-        if "features" in protocols and source_run.has_other_images(run, settings):
-            return make_folder(folder / f"features_{datasets.called(settings)}")  # features.pt of the run stays
+        has_other_images = source_run.has_other_images(run, settings)
+    if "features" in protocols and has_other_images:
+        return make_folder(folder / f"features_{datasets.called(settings)}")  # the run's own stay
     return make_folder(folder / "evaluation" if best_model.is_of_finetuning(folder) else folder)
 
 

@@ -37,6 +37,13 @@ def is_number(value) -> bool:
 
 def check(params: dict) -> None:
     """Refuse arguments that cannot work. Raises TypeError or ValueError."""
+    _check_parts(params)
+    _check_numbers(params)
+    _check_choices(params)
+
+
+def _check_parts(params: dict) -> None:
+    """Encoder, optimizer and scheduler: instances, classes or names, and their own arguments."""
     encoder = params["encoder"]
     if not (isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module))):
         raise TypeError(f"Encoder must be a PyTorch nn.Module, or a class inheriting from nn.Module, got {encoder!r}")
@@ -62,10 +69,9 @@ def check(params: dict) -> None:
     if isinstance(wanted, LRScheduler | ReduceLROnPlateau) and set(params["lr_scheduler_kwargs"] or {}) - {"interval"}:
         raise UserError("lr_scheduler_kwargs: an instance of a scheduler is used as it is; of these pass interval only")
     schedule(params["lr_scheduler_kwargs"])
-    if not isinstance(params["exclude_bias_and_norm_wd"], bool | np.bool_):
-        raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {params['exclude_bias_and_norm_wd']!r}")
-    if not (isinstance(params["verbose"], bool | np.bool_) or is_whole(params["verbose"], 0)):
-        raise UserError(f"verbose: expected True or False, got {params['verbose']!r}")
+
+
+def _check_numbers(params: dict) -> None:
     for name, least in LEAST.items():
         if not is_whole(params[name], least):
             raise UserError(f"{name}: expected a whole number of at least {least}, got {params[name]!r}")
@@ -86,6 +92,14 @@ def check(params: dict) -> None:
     seed = params["random_state"]
     if seed is not None and not (is_whole(seed, 0) and seed < 2**32):
         raise UserError(f"random_state: expected a whole number from 0 to 2**32 - 1, or None, got {seed!r}")
+
+
+def _check_choices(params: dict) -> None:
+    """Switches, names from a list, and callbacks."""
+    if not isinstance(params["exclude_bias_and_norm_wd"], bool | np.bool_):
+        raise UserError(f"exclude_bias_and_norm_wd: expected True or False, got {params['exclude_bias_and_norm_wd']!r}")
+    if not (isinstance(params["verbose"], bool | np.bool_) or is_whole(params["verbose"], 0)):
+        raise UserError(f"verbose: expected True or False, got {params['verbose']!r}")
     for name, names in (("precision", ("auto", "bf16", "fp16", "off")), ("device", ("auto", "cpu", "cuda"))):
         if not isinstance(params[name], str) or params[name] not in names:
             raise UserError(f"{name}: {params[name]!r} is none of {', '.join(names)}")

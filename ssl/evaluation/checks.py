@@ -1,4 +1,4 @@
-"""What evaluate.py refuses: settings and splits that cannot work; and that the frozen encoder stayed as it was."""
+"""What evaluate.py is asked for, and what it refuses; and that the frozen encoder stayed as it was."""
 
 import os
 
@@ -11,6 +11,18 @@ from ssl.errors import UserError
 from ssl.evaluation.features import Split
 from ssl.settings import ranges
 from ssl.sources import labels
+
+
+def protocols_of(settings, origin: dict[str, str]) -> list[str]:
+    """What `settings` ask for, in the order in which it is done: a card needs probe and k-NN, files alone need none."""
+    protocols = list(dict.fromkeys(settings.protocol + ["probe", "knn"] * ("card" in settings.protocol)))
+    if "all" in protocols:
+        every = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
+        protocols = every + ["card"] * ("card" in protocols)
+    files_only = settings.near_duplicates is not None or (settings.features and settings.csv_features)
+    if files_only and origin["protocol"] == "default":
+        protocols = [] if settings.features else ["features"]
+    return protocols
 
 
 def check(settings, protocols: list[str], origin: dict[str, str]) -> None:

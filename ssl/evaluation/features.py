@@ -71,6 +71,10 @@ class Features:
     def width(self) -> int:
         return next(iter(self.splits.values())).rows.shape[1]
 
+    def pairs(self) -> list[tuple[Rows, Tensor]]:
+        """[train, test], each (features, labels), to judge by."""
+        return [self.splits[name].pair() for name in ("train", "test")]
+
     def name_of(self, split: str, index: int) -> str:
         """The name of a sample; of a file its path below the folder `data_dir`."""
         name, root = self.splits[split].paths[index], self.settings.get("data_dir")

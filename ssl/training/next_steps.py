@@ -27,6 +27,14 @@ def after_training(run: Path, classes: list[str], judged: bool = False) -> None:
         say(f"features    {command('evaluate.py', model_path=run, protocol='features', csv_features=True)}")
 
 
+def after_evaluation(settings, origin: dict[str, str], folder: Path, classes: list[str]) -> None:
+    """The last lines of evaluate.py, of images of these classes. `origin`: of `config.parse`."""
+    if classes:
+        after_judging(settings.model_path, given(settings, origin))
+    elif settings.near_duplicates is None:
+        say(f"duplicates  {command('evaluate.py', features=folder / 'features.pt', near_duplicates=0.95)}")
+
+
 def given(settings, origin: dict[str, str]) -> dict[str, object]:
     """The settings of evaluate.py that the user has set and finetune.py needs again. `origin`: of `config.parse`."""
     kept = {name: getattr(settings, name) for name in PASSED_ON if origin[name] != "default"}
@@ -46,12 +54,6 @@ def after_judging(model: str | None, settings: dict[str, object]) -> None:
         after_test(run)
     elif path.exists() or published.is_name(model):
         say(f"fine-tune   {command('finetune.py', init=model, **settings)}")
-
-
-def after_features(path: Path, settings) -> None:
-    """The last line of evaluate.py for features of images without labels."""
-    if settings.near_duplicates is None:
-        say(f"duplicates  {command('evaluate.py', features=path, near_duplicates=0.95)}")
 
 
 def after_fine_tuning(run: Path, model: Path) -> None:

@@ -302,4 +302,6 @@ def test_judging_and_fine_tuning_take_the_same_names(images, imagenet, tmp_path)
 def test_the_folder_of_results_has_the_names_of_weights_and_encoder(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "ROOT", tmp_path)
     settings = evaluate.Settings(model_path="imagenet", encoder="resnet18")
-    assert evaluate.results_folder(settings) == tmp_path / "runs" / "imagenet_resnet18"
+    assert evaluate.results_folder(settings, {}, ["knn"]) == tmp_path / "runs" / "imagenet_resnet18"
+    settings.dataset = "CIFAR10"
+    assert evaluate.results_folder(settings, {}, ["features"]) == tmp_path / "runs/imagenet_resnet18/features_CIFAR10"
