@@ -22,10 +22,11 @@ def draws_of(labels, shots, seed):
     return [few_of_classes(labels, shots, seed + draw) for draw in range(few_shot.DRAWS)]
 
 
-def test_the_head_is_that_of_scikit_learn():
-    features, labels = blobs(80, 1)
+@pytest.mark.parametrize("count, width, classes", [(80, 12, 4), (1000, 96, 40)])
+def test_the_head_is_that_of_scikit_learn(count, width, classes):
+    features, labels = blobs(count, 1, width, classes)
     x = logistic.centred(features, statistics(features)[0])
-    weight, bias = logistic.fit(x, labels, 4, c=3.0)
+    weight, bias = logistic.fit(x, labels, classes, c=3.0)
     theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), labels.numpy())
     expected = torch.from_numpy(theirs.predict_proba(x.double().numpy())).float()
     assert torch.allclose((x @ weight.T + bias).softmax(1), expected, atol=1e-3)
