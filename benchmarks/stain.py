@@ -32,11 +32,11 @@ from PIL import Image
 from ssl.console import say, table
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import features, groups, logistic, probes
+from ssl.pixels import STAINS
 
 RECIPE = ROOT / "configs" / "tissue_lc25000_cpu.yaml"
 SHORT_SIDE = 64
-STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # as in ssl.pixels
-OTHER_STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.27, 0.57, 0.78]])
+OTHER_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581), STAINS[2])
 SCANNERS = {  # name: gains of the three stains, their colours, the colour of white
     "a": ([1.0, 1.0, 1.0], STAINS, [1.0, 1.0, 1.0]),
     "b": ([0.7, 1.3, 1.0], STAINS, [1.0, 0.95, 0.88]),

@@ -88,8 +88,8 @@ _CHANNELS = ((3, 2, 4), (1, -1, -1), (-1, 2, 2))
 
 
 # Haematoxylin, eosin, DAB: the density of a unit of each in red, green and blue (Ruifrok & Johnston 2001).
-_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
-_UNMIXED = tuple(map(tuple, torch.linalg.inv(torch.tensor(_STAINS, dtype=torch.float64)).tolist()))
+STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_UNMIXED = tuple(map(tuple, torch.linalg.inv(torch.tensor(STAINS, dtype=torch.float64)).tolist()))
 
 
 # For torch.compile a table is a constant of the graph. It names the constant by the function: one function a table.
@@ -108,7 +108,7 @@ def _channels(device: torch.device, dtype: torch.dtype) -> Tensor:
 @torch.compiler.assume_constant_result
 def _stains(device: torch.device) -> Tensor:
     """(3, 3): of each stain the density of red, green and blue."""
-    return _sent(_STAINS, device, torch.float32)
+    return _sent(STAINS, device, torch.float32)
 
 
 @torch.compiler.assume_constant_result
