@@ -192,6 +192,7 @@ def test_the_console_shows_a_column_a_subject(carded):
     index = next(line for line in lines if line.startswith("  robustness index (n = 63)"))
     assert f"{results['card']['groups']['train']['robustness']['index']:.2f}" in index
     assert results["card"]["groups"]["train"]["without_group"] == 1
+    assert "R@1 (n = 21)" in printed and "did not learn from; they also chose its learning rate" in printed
     assert "12 changed copies of 21 of 21 test images, trained" in printed and "Kömen" in printed
 
 
