@@ -138,8 +138,10 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     dtype = choose_precision(settings.amp, device)
     model = Model(settings, len(all_train.classes), all_train.channels, dtype)
-    named = settings.init, settings.method, settings.encoder
-    source = pretrained.load_encoder(model.encoder, *named) if settings.init else None
+    source = inherit.not_needed(settings, folder) if settings.runs == 1 else None  # a further run begins with them
+    replaced = source is not None  # by the checkpoint
+    if settings.init and not replaced:
+        source = pretrained.load_encoder(model.encoder, settings.init, settings.method, settings.encoder)
     inherit.normalisation(settings, source, all_train)
     model.encoder.requires_grad_(not settings.freeze)
     if not settings.freeze:
@@ -154,12 +156,13 @@ def main() -> None:
     identity = {
         "global_batch": first.order.global_batch,
         "several_runs": settings.runs > 1,  # each in a folder of its own
-        "init_encoder": run_folder.checksum(loaded) if settings.init else None,
         "data": identity_of(first.train, settings.data_dir),
         "val_data": identity_of(first.val, settings.data_dir),
         "test_data": identity_of(test, settings.data_dir),
     }
+    identity |= {} if replaced else {"init_encoder": run_folder.checksum(loaded) if settings.init else None}
     state = resume.find_state(run, settings, identity, CHECKPOINT, ["init_encoder"])  # old checkpoints have none
+    identity = state["identity"] | identity if state else identity
     views, statistics = [random_view(settings)], (settings.mean, settings.std)
     about.write(run, settings, origin, views, statistics, first.order, device)
     introduce.tell_start("finetune.py", settings, origin, device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ssl.checkpoints import pretrained, published, restore, torch_file
+from ssl.checkpoints import pretrained, published, restore
 from ssl.checkpoints.source_run import value
 from ssl.console import say
 from ssl.data.images import Images
@@ -16,6 +16,7 @@ from ssl.settings import config
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
 from ssl.sources.datasets import EIGHT_BITS
+from ssl.sources.recipe import continued
 
 
 def fill(settings: Any, run: dict) -> None:
@@ -103,15 +104,25 @@ def take_architecture(settings: Any, origin: dict[str, str]) -> None:
         config.lay_over(origin, taken, "the run of --init")
 
 
+def not_needed(settings: Any, folder: Path) -> pretrained.Source | None:
+    """Where published weights are from that need not be there: the run in `folder` continues, and began with them.
+
+    Its checkpoint replaces them. None where --init names others, or the run begins. All ranks call it.
+    """
+    known, run = published.find(settings.init, settings.encoder), continued(folder, settings.resume)
+    same = (
+        run and (run / "config.yaml").is_file() and config.read_yaml(run / "config.yaml").get("init") == settings.init
+    )
+    return pretrained.source_of(known) if known and broadcast_object(same) else None
+
+
 def take_weights(settings: Any, encoder: nn.Module, folder: Path) -> pretrained.Source:
     """Put the weights that --init names into `encoder`; return where they are from. All ranks call it.
 
-    A run in `folder` that continues does not need published weights: its checkpoint replaces them.
+    `folder` is the run's: see `not_needed`.
     """
-    known = published.find(settings.init, settings.encoder)
-    continues = settings.resume not in ("auto", "none") or broadcast_object(bool(torch_file.kept(folder)))
-    if known and continues:
-        return pretrained.source_of(known)
+    if source := not_needed(settings, folder):
+        return source
     source = pretrained.load_encoder(encoder, settings.init, settings.init_format, settings.encoder)
     say(f"init        encoder weights of {source}")
     return source

@@ -287,6 +287,31 @@ def test_a_run_starts_from_imagenet_and_continues_without_the_file(images, image
 
 
 @pytest.mark.slow
+def test_a_fine_tuning_continues_without_the_file_that_it_began_with(images, imagenet, tmp_path):
+    how = {"data_dir": images, "encoder": "resnet18", "init": "imagenet", "stem": "imagenet", "image_size": 32}
+    how |= {"batch_size": 12, "lr": 0.05, "workers": 0, "amp": "off", "output_dir": tmp_path / "run"}
+    run("finetune.py", **how, epochs=1)
+    run("finetune.py", **how | {"output_dir": tmp_path / "straight"}, epochs=2)
+    before = torch_file.load(tmp_path / "run" / "checkpoint.pt")["identity"]
+    away = imagenet.rename(tmp_path / imagenet.name)
+    run("finetune.py", **how, epochs=1)  # nothing is left to do
+    done = run("finetune.py", **how, epochs=2, resume_force=True)
+    assert f"init        {V1.url} (imagenet" in done.stdout
+    assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
+    assert torch_file.load(tmp_path / "run" / "checkpoint.pt")["identity"] == before
+    for more in ({"output_dir": tmp_path / "new"}, {"runs": 2}):  # the controls: these begin with the weights
+        done = run("finetune.py", **how | more, epochs=2, resume_force=True, check=False)
+        assert done.returncode == 2 and "cannot be downloaded" in done.stderr and done.stderr.count("\n") == 1
+    # A run that began with other weights is not taken for this one.
+    torch.save(RESNET18.state_dict(), tmp_path / "mine.pth")
+    other = how | {"init": tmp_path / "mine.pth", "output_dir": tmp_path / "mine"}
+    run("finetune.py", **other, epochs=1)
+    done = run("finetune.py", **other | {"init": "imagenet"}, epochs=1, check=False)
+    assert done.returncode == 2 and "cannot be downloaded" in done.stderr
+    shutil.move(away, imagenet)
+
+
+@pytest.mark.slow
 def test_judging_and_fine_tuning_take_the_same_names(images, imagenet, tmp_path):
     common = {"data_dir": images, "encoder": "resnet18", "image_size": 32, "workers": 0}
     done = run("evaluate.py", **common, model_path="imagenet", protocol="knn", output_dir=tmp_path / "judged")
