@@ -54,7 +54,8 @@ def test_a_cell_costs_as_much_as_both_of_its_starts():
 def test_more_minutes_never_do_less():
     plans = [made(minutes)[0] for minutes in (6, 10, 20, 40, 80)]
     for less, more in zip(plans, plans[1:]):
-        assert len(more.cells) >= len(less.cells) and more.epochs["own"] >= less.epochs["own"]
+        assert more.epochs["own"] >= less.epochs["own"] and more.tune >= less.tune
+        assert sum(cell.count == ALL for cell in more.cells) >= sum(cell.count == ALL for cell in less.cells)
 
 
 def test_public_weights_that_are_slow_are_not_trained_further_and_leave_their_time():
@@ -78,7 +79,7 @@ def test_nothing_has_the_most_epochs_and_public_weights_the_fewest():
             plan.tune_epochs(network, start, images) for network in (OWN, PUBLIC) for start in network.starts
         )
         assert nothing == 2 * own and own >= public == further >= 1
-    assert plan.tune_epochs(OWN, "own", 640) == 19  # 12,000 images
+    assert plan.tune_epochs(OWN, "own", 640) == 31  # 20,000 images
 
 
 def test_too_few_minutes_are_refused_and_the_least_that_fit_are_named():
