@@ -7,7 +7,7 @@ from typing import Any
 from ssl.checkpoints import run_reader, safetensors
 from ssl.settings import config
 from ssl.settings.kinds import coerce
-from ssl.settings.shared import DataSettings
+from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 
 
@@ -31,7 +31,7 @@ def value(run: dict, name: str, kind: Any) -> Any:
     return coerce(run.get(name), kind | None, f"config.yaml of the run: {name}")
 
 
-def has_other_images(run: dict, settings: DataSettings) -> bool:
+def has_other_images(run: dict, settings: ImageSettings) -> bool:
     """Whether a run saw other images than `settings` name; False where it does not say."""
 
     def place(path: Any) -> Any:
@@ -39,8 +39,10 @@ def has_other_images(run: dict, settings: DataSettings) -> bool:
 
     if "dataset" not in run:
         return False
+    drawn = datasets.drawn_at(settings)
+    same_size = drawn is None or run.get("image_size", drawn) == drawn
     same_place = all(place(run.get(name)) == place(getattr(settings, name)) for name in ("data_dir", "csv"))
-    return run["dataset"] != settings.dataset or not same_place
+    return not (run["dataset"] == settings.dataset and same_place and same_size)
 
 
 def normalisation(path: Path, content: object) -> list[list[float] | None]:

@@ -17,6 +17,12 @@ def require(found: Features, settings) -> None:
         require_encoder(found, encoder, settings.features, settings.model_path)
     if settings.dataset or settings.data_dir:
         settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+        size, own = datasets.drawn_at(settings), found.settings.get("image_size")
+        if size and found.settings.get("dataset") == settings.dataset and size != own:
+            raise UserError(
+                f"features: {settings.features} is of {settings.dataset} drawn at {own} pixels, which are other images "
+                f"than at {size}; pass --image_size {own}, or leave --dataset out"
+            )
         images = every_image.load(settings)
         if images.keys() != found.splits.keys():
             here, there = (", ".join(splits) for splits in (images, found.splits))

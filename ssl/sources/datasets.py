@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ssl.augment import to_unit
+from ssl.console import say_once
 from ssl.data import preload
 from ssl.data.bad_images import tell_left_out
 from ssl.data.decode import BadImage
@@ -42,7 +43,8 @@ KNOWN = {
     "fake": (224, *IMAGENET),
     **dict.fromkeys([*lesions.TABLES, *SLIDES], (224, *IMAGENET)),
 }
-EIGHT_BITS = ("shapes", "fake", "CIFAR10", "CIFAR100", "SVHN", "STL10")  # always 8 bits, so without a value range
+MADE = ("shapes", "fake")
+EIGHT_BITS = (*MADE, "CIFAR10", "CIFAR100", "SVHN", "STL10")  # always 8 bits, so without a value range
 
 
 def resolve_name(dataset: str | None, data_dir: str | None) -> str:
@@ -55,7 +57,7 @@ def resolve_name(dataset: str | None, data_dir: str | None) -> str:
         lower = {name.lower(): name for name in KNOWN} | lesions.OTHER_NAMES
         hint = f"; did you mean {lower[dataset.lower()]}?" if dataset.lower() in lower else ""
         raise UserError(f"dataset: {dataset!r} is none of {', '.join(KNOWN)}{hint}")
-    if dataset in ("shapes", "fake") and data_dir:
+    if dataset in MADE and data_dir:
         raise UserError(f"data_dir: {dataset} is made, not read; leave --data_dir out, or use --dataset folder")
     return dataset
 
@@ -68,10 +70,19 @@ def resolve(settings: DataSettings) -> None:
             setattr(settings, name, os.path.abspath(os.path.expanduser(path)))
 
 
-def called(settings: DataSettings) -> str:
+def called(settings: ImageSettings) -> str:
     """What a folder of results is called after the images: their table, folder or file, else the data set."""
-    named = settings.csv or settings.data_dir if settings.dataset in ("folder", "array") else None
-    return os.path.basename(os.path.abspath(os.path.expanduser(named))) if named else settings.dataset
+    if named := settings.csv or settings.data_dir if settings.dataset in ("folder", "array") else None:
+        return os.path.basename(os.path.abspath(os.path.expanduser(named)))
+    size = drawn_at(settings)
+    return settings.dataset if size in (None, KNOWN[settings.dataset][0]) else f"{settings.dataset}_{size}"
+
+
+def drawn_at(settings: ImageSettings) -> int | None:
+    """The image size of a data set that is made: at another size it has other images. None of one that is read."""
+    if settings.dataset not in MADE:
+        return None
+    return KNOWN[settings.dataset][0] if settings.image_size in (None, "auto") else settings.image_size
 
 
 def load(name: str, data_dir: str | None, split: str, **others) -> Images | None:
@@ -99,7 +110,6 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
 
 def _read(settings: ImageSettings, split: str) -> Images | None:
     name, data_dir = settings.dataset, settings.data_dir
-    size = KNOWN[name][0] if settings.image_size in (None, "auto") else settings.image_size
     if name == "folder":
         root = existing(data_dir, name)
         return folder(root, split) if settings.csv is None else table(root, settings, split)
@@ -113,9 +123,9 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
     if split == "val":
         return None
     if name == "shapes":
-        return _shapes(split, size)
+        return _shapes(split, drawn_at(settings))
     if name == "fake":
-        return _fake(split, size, settings.seed or 0)
+        return _fake(split, drawn_at(settings), settings.seed or 0)
     if name.startswith("ImageNet"):
         return imagenet(existing(data_dir, name), name, split, settings.class_list)
     if settings.download and is_main():
@@ -196,6 +206,8 @@ def _shapes(split: str, image_size: int) -> Images:
             f"image_size: to draw the built-in data set `shapes` at {image_size} pixels would take minutes and "
             "gigabytes; name your images with --data_dir or --dataset, or pass --image_size 32"
         )
+    if image_size != KNOWN["shapes"][0]:
+        say_once(f"drawn       `shapes` at {image_size} pixels: other images than at {KNOWN['shapes'][0]}")
     pixels, labels = shapes("test" if split == "test" else "train", image_size)
     return Images("shapes", labels, list(SHAPE_CLASSES), resident=pixels)
 

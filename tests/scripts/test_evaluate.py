@@ -11,6 +11,9 @@ from running import run, tiny
 import evaluate
 from ssl.checkpoints import inherit, pretrained
 from ssl.encoders import SmallResNet
+from ssl.errors import UserError
+from ssl.evaluation import feature_origin, features
+from ssl.sources import datasets, shapes
 
 
 def test_results_have_the_promised_form(judged):
@@ -64,6 +67,34 @@ def test_features_are_in_the_run_folder_if_they_are_of_its_images(tmp_path, name
     assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
     assert evaluate.results_folder(settings, of_run, ["probe"]) == tmp_path
     assert evaluate.results_folder(settings, {}, ["features"]) == tmp_path  # of weights whose images are not known
+
+
+def test_shapes_of_another_size_are_other_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shapes, "_IMAGES", {"train": 100, "test": 50})
+    (tmp_path / "encoder.pt").touch()
+    of_run = {"encoder": "resnet18", "dataset": "shapes", "image_size": 24}
+    for named, inner in (
+        ({}, "."),
+        ({"image_size": 24}, "."),
+        ({"image_size": 28}, "features_shapes_28"),
+        ({"dataset": "shapes"}, "features_shapes"),  # of 32 pixels
+    ):
+        settings = evaluate.Settings(model_path=str(tmp_path), **named)
+        evaluate.fill(settings, of_run)
+        assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
+
+    splits = {}
+    for name in ("train", "test"):
+        data = datasets.load("shapes", None, name, image_size=24)
+        rows = features.Rows((torch.randn(len(data), 4),), torch.device("cpu"))
+        names = [data.sample_name(index) for index in range(len(data))]
+        splits[name] = features.Split(name, rows, data.labels, data.classes, names)
+    assert "drawn       `shapes` at 24 pixels: other images than at 32" in capsys.readouterr().out
+    found = features.Features(splits, data.classes, None, of_run)
+    feature_origin.require(found, evaluate.Settings(features="x", dataset="shapes", image_size=24))
+    for size in (28, None):
+        with pytest.raises(UserError, match=f"drawn at 24 pixels, which are other images than at {size or 32}; pass"):
+            feature_origin.require(found, evaluate.Settings(features="x", dataset="shapes", image_size=size))
 
 
 def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
