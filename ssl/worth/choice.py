@@ -35,17 +35,20 @@ def kind(start: str) -> str:
 
 
 def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
-    """The use of a start with so many labels that is better on the validation images of the seeds that both have.
+    """The use of a start with so many labels; where both were measured, the better one by validation with all labels.
 
-    A start whose pre-training saw these images, without labels, is fine-tuned if that was measured: its frozen features
-    are better on them than on other images, and so they cannot choose.
+    Random weights are fine-tuned. So is a start whose pre-training saw the validation images, without labels: its
+    frozen features are better on them than on other images, and so they cannot choose. With few labels there are too
+    few of them to choose: the use is that with all.
     """
     there = measured(table, start, count)
     if len(there) < 2:
         return there[0]
-    if facts.held_out and start in facts.epochs:
+    if start == NOTHING or (facts.held_out and start in facts.epochs):
         return TUNED
-    frozen, tuned = (table[start, use][count].validation for use in USES)
+    if count != ALL:
+        return best_use(table, facts, start)
+    frozen, tuned = (table[start, use][ALL].validation for use in USES)
     both = frozen.keys() & tuned.keys()
     if not both:
         return FROZEN
