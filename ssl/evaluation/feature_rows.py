@@ -15,8 +15,7 @@ class Rows:
     """N rows that `ssl.evaluation.probes` uses as a tensor (N, F): len, shape, device, [indices], split.
 
     The `parts` (n, F) follow each other. Row i is row chosen[i] of them (without `chosen` row i), standardised by
-    `mean` and `std` (F,) where these are set. Only rows that are asked for are read, into a tensor of float32 on
-    `device`: other programs write features in float64, too.
+    `mean` and `std` (F,) where these are set. Only rows that are asked for are read, into a tensor on `device`.
     """
 
     parts: tuple[Tensor, ...]
@@ -34,9 +33,10 @@ class Rows:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         index = index if self.chosen is None else self.chosen[index.to(self.chosen.device)]
-        one = len(self.parts) == 1
-        rows = self.parts[0][index.to(self.parts[0].device)] if one else self._from_parts(index.cpu())
-        rows = rows.to(self.device, torch.float32)
+        if len(self.parts) == 1:
+            rows = self.parts[0][index.to(self.parts[0].device)].to(self.device)
+        else:
+            rows = self._from_parts(index.cpu()).to(self.device)
         return rows if self.mean is None else (rows - self.mean) / self.std
 
     def _from_parts(self, index: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
     blocks = block_size(rows)
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.split(blocks)) / len(rows)
     square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))
-    return mean.float(), (square / len(rows)).sqrt().float().clamp(min=1e-6)
+    kind = rows.dtype if isinstance(rows, Tensor) else rows.parts[0].dtype
+    return mean.to(kind), (square / len(rows)).sqrt().to(kind).clamp(min=1e-6)
 
 
 def unit_length(rows: Tensor) -> Tensor:

@@ -252,7 +252,8 @@ def _split(path: Path, name: str, entry, classes: list[str], device: torch.devic
     kinds = {(part["features"].shape[1], part["features"].dtype) for part in parts}
     if len(kinds) > 1:
         raise UserError(f"features: the shards of {name} in {path} do not belong together: they are {kinds}")
-    rows = tuple(part["features"] if sharded else part["features"].to(device) for part in parts)
+    rows = [part["features"].float() for part in parts]  # other programs write float64, too
+    rows = tuple(rows if sharded else [part.to(device) for part in rows])
     labels = torch.cat([part["labels"] for part in parts])
     names = [word for part in parts for word in part["names"]]
     groups = [word or None for part in parts for word in part.get("groups", [])]
