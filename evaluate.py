@@ -231,7 +231,7 @@ def fill(settings: Settings, run: dict) -> None:
 
 
 def results_folder(settings: Settings, run: dict, protocols: list[str]) -> Path:
-    """Make the folder of results.json, before anything is computed; `evaluation` in a folder of finetune.py."""
+    """Make the folder of what is written, before anything is computed; docs/judging.md says which."""
     if settings.output_dir is not None:
         folder, has_other_images = Path(settings.output_dir), False
     elif published.is_name(settings.model_path):

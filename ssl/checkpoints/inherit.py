@@ -110,10 +110,8 @@ def not_needed(settings: Any, folder: Path) -> pretrained.Source | None:
     Its checkpoint replaces them. None where --init names others, or the run begins. All ranks call it.
     """
     known, run = published.find(settings.init, settings.encoder), continued(folder, settings.resume)
-    same = (
-        run and (run / "config.yaml").is_file() and config.read_yaml(run / "config.yaml").get("init") == settings.init
-    )
-    return pretrained.source_of(known) if known and broadcast_object(same) else None
+    began = config.read_yaml(run / "config.yaml") if run and (run / "config.yaml").is_file() else {}
+    return pretrained.source_of(known) if known and broadcast_object(began.get("init") == settings.init) else None
 
 
 def take_weights(settings: Any, encoder: nn.Module, folder: Path) -> pretrained.Source:
