@@ -721,6 +721,8 @@ def test_a_file_is_read_without_code_and_checked(tmp_path):
 
 
 def test_a_process_of_a_job_without_a_group_is_alone(tmp_path, monkeypatch):
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "1")
     model = make()
     model.save(tmp_path / "model.pt")

@@ -10,6 +10,7 @@ from running import run, tiny
 
 import evaluate
 from ssl.checkpoints import inherit, pretrained
+from ssl.console import say_once
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
 from ssl.evaluation import feature_origin, features
@@ -83,6 +84,7 @@ def test_shapes_of_another_size_are_other_images(tmp_path, monkeypatch, capsys):
         evaluate.fill(settings, of_run)
         assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
 
+    say_once.cache_clear()  # another test may have said it
     splits = {}
     for name in ("train", "test"):
         data = datasets.load("shapes", None, name, image_size=24)
