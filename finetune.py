@@ -185,7 +185,7 @@ def main() -> None:
         trial = first if number == 0 else make_trial(settings, folder, splits, number)
         files.make_folder(trial.folder)
         before = folder if number else learnt_from.begun_with(folder, state, settings)
-        used = [(trial.train, "labels"), (trial.val, "choice")]
+        used = [(trial.train, "labels"), *([] if settings.watch == "last" else [(trial.val, "choice")])]
         learnt_from.write(folder, before, used, [test], settings.data_dir)
         distributed.barrier()
         begin_weights(model, loaded, trial.seed)
@@ -252,7 +252,7 @@ def end_epoch(settings: Settings, trial: "Trial", fit: Fit, session: FitSession,
     early_stopping.require_finite(epoch)
     fit.history.append(epoch)
     log.write(fit, speed, bad_images)
-    if early_stopping.best_of(fit.history, settings) is epoch:
+    if early_stopping.keeps_newest(fit.history, settings):
         fit.best = {
             "model": run_folder.copied(fit.model.state_dict()),
             "classes": trial.train.classes,
@@ -483,6 +483,8 @@ def check(settings: Settings) -> None:
         raise UserError("method says how to read a file of weights; name it with --init")
     if settings.warmup_epochs and settings.schedule == "plateau":
         raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")
+    if settings.watch == "last" and settings.schedule == "plateau":
+        raise UserError("watch: last compares no epochs, and schedule plateau has to; set --schedule cosine")
     if settings.jitter[3] > 0.5:
         raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
 

@@ -88,10 +88,12 @@ def judge(folder: Path, split: str) -> dict[str, float]:
     robustness = groups.robustness_index(h, labels, scanner)
     if robustness["index"] is None:
         raise UserError(f"images: these of {split} have no robustness index: {robustness['index_why']}")
+    of_class = logistic.learn((train, y), classes, centre)
+    of_scanner = logistic.learn((train, train_scanner), len(SCANNERS), centre)
     return {
         "knn": probes.knn((train, y), (h, labels), classes)["acc1"],
-        "linear": logistic.hits((train, y), (h, labels), classes, centre).double().mean().item(),
-        "scanner": logistic.hits((train, train_scanner), (h, scanner), len(SCANNERS), centre).double().mean().item(),
+        "linear": of_class.hits((h, labels)).double().mean().item(),
+        "scanner": of_scanner.hits((h, scanner)).double().mean().item(),
         "index": robustness["index"],
     }
 

@@ -39,7 +39,7 @@ def accuracies(train: Samples, test: Samples, classes: int, draws: list[Tensor],
     for index in draws:
         index = index.to(train[1].device)
         part = (subset(train[0], index), train[1][index])
-        found.append(metrics.accuracy(test[1], logistic.hits(part, test, classes, mean)))
+        found.append(metrics.accuracy(test[1], logistic.learn(part, classes, mean).hits(test)))
     differ = any(not torch.equal(index, draws[0]) for index in draws)
     over: dict = {}
     for name in ("acc1", "balanced_accuracy"):

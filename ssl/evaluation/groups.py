@@ -144,7 +144,7 @@ def group_accuracy(features: Tensor | Rows, labels: Tensor, groups: Tensor, seed
     (x, own, y), (test_x, test_own, test_y) = (
         (features[index], groups.to(labels.device)[index], labels[index]) for index in parts
     )
-    right = logistic.hits((x, own), (test_x, test_own), len(largest), x.mean(0))
+    right = logistic.learn((x, own), len(largest), x.mean(0)).hits((test_x, test_own))
     table = torch.zeros(int(labels.max()) + 1, len(largest), device=labels.device)
     table.index_put_((y, own), torch.ones(len(y), device=labels.device), accumulate=True)
     from_class = table.argmax(1)[test_y]

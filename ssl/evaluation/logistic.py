@@ -1,5 +1,7 @@
 """Logistic regression with fixed settings: the head for few labels, and for groups. Nothing is chosen."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,22 +19,26 @@ def centred(features: Tensor, mean: Tensor) -> Tensor:
     return unit_length(features - mean)
 
 
-def fit(features: Tensor, labels: Tensor, classes: int, c: float = C) -> tuple[Tensor, Tensor]:
+def fit(features: Tensor, labels: Tensor, classes: int, c: float = C, balanced: bool = False) -> tuple[Tensor, Tensor]:
     """(weight (classes, F), bias (classes,)) of a softmax regression on features (N, F), labels (N,) in 0..classes-1.
 
     It minimises sum(cross-entropy) + |weight|² / (2 c), as scikit-learn's LogisticRegression(C=c) does, from 0 by
-    L-BFGS. The same inputs give the same head: there are no random numbers and no batches.
+    L-BFGS. The same inputs give the same head: there are no random numbers and no batches. `balanced`: every class of
+    the labels has the same part of the sum, as with its class_weight="balanced".
     """
     weight = torch.zeros(classes, features.shape[1], device=features.device, dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, dtype=features.dtype, requires_grad=True)
     decay = 1 / (2 * c * len(labels))
     limits = {"max_iter": STEPS, "tolerance_grad": 1e-6, "tolerance_change": 1e-9, "history_size": HISTORY}
+    counts = torch.bincount(labels, minlength=classes).to(features.dtype)
+    of_class = len(labels) / (counts > 0).sum() / counts.clamp(min=1) if balanced else None
     optimizer = torch.optim.LBFGS([weight, bias], line_search_fn="strong_wolfe", **limits)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
-            value = F.cross_entropy(F.linear(features, weight, bias), labels) + decay * weight.square().sum()
+            scores = F.linear(features, weight, bias)
+            value = F.cross_entropy(scores, labels, weight=of_class) + decay * weight.square().sum()
         value.backward()
         return value
 
@@ -40,10 +46,24 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float = C) -> tuple[T
     return weight.detach(), bias.detach()
 
 
+@dataclass(frozen=True)
+class Head:
+    """Scores of features (N, F), centred by `mean` (F,): weight (classes, F), bias (classes,)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+
+    @torch.no_grad()
+    def hits(self, test: Samples) -> Tensor:
+        """Whether each label of `test` is the best class (N,)."""
+        blocks = zip(test[0].split(block_size(test[0])), test[1].split(block_size(test[0])))
+        return torch.cat([F.linear(centred(x, self.mean), self.weight, self.bias).argmax(1) == y for x, y in blocks])
+
+
 @torch.no_grad()
-def hits(train: Samples, test: Samples, classes: int, mean: Tensor) -> Tensor:
-    """Whether each label of `test` is the best class (N,), of a head that learns from all of `train`, centred."""
+def learn(train: Samples, classes: int, mean: Tensor, balanced: bool = False) -> Head:
+    """The head that learns from all of `train`, centred by `mean` (F,)."""
     features, labels = train
-    weight, bias = fit(centred(features[torch.arange(len(labels))], mean), labels, classes)
-    blocks = zip(test[0].split(block_size(test[0])), test[1].split(block_size(test[0])))
-    return torch.cat([F.linear(centred(x, mean), weight, bias).argmax(1) == y for x, y in blocks])
+    x = centred(features[torch.arange(len(labels))], mean)
+    return Head(*fit(x, labels, classes, balanced=balanced), mean)

@@ -31,6 +31,13 @@ def best_of(history: list[dict], settings) -> dict:
     return min(history, key=lambda epoch: watched(epoch, settings))
 
 
+def keeps_newest(history: list[dict], settings) -> bool:
+    """Whether the model of the newest epoch is kept: it is the best so far, or with "last" the last."""
+    if settings.watch == "last":
+        return len(history) == settings.epochs
+    return best_of(history, settings) is history[-1]
+
+
 def finished(history: list[dict], settings) -> bool:
     """Whether all epochs are over, or the last `patience` of them were not better than the best before."""
     if len(history) in (0, settings.epochs):

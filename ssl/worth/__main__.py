@@ -31,7 +31,7 @@ from ssl.training.threads import settle_threads
 from ssl.worth import answer, kept, look, measure, networks, page, plan
 from ssl.worth.jobs import run_all
 from ssl.worth.starts import find_public
-from ssl.worth.work import Work
+from ssl.worth.work import METHOD, Work
 
 
 @dataclass
@@ -77,7 +77,7 @@ def main() -> None:
     folder = Path(settings.output_dir)
     held = lock(folder / "lock")
     data = pretrain_on = look.passed_on(settings)
-    of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir)}
+    of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir), "method": METHOD}
     if settings.unlabelled:
         unlabelled = look.find_unlabelled(settings, settings.unlabelled, found.splits["test"])
         of["images"]["pre-training"] = unlabelled.fingerprint(None)
@@ -125,7 +125,8 @@ def agree(
         if (cell.count, cell.seed) in found.tunable
     ]
     spent = time.monotonic() - began
-    made = plan.make(machine.seconds, spent, some, sizes, cells, len(found.draws), usable_cores())
+    labels = sum(len(one.fit) for one in found.draws)
+    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, usable_cores())
     return kept.Agreed(some, made, left_out)
 
 
@@ -144,8 +145,7 @@ def check(settings: Settings) -> None:
     ranges.check(settings)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("one process compares the starts; leave out torchrun")
-    which = Path(settings.data_dir).stem if settings.dataset in ("folder", "array") else settings.dataset
-    settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{which}")
+    settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{datasets.called(settings)}")
     check_folder(Path(settings.output_dir), settings.data_dir)
 
 

@@ -37,14 +37,13 @@ def kind(start: str) -> str:
 def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
     """The use of a start with so many labels; where both were measured, the better one by validation with all labels.
 
-    Random weights are fine-tuned. So is a start whose pre-training saw the validation images, without labels: its
-    frozen features are better on them than on other images, and so they cannot choose. With few labels there are too
-    few of them to choose: the use is that with all.
+    Random weights are fine-tuned, and so is a start whose frozen features are flattered by validation. With few labels
+    there are too few validation images to choose: the use is that with all.
     """
     there = measured(table, start, count)
     if len(there) < 2:
         return there[0]
-    if start == NOTHING or (facts.held_out and start in facts.epochs):
+    if start == NOTHING or is_flattered(facts, start, FROZEN):
         return TUNED
     if count != ALL:
         return best_use(table, facts, start)
@@ -53,6 +52,12 @@ def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
     if not both:
         return FROZEN
     return TUNED if sum(tuned[seed] for seed in both) >= sum(frozen[seed] for seed in both) else FROZEN
+
+
+def is_flattered(facts: Facts, start: str, use: str) -> bool:
+    """Whether pre-training saw the validation images, without labels: frozen features are better on these than on
+    other images, so that they cannot be chosen by them."""
+    return use == FROZEN and facts.held_out and start in facts.epochs
 
 
 def measured(table: Table, start: str, count: int) -> list[str]:

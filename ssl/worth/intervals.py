@@ -41,18 +41,24 @@ def difference(one: Score, other: Score, test: Judges) -> Estimate:
 
 def beyond(one: Score, other: Score, test: Judges) -> Estimate:
     """As `difference`, of scores with different draws of labels: each seed of `one` against the mean of `other`."""
-    mean_of_other = np.mean(list(other.right.values()), 0)
-    return mean([right - mean_of_other for right in one.right.values()], test)
+    others = np.stack(list(other.right.values())).astype(float)
+    between = max(_variance(others, test), BETWEEN_SEEDS**2) / len(others)
+    return mean([right - others.mean(0) for right in one.right.values()], test, between)
 
 
-def mean(of_seeds: Sequence[np.ndarray], test: Judges) -> Estimate:
+def _variance(values: np.ndarray, test: Judges) -> float:
+    """Between seeds, of the means of values (seeds, N); 0 of one seed."""
+    return float((values @ test.weights()).var(ddof=1)) if len(values) > 1 else 0.0
+
+
+def mean(of_seeds: Sequence[np.ndarray], test: Judges, besides: float = 0.0) -> Estimate:
     """The mean of numbers (N,) in -1..1 of the test images, one array for each seed.
 
     Its variance is that over images (whole groups), as if there were other test images, and that over seeds, as if
-    there were other draws of labels and other trainings; at least BETWEEN_SEEDS is assumed for that. As in Agresti and
-    Min's interval for paired shares (2005) one image more in favour and one against are imagined, each a half: without
-    them, ten images that all agree would be sure. Satterthwaite's degrees of freedom, of what was measured, make the
-    interval wide where groups are few, or few seeds differ much.
+    there were other draws of labels and other trainings; at least BETWEEN_SEEDS is assumed. `besides` is added.
+    As in Agresti and Min's interval for paired shares (2005) one image more in favour and one against are imagined,
+    each a half: without them, ten images that all agree would be sure. Satterthwaite's degrees of freedom, of what was
+    measured, make the interval wide where groups are few, or few seeds differ much.
     """
     values, weight = np.stack(of_seeds), test.weights()
     value = float(values.mean(0) @ weight)
@@ -61,9 +67,9 @@ def mean(of_seeds: Sequence[np.ndarray], test: Judges) -> Estimate:
     alike = 1 / float((weight**2).sum())  # the number of images, if all weighed alike
     shrunk = alike / (alike + 2)
     of_images = float((spread**2).sum()) * shrunk**2 * groups / max(groups - 1, 1) + 1 / (alike + 2) ** 2
-    measured = float((values @ weight).var(ddof=1)) if seeds > 1 else 0.0
+    measured = _variance(values, test)
     assumed, more = BETWEEN_SEEDS**2 / seeds, max(measured - BETWEEN_SEEDS**2, 0.0) / seeds
-    variance = of_images + assumed + more
+    variance = of_images + assumed + more + besides
     freedom = variance**2 / (of_images**2 / max(groups - 1, 1) + more**2 / max(seeds - 1, 1))
     deviations, error = student_95(freedom), math.sqrt(variance)
     middle, half = value * shrunk, deviations * error

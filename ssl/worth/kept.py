@@ -56,7 +56,7 @@ def read(path: Path, of: dict) -> Agreed | None:
         some = [Network(**one | {"speed": Speed(**one["speed"])}) for one in content["networks"]]
         return Agreed(some, Plan(**made), content["left_out"])
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: cannot be read; remove it, and the same command plans again") from None
+        raise UserError(f"{path}: is not a plan of this version of ssl.worth; name another --output_dir") from None
 
 
 # Words ------------------------------------------------------------------------------------------

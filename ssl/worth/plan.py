@@ -94,15 +94,15 @@ class Plan:
 
 
 def make(
-    seconds: float, spent: float, networks: list[Network], sizes: Sizes, cells: list[Cell], draws: int, cores: int
+    seconds: float, spent: float, networks: list[Network], sizes: Sizes, cells: list[Cell], labels: int, cores: int
 ) -> Plan:
     """The plan for so many seconds, of which some are `spent` on measuring. `cells` are all, in the order of their use;
-    `draws` are those of labels that heads of frozen encoders learn from, for each start.
+    `labels` is how many labels the heads of a frozen encoder learn from, all draws together.
 
     Raises `UserError` where not even the first things fit.
     """
     left = SPARE * seconds - spent
-    frozen = sum(len(network.starts) * _frozen(network, sizes, draws, cores) for network in networks)
+    frozen = sum(len(network.starts) * _frozen(network, sizes, labels, cores) for network in networks)
     epochs = _pretraining(networks, PRETRAIN * (left - frozen))
     own = next(network for network in networks if network.weights is None)
     pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
@@ -161,10 +161,10 @@ def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
     return sizes.all < tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
 
 
-def _frozen(network: Network, sizes: Sizes, draws: int, cores: int) -> float:
+def _frozen(network: Network, sizes: Sizes, labels: int, cores: int) -> float:
     """Seconds of judging one frozen start: its features, and the heads on them, of about 125 passes each."""
     features = sizes.all * (network.speed.judge + network.speed.read)
-    heads = 2 * 6 * 125 * sizes.classes * network.width * (3 * sizes.train + draws * 20 * sizes.classes)
+    heads = 6 * 125 * sizes.classes * network.width * labels
     return network.speed.start + features + heads / HEAD_FLOPS / cores
 
 

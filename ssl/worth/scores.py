@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl import files
 from ssl.data.images import Images
 from ssl.evaluation import features, logistic, probes
-from ssl.evaluation.feature_rows import Rows, Samples
+from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.worth.splits import Draw
 
 
@@ -53,6 +53,7 @@ class Features:
     """Features of a start: rows and labels of the labelled images of each split, and rows by name of train's."""
 
     train: Rows
+    mean: Tensor  # of train, (F,)
     place: dict[str, int]
     validation: tuple[Rows, Tensor] | None
     test: tuple[Rows, Tensor]
@@ -71,7 +72,8 @@ class Features:
 
         place = {name: row for row, name in enumerate(found.splits["train"].paths)}
         validation = labelled("val") if splits["val"] is not None else None
-        return cls(found.splits["train"].rows, place, validation, labelled("test"))
+        rows = found.splits["train"].rows
+        return cls(rows, statistics(rows)[0], place, validation, labelled("test"))
 
 
 def readable_test(path: Path, test: Images, balanced: bool) -> Judges:
@@ -90,28 +92,16 @@ def judge_frozen(found: Features, draw: Draw, train: Images, balanced: bool) -> 
 
     The head is `ssl.evaluation.logistic`: it has no settings to choose, so validation images judge it fairly.
     """
-    classes, mean = len(train.classes), found.train[torch.arange(len(found.train))].mean(0)
     fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
     held = held if found.validation is None else found.validation
-    learns = _alike(fit) if balanced else fit
-    on_test = logistic.hits(learns, found.test, classes, mean).int().tolist()
+    head = logistic.learn(fit, len(train.classes), found.mean, balanced)
     validation = None
     if len(held[1]):
-        on_held = logistic.hits(learns, held, classes, mean).cpu().numpy()
-        validation = float(on_held @ weights(held[1].cpu().numpy(), balanced))
-    knn = probes.knn(fit, found.test, classes)["balanced_accuracy" if balanced else "acc1"]
-    words = {"right": "".join(map(str, on_test)), "validation": validation, "held": len(held[1]), "knn": knn}
+        validation = float(head.hits(held).cpu().numpy() @ weights(held[1].cpu().numpy(), balanced))
+    knn = probes.knn(fit, found.test, len(train.classes))["balanced_accuracy" if balanced else "acc1"]
+    right = "".join(map(str, head.hits(found.test).int().tolist()))
+    words = {"right": right, "validation": validation, "held": len(held[1]), "knn": knn}
     return {"count": draw.count, "seed": draw.seed, **words}
-
-
-def _alike(samples: Samples) -> Samples:
-    """The samples (features (N, F), labels (N,)), those of rare classes several times: every class counts about alike,
-    as in fine-tuning with --balanced."""
-    rows, labels = samples
-    counts = torch.bincount(labels).clamp(min=1)
-    times = counts.max().div(counts).round().long()[labels]
-    index = torch.arange(len(labels), device=labels.device).repeat_interleave(times)
-    return rows.subset(index), labels[index]
 
 
 def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tensor]:

@@ -5,7 +5,7 @@ Validation images choose the start. The test images say how sure the choice is; 
 
 from dataclasses import dataclass
 
-from ssl.worth.choice import TUNED, Facts, Table, best_use, choose, is_short, kind, measured, not_tuned
+from ssl.worth.choice import TUNED, Facts, Table, best_use, choose, is_flattered, is_short, kind, measured, not_tuned
 from ssl.worth.intervals import Estimate, beyond, difference, level
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
@@ -54,7 +54,7 @@ class Verdict:
 def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
     best = {start: best_use(table, facts, start) for start in facts.starts}
     scores = {start: table[start, best[start]][ALL] for start in facts.starts}
-    start, preferred = choose(scores, facts.starts)
+    start, preferred = choose(scores, [start for start in facts.starts if not is_flattered(facts, start, best[start])])
     gain = difference(scores[start], scores[NOTHING], test)
     if gain.high < WORTH:
         outcome = UNKNOWN if is_short(facts, OWN) or not_tuned(table, facts) else NOTHING

@@ -90,7 +90,7 @@ def _labels(found: Verdict) -> str:
     start, everything, of_labels = found.start, found.facts.labels[ALL], gaps(found)
     how, needed = labels_needed([(labels, gap.value) for labels, gap in of_labels])
     if how == "more than" or needed >= everything:
-        return f"{start} saves no labels: with all of them it does not pass training from nothing."
+        return f"{start} saves no labels: with fewer than all of them it does not reach training from nothing."
     fewest, most = (
         f"{'' if how == 'about' else f'{how} '}{labels:.0f}"
         for how, labels in (

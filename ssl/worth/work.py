@@ -7,9 +7,10 @@ import torch
 
 from ssl.checkpoints import torch_file
 from ssl.encoders import build_encoder
+from ssl.evaluation import logistic
 from ssl.worth.jobs import Job
 from ssl.worth.look import Look
-from ssl.worth.plan import BATCH, Cell, Network, Plan, holds_in_memory, tune_epochs
+from ssl.worth.plan import BATCH, EPOCHS, FROM_NOTHING, SEEN, Cell, Network, Plan, holds_in_memory, tune_epochs
 from ssl.worth.splits import HELD, called, write_list
 from ssl.worth.starts import NOTHING
 
@@ -28,6 +29,11 @@ TUNING = {
 }
 PUBLIC_LR = 1e-4  # of the encoder in fine-tuning from public weights
 CONTINUED = 0.1  # times the recipe's learning rate, where pre-training goes on from public weights
+METHOD = {  # what results of one comparison must have in common, as JSON has it
+    "fine-tuning": TUNING | {"public_lr": PUBLIC_LR, "seen": SEEN, "from_nothing": FROM_NOTHING},
+    "epochs": {kind: list(bounds) for kind, bounds in EPOCHS.items()},
+    "frozen": logistic.WORDS,
+}
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,18 @@ def draws_of(labels, shots, seed):
     return [few_of_classes(labels, shots, seed + draw) for draw in range(few_shot.DRAWS)]
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("count, width, classes", [(80, 12, 4), (1000, 96, 40)])
-def test_the_head_is_that_of_scikit_learn(count, width, classes):
+def test_the_head_is_that_of_scikit_learn(count, width, classes, balanced):
     features, labels = blobs(count, 1, width, classes)
+    kept = (labels > 0) | (torch.arange(count) < count // 2)  # class 0 has half as many images as the others
+    features, labels = features[kept], labels[kept]
     x = logistic.centred(features, statistics(features)[0])
-    weight, bias = logistic.fit(x, labels, classes, c=3.0)
-    theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), labels.numpy())
+    weight, bias = logistic.fit(x, labels, classes, c=3.0, balanced=balanced)
+    weighted = "balanced" if balanced else None
+    theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000, class_weight=weighted).fit(
+        x.double().numpy(), labels.numpy()
+    )
     expected = torch.from_numpy(theirs.predict_proba(x.double().numpy())).float()
     assert torch.allclose((x @ weight.T + bias).softmax(1), expected, atol=1e-3)
 
@@ -35,7 +41,7 @@ def test_the_head_is_that_of_scikit_learn(count, width, classes):
 def test_two_classes_and_one_image_of_each():
     features, labels = blobs(2, 1, classes=2)
     mean = statistics(features)[0]
-    assert logistic.hits((features, labels), (features, labels), 2, mean).all()
+    assert logistic.learn((features, labels), 2, mean).hits((features, labels)).all()
 
 
 def test_accuracies_are_those_of_scikit_learn_on_the_same_draws():

@@ -25,7 +25,9 @@ def test_the_last_epoch_may_be_taken_whatever_validation_says():
     settings = finetune.Settings(watch="last", patience=1, epochs=5)
     history = [{"epoch": i + 1, "val_loss": float(i)} for i in range(5)]
     assert [early_stopping.finished(history[:n], settings) for n in range(6)] == [False] * 5 + [True]
-    assert early_stopping.best_of(history, settings)["epoch"] == 5
+    assert [early_stopping.keeps_newest(history[:n], settings) for n in range(1, 6)] == [False] * 4 + [True]
+    with pytest.raises(UserError, match="watch: last compares no epochs, and schedule plateau has to"):
+        finetune.check(finetune.Settings(watch="last", dataset="shapes"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from ssl.data.images import Images
-from ssl.evaluation.feature_rows import Rows
 from ssl.sources import labels
 from ssl.sources.labelled import choose_labels
-from ssl.worth import scores, splits
+from ssl.worth import splits
 from ssl.worth.splits import ALL, HELD, draw
 
 
@@ -94,12 +93,3 @@ def test_a_name_that_is_the_end_of_another_is_listed_rightly(tmp_path):
     data = Images("folder", torch.tensor([0, 1, 1]), ["a", "b"], paths=paths)
     path = splits.write_list(["/data/a/1.png"], tmp_path / "list")
     assert labels.listed(data, str(path)).tolist() == [0]
-
-
-def test_a_probe_of_unequal_classes_learns_from_every_class_alike():
-    """90 images of one class and 10 of another: each of these is there nine times."""
-    labels = torch.tensor([0] * 90 + [1] * 10)
-    rows = Rows((torch.arange(100.0)[:, None],), torch.device("cpu"))
-    features, marks = scores._alike((rows, labels))
-    assert torch.bincount(marks).tolist() == [90, 90]
-    assert torch.bincount(features[torch.arange(180)][:, 0].long()).tolist() == [1] * 90 + [9] * 10

@@ -170,6 +170,18 @@ def test_images_that_pre_training_saw_do_not_choose_its_frozen_features():
     assert choice.best_use(numbers, known, "own") == FROZEN
 
 
+def test_a_start_that_validation_flatters_is_not_taken():
+    """Pre-training that went on from pub saw the validation images, and was judged frozen alone."""
+    numbers = {(start, use): {} for start in STARTS for use in (FROZEN, TUNED)}
+    for start, share, validation in zip(STARTS, (0.5, 0.78, 0.6, 0.74), (0.5, 0.78, 0.6, 0.85)):
+        numbers[start, FROZEN][ALL] = score(share, 400, validation)
+    for start in ("nothing", "own"):
+        numbers[start, TUNED][ALL] = numbers[start, FROZEN][ALL]
+    known = facts(held_out=True, epochs={"own": 50, "pub+own": 50})
+    assert decide(numbers, images(400), known).start == "pub"
+    assert decide(numbers, images(400), facts(epochs=known.epochs)).start == "pub+own"  # with validation images apart
+
+
 def test_with_few_labels_the_use_is_that_with_all():
     """The few validation images prefer frozen features, those with all labels do not."""
     numbers = {("pub", FROZEN): {ALL: score(0.5, 10), 5: score(0.9, 10)}}
@@ -237,6 +249,9 @@ def test_draws_of_few_labels_are_compared_with_all_seeds_of_nothing():
     draws = {seed: np.arange(100) < 30 + 2 * seed for seed in range(10)}
     gap = intervals.beyond(Score(draws), Score({0: np.arange(100) < 50}), images(100))
     assert gap.value == pytest.approx(0.39 - 0.5) and gap.seeds == 10
+    sure = intervals.beyond(Score(draws), Score(dict.fromkeys(range(9), np.arange(100) < 50)), images(100))
+    spread = (gap.high - gap.low) ** 2 - (sure.high - sure.low) ** 2  # of one seed of nothing against nine
+    assert spread == pytest.approx((2 * 1.97 * intervals.BETWEEN_SEEDS) ** 2 * (1 - 1 / 9), rel=0.1)
 
 
 def test_labels_are_saved_on_the_seeds_that_both_have():

@@ -107,6 +107,7 @@ def test_pre_training_and_fine_tuning_see_no_test_image(whole, pictures):
         record = learnt_from.read(folder)
         own = image_keys.find(test, str(pictures), ["file"])["file"]
         assert record.parts and all(not np.isin(own, part.keys["file"]).any() for part in record.parts)
+        assert all(part.use != "choice" for part in record.parts)  # the last epoch is taken: none chose it
 
 
 def test_the_same_command_again_runs_no_job_and_says_the_same(monkeypatch, quick, pictures, whole):
