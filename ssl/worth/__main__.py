@@ -117,8 +117,10 @@ def agree(
     train, test, sizes = found.train, found.splits["test"], found.sizes()
     machine = networks.Machine(device, 60 * settings.minutes, measure.seconds_to_read(train))
     public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
-    some = [networks.own(work, settings.dataset, settings.image_size, train, machine)]
-    some += [networks.public(work, one, settings.image_size, train, sizes.all, machine) for one in public]
+    own = networks.own(work, settings.dataset, settings.image_size, train, machine)
+    drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images
+    size = settings.image_size or drawn
+    some = [own, *(networks.public(work, one, size, train, sizes.all, machine) for one in public)]
     cells = [
         cell
         for cell in plan.order_of_use(some, list(found.labels()), settings.seeds)

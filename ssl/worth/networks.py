@@ -56,8 +56,7 @@ def public(work: Work, one: Public, image_size: int | None, train: Images, image
     """
     size = image_size or PUBLIC_SIZE[machine.device.type]
     encoder = one.build(size, train.channels)
-    sides = JUDGED[-1:] if train.name == "shapes" else JUDGED  # drawing large ones is slow
-    judged = image_size or next(side for side in sides if _fast(encoder, side, images, train.channels, machine))
+    judged = image_size or next(side for side in JUDGED if _fast(encoder, side, images, train.channels, machine))
     recipe = one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
     return _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
