@@ -162,6 +162,7 @@ def main() -> None:
     }
     identity |= {} if replaced else {"init_encoder": run_folder.checksum(loaded) if settings.init else None}
     state = resume.find_state(run, settings, identity, CHECKPOINT, ["init_encoder"])  # old checkpoints have none
+    inherit.require_weights(source, state)
     identity = state["identity"] | identity if state else identity
     views, statistics = [random_view(settings)], (settings.mean, settings.std)
     about.write(run, settings, origin, views, statistics, first.order, device)

@@ -209,6 +209,7 @@ def main() -> None:
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     identity |= {"labels": data.label_checksum()} if with_labels else {}
     before = resume.find_state(run, settings, identity, CHECKPOINT, of_data)
+    inherit.require_weights(source, before)
     first = before["step"] if before else 0
     about.write(run, settings, origin, views, statistics, order, device)
     used = [(data, "labels" if with_labels else "pixels")]

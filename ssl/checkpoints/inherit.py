@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ssl.checkpoints.source_run import value
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.distributed import broadcast_object
+from ssl.errors import UserError
 from ssl.settings import config
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import datasets
@@ -111,7 +113,17 @@ def not_needed(settings: Any, folder: Path) -> pretrained.Source | None:
     """
     known, run = published.find(settings.init, settings.encoder), continued(folder, settings.resume)
     began = config.read_yaml(run / "config.yaml") if run and (run / "config.yaml").is_file() else {}
-    return pretrained.source_of(known) if known and broadcast_object(began.get("init") == settings.init) else None
+    replaced = known and broadcast_object(began.get("init") == settings.init)
+    return replace(pretrained.source_of(known), read=False) if replaced else None
+
+
+def require_weights(source: pretrained.Source | None, state: dict | None) -> None:
+    """Raise `UserError` where weights were `not_needed`, but no checkpoint, `state`, is there to replace them."""
+    if source and not source.read and state is None:
+        raise UserError(
+            f"init: {source.path} was not read, as a checkpoint of the run should replace these weights, but none was "
+            "found; choose another --output_dir"
+        )
 
 
 def take_weights(settings: Any, encoder: nn.Module, folder: Path) -> pretrained.Source:

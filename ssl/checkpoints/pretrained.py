@@ -35,6 +35,7 @@ class Source:
     std: list[float] | None = None
     left_out: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()  # names in the file that were not imported
+    read: bool = True  # False: a checkpoint replaces these weights
 
     def __str__(self) -> str:
         left_out = f"; left out: {some_of(self.left_out, 10)}" if self.left_out else ""

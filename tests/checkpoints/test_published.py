@@ -5,16 +5,19 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision
 from layouts import RESNET18, features, layouts, lively
-from running import TINY, run, weights
+from running import TINY, options, run, weights
 from torch import nn
 
 import evaluate
-from ssl.checkpoints import learnt_from, pretrained, published, restore, torch_file
+import finetune
+import train
+from ssl.checkpoints import inherit, learnt_from, pretrained, published, restore, torch_file
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.settings import config
@@ -263,6 +266,37 @@ def test_a_record_says_what_the_weights_have_seen(capsys, tmp_path):
         assert capsys.readouterr().out.startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("name", "continues"),
+    [
+        ("checkpoint.pt", True),
+        ("checkpoint.12.pt", True),
+        ("checkpoint_old.pt", False),
+        ("checkpoint.old.pt", False),
+        ("checkpoint.pt.damaged", False),
+    ],
+)
+def test_only_a_checkpoint_that_continues_replaces_published_weights(hub, tmp_path, name, continues):
+    config.write_yaml(tmp_path / "config.yaml", {"init": "dino"})
+    (tmp_path / name).touch()
+    assert bool(torch_file.kept(tmp_path)) == continues
+    settings = SimpleNamespace(init="dino", encoder="resnet50", resume="auto")
+    assert (inherit.not_needed(settings, tmp_path) is not None) == continues
+
+
+@pytest.mark.parametrize("script", [train, finetune])
+def test_without_its_checkpoint_no_script_trains_random_weights(images, imagenet, tmp_path, monkeypatch, script):
+    how = {"data_dir": images, "encoder": "resnet18", "init": "imagenet", "stem": "imagenet", "image_size": 32}
+    how |= {"workers": 0, "amp": "off", "batch_size": 12, "epochs": 2, "output_dir": tmp_path / "run"}
+    how |= {"method": "barlow_twins", "evaluate_after": False} if script is train else {}
+    config.write_yaml(tmp_path / "config.yaml", {"init": "imagenet"})
+    monkeypatch.setattr(inherit, "continued", lambda *_: tmp_path)  # as if a checkpoint were here
+    monkeypatch.setattr("sys.argv", [script.__name__, *options(**how)])
+    with pytest.raises(UserError, match=r"was not read.*but none was found"):
+        script.main()
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
 # The scripts ------------------------------------------------------------------------------
 
 
@@ -281,8 +315,11 @@ def test_a_run_starts_from_imagenet_and_continues_without_the_file(images, image
     done = run("train.py", **common, max_steps=2, output_dir=tmp_path / "run")
     assert "continuing at step 1 of 2" in done.stdout and "changed" not in done.stdout
     assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
-    done = run("train.py", **common, max_steps=2, output_dir=tmp_path / "new", check=False)  # the control
-    assert done.returncode == 2 and "cannot be downloaded" in done.stderr and done.stderr.count("\n") == 1
+    for path in torch_file.kept(tmp_path / "run"):  # to begin anew
+        path.rename(path.with_name(f"{path.stem}_old.pt"))
+    for folder in ("new", "run"):  # the controls: these begin with the weights
+        done = run("train.py", **common, max_steps=2, output_dir=tmp_path / folder, check=False)
+        assert done.returncode == 2 and "cannot be downloaded" in done.stderr and done.stderr.count("\n") == 1
     shutil.move(away, imagenet)
 
 
@@ -299,7 +336,11 @@ def test_a_fine_tuning_continues_without_the_file_that_it_began_with(images, ima
     assert f"init        {V1.url} (imagenet" in done.stdout
     assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
     assert torch_file.load(tmp_path / "run" / "checkpoint.pt")["identity"] == before
-    for more in ({"output_dir": tmp_path / "new"}, {"runs": 2}):  # the controls: these begin with the weights
+    renamed = shutil.copytree(tmp_path / "run", tmp_path / "renamed")
+    for path in torch_file.kept(renamed):  # to begin anew
+        path.rename(path.with_name(f"{path.stem}_old.pt"))
+    # The controls: these begin with the weights.
+    for more in ({"output_dir": tmp_path / "new"}, {"runs": 2}, {"output_dir": renamed}):
         done = run("finetune.py", **how | more, epochs=2, resume_force=True, check=False)
         assert done.returncode == 2 and "cannot be downloaded" in done.stderr and done.stderr.count("\n") == 1
     # A run that began with other weights is not taken for this one.
