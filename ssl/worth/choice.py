@@ -35,7 +35,8 @@ def kind(start: str) -> str:
 
 
 def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
-    """The use of a start with so many labels; where both were measured, the better one by validation with all labels.
+    """The use of a start with so many labels. Where both were measured, it is frozen if validation with all labels
+    prefers that by more than a standard error, else fine-tuned.
 
     Random weights are fine-tuned, and so is a start whose frozen features are flattered by validation. With few labels
     there are too few validation images to choose: the use is that with all.
@@ -47,11 +48,10 @@ def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
         return TUNED
     if count != ALL:
         return best_use(table, facts, start)
-    frozen, tuned = (table[start, use][ALL].validation for use in USES)
-    both = frozen.keys() & tuned.keys()
-    if not both:
-        return FROZEN
-    return TUNED if sum(tuned[seed] for seed in both) >= sum(frozen[seed] for seed in both) else FROZEN
+    scores = {use: table[start, use][ALL] for use in USES}
+    shares = validated(scores)
+    error = standard_error(shares[TUNED], scores[TUNED].held)
+    return FROZEN if shares[FROZEN] > shares[TUNED] + error else TUNED
 
 
 def is_flattered(facts: Facts, start: str, use: str) -> bool:
@@ -68,6 +68,12 @@ def validated(scores: dict[str, Score]) -> dict[str, float]:
     """Mean validation accuracy of the seeds that all scores have."""
     both = set.intersection(*(set(score.validation) for score in scores.values()))
     return {name: sum(score.validation[seed] for seed in both) / len(both) for name, score in scores.items()}
+
+
+def standard_error(share: float, held: int) -> float:
+    """Of a share of the `held` validation images."""
+    held = max(held, 1)
+    return math.sqrt(max(share * (1 - share), 1 / held) / held)
 
 
 def is_short(facts: Facts, start: str) -> bool:
@@ -89,8 +95,7 @@ def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
     found = validated(scores)
     trained = [start for start in starts if start != NOTHING]
     top = max(trained, key=found.__getitem__)
-    share, held = found[top], max(scores[top].held, 1)
-    error = math.sqrt(max(share * (1 - share), 1 / held) / held)
+    share, error = found[top], standard_error(found[top], scores[top].held)
     preferred = found[top] > found[NOTHING]
     least = max(share - error, found[NOTHING]) if preferred else share - error
     return next(start for start in trained if found[start] >= least), preferred

@@ -151,13 +151,14 @@ def test_words_and_difference_are_of_the_same_seeds():
     assert "has 75.0 % accuracy" in words and "50.0 %: +25.0 points" in words
 
 
-def test_the_use_is_chosen_on_the_seeds_that_both_uses_have():
-    frozen, tuned = score(0.5, 10, seeds=2), score(0.4, 10, seeds=1)
+def test_frozen_is_used_if_it_is_better_by_more_than_a_standard_error_on_the_seeds_that_both_have():
+    frozen, tuned = score(0.5, 10, 0.5, seeds=2), score(0.4, 10, 0.4, seeds=1)
     frozen.validation[1] = 0.0  # only seed 0 is in both
-    numbers = {("own", FROZEN): {ALL: frozen}, ("own", TUNED): {ALL: tuned}}
-    assert choice.best_use(numbers, facts(), "own") == FROZEN
-    tuned.validation[0] = 0.6
-    assert choice.best_use(numbers, facts(), "own") == TUNED
+    numbers = {("pub", FROZEN): {ALL: frozen}, ("pub", TUNED): {ALL: tuned}}
+    assert choice.best_use(numbers, facts(), "pub") == FROZEN  # 10 points; sqrt(0.4 * 0.6 / 300) is 2.8
+    for better, use in ((0.47, FROZEN), (0.48, TUNED), (0.6, TUNED)):
+        tuned.validation[0] = better
+        assert choice.best_use(numbers, facts(), "pub") == use
 
 
 def test_images_that_pre_training_saw_do_not_choose_its_frozen_features():
