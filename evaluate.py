@@ -222,7 +222,7 @@ def fill(settings: Settings, run: dict) -> None:
     inherit.fill(settings, run)
     if settings.dataset is None and settings.data_dir is None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
-    settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
+    datasets.resolve(settings)
     settings.encoder = settings.encoder or "resnet50"
     settings.stem = settings.stem or "auto"
     settings.seed = settings.seed or 0
@@ -240,7 +240,7 @@ def results_folder(settings: Settings, run: dict, protocols: list[str]) -> Path:
         folder = torch_file.find_encoder(settings.model_path).parent
         has_other_images = source_run.has_other_images(run, settings)
     if "features" in protocols and has_other_images:
-        return make_folder(folder / f"features_{datasets.called(settings)}")  # the run's own stay
+        return make_folder(feature_origin.own_folder(folder, settings))  # the run's own features stay
     return make_folder(folder / "evaluation" if best_model.is_of_finetuning(folder) else folder)
 
 

@@ -33,16 +33,21 @@ def value(run: dict, name: str, kind: Any) -> Any:
 
 def has_other_images(run: dict, settings: ImageSettings) -> bool:
     """Whether a run saw other images than `settings` name; False where it does not say."""
-
-    def place(path: Any) -> Any:
-        return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) else path
-
     if "dataset" not in run:
         return False
     drawn = datasets.drawn_at(settings)
     same_size = drawn is None or run.get("image_size", drawn) == drawn
+    return has_other_place(run, settings) or not same_size
+
+
+def has_other_place(run: dict, settings: ImageSettings) -> bool:
+    """Whether a run has another data set than `settings`, or the same from another folder, file or table."""
+
+    def place(path: Any) -> Any:
+        return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) else path
+
     same_place = all(place(run.get(name)) == place(getattr(settings, name)) for name in ("data_dir", "csv"))
-    return not (run["dataset"] == settings.dataset and same_place and same_size)
+    return not (run["dataset"] == settings.dataset and same_place)
 
 
 def normalisation(path: Path, content: object) -> list[list[float] | None]:

@@ -1,7 +1,10 @@
-"""Check that a features file belongs to the encoder and the images that the user names with it."""
+"""Check that features are of the encoder and the images that the user names: those judged, and those written over."""
+
+from pathlib import Path
 
 from torch import nn
 
+from ssl.checkpoints import source_run, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.data.images import Images
 from ssl.errors import UserError, one_line
@@ -31,6 +34,23 @@ def require(found: Features, settings) -> None:
                 f"{here}. Leave --dataset and --data_dir out, or name the images that the features are of"
             )
         require_images(found, images, settings.features, settings.data_dir)
+
+
+def own_folder(folder: Path, settings) -> Path:
+    """The folder, in that of a run, for features of other images than the run's: it is called after the images.
+
+    Raises `UserError` if it holds features of other images of that name.
+    """
+    path = folder / f"features_{datasets.called(settings)}" / "features.pt"
+    content = torch_file.load(path, mmap=True) if path.is_file() else None
+    there = content.get("settings") if isinstance(content, dict) else None
+    if isinstance(there, dict) and "dataset" in there and source_run.has_other_place(there, settings):
+        images = there.get("csv") or there.get("data_dir") or there["dataset"]
+        raise UserError(
+            f"output_dir: {path.parent} holds the features of {images}, other images of the same name; set "
+            "--output_dir, or rename that folder"
+        )
+    return path.parent
 
 
 def require_encoder(found: Features, encoder: nn.Module, path: str, model_path: str) -> None:

@@ -1,5 +1,6 @@
 """evaluate.py as a person runs it: real processes, a small encoder."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from running import run, tiny
 
 import evaluate
-from ssl.checkpoints import inherit, pretrained
+from ssl.checkpoints import inherit, pretrained, torch_file
 from ssl.console import say_once
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
@@ -68,6 +69,27 @@ def test_features_are_in_the_run_folder_if_they_are_of_its_images(tmp_path, name
     assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
     assert evaluate.results_folder(settings, of_run, ["probe"]) == tmp_path
     assert evaluate.results_folder(settings, {}, ["features"]) == tmp_path  # of weights whose images are not known
+
+
+def test_features_of_images_of_the_same_name_elsewhere_are_not_written_over(tmp_path, monkeypatch):
+    (tmp_path / "encoder.pt").touch()
+    of_run = {"encoder": "resnet18", "dataset": "folder", "data_dir": "/data/flowers", "csv": None}
+
+    def folder(**named):
+        settings = evaluate.Settings(model_path=str(tmp_path), **named)
+        evaluate.fill(settings, of_run)
+        return evaluate.results_folder(settings, of_run, ["features"]), dataclasses.asdict(settings)
+
+    monkeypatch.chdir("/usr")
+    inner, kept = folder(data_dir="test")
+    torch_file.save({"settings": kept, "classes": [], "all": {}}, inner / "features.pt")
+    assert folder(data_dir="/usr/test")[0] == folder(data_dir="test")[0] == inner == tmp_path / "features_test"
+    monkeypatch.chdir("/")
+    for named in ({"data_dir": "/p/test"}, {"data_dir": "test"}, {"data_dir": "/usr", "csv": "/usr/test"}):
+        with pytest.raises(UserError, match=r"holds the features of /usr/test, .*set --output_dir, or rename that"):
+            folder(**named)
+    assert folder(data_dir="/p/test", output_dir=str(inner))[0] == inner  # as the user says
+    assert folder(data_dir="/p/test.npz")[0] == tmp_path / "features_test.npz"
 
 
 def test_shapes_of_another_size_are_other_images(tmp_path, monkeypatch, capsys):
