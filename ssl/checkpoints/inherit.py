@@ -36,7 +36,7 @@ def fill(settings: Any, run: dict) -> None:
     settings.encoder, settings.encoder_kwargs, settings.stem = restore.architecture(
         run, settings.encoder, settings.encoder_kwargs, settings.stem
     )
-    if settings.dataset == "shapes" and not own_data:
+    if settings.dataset in datasets.MADE and not own_data:
         _take(settings, run, ["image_size"])  # the size at which the run drew them
 
 

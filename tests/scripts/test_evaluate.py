@@ -121,6 +121,16 @@ def test_shapes_of_another_size_are_other_images(tmp_path, monkeypatch, capsys):
             feature_origin.require(found, evaluate.Settings(features="x", dataset="shapes", image_size=size))
 
 
+def test_images_that_are_made_are_judged_at_the_size_of_the_run(tmp_path):
+    (tmp_path / "encoder.pt").touch()
+    for name in datasets.MADE:
+        of_run = {"encoder": "resnet18", "dataset": name, "image_size": 28}
+        settings = evaluate.Settings(model_path=str(tmp_path))
+        evaluate.fill(settings, of_run)
+        assert settings.image_size == 28
+        assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path
+
+
 def test_a_share_of_the_labels_and_a_list_of_files(trained, images, tmp_path):
     done = run("evaluate.py", model_path=trained, train_percent=10, output_dir=tmp_path)
     assert "6 train, 21 test" in done.stdout
