@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class Estimate:
     low: float
     high: float
     seen: float
+    chance: float  # that it is above 0, where before the experiment nothing was known
     seeds: int
     images: int
 
@@ -30,7 +32,7 @@ def level(score: Score, test: Judges, beside: Score | None = None) -> Estimate:
     """The accuracy of a score; of the seeds alone that the score `beside` has, too."""
     seeds = sorted(score.right.keys() & (beside or score).right.keys())
     found = mean([score.right[seed].astype(float) for seed in seeds], test)
-    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0), found.seen, found.seeds, found.images)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def difference(one: Score, other: Score, test: Judges) -> Estimate:
@@ -74,4 +76,5 @@ def mean(of_seeds: Sequence[np.ndarray], test: Judges, besides: float = 0.0) -> 
     deviations, error = student_95(freedom), math.sqrt(variance)
     middle, half = value * shrunk, deviations * error
     low, high = max(min(middle - half, value), -1.0), min(max(middle + half, value), 1.0)
-    return Estimate(value, low, high, (deviations + POWER) * error, seeds, int(values.shape[1]))
+    chance = NormalDist().cdf(1.96 / deviations * middle / error)  # as sure as the interval
+    return Estimate(value, low, high, (deviations + POWER) * error, chance, seeds, int(values.shape[1]))

@@ -53,7 +53,9 @@ def headline(found: Verdict) -> str:
         )
     if found.outcome == UNKNOWN:
         told = f"It cannot be told from {found.gain.images} test images whether pre-training pays with all labels"
-        return f"{told}: {start} gains {100 * found.gain.low:+.1f} to {100 * found.gain.high:+.1f} points{but}"
+        between = f"{100 * found.gain.low:+.1f} to {100 * found.gain.high:+.1f} points"
+        chance = 100 * min(max(found.gain.chance, 0.01), 0.99)
+        return f"{told}: {start} gains {between}; the chance that it is better is {chance:.0f} %{but}"
     if found.outcome == NOTHING:
         some = any(kind(one) == "public" for one in facts.starts)
         which = "not all published weights were compared" if some else "published weights were not compared"

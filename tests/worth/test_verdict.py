@@ -66,6 +66,7 @@ def test_a_difference_within_the_noise_cannot_be_told():
     assert found.outcome == UNKNOWN and found.start == "own"
     assert found.gain.low < 0 < found.gain.high
     assert "cannot be told from 50 test images" in headline(found) and "labels a class" not in headline(found)
+    assert f"the chance that it is better is {100 * found.gain.chance:.0f} %" in headline(found)
 
 
 def test_a_start_that_pays_with_few_labels_alone_is_said_in_the_headline():
@@ -300,6 +301,16 @@ def test_one_seed_is_the_interval_of_agresti_and_min(monkeypatch):
     middle, half = (b - c) / n, metrics.student_95(99) * math.sqrt(b + c - (b - c) ** 2 / n) / n
     assert found.value == pytest.approx(0.08)
     assert [found.low, found.high] == pytest.approx([middle - half, middle + half], abs=1e-3)
+
+
+def test_the_chance_of_a_gain_belongs_to_the_interval():
+    """It is 97.5 % where the interval begins at 0, and a half for a difference of 0."""
+    zeros = np.zeros(200)
+    assert intervals.mean([zeros], images(200)).chance == pytest.approx(0.5)
+    shift = -intervals.mean([zeros], images(200)).low
+    for value, chance in ((shift, 0.975), (-shift, 0.025)):
+        found = intervals.mean([zeros + value], images(200))
+        assert found.chance == pytest.approx(chance, abs=2e-3)
 
 
 def test_ten_images_that_all_agree_are_not_sure():
