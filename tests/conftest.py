@@ -15,6 +15,8 @@ import pytest
 import torch
 from drawn import class_folders
 
+from ssl.training.tensorboard import Board
+
 torch.set_num_threads(1)
 
 
@@ -31,3 +33,20 @@ def real_data() -> Path:
 def images(tmp_path_factory) -> Path:
     """A class folder of small pictures: 64 to train on and 21 to judge, which no two processes divide evenly."""
     return class_folders(tmp_path_factory.mktemp("images"), {"train": (64, 0), "test": (21, 1)})
+
+
+@pytest.fixture(autouse=True)
+def closed_event_files(request, monkeypatch):
+    """The threads of TensorBoard end before the folder of a test is removed; they would raise in a later test."""
+    if "tmp_path" in request.fixturenames:
+        request.getfixturevalue("tmp_path")  # then its folder is removed after this
+    opened, begin = [], Board._open
+
+    def open_one(board):
+        opened.append(begin(board))
+        return opened[-1]
+
+    monkeypatch.setattr(Board, "_open", open_one)
+    yield
+    for writer in opened:
+        writer.close()

@@ -271,7 +271,7 @@ if last:
 estimate.free_swap = lambda: 0
 def show(module, inputs):
     if type(module).__name__ == "Model":
-        print("shown", len(inputs[0]), flush=True)
+        print(f"shown {{len(inputs[0])}}\\n", end="", flush=True)  # at once: processes share the output
 torch.nn.modules.module.register_module_forward_pre_hook(show)
 sys.argv = {words!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
