@@ -15,7 +15,7 @@ from ssl.worth.splits import HELD, called, write_list
 from ssl.worth.starts import NOTHING
 
 SAVE_MINUTES = 1.0  # between checkpoints: so much is lost at most
-# Of fine-tuning, for all starts: set before anything was measured. The encoder of public weights takes smaller steps.
+# Of fine-tuning, for all starts. The encoder of public weights takes smaller steps.
 TUNING = {
     "batch_size": BATCH,
     "optimizer": "adamw",
