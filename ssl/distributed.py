@@ -21,6 +21,8 @@ from ssl.failures import no_gpu
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # each asks a run to stop
 ORPHANED = 60.0  # seconds that a process whose launcher has died may take to save and leave
+# How the names begin in which torchrun, or a cluster, tells a process of the group that it is part of.
+OF_A_GROUP = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 def rank() -> int:
@@ -37,6 +39,18 @@ def is_main() -> bool:
     A script asks also before it joins the group and after it has left it: then it is rank 0 of torchrun.
     """
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0
+
+
+def alone_environment() -> dict[str, str]:
+    """The environment without what it says of a group: that of a process which is alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OF_A_GROUP)}
+
+
+def be_alone() -> None:
+    """Be no process of a group, whatever the environment says. A command of one process begins with this: it prints
+    and writes, also in the shell of a cluster job, where RANK may be left over."""
+    for name in os.environ.keys() - alone_environment().keys():
+        del os.environ[name]
 
 
 def start(

@@ -36,6 +36,7 @@ from ssl import files
 from ssl.checkpoints import pretrained, safetensors, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import say
+from ssl.distributed import be_alone
 from ssl.encoders import build_encoder
 from ssl.encoders.library import short_name, size_argument, torchvision_names, without_classifier
 from ssl.errors import UserError, one_line_errors
@@ -271,6 +272,7 @@ def write(name: Target, export: Export, folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    be_alone()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--path", *arguments]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ssl import files
 from ssl.console import Progress
 from ssl.data.decode import decode
-from ssl.distributed import begin_worker
+from ssl.distributed import be_alone, begin_worker
 from ssl.errors import UserError, one_line_errors
 
 
@@ -78,6 +78,7 @@ def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: in
 
 def run(command: str, work: Callable):
     """What `work` returns. An error is printed as one line, with exit status 2. Ctrl-C exits with status 130."""
+    be_alone()
     try:
         with one_line_errors(command):
             return work()

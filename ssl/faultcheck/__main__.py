@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ssl.checkpoints import torch_file
 from ssl.console import argument_parser, say, table
+from ssl.distributed import be_alone
 from ssl.errors import UserError, one_line_errors
 from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, make_images, ranks
 
@@ -159,6 +160,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    be_alone()
     options = parse()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ssl.checkpoints import run_reader
 from ssl.console import argument_parser, counted, say
+from ssl.distributed import be_alone
 from ssl.errors import UserError, one_line_errors
 from ssl.files import write_text
 from ssl.report import encoder_pictures, page
@@ -24,6 +25,7 @@ MOST = 200  # runs of a report
 
 
 def main() -> None:
+    be_alone()
     parser = argument_parser("ssl.report", __doc__)
     about = "output_dir of train.py or finetune.py, or a folder above several"
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help=about)

@@ -1,6 +1,5 @@
 """Judge a finished run: evaluate.py and ssl.report as processes of their own, as a user would start them."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 
 from ssl.console import say
-from ssl.distributed import SIGNALS, is_main
+from ssl.distributed import SIGNALS, alone_environment, is_main
 from ssl.files import json_object
 from ssl.settings.command import ROOT, command
 from ssl.training import next_steps
 
 BASELINES = ("random_init", "raw_pixels")
-OF_A_GROUP = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 def judge_after(settings: Any, folder: Path, step: int, classes: list[str]) -> None:
@@ -58,7 +56,7 @@ def _tell(words: str) -> None:
 
 def _run(*words: str) -> None:
     """Run a script in a process of its own. Ctrl-C reaches this process alone, which then ends the other."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_GROUP)}
+    own = alone_environment()
     if subprocess.run([sys.executable, *words], cwd=ROOT, env=own, start_new_session=True).returncode:
         say("*** the run is finished and whole; this command alone has failed, for the reason above ***")
 

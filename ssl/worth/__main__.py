@@ -63,6 +63,9 @@ class Settings(ImageSettings):
 
 def main() -> None:
     began = time.monotonic()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("one process compares the starts; leave out torchrun, or unset WORLD_SIZE where a job left it")
+    distributed.be_alone()
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = ["--data_dir", *words]
@@ -145,8 +148,6 @@ def check(settings: Settings) -> None:
     if settings.seeds < 1:
         raise UserError(f"seeds: {settings.seeds} must be at least 1")
     ranges.check(settings)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("one process compares the starts; leave out torchrun")
     settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{datasets.called(settings)}")
     check_folder(Path(settings.output_dir), settings.data_dir)
 

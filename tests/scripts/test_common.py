@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torchvision
+from drawn import class_folders
 from running import ROOT, run
 
 import evaluate
@@ -48,6 +51,29 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, script, processes):
     done = run(script, processes=processes, check=False, **settings)
     assert done.returncode and "misspelt" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ssl.report", "pretrain"],
+        ["ssl.export", "pretrain"],
+        ["ssl.data.prepare", "photos", "made"],
+        ["ssl.data.patches", "nowhere", "made"],
+        ["ssl.faultcheck", "--output_dir", "pretrain"],  # refused
+        ["ssl.worth"],  # refused
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_of_one_process_says_the_same_where_a_job_has_left_its_rank(tmp_path, words):
+    said = []
+    for name, left in (("plain", {}), ("left", {"RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere"})):
+        shutil.copytree(ROOT / "tests" / "old_runs" / "pretrain", tmp_path / name / "pretrain")
+        class_folders(tmp_path / name, {"photos": (1, 0)})
+        env = os.environ | forked.PLAIN | left
+        done = forked.run("-m", *words, cwd=tmp_path / name, env=env)
+        said.append((done.returncode, done.stdout, done.stderr))
+    assert said[0] == said[1] and "".join(said[1][1:]).strip()
 
 
 def test_help_is_a_manual():
