@@ -15,6 +15,7 @@ from ssl.distributed import is_main
 from ssl.errors import UserError, on_failure
 
 PARTIAL = ".partial-"  # names of unfinished files begin so; they are hidden, so they do not count as images
+CHECKPOINT = re.compile(r"checkpoint(?:\.([1-9]\d*))?\.pt", re.ASCII)  # the newest of a run, and older ones by number
 ABANDONED = 3600  # seconds; a partial file that is older was left by a process that was killed
 
 

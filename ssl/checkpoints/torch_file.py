@@ -37,9 +37,8 @@ def save(value: object, path: str | Path, before: Callable[[], None] = lambda: N
 
 def kept(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a run, newest first."""
-    older = [path for path in folder.glob("checkpoint.*.pt") if path.name.split(".")[1].isdecimal()]
-    newest = folder / "checkpoint.pt"
-    return [*([newest] if newest.exists() else []), *sorted(older, key=lambda path: int(path.name.split(".")[1]))]
+    numbers = {path: files.CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint*.pt")}
+    return sorted(filter(numbers.get, numbers), key=lambda path: int(numbers[path][1] or 0))
 
 
 def rotate(value: object, folder: Path, keep: int) -> None:

@@ -1,6 +1,5 @@
 """The recipe in configs/ for a method and a data set, and for images of your own also for the device."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from ssl.sources import datasets
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, RUNS = ROOT / "configs", ROOT / "runs"
 OWN_IMAGES = ("folder", "array")
-CHECKPOINT = re.compile(r"checkpoint(\.\d+)?\.pt")  # no run continues from one that its user has renamed
 FOR_CPU = "_folder_cpu.yaml"  # how the names of the recipes for a CPU end
 
 
@@ -39,7 +37,7 @@ def find_recipe(asked: dict) -> Path | None:
 
 def continued(folder: Path, resume: str) -> Path | None:
     """The folder of the run that a start in `folder` with --resume `resume` continues; None: it begins anew."""
-    if any(CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint*.pt")):
+    if any(files.CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint*.pt")):
         return folder
     named = resume not in ("auto", "none") and Path(resume).is_file()
     return Path(resume).parent if named else None

@@ -15,6 +15,7 @@ from torch import nn
 from ssl.checkpoints import pretrained, torch_file
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
+from ssl.sources.recipe import continued
 
 
 class Payload:
@@ -91,6 +92,22 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
         with pytest.raises(UserError, match="refused"):
             torch_file.load(tmp_path / name)
     assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_are_those_that_a_run_writes_and_others_stay(tmp_path):
+    strays = ("1.bak.pt", "old.pt", "01.pt", "0.pt", "٣.pt", "1.pt.damaged", "pt.damaged", "pt.bak", "1pt")
+    for name in strays:
+        (tmp_path / f"checkpoint.{name}").touch()
+    (tmp_path / "checkpoint1.pt").touch()
+    assert torch_file.kept(tmp_path) == [] and continued(tmp_path, "auto") is None
+    written = ["checkpoint.pt", *(f"checkpoint.{number}.pt" for number in (1, 2, 9, 10))]
+    for name in reversed(written):
+        (tmp_path / name).touch()
+    assert torch_file.kept(tmp_path) == [tmp_path / name for name in written]
+    assert continued(tmp_path, "auto") == tmp_path
+    torch_file.rotate({"step": 1}, tmp_path, keep=2)
+    assert torch_file.kept(tmp_path) == [tmp_path / name for name in written[:2]]
+    assert all((tmp_path / f"checkpoint.{name}").exists() for name in strays)
 
 
 def test_foreign_files_and_folders_are_named(tmp_path):
