@@ -134,6 +134,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
+        checks.require_enough(images, protocols)  # of those that could be read
         asked = card.ask_images(encoder, images, settings, device, name) if "card" in protocols else None
         if is_main() and pairs:
             judged = judge(*pairs, len(first.classes), settings, protocols, head, asked)
@@ -204,7 +205,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
 
     found = features.with_labels(found, settings.features)
     train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
-    checks.require_enough(train, protocols)
+    checks.require_enough({"train": train}, protocols)
     asked = card.ask(found.splits | {"train": train}, card.NO_IMAGES) if "card" in protocols else None
     judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head, asked)
     about = results.about_features(settings.features, found, train)
@@ -264,8 +265,7 @@ def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[di
         if data.channels != first.channels:
             raise UserError(f"data_dir: {start} has images of {first.channels} channels, {name} of {data.channels}")
     images[start] = labels.choose(first, settings.train_percent, settings.train_files, settings.seed)
-    if protocols != ["features"]:
-        checks.require_enough(images["train"], protocols)
+    checks.require_enough(images, protocols)
     if every_image.can_judge(images):
         leaks.check(images)
         learnt_from.check(settings.model_path, images["test"], settings.data_dir)

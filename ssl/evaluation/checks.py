@@ -1,6 +1,7 @@
 """What evaluate.py is asked for, and what it refuses; and that the frozen encoder stayed as it was."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,14 +62,16 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
         raise UserError("standardize is for probe and knn; other protocols take features as the encoder gives them")
 
 
-def require_enough(train: Images | Split, protocols: list[str]) -> None:
+def require_enough(splits: Mapping[str, Images | Split], protocols: list[str]) -> None:
     """Raise `UserError` unless every class has the training samples that the protocols need.
 
-    A card leaves the probe out where a class has one, so it needs no second.
+    Features alone need none. A card leaves the probe out where a class has one, so it needs no second.
     """
+    if protocols == ["features"]:
+        return
     least = 2 if "probe" in protocols and "card" not in protocols else 1
     why = "protocol probe needs at least 2 of every class, 1 of them held out, the others 1"
-    labels.require_each(train, least, why)
+    labels.require_each(splits["train"], least, why)
 
 
 def require_unchanged(encoder: nn.Module, before: dict[str, Tensor]) -> None:

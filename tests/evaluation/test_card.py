@@ -248,11 +248,15 @@ def test_damaged_files_leave_no_nan_and_a_class_without_training_images_is_refus
     assert printed.count("left out") == 8 and found["knn"]["n"] == card["retrieval"]["recall_at_1_queries"] == 14
     assert few in card["probe_why"] and card["few_labels"]["shots"]["5"]["smaller_classes"] == [few]
     assert card["corruptions"]["of"] == 14 and card["groups"]["test"]["told"]["n"] == 7
+    how |= {"output_dir": tmp_path / "two", "check": False}
+    done = run("evaluate.py", **how | {"protocol": "probe"})
+    assert done.returncode == 2 and f"class '{few}' has 1 training images to use; protocol probe needs" in done.stderr
     last.write_bytes(b"no image")
-    done = run("evaluate.py", **how, output_dir=tmp_path / "two", processes=2, check=False)
-    assert done.returncode and f"left out    {last}" in done.stdout and "Traceback" not in done.stderr
-    assert f"1 of 3 classes have no training images: '{few}'" in done.stderr
-    assert not (tmp_path / "two" / "results.json").exists()
+    for protocol in ("card", ["probe", "knn"], ["features", "knn"]):
+        done = run("evaluate.py", **how | {"protocol": protocol}, processes=2)
+        assert done.returncode and f"left out    {last}" in done.stdout and "Traceback" not in done.stderr
+        assert done.stderr.count(f"error: 1 of 3 classes have no training images: '{few}'") == 1
+        assert not (tmp_path / "two" / "results.json").exists()
 
 
 def test_two_processes_and_other_batches_find_the_same(carded, trained, table, tmp_path):
