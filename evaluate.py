@@ -111,6 +111,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     head = fixed_head.settings_of(run if "fixed" in protocols else {})
     device, folder = begin(settings, run, protocols)
 
+    drawn = {"drawn_at": datasets.drawn_at(settings)}  # they may be judged at another size, which is then filled in
     images, first = load_images(settings, run, protocols)
     subjects, width, source = build_encoders(settings, first.channels)
     inherit.normalisation(settings, source, first)
@@ -126,7 +127,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         encoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
         if name == "trained" and "features" in protocols:
-            kept, how = dataclasses.asdict(settings) | {"steps": weights["steps"]}, Reading.of(settings, device)
+            kept, how = dataclasses.asdict(settings) | drawn | {"steps": weights["steps"]}, Reading.of(settings, device)
             images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
             if is_main() and set(protocols) != {"features"}:
                 pairs = features.load(folder, device).pairs()

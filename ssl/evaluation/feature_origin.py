@@ -19,8 +19,9 @@ def require(found: Features, settings) -> None:
         encoder, _, _ = restore(settings.model_path, *built, settings.init_format)
         require_encoder(found, encoder, settings.features, settings.model_path)
     if settings.dataset or settings.data_dir:
-        settings.dataset = datasets.resolve_name(settings.dataset, settings.data_dir)
-        size, own = datasets.drawn_at(settings), found.settings.get("image_size")
+        datasets.resolve(settings)
+        size, judged_at = datasets.drawn_at(settings), found.settings.get("image_size")
+        own = found.settings.get("drawn_at", judged_at)  # older files do not say it
         if size and found.settings.get("dataset") == settings.dataset and size != own:
             raise UserError(
                 f"features: {settings.features} is of {settings.dataset} drawn at {own} pixels, which are other images "

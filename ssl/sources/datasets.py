@@ -73,7 +73,7 @@ def resolve(settings: DataSettings) -> None:
 def called(settings: ImageSettings) -> str:
     """What a folder of results is called after the images: their table, folder or file, else the data set."""
     if named := settings.csv or settings.data_dir if settings.dataset in ("folder", "array") else None:
-        return os.path.basename(os.path.abspath(os.path.expanduser(named)))
+        return os.path.basename(os.path.abspath(os.path.expanduser(named))) or "root"  # of /
     size = drawn_at(settings)
     return settings.dataset if size in (None, KNOWN[settings.dataset][0]) else f"{settings.dataset}_{size}"
 

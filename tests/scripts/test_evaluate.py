@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import class_folders
 from running import run, tiny
 
 import evaluate
 from ssl.checkpoints import inherit, pretrained, torch_file
 from ssl.console import say_once
-from ssl.encoders import SmallResNet
+from ssl.data.images import Images
+from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
 from ssl.evaluation import feature_origin, features
-from ssl.sources import datasets, shapes
+from ssl.settings import config
+from ssl.settings.shared import ImageSettings
+from ssl.sources import datasets, every_image, shapes
 
 
 def test_results_have_the_promised_form(judged):
@@ -71,6 +75,26 @@ def test_features_are_in_the_run_folder_if_they_are_of_its_images(tmp_path, name
     assert evaluate.results_folder(settings, {}, ["features"]) == tmp_path  # of weights whose images are not known
 
 
+def test_a_folder_of_results_has_the_name_of_the_images_folder_however_that_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    for path, name in ((".", "photos"), ("..", tmp_path.name), ("cats/..", "photos"), ("cats/", "cats"), ("/", "root")):
+        assert datasets.called(ImageSettings("folder", path)) == name
+
+
+def test_images_of_features_may_be_named_by_any_path(tmp_path, monkeypatch):
+    images = class_folders(tmp_path / "photos", {"train": (9, 0), "test": (6, 1)}, size=16)
+    settings = evaluate.Settings(data_dir=str(images))
+    datasets.resolve(settings)
+    found = noise_of(every_image.load(settings), settings)
+    monkeypatch.chdir(images)
+    for path in (".", "../photos", "./../photos/", str(images)):
+        feature_origin.require(found, evaluate.Settings(features="x", data_dir=path))
+    next((images / "test").rglob("*.png")).rename(images / "test" / "other.png")
+    with pytest.raises(UserError, match="is of another data set"):
+        feature_origin.require(found, evaluate.Settings(features="x", data_dir="."))
+
+
 def test_features_of_images_of_the_same_name_elsewhere_are_not_written_over(tmp_path, monkeypatch):
     (tmp_path / "encoder.pt").touch()
     of_run = {"encoder": "resnet18", "dataset": "folder", "data_dir": "/data/flowers", "csv": None}
@@ -107,18 +131,46 @@ def test_shapes_of_another_size_are_other_images(tmp_path, monkeypatch, capsys):
         assert evaluate.results_folder(settings, of_run, ["features"]) == tmp_path / inner
 
     say_once.cache_clear()  # another test may have said it
-    splits = {}
-    for name in ("train", "test"):
-        data = datasets.load("shapes", None, name, image_size=24)
-        rows = features.Rows((torch.randn(len(data), 4),), torch.device("cpu"))
-        names = [data.sample_name(index) for index in range(len(data))]
-        splits[name] = features.Split(name, rows, data.labels, data.classes, names)
+    settings = evaluate.Settings(dataset="shapes", image_size=24)
+    found = noise_of(every_image.load(settings), settings)
     assert "drawn       `shapes` at 24 pixels: other images than at 32" in capsys.readouterr().out
-    found = features.Features(splits, data.classes, None, of_run)
     feature_origin.require(found, evaluate.Settings(features="x", dataset="shapes", image_size=24))
     for size in (28, None):
         with pytest.raises(UserError, match=f"drawn at 24 pixels, which are other images than at {size or 32}; pass"):
             feature_origin.require(found, evaluate.Settings(features="x", dataset="shapes", image_size=size))
+
+
+@pytest.mark.parametrize("name, size", [("shapes", 32), ("fake", 224)])
+def test_features_say_at_which_size_images_were_drawn_also_where_they_are_judged_at_another(
+    tmp_path, monkeypatch, name, size
+):
+    noise = datasets._fake
+    monkeypatch.setattr(shapes, "_IMAGES", {"train": 40, "test": 20})
+    monkeypatch.setattr(datasets, "_fake", lambda *of: noise(*of).subset(torch.arange(40)))
+    kwargs = dict(image_size=48, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=8)
+    vit = "torchvision.models.vision_transformer.VisionTransformer"  # it reads one size
+    torch.save(build_encoder(vit, 48, kwargs=kwargs)[0].state_dict(), tmp_path / "encoder.pt")
+    of_run = {"encoder": vit, "encoder_kwargs": kwargs, "dataset": "folder", "data_dir": "/flowers", "image_size": 48}
+    config.write_yaml(tmp_path / "config.yaml", of_run)
+    how = ["--model_path", tmp_path, "--dataset", name, "--protocol", "features", "--workers", 0, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, how)])
+    evaluate.main()
+    found = features.load(tmp_path / f"features_{name}" / "features.pt", torch.device("cpu"))
+    assert found.settings["image_size"] == 48
+    for named in ({}, {"image_size": size}):
+        feature_origin.require(found, evaluate.Settings(features="x", dataset=name, **named))
+    with pytest.raises(UserError, match=f"drawn at {size} pixels.*than at 48; pass --image_size {size}"):
+        feature_origin.require(found, evaluate.Settings(features="x", dataset=name, image_size=48))
+
+
+def noise_of(images: dict[str, Images], settings: evaluate.Settings) -> features.Features:
+    """A features file of these images, whose features are noise."""
+    splits = {}
+    for name, data in images.items():
+        rows = features.Rows((torch.randn(len(data), 4),), torch.device("cpu"))
+        names = [data.sample_name(index) for index in range(len(data))]
+        splits[name] = features.Split(name, rows, data.labels, data.classes, names)
+    return features.Features(splits, data.classes, None, dataclasses.asdict(settings))
 
 
 def test_images_that_are_made_are_judged_at_the_size_of_the_run(tmp_path):
