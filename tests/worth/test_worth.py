@@ -23,10 +23,10 @@ from ssl.checkpoints import image_keys, learnt_from, published
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.faultcheck.small_run import gone
-from ssl.sources import datasets
+from ssl.sources import datasets, shapes
 from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
-from ssl.worth import jobs, plan, starts
+from ssl.worth import jobs, measure, plan, starts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,6 +213,41 @@ def test_public_weights_in_a_file_have_two_starts_and_images_may_be_in_an_array(
     found = json.loads((tmp_path / "out" / "worth.json").read_text())
     assert list(found["accuracies"]) == ["nothing", "theirs", "own", "theirs+own"]
     assert set(found["facts"]["epochs"]) == {"own", "theirs+own"}
+
+
+def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, tmp_path):
+    """Drawn at another size they would be other images. The few steps of train.py that are measured are made up."""
+    monkeypatch.setattr(shapes, "_IMAGES", {"train": 60, "test": 30})
+    name = "ssl.encoders.SmallConvNet"
+    torch.save(build_encoder(name, 32)[0].state_dict(), tmp_path / "theirs.pt")
+
+    def settled(job: jobs.Job) -> measure.ShortRun:
+        size = job.settings["image_size"] or 32  # that of the recipe
+        about = {"encoder": name, "encoder_kwargs": None, "stem": "auto", "lr": 1, "epochs": 1, "short_side": None}
+        return measure.ShortRun(about | {"image_size": size}, 1.0, 1.0)
+
+    def stop(some: list[jobs.Job]) -> None:
+        asked[:] = some
+        raise InterruptedError
+
+    asked: list[jobs.Job] = []
+    monkeypatch.setattr(measure, "short_run", settled)
+    monkeypatch.setattr(worth, "run_all", stop)
+    given = ["--public", f"{tmp_path / 'theirs.pt'}={name}", "--seeds", 1, "--minutes", 60]
+    for size in (32, 24):
+        words = ["--dataset", "shapes", *given, "--output_dir", tmp_path / f"out_{size}"]
+        with pytest.raises(InterruptedError):
+            compare(monkeypatch, *words, *([] if size == 32 else ["--image_size", size]))
+        sizes = {job.what: job.settings["image_size"] or 32 for job in asked}
+        assert {words.split()[0] for words in sizes} == {"features", "pre-train", "fine-tune"}
+        assert {f"features of {start}" for start in ("nothing", "theirs", "own", "theirs+own")} <= sizes.keys()
+        assert set(sizes.values()) == {size}
+
+
+def test_a_process_of_a_group_is_refused(monkeypatch, quick, pictures):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process compares the starts; leave out torchrun"):
+        compare(monkeypatch, pictures)
 
 
 # What cannot work -------------------------------------------------------------------------------
