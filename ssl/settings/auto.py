@@ -110,12 +110,12 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
 
 # What follows the machine ---------------------------------------------------------
 
-CPU_ENCODER, CPU_KWARGS = "ssl.encoders.SmallResNet", {"width": 16, "stages": 4}
+CPU_ENCODER, CPU_KWARGS = "ssl.encoders.SmallConvNet", {"width": 16, "stages": 4, "grid": 2}
 CPU_SIZES = {"auto": (48,), "own": (96, 224)}  # pixels of a view, for that encoder, and for one that the user names
 SECONDS = 300  # of training on a CPU: half of ten minutes, as reading the images and judging need the other half
 CORE_FLOPS = 80e9  # a second, in float32, of one core with AVX-512; one with AVX2 has about half of it
 PIXEL_SECONDS = 3e-7  # of one core, for a pixel of a view: crop, colours, normalisation
-LEAST_EPOCHS, MOST_EPOCHS = 10, 300  # on a CPU
+LEAST_EPOCHS, MOST_EPOCHS = 5, 300  # on a CPU
 BATCH = {"cpu": 32, "cuda": 256}  # images a step and process
 BACKWARD = 1.2  # times the memory that the forward pass keeps
 GPU_ITSELF = 1e9  # bytes: context, libraries, workspace

@@ -34,10 +34,15 @@ class Machine:
     def on_cpu(self) -> bool:
         return self.device.type == "cpu"
 
+    @property
+    def method(self) -> dict:
+        """The setting of train.py. On a CPU SimCLR's recipe brings more (docs/ledger.md)."""
+        return {"method": "simclr"} if self.on_cpu else {}
+
 
 def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> Network:
     """The network of train.py's recipe for these images on this machine."""
-    recipe = {"image_size": image_size}
+    recipe = machine.method | {"image_size": image_size}
     if machine.on_cpu and dataset in LIKE_CIFAR:
         recipe["config"] = str(CIFAR_ON_CPU)
     run = measure.short_run(work.short_run(OWN, recipe, steps=10))
@@ -57,7 +62,7 @@ def public(work: Work, one: Public, image_size: int | None, train: Images, image
     size = image_size or PUBLIC_SIZE[machine.device.type]
     encoder = one.build(size, train.channels)
     judged = image_size or next(side for side in JUDGED if _fast(encoder, side, images, train.channels, machine))
-    recipe = one.settings() | {"init": one.weights, "image_size": size}
+    recipe = machine.method | one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
     return _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
 

@@ -33,6 +33,8 @@ METHOD = {  # what results of one comparison must have in common, as JSON has it
     "fine-tuning": TUNING | {"public_lr": PUBLIC_LR, "seen": SEEN, "from_nothing": FROM_NOTHING},
     "epochs": {kind: list(bounds) for kind, bounds in EPOCHS.items()},
     "frozen": logistic.WORDS,
+    "held_out": HELD,
+    "continued": CONTINUED,
 }
 
 

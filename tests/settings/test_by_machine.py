@@ -103,7 +103,7 @@ def test_many_views_are_counted_in_what_is_settled(machine):
     assert "an image takes 1.8e+02 MB" in found["batch_size"][1]  # 4 times 44
     machine(LAPTOP)
     lengths = []
-    for views, gflop in (("2", "0.41"), ("4", "0.83")):
+    for views, gflop in (("2", "0.54"), ("4", "1.1")):
         settings = read("--views", views)
         found = by_machine.settle(settings, photographs(2_000), train.Model, CPU)
         assert f"{gflop} GFLOP each" in found["epochs"][1]

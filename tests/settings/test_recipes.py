@@ -438,5 +438,5 @@ def test_the_recipes_for_a_cpu_differ_in_their_loss_alone():
     )
     for other in others:
         differs = {name for name, value in vars(other).items() if value != getattr(one, name)}
-        assert differs == {"method", "projector", "temperature", "lambd", "loss_scale"}
+        assert differs == {"method", "projector", "lambd", "loss_scale"}
         assert (other.lambd, other.loss_scale) == (train.Settings.lambd, train.Settings.loss_scale)
