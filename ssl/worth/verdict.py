@@ -46,6 +46,12 @@ class Verdict:
     def use(self) -> str:
         return self.best[self.start]
 
+    @property
+    def meanwhile(self) -> str:
+        """The start to take while it cannot be told: the pre-trained one if validation prefers it and its gain is more
+        likely than not worth a pre-training; else nothing, which is simpler."""
+        return self.start if self.preferred and self.gain.value > WORTH else NOTHING
+
     def score(self, start: str) -> Score:
         """With all labels, in the better use."""
         return self.table[start, self.best[start]][ALL]

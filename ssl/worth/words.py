@@ -12,6 +12,7 @@ from ssl.worth.verdict import UNKNOWN, WORTH, Verdict, gaps, labels_needed
 def paragraphs(found: Verdict) -> dict[str, str]:
     """{title: sentences}"""
     words = {
+        "Until it can be told": _meanwhile(found),
         "What it gains": _gain(found),
         "Labels": _labels(found),
         "With fewer labels": _fewer(found),
@@ -76,6 +77,16 @@ def _further(found: Verdict, public: str) -> str:
         return ""
     added = difference(found.score(own), found.score(public), found.test)
     return ": pre-training on your images adds nothing that is sure" if added.low <= 0 else ""
+
+
+def _meanwhile(found: Verdict) -> str:
+    start, least = found.start, f"{100 * WORTH:.0f} points"
+    if found.outcome != UNKNOWN:
+        return ""
+    if found.meanwhile == start:
+        return f"Take {start}: validation prefers it, and it is more likely than not to gain over {least}."
+    why = f"it is more likely than not to gain under {least}" if found.preferred else "validation does not prefer it"
+    return f"Train from nothing, which is simpler. {start} may be better, but {why}."
 
 
 def _gain(found: Verdict) -> str:

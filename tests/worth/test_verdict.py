@@ -56,6 +56,7 @@ def test_each_start_can_win(best, outcome):
     found = decide(table(shares, 400), images(400), facts())
     assert found.outcome == outcome
     assert (found.start == best) is (best != "nothing") and found.use == TUNED
+    assert "Until it can be told" not in paragraphs(found)
 
 
 def test_a_difference_within_the_noise_cannot_be_told():
@@ -67,6 +68,22 @@ def test_a_difference_within_the_noise_cannot_be_told():
     assert found.gain.low < 0 < found.gain.high
     assert "cannot be told from 50 test images" in headline(found) and "labels a class" not in headline(found)
     assert f"the chance that it is better is {100 * found.gain.chance:.0f} %" in headline(found)
+
+
+@pytest.mark.parametrize(
+    ("own", "validated", "meanwhile", "why"),
+    [
+        (0.78, 0.78, "own", "Take own: validation prefers it"),
+        (0.70, 0.72, "nothing", "more likely than not to gain under 2 points"),
+        (0.78, 0.68, "nothing", "validation does not prefer it"),
+    ],
+)
+def test_what_cannot_be_told_comes_with_what_to_do_until_then(own, validated, meanwhile, why):
+    made = {"nothing": score(0.70, 50, 0.70, draw=1), "own": score(own, 50, validated, draw=3)}
+    numbers = {(start, TUNED): {ALL: one} for start, one in made.items()} | {(start, FROZEN): {} for start in made}
+    found = decide(numbers, images(50), facts(starts=list(made), labels={ALL: 500}))
+    assert (found.outcome, found.meanwhile) == (UNKNOWN, meanwhile)
+    assert why in paragraphs(found)["Until it can be told"]
 
 
 def test_a_start_that_pays_with_few_labels_alone_is_said_in_the_headline():
