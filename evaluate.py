@@ -87,7 +87,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     linear_lr: float = 0.3  # cosine to 0, SGD with momentum 0.9
     linear_weight_decay: float = 1e-6  # of the linear head
     linear_batch: int = 256  # global batch of the linear head
-    batch_size: int = 256  # images per process while features are read; no result depends on it
+    batch_size: int = 256  # images per process while features are read; results differ by rounding at most
     # Images
     image_size: int | None = None  # unset: the images' own size up to 64 pixels, above that the run's
     # Output
@@ -167,7 +167,7 @@ def begin(settings: Settings, run: dict, protocols: list[str]) -> tuple[torch.de
     say(f"precision   {name_of('off', device)}")
     other = "" if "linear" in protocols else "; the published linear evaluation is --protocol linear"
     say(f"protocol    {', '.join(protocols)}{other}")
-    say(f"batch       {settings.batch_size} images per process while features are read; no result depends on it")
+    say(f"batch       {settings.batch_size} images per process while features are read")
     return device, folder
 
 

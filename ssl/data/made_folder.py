@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ssl import files
 from ssl.console import Progress
 from ssl.data.decode import decode
 from ssl.distributed import be_alone, begin_worker
-from ssl.errors import UserError, one_line_errors
+from ssl.errors import UserError, one_line_errors, tell
 
 
 def open_made(argument: str, target: Path, made_with: Path, settings: dict) -> None:
@@ -44,9 +43,10 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
     """Call `attempt` for every task, in `workers` processes; return {task: reason} of those that have one.
 
     `attempt` returns why the task cannot be done, or the `UserError` that ends the command, or None. `total` counts the
-    tasks that were done before, too. Raises `UserError`, also if a worker is killed.
+    tasks that were done before, too. Raises `UserError`, also if a worker is killed; after Ctrl-C KeyboardInterrupt, when
+    each worker has ended its task.
     """
-    bad, start = {}, total - len(tasks)
+    bad, start, interrupted = {}, total - len(tasks), False
     progress = Progress(total, start, "image")
     # A DataLoader notices a worker that was killed. Its workers ignore Ctrl-C and end with this process: a worker that
     # Ctrl-C ends while it holds the queue's lock would keep the others for ever.
@@ -61,8 +61,14 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
             progress.update(done, f"{len(bad)} bad" if bad else "")
     except RuntimeError as error:
         raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         progress.close()
+    if interrupted:  # now nothing refers to what the DataLoader was doing, so its end waits for the workers
+        del outcomes
+        tell("the same command makes what is missing")
+        raise KeyboardInterrupt
     return bad
 
 
@@ -77,12 +83,7 @@ def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: in
 
 
 def run(command: str, work: Callable):
-    """What `work` returns. An error is printed as one line, with exit status 2. Ctrl-C exits with status 130."""
+    """What `work` returns. An error is printed as one line, with exit status 2. To a shell Ctrl-C is status 130."""
     be_alone()
-    try:
-        with one_line_errors(command):
-            return work()
-    except KeyboardInterrupt:
-        pass  # after this block nothing refers to the DataLoader, so it ends its workers
-    print("interrupted; the same command makes what is missing", file=sys.stderr)
-    sys.exit(130)
+    with one_line_errors(command):
+        return work()

@@ -334,8 +334,38 @@ def test_a_killed_run_is_continued(tmp_path):
 def test_an_interrupted_run_leaves_no_debris(tmp_path, whole_group):
     status, said = stopped_in_the_middle(tmp_path, signal.SIGINT, whole_group)
     assert status == -signal.SIGINT  # a shell calls this 130, and its loops end, too
-    assert "interrupted" in said and "Traceback" not in said
+    assert "interrupted" in said and "the same command makes what is missing" in said and "Traceback" not in said
     assert not list((tmp_path / "dst").glob(files.PARTIAL + "*"))
+
+
+SLOW_FILES = """
+import sys, time
+from pathlib import Path
+from ssl import files
+from ssl.data import made_folder
+
+def attempt(name):
+    with files.replacing(Path(sys.argv[1], name)) as partial:
+        partial.write_text("half")
+        time.sleep(0.5)
+        partial.write_text("whole")
+
+made_folder.run("slow", lambda: made_folder.in_workers([str(i) for i in range(99)], attempt, 2, 99))
+"""
+
+
+def test_control_c_waits_for_the_files_that_are_being_written(tmp_path):
+    """Each takes half a second: some are half written when the signal comes."""
+    command = [sys.executable, "-c", SLOW_FILES, str(tmp_path)]
+    options = {"cwd": ROOT, "env": environment(), "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as run:
+        while len(list(tmp_path.glob("[0-9]*"))) < 2:
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=300)[1]
+    assert run.returncode == -signal.SIGINT, said
+    assert 2 <= len(list(tmp_path.iterdir())) < 99 and {path.read_text() for path in tmp_path.iterdir()} == {"whole"}
 
 
 def _die(name):
