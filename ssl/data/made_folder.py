@@ -43,8 +43,8 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
     """Call `attempt` for every task, in `workers` processes; return {task: reason} of those that have one.
 
     `attempt` returns why the task cannot be done, or the `UserError` that ends the command, or None. `total` counts the
-    tasks that were done before, too. Raises `UserError`, also if a worker is killed; after Ctrl-C KeyboardInterrupt, when
-    each worker has ended its task.
+    tasks that were done before, too. Raises `UserError`, also if a worker is killed. After Ctrl-C it raises
+    KeyboardInterrupt when each worker has ended its task.
     """
     bad, start, interrupted = {}, total - len(tasks), False
     progress = Progress(total, start, "image")
