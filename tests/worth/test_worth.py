@@ -79,7 +79,7 @@ def scripts(ran: list[list[str]]) -> list[str]:
 
 
 def test_from_images_to_a_verdict(monkeypatch, capsys, quick, pictures, whole):
-    compare(monkeypatch, pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    compare(monkeypatch, pictures, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
     said = capsys.readouterr().out
     assert "left out    imagenet: " in said and "cannot be reached" in said and "left out    barlow_twins: " in said
     assert said.index("plan ") < said.index("[1/")
@@ -112,13 +112,13 @@ def test_pre_training_and_fine_tuning_see_no_test_image(whole, pictures):
 
 def test_the_same_command_again_runs_no_job_and_says_the_same(monkeypatch, quick, pictures, whole):
     before = (whole / "worth.json").read_text()
-    compare(monkeypatch, pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    compare(monkeypatch, pictures, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
     assert quick == [] and (whole / "worth.json").read_text() == before
 
 
 @pytest.mark.parametrize("changed", [{"--minutes": 4}, {"--seeds": 2}, {"--public": "none"}])
 def test_another_question_in_the_same_folder_is_refused(monkeypatch, quick, pictures, whole, changed):
-    given = {"--minutes": 3, "--seeds": 1, "--workers": 1, "--output_dir": whole} | changed
+    given = {"--minutes": 60, "--seeds": 1, "--workers": 1, "--output_dir": whole} | changed
     with pytest.raises(UserError, match=f"holds a comparison with another {next(iter(changed))[2:]}"):
         compare(monkeypatch, pictures, *(word for pair in given.items() for word in pair))
     assert quick == []
@@ -128,7 +128,7 @@ def test_other_images_in_the_same_folder_are_refused(monkeypatch, quick, tmp_pat
     fewer = shutil.copytree(pictures, tmp_path / "fewer")
     next((fewer / "disc").iterdir()).unlink()
     with pytest.raises(UserError, match="holds a comparison with another t"):
-        compare(monkeypatch, fewer, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+        compare(monkeypatch, fewer, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
 
 
 def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quick, tmp_path, pictures, whole):
@@ -136,7 +136,7 @@ def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quic
     folder = tmp_path / "killed"
     folder.mkdir()
     shutil.copy(whole / "plan.json", folder)
-    words = [pictures, "--minutes", 3, "--seeds", 1, "--workers", 1, "--output_dir", folder]
+    words = [pictures, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", folder]
     command = [sys.executable, "-m", "ssl.worth", *map(str, words)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | forked.PLAIN, stdout=subprocess.DEVNULL)
     status = folder / "own" / "pretrained" / "status.json"
@@ -164,7 +164,7 @@ def test_more_images_without_labels_join_and_test_images_among_them_do_not(
     for number, path in enumerate([*list(test.paths)[:3], *list(train.paths)[:4]]):
         shutil.copy(path, more / f"copy{number}.png")
     folder = tmp_path / "out"
-    compare(monkeypatch, pictures, "--minutes", 3, "--unlabelled", more, "--plan", "--output_dir", folder)
+    compare(monkeypatch, pictures, "--minutes", 60, "--unlabelled", more, "--plan", "--output_dir", folder)
     said = capsys.readouterr().out
     assert f"3 images of {more} are test images: left out" in said
     assert f"12 of 19 images of {more} join {len(train)}" in said
@@ -177,7 +177,7 @@ def test_refused_images_leave_no_links_and_others_take_the_place_of_earlier_ones
 ):
     first, second = (class_folders(tmp_path / name, {"a": (5, seed)}, size=24) for name, seed in (("b", 5), ("c", 6)))
     folder = tmp_path / "out"
-    words = [pictures, "--minutes", 3, "--plan", "--public", "none", "--output_dir", folder, "--unlabelled"]
+    words = [pictures, "--minutes", 60, "--plan", "--public", "none", "--output_dir", folder, "--unlabelled"]
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "00000000.png").symlink_to(next(first.rglob("*.png")))
     (folder / "images" / "99999999.png").symlink_to(next(first.rglob("*.png")))
@@ -206,7 +206,7 @@ def test_public_weights_in_a_file_have_two_starts_and_images_may_be_in_an_array(
     name = "ssl.encoders.SmallConvNet"
     encoder, _ = build_encoder(name, 96)
     torch.save(encoder.state_dict(), tmp_path / "theirs.pt")
-    given = ["--minutes", 3, "--seeds", 1, "--image_size", 24, "--output_dir", tmp_path / "out"]
+    given = ["--minutes", 60, "--seeds", 1, "--image_size", 24, "--output_dir", tmp_path / "out"]
     with pytest.raises(UserError, match=r"does not say which encoder it is of; write .*theirs\.pt=ENCODER"):
         compare(monkeypatch, images, *given, "--public", tmp_path / "theirs.pt")
     compare(monkeypatch, images, *given, "--public", f"{tmp_path / 'theirs.pt'}={name}")
