@@ -27,6 +27,7 @@ def kill_one(run: SmallRun, process: subprocess.Popen, victim: int) -> None:
     gone(everybody)
 
 
+@pytest.mark.timeout(1800)  # it starts 21 times, which takes half a minute each on a busy core
 def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
     run = new_run(options={"max_steps": STEPS})
     whom = ["launcher" if i % 4 == 3 else "rank" for i in range(KILLS)]
