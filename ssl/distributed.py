@@ -21,8 +21,11 @@ from ssl.failures import no_gpu
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # each asks a run to stop
 ORPHANED = 60.0  # seconds that a process whose launcher has died may take to save and leave
-# How the names begin in which torchrun, or a cluster, tells a process of the group that it is part of.
-OF_A_GROUP = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+# Variables by which torchrun, or a cluster job, describes the group of a process. Others begin with TORCHELASTIC_.
+OF_A_GROUP = set(
+    "RANK LOCAL_RANK LOCAL_WORLD_SIZE WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME ROLE_WORLD_SIZE "
+    "MASTER_ADDR MASTER_PORT".split()
+)
 
 
 def rank() -> int:
@@ -43,12 +46,21 @@ def is_main() -> bool:
 
 def alone_environment() -> dict[str, str]:
     """The environment without what it says of a group: that of a process which is alone."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OF_A_GROUP)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OF_A_GROUP and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def be_alone() -> None:
     """Be no process of a group, whatever the environment says. A command of one process begins with this: it prints
-    and writes, also in the shell of a cluster job, where RANK may be left over."""
+    and writes, also in the shell of a cluster job, where RANK may be left over.
+
+    Raises `UserError` where torchrun has started several.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("this command is one process; leave out torchrun")
     for name in os.environ.keys() - alone_environment().keys():
         del os.environ[name]
 

@@ -272,7 +272,6 @@ def write(name: Target, export: Export, folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    be_alone()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--path", *arguments]
@@ -296,4 +295,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with one_line_errors("export"):
+        be_alone()
         main()

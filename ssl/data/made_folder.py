@@ -1,7 +1,9 @@
 """A folder that a command fills with files, in several processes. The same command again makes what is missing."""
 
+import itertools
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,14 +46,26 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
 
     `attempt` returns why the task cannot be done, or the `UserError` that ends the command, or None. `total` counts the
     tasks that were done before, too. Raises `UserError`, also if a worker is killed. After Ctrl-C it raises
-    KeyboardInterrupt when each worker has ended its task.
+    KeyboardInterrupt when each worker has ended the tasks it has.
     """
-    bad, start, interrupted = {}, total - len(tasks), False
-    progress = Progress(total, start, "image")
+    bad, start = {}, total - len(tasks)
+    progress, interrupted = Progress(total, start, "image"), []
     # A DataLoader notices a worker that was killed. Its workers ignore Ctrl-C and end with this process: a worker that
     # Ctrl-C ends while it holds the queue's lock would keep the others for ever.
     used = min(workers, len(tasks))
-    outcomes = DataLoader(tasks, batch_size=None, num_workers=used, collate_fn=attempt, worker_init_fn=begin_worker)
+    order = itertools.takewhile(lambda _: not interrupted, range(len(tasks)))
+    outcomes = DataLoader(
+        tasks, batch_size=None, sampler=order, num_workers=used, collate_fn=attempt, worker_init_fn=begin_worker
+    )
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_) -> None:
+        interrupted.append(True)
+        signal.signal(signal.SIGINT, before)
+        tell("ends with the files it is writing; the same command makes what is missing. Ctrl-C again does not wait")
+
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         for done, (task, outcome) in enumerate(zip(tasks, outcomes), start + 1):
             if isinstance(outcome, UserError):
@@ -61,13 +75,11 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
             progress.update(done, f"{len(bad)} bad" if bad else "")
     except RuntimeError as error:
         raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
-    except KeyboardInterrupt:
-        interrupted = True
     finally:
         progress.close()
-    if interrupted:  # now nothing refers to what the DataLoader was doing, so its end waits for the workers
-        del outcomes
-        tell("the same command makes what is missing")
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
         raise KeyboardInterrupt
     return bad
 
@@ -84,6 +96,6 @@ def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: in
 
 def run(command: str, work: Callable):
     """What `work` returns. An error is printed as one line, with exit status 2. To a shell Ctrl-C is status 130."""
-    be_alone()
     with one_line_errors(command):
+        be_alone()
         return work()

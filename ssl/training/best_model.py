@@ -83,12 +83,11 @@ def only_one(found: dict[Path, dict]) -> tuple[Path, dict]:
 def take_settings(settings, origin: dict[str, str], saved: dict, path: Path, free: set[str]) -> None:
     """Set what the user has not set as the model at `path` was fine-tuned with: `saved` of its best.pt.
 
-    Settings in `free` stay as they are, but for the data set, and the precision and the batch, by which results are
-    rounded. If the user names a data set, nothing
+    Settings in `free` stay as they are, but for the data set and the precision. If the user names a data set, nothing
     about the data is taken from `saved`. Raises `UserError` where the encoder is a class of unknown origin.
     """
     own_data = settings.dataset is not None or settings.data_dir is not None
-    keep = (free | set(DATA) if own_data else free - set(DATA)) - {"amp", "batch_size"}
+    keep = (free | set(DATA) if own_data else free - set(DATA)) - {"amp"}
     for field in dataclasses.fields(settings):
         if origin[field.name] == "default" and field.name not in keep and field.name in saved:
             value = coerce(saved[field.name], field.type, f"{path}: {field.name}")

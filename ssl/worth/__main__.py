@@ -41,8 +41,8 @@ class Settings(ImageSettings):
     Compared are: from nothing; published weights (ImageNet's labels, Barlow Twins); an encoder pre-trained on your
     images without labels; and published weights on which that pre-training goes on. Each is judged frozen and
     fine-tuned, with 1, 5, 20 and all labels a class, on the same draws of labels, and a verdict in words follows, with
-    its uncertainty. It says first what fits into the minutes. The test images choose nothing. After a stop the same
-    command goes on.
+    its uncertainty. It says first what fits into the minutes. The test images never choose which pre-trained start.
+    After a stop the same command goes on.
     """
 
     FIRST = "data_dir", "minutes", "unlabelled", "public", "plan", "output_dir"  # in --help
@@ -63,8 +63,6 @@ class Settings(ImageSettings):
 
 def main() -> None:
     began = time.monotonic()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("one process compares the starts; leave out torchrun, or unset WORLD_SIZE where a job left it")
     distributed.be_alone()
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):

@@ -168,7 +168,7 @@ def as_json(verdict: Verdict, of: dict, agreed: Agreed) -> dict:
             "outcome": verdict.outcome,
             "start": verdict.start,
             "kind": kind(verdict.start),
-            "meanwhile": kind(verdict.meanwhile) if verdict.outcome == UNKNOWN else None,
+            "meanwhile": verdict.meanwhile if verdict.outcome == UNKNOWN else None,
             "use": verdict.use,
             "headline": words.headline(verdict),
             "gain": asdict(verdict.gain),

@@ -10,6 +10,7 @@ from ssl.data.images import Images
 from ssl.data.resident import SMALL
 from ssl.encoders import build_encoder, reads
 from ssl.settings.command import ROOT
+from ssl.sources.recipe import OWN_IMAGES
 from ssl.worth import measure
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Network
@@ -19,6 +20,7 @@ from ssl.worth.work import Work
 # The best recipe for a CPU on CIFAR-10.
 CIFAR_ON_CPU = ROOT / "configs" / "simclr_cifar10_cpu.yaml"
 LIKE_CIFAR = ("CIFAR10", "CIFAR100", "SVHN")  # they use that recipe, too
+BY_SIMCLR = (*OWN_IMAGES, "shapes")
 PUBLIC_SIZE = {"cpu": 96, "cuda": 224}  # pixels, of training with public weights: as train.py's recipes have it
 JUDGED = (224, 160, 128, 96)  # pixels of the images that they are judged on, frozen: the first that time allows
 JUDGING = 0.05  # of the time is allowed for features of all images
@@ -34,15 +36,10 @@ class Machine:
     def on_cpu(self) -> bool:
         return self.device.type == "cpu"
 
-    @property
-    def method(self) -> dict:
-        """The setting of train.py. On a CPU SimCLR's recipe brings more (docs/ledger.md)."""
-        return {"method": "simclr"} if self.on_cpu else {}
-
 
 def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> Network:
     """The network of train.py's recipe for these images on this machine."""
-    recipe = machine.method | {"image_size": image_size}
+    recipe = _method(work, machine) | {"image_size": image_size}
     if machine.on_cpu and dataset in LIKE_CIFAR:
         recipe["config"] = str(CIFAR_ON_CPU)
     run = measure.short_run(work.short_run(OWN, recipe, steps=10))
@@ -62,9 +59,14 @@ def public(work: Work, one: Public, image_size: int | None, train: Images, image
     size = image_size or PUBLIC_SIZE[machine.device.type]
     encoder = one.build(size, train.channels)
     judged = image_size or next(side for side in JUDGED if _fast(encoder, side, images, train.channels, machine))
-    recipe = machine.method | one.settings() | {"init": one.weights, "image_size": size}
+    recipe = _method(work, machine) | one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
     return _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
+
+
+def _method(work: Work, machine: Machine) -> dict:
+    """The method of pre-training: train.py's, or SimCLR where its recipe for a CPU brought more (docs/ledger.md)."""
+    return {"method": "simclr"} if machine.on_cpu and work.data["dataset"] in BY_SIMCLR else {}
 
 
 def _fast(encoder: nn.Module, side: int, images: int, channels: int, machine: Machine) -> bool:

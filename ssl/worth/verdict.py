@@ -1,6 +1,7 @@
 """The verdict: which start to take, what it gains, and how sure that is.
 
-Validation images choose the start. The test images say how sure the choice is; they never choose between starts.
+Validation images choose the start. The test images say how sure the choice is; they never choose between
+pre-trained starts.
 """
 
 from dataclasses import dataclass

@@ -84,9 +84,11 @@ def _meanwhile(found: Verdict) -> str:
     if found.outcome != UNKNOWN:
         return ""
     if found.meanwhile == start:
-        return f"Take {start}: validation prefers it, and it is more likely than not to gain over {least}."
-    why = f"it is more likely than not to gain under {least}" if found.preferred else "validation does not prefer it"
-    return f"Train from nothing, which is simpler. {start} may be better, but {why}."
+        return f"With all labels take {start}: validation prefers it, and it gains over {least} more likely than not."
+    if found.gain.high < WORTH:
+        return f"With all labels train from nothing: what was measured gains under {least}."
+    why = f"gains over {least} less likely than not" if found.preferred else "is not preferred by validation"
+    return f"With all labels train from nothing, which is simpler: {start} may be better, but {why}."
 
 
 def _gain(found: Verdict) -> str:

@@ -341,13 +341,16 @@ def test_an_interrupted_run_leaves_no_debris(tmp_path, whole_group):
 SLOW_FILES = """
 import sys, time
 from pathlib import Path
+from torch.utils.data import dataloader
 from ssl import files
 from ssl.data import made_folder
+
+dataloader.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds that a DataLoader's end waits for a worker, twice
 
 def attempt(name):
     with files.replacing(Path(sys.argv[1], name)) as partial:
         partial.write_text("half")
-        time.sleep(0.5)
+        time.sleep(1)
         partial.write_text("whole")
 
 made_folder.run("slow", lambda: made_folder.in_workers([str(i) for i in range(99)], attempt, 2, 99))
@@ -355,7 +358,7 @@ made_folder.run("slow", lambda: made_folder.in_workers([str(i) for i in range(99
 
 
 def test_control_c_waits_for_the_files_that_are_being_written(tmp_path):
-    """Each takes half a second: some are half written when the signal comes."""
+    """Each takes a second and more than a DataLoader's end would wait: some are half written when the signal comes."""
     command = [sys.executable, "-c", SLOW_FILES, str(tmp_path)]
     options = {"cwd": ROOT, "env": environment(), "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as run:

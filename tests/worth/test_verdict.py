@@ -73,9 +73,9 @@ def test_a_difference_within_the_noise_cannot_be_told():
 @pytest.mark.parametrize(
     ("own", "validated", "meanwhile", "why"),
     [
-        (0.78, 0.78, "own", "Take own: validation prefers it"),
-        (0.70, 0.72, "nothing", "more likely than not to gain under 2 points"),
-        (0.78, 0.68, "nothing", "validation does not prefer it"),
+        (0.78, 0.78, "own", "With all labels take own: validation prefers it"),
+        (0.70, 0.72, "nothing", "gains over 2 points less likely than not"),
+        (0.78, 0.68, "nothing", "not preferred by validation"),
     ],
 )
 def test_what_cannot_be_told_comes_with_what_to_do_until_then(own, validated, meanwhile, why):
@@ -142,6 +142,7 @@ def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
     shares = {"nothing": 0.8, "pub": 0.5, "own": 0.7, "pub+own": 0.5}
     found = decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 101}))
     assert found.outcome == UNKNOWN and "whether the 101 epochs of the recipe would pay" in headline(found)
+    assert "train from nothing: what was measured gains under 2" in paragraphs(found)["Until it can be told"]
     assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
 
 

@@ -246,7 +246,8 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
 
 def test_a_process_of_a_group_is_refused(monkeypatch, quick, pictures):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process compares the starts; leave out torchrun"):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of torchrun")
+    with pytest.raises(UserError, match="this command is one process; leave out torchrun"):
         compare(monkeypatch, pictures)
 
 
