@@ -1,5 +1,6 @@
 """A folder that a command fills with files, in several processes. The same command again makes what is missing."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,9 @@ from ssl import files
 from ssl.console import Progress
 from ssl.data.decode import decode
 from ssl.distributed import be_alone, begin_worker
-from ssl.errors import UserError, one_line_errors, tell
+from ssl.errors import UserError, one_line_errors
+
+WAITS = b"\nends with the files it is writing; the same command makes what is missing. Ctrl-C again does not wait\n"
 
 
 def open_made(argument: str, target: Path, made_with: Path, settings: dict) -> None:
@@ -62,7 +65,8 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
     def interrupt(*_) -> None:
         interrupted.append(True)
         signal.signal(signal.SIGINT, before)
-        tell("ends with the files it is writing; the same command makes what is missing. Ctrl-C again does not wait")
+        with contextlib.suppress(OSError):  # no print: the signal may have come within one
+            os.write(2, WAITS)
 
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
