@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -52,15 +52,33 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
     KeyboardInterrupt when each worker has ended the tasks it has.
     """
     bad, start = {}, total - len(tasks)
-    progress, interrupted = Progress(total, start, "image"), []
+    progress = Progress(total, start, "image")
     # A DataLoader notices a worker that was killed. Its workers ignore Ctrl-C and end with this process: a worker that
     # Ctrl-C ends while it holds the queue's lock would keep the others for ever.
     used = min(workers, len(tasks))
-    order = itertools.takewhile(lambda _: not interrupted, range(len(tasks)))
-    outcomes = DataLoader(
-        tasks, batch_size=None, sampler=order, num_workers=used, collate_fn=attempt, worker_init_fn=begin_worker
-    )
-    before = signal.getsignal(signal.SIGINT)
+    try:
+        with _until_interrupted(range(len(tasks))) as order:
+            outcomes = DataLoader(
+                tasks, batch_size=None, sampler=order, num_workers=used, collate_fn=attempt, worker_init_fn=begin_worker
+            )
+            for done, (task, outcome) in enumerate(zip(tasks, outcomes), start + 1):
+                if isinstance(outcome, UserError):
+                    raise outcome
+                if outcome is not None:
+                    bad[task] = outcome
+                progress.update(done, f"{len(bad)} bad" if bad else "")
+    except RuntimeError as error:
+        raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
+    finally:
+        progress.close()
+    return bad
+
+
+@contextlib.contextmanager
+def _until_interrupted(order: Iterable[int]) -> Iterator[Iterable[int]]:
+    """`order`, which ends early after Ctrl-C; KeyboardInterrupt is raised only at the end of the block. A second Ctrl-C
+    raises it at once."""
+    interrupted, before = [], signal.getsignal(signal.SIGINT)
 
     def interrupt(*_) -> None:
         interrupted.append(True)
@@ -68,24 +86,16 @@ def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict
         with contextlib.suppress(OSError):  # no print: the signal may have come within one
             os.write(2, WAITS)
 
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if before is not signal.default_int_handler:  # it is ignored, or a caller's
+        yield order
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        for done, (task, outcome) in enumerate(zip(tasks, outcomes), start + 1):
-            if isinstance(outcome, UserError):
-                raise outcome
-            if outcome is not None:
-                bad[task] = outcome
-            progress.update(done, f"{len(bad)} bad" if bad else "")
-    except RuntimeError as error:
-        raise UserError(f"workers: {error}. Is there too little memory? Run the command with fewer --workers") from None
+        yield itertools.takewhile(lambda _: not interrupted, order)
     finally:
-        progress.close()
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
     if interrupted:
         raise KeyboardInterrupt
-    return bad
 
 
 def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: int | None = None) -> None:

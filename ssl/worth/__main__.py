@@ -118,7 +118,7 @@ def agree(
     train, test, sizes = found.train, found.splits["test"], found.sizes()
     machine = networks.Machine(device, 60 * settings.minutes, measure.seconds_to_read(train))
     public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
-    own = networks.own(work, settings.dataset, settings.image_size, train, machine)
+    own = networks.own(work, settings.image_size, train, machine)
     drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images
     size = settings.image_size or drawn
     some = [own, *(networks.public(work, one, size, train, sizes.all, machine) for one in public)]

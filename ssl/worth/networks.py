@@ -20,7 +20,7 @@ from ssl.worth.work import Work
 # The best recipe for a CPU on CIFAR-10.
 CIFAR_ON_CPU = ROOT / "configs" / "simclr_cifar10_cpu.yaml"
 LIKE_CIFAR = ("CIFAR10", "CIFAR100", "SVHN")  # they use that recipe, too
-BY_SIMCLR = (*OWN_IMAGES, "shapes")
+BY_SIMCLR = (*OWN_IMAGES, "shapes")  # on a CPU
 PUBLIC_SIZE = {"cpu": 96, "cuda": 224}  # pixels, of training with public weights: as train.py's recipes have it
 JUDGED = (224, 160, 128, 96)  # pixels of the images that they are judged on, frozen: the first that time allows
 JUDGING = 0.05  # of the time is allowed for features of all images
@@ -37,10 +37,10 @@ class Machine:
         return self.device.type == "cpu"
 
 
-def own(work: Work, dataset: str, image_size: int | None, train: Images, machine: Machine) -> Network:
+def own(work: Work, image_size: int | None, train: Images, machine: Machine) -> Network:
     """The network of train.py's recipe for these images on this machine."""
     recipe = _method(work, machine) | {"image_size": image_size}
-    if machine.on_cpu and dataset in LIKE_CIFAR:
+    if machine.on_cpu and work.data["dataset"] in LIKE_CIFAR:
         recipe["config"] = str(CIFAR_ON_CPU)
     run = measure.short_run(work.short_run(OWN, recipe, steps=10))
     encoder, kwargs, stem = restore.architecture(run.settled)

@@ -84,6 +84,7 @@ def test_from_images_to_a_verdict(monkeypatch, capsys, quick, pictures, whole):
     assert "left out    imagenet: " in said and "cannot be reached" in said and "left out    barlow_twins: " in said
     assert said.index("plan ") < said.index("[1/")
     assert scripts(quick)[0] == "train.py" and scripts(quick).count("evaluate.py") == 2
+    assert all(words[words.index("--method") + 1] == "simclr" for words in quick if words[0] == "train.py")
     found = json.loads((whole / "worth.json").read_text())
     cells = [(cell["count"], cell["seed"]) for cell in found["plan"]["cells"]]
     assert cells == [(0, 0), (5, 0)] and scripts(quick).count("finetune.py") == 2 * len(cells)
