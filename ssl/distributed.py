@@ -160,7 +160,14 @@ def begin_worker(_: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _tell_unless_left
     die_with_parent(signal.SIGKILL)
+
+
+def _tell_unless_left(kind: type[BaseException], error: BaseException, trace) -> None:
+    """An excepthook of a worker. Its thread that hands batches over fails where Ctrl-C ends the trainer meanwhile."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def leave() -> None:

@@ -172,3 +172,22 @@ time.sleep(60)
     assert Path(f"/proc/{worker}/stat").read_text().split()[2] == "S"
     process.kill()  # which heard none of them, or it would have said so
     assert process.communicate(timeout=300) == ("", "")  # returns when the worker has gone, too
+
+
+def test_a_loader_worker_is_silent_where_the_trainer_breaks_off_the_handing_over_of_a_batch():
+    source = """
+import os, socket, sys
+from multiprocessing import reduction, resource_sharer
+from ssl.distributed import begin_worker
+reading, writing = os.pipe()
+begin_worker(0)
+handed = reduction.DupFd(writing)  # a thread waits for whoever takes the file
+with socket.socket(socket.AF_UNIX) as trainer:
+    trainer.connect(resource_sharer._resource_sharer._address)
+os.write(handed.detach(), b"whole")
+print(os.read(reading, 5).decode(), flush=True)
+sys.excepthook(ValueError, ValueError("of the worker's own"), None)
+"""
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, "whole\n")
+    assert ended.stderr == "ValueError: of the worker's own\n"
