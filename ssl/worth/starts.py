@@ -17,6 +17,7 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError
 
 NOTHING, OWN = "nothing", "own"
+TAKEN = {NOTHING, OWN, "images", "labels", "lock", "measured"}  # in the folder in which each start has one of its name
 PATIENCE = 6.0  # seconds until the network counts as not there
 SMALLER = {"imagenet": "resnet18"}  # published weights on a CPU: the encoder where none is named
 
@@ -87,7 +88,7 @@ def _of_file(path: str, encoder: str, others: list[Public]) -> Public:
 
 
 def _free_name(name: str, others: list[Public]) -> str:
-    taken = {NOTHING, OWN, *(other.name for other in others)}
+    taken = TAKEN | {other.name for other in others}
     return next(free for free in (name, *(f"{name}_{i}" for i in range(2, 99))) if free not in taken)
 
 

@@ -20,6 +20,7 @@ from drawn import class_folders
 from PIL import Image
 
 from ssl.checkpoints import image_keys, learnt_from, published
+from ssl.data.images import Images
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.faultcheck.small_run import gone
@@ -214,6 +215,17 @@ def test_public_weights_in_a_file_have_two_starts_and_images_may_be_in_an_array(
     found = json.loads((tmp_path / "out" / "worth.json").read_text())
     assert list(found["accuracies"]) == ["nothing", "theirs", "own", "theirs+own"]
     assert set(found["facts"]["epochs"]) == {"own", "theirs+own"}
+
+
+def test_published_weights_never_share_a_folder_with_files_of_the_comparison(tmp_path):
+    name = "ssl.encoders.SmallConvNet"
+    torch.save(build_encoder(name, 96)[0].state_dict(), tmp_path / "labels.pt")
+    for own in ("measured", "images", "own", "lock"):
+        shutil.copy(tmp_path / "labels.pt", tmp_path / f"{own}.pt")
+    files = [f"{path}={name}" for path in sorted(tmp_path.glob("*.pt"))]
+    data = Images("array", torch.zeros(1), ["one"], resident=torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
+    found, _ = starts.find_public(files, True, True, data, None)
+    assert [public.name for public in found] == ["images_2", "labels_2", "lock_2", "measured_2", "own_2"]
 
 
 def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, tmp_path):
