@@ -83,22 +83,24 @@ def main() -> None:
         unlabelled = look.find_unlabelled(settings, settings.unlabelled, found.splits["test"])
         of["images"]["pre-training"] = unlabelled.fingerprint(None)
         pretrain_on = {"data_dir": folder / "images"} | look.passed_on(settings, look.OF_FILES)
-    work = Work(folder, found, data, pretrain_on, {"device": settings.device, "workers": settings.workers})
+    at_once = measure.jobs_at_once(device, [one for one in found.splits.values() if one is not None])
+    work = Work(folder, found, data, pretrain_on, *of_jobs(settings, at_once))
 
     # Plan, or go on with the plan that was made
     agreed = kept.read(folder / "plan.json", of)  # refuses another comparison before anything is written
     if settings.unlabelled:
         look.link(unlabelled, folder / "images")
     if agreed is None:
-        agreed = agree(settings, origin["public"] != "default", found, work, device, began)
+        with measure.beside(at_once - 1, work.threads or torch.get_num_threads()):
+            machine = networks.Machine(device, at_once, 60 * settings.minutes, measure.seconds_to_read(found.train))
+            agreed = agree(settings, origin["public"] != "default", found, work, machine, began)
         kept.write(folder / "plan.json", of, agreed)
     kept.tell(agreed, found)
     if settings.plan:
         return
 
     # Do
-    jobs = answer.jobs(work, agreed, settings.seed or 0)
-    run_all(jobs)
+    run_all(answer.jobs(work, agreed, settings.seed or 0), min(agreed.plan.at_once, at_once))
 
     # Judge, and say what it means
     result = answer.judge(work, agreed, device)
@@ -111,12 +113,19 @@ def main() -> None:
     held.close()
 
 
+def of_jobs(settings: Settings, at_once: int) -> tuple[dict, int | None]:
+    """(settings of the machine for each job, its threads), where so many run side by side. None: it settles them."""
+    cores = max(1, usable_cores() // at_once)
+    workers = cores - 1 if settings.workers is None and at_once > 1 else settings.workers
+    free = at_once == 1 or "OMP_NUM_THREADS" in os.environ
+    return {"device": settings.device, "workers": workers}, None if free else cores
+
+
 def agree(
-    settings: Settings, named: bool, found: look.Look, work: Work, device: torch.device, began: float
+    settings: Settings, named: bool, found: look.Look, work: Work, machine: networks.Machine, began: float
 ) -> kept.Agreed:
-    """Measure this machine, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
+    """Measure the networks, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
     train, test, sizes = found.train, found.splits["test"], found.sizes()
-    machine = networks.Machine(device, 60 * settings.minutes, measure.seconds_to_read(train))
     public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
     own = networks.own(work, settings.image_size, train, machine)
     drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images
@@ -129,7 +138,7 @@ def agree(
     ]
     spent = time.monotonic() - began
     labels = sum(len(one.fit) for one in found.draws)
-    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, usable_cores())
+    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, usable_cores(), machine.at_once)
     return kept.Agreed(some, made, left_out)
 
 

@@ -1,8 +1,10 @@
 """Jobs: runs of train.py, evaluate.py and finetune.py, each a process of its own and in a folder of its own.
 
-A job whose result is there is not run again. One that was stopped goes on from its last checkpoint.
+A job whose result is there is not run again. One that was stopped goes on from its last checkpoint. Jobs run side by
+side where the plan says so.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from ssl.console import say
 from ssl.errors import UserError
 from ssl.settings.command import ROOT, flags
 
+LOOK = 0.1  # seconds between two looks at whether a job has ended
+
 
 @dataclass(frozen=True)
 class Job:
@@ -24,6 +28,8 @@ class Job:
     script: str
     folder: Path  # its --output_dir
     settings: dict[str, object]
+    threads: int | None = None  # of its process; None: as it settles itself
+    needs: Path | None = None  # the folder of the job that makes its weights
 
     def done(self) -> bool:
         """Whether its result is there: features.pt, which is written last, or a run that has ended by itself."""
@@ -31,45 +37,87 @@ class Job:
             return (self.folder / "features.pt").is_file()
         return files.json_object(self.folder / "status.json").get("state") == "finished"
 
-    def run(self) -> float:
-        """Run it unless it is done; the seconds that it took. Raises `UserError`, with its own last words."""
-        if self.done():
-            return 0.0
-        log, began = self.folder.with_name(f"{self.folder.name}.log"), time.monotonic()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        status = execute([self.script, *flags(self.settings | {"output_dir": self.folder})], log)
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def start(self) -> subprocess.Popen:
+        """Its process, which writes into the log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        words = [self.script, *flags(self.settings | {"output_dir": self.folder})]
+        return start_python(words, self.log, self.threads)
+
+    def check(self, status: int) -> None:
+        """Raises `UserError` with its own last words if it has ended with this status and without its result."""
         if status or not self.done():
             raise UserError(
-                f"{self.what}: {_last_words(log, status)}; its output is {log}. The same command tries again"
+                f"{self.what}: {_last_words(self.log, status)}; its output is {self.log}. The same command tries again"
             )
+
+    def run(self) -> float:
+        """Run it unless it is done; the seconds that it took. Raises `UserError` as `check`."""
+        if self.done():
+            return 0.0
+        began, process = time.monotonic(), self.start()
+        try:
+            process.wait()
+        finally:
+            _stop([process])
+        self.check(process.returncode)
         return time.monotonic() - began
 
 
-def run_all(jobs: list[Job]) -> None:
-    """Run the jobs in their order, and say so."""
-    for number, job in enumerate(jobs, 1):
-        if job.done():
-            continue
-        say(f"[{number}/{len(jobs)}] {job.what}")
-        took = job.run()
-        say(f"{' ' * len(f'[{number}/{len(jobs)}]')} done in {took:.0f} s")
+@dataclass(frozen=True)
+class Running:
+    number: str
+    job: Job
+    process: subprocess.Popen
+    began: float
 
 
-def execute(words: list[str], log: Path) -> int:
-    """Run python with these words, its output in the file `log`; its exit status. Ctrl-C lets it save and end first."""
-    with open(log, "wb") as output:
-        command = [sys.executable, *words]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, preexec_fn=_killed_with_parent)
+def run_all(jobs: list[Job], at_once: int = 1) -> None:
+    """Run the jobs in their order, at most `at_once` side by side, and say so.
+
+    A job waits for the one that makes its weights; the next one goes first. Raises `UserError` of the first job that
+    fails. Then, or at Ctrl-C, the others save and end.
+    """
+    waiting = [(f"[{number}/{len(jobs)}]", job) for number, job in enumerate(jobs, 1) if not job.done()]
+    running: list[Running] = []
     try:
-        return process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
+        while waiting or running:
+            undone = {job.folder for _, job in waiting} | {one.job.folder for one in running}
+            ready = [(number, job) for number, job in waiting if job.needs not in undone]
+            for number, job in ready[: at_once - len(running)]:
+                say(f"{number} {job.what}")
+                running.append(Running(number, job, job.start(), time.monotonic()))
+                waiting.remove((number, job))
+            time.sleep(LOOK)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                one.job.check(one.process.returncode)
+                say(f"{one.number} done in {time.monotonic() - one.began:.0f} s")
+    finally:
+        _stop([one.process for one in running])
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """End those that still run: each saves first."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
         process.wait()
-        raise
+
+
+def start_python(words: list[str], log: Path, threads: int | None) -> subprocess.Popen:
+    """Start python with these words, its output in the file `log`. It is killed if this command is."""
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    with open(log, "wb") as output:
+        how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
+        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=_killed_with_parent)
 
 
 def _killed_with_parent() -> None:
-    """If this command is killed, no job stays behind and holds its folder."""
     distributed.die_with_parent(signal.SIGKILL)
 
 

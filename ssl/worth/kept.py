@@ -73,7 +73,8 @@ def tell(agreed: Agreed, found: Look) -> None:
         )
     for words in agreed.left_out:
         say(f"left out    {words}")
-    say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine:")
+    beside = f"; {made.at_once} jobs side by side, whose minutes are" if made.at_once > 1 else ""
+    say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine{beside}:")
     labels = ", ".join(map(called, found.labels()))
     say(f"  frozen    {minutes(made.frozen)}: {len(agreed.starts())} starts, with {labels} labels a class")
     listed = ", ".join(

@@ -1,22 +1,35 @@
-"""How fast this machine is with an encoder: a short run of train.py, and a few batches forward and back."""
+"""How fast this machine is with an encoder: a short run of train.py, and a few batches forward and back.
 
+Where jobs will run side by side, the other cores are busy meanwhile: python -m ssl.worth.measure keeps one busy.
+"""
+
+import contextlib
+import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ssl import files
+from ssl.data.cores import usable_cores
 from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
+from ssl.data.memory import free_memory
+from ssl.encoders import build_encoder
 from ssl.settings import config
 from ssl.training.precision import autocast, choose_precision
-from ssl.worth.jobs import Job
+from ssl.worth.jobs import Job, start_python
 
 BATCH = {"cpu": 8, "cuda": 64}  # images
 READ = 12  # images that are read to time it
+AT_ONCE = 4  # jobs at most: pre-training is one of them, and the verdict waits for it
+JOB = 2 << 30  # bytes of memory of a job, besides its images
+PIXELS = 3 * 128**2  # bytes of an image in a file, where a job holds it in memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,34 @@ class ShortRun:
     settled: dict
     start: float
     epoch: float
+
+
+def jobs_at_once(device: torch.device, images: list[Images]) -> int:
+    """How many jobs run side by side: on a GPU one; on a CPU AT_ONCE, if cores and memory reach.
+
+    A second core makes the training of a small network a tenth faster; a second training beside it doubles what is done
+    (docs/results.md).
+    """
+    if device.type != "cpu":
+        return 1
+    held = sum(data.resident.nbytes if data.resident is not None else PIXELS * len(data) for data in images)
+    free, _ = free_memory()
+    return max(1, min(AT_ONCE, usable_cores(), free // (JOB + held)))
+
+
+@contextlib.contextmanager
+def beside(others: int, threads: int) -> Iterator[None]:
+    """This process computes with so many threads in the block, and `others` such processes are busy beside it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    busy = [start_python(["-m", "ssl.worth.measure"], Path(os.devnull), threads) for _ in range(others)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        torch.set_num_threads(before)
 
 
 def short_run(job: Job) -> ShortRun:
@@ -83,3 +124,9 @@ def seconds_to_read(data: Images) -> float:
         except BadImage:
             continue
     return (time.perf_counter() - began) / len(chosen)
+
+
+if __name__ == "__main__":
+    encoder, _ = build_encoder("ssl.encoders.SmallConvNet", 48)
+    while True:
+        seconds_per_image(encoder, 3, 48, torch.device("cpu"), training=True)

@@ -29,6 +29,7 @@ JUDGING = 0.05  # of the time is allowed for features of all images
 @dataclass(frozen=True)
 class Machine:
     device: torch.device
+    at_once: int  # jobs that run side by side
     seconds: float  # that there are
     read: float  # seconds to read an image
 

@@ -2,9 +2,11 @@
 
 Frozen encoders are judged with every number of labels; that is cheap. Pre-training gets a fixed share of the time that
 is left. Fine-tunings get the rest, a cell at a time: both starts of one network with the same labels and seed. So every
-comparison within a network is between pairs. The plan is made once and kept in plan.json; the same command follows it.
+comparison within a network is between pairs. Where jobs run side by side, the minutes are those that the last one ends
+in. The plan is made once and kept in plan.json; the same command follows it.
 """
 
+import math
 from dataclasses import dataclass
 
 from ssl.errors import UserError
@@ -80,7 +82,9 @@ class Cell:
 @dataclass(frozen=True)
 class Plan:
     minutes: float  # that it is made for
-    frozen: float  # minutes of judging frozen encoders
+    at_once: int  # jobs that run side by side
+    total: float  # minutes until all is done
+    frozen: float  # minutes of judging frozen encoders; those of all jobs are summed, here and in what follows
     epochs: dict[str, int]  # of pre-training, by network; a network without has no start with it
     pretrain: float  # minutes
     cells: list[Cell]
@@ -88,42 +92,86 @@ class Plan:
     too_long: list[Cell]  # cells that do not fit
     more: float  # minutes that these would take
 
-    @property
-    def total(self) -> float:
-        return self.frozen + self.pretrain + self.tune
+
+@dataclass(frozen=True)
+class Task:
+    """A job: its seconds, the start whose weights it makes, and the start whose weights it needs."""
+
+    seconds: float
+    makes: str = ""
+    needs: str = ""
 
 
 def make(
-    seconds: float, spent: float, networks: list[Network], sizes: Sizes, cells: list[Cell], labels: int, cores: int
+    seconds: float,
+    spent: float,
+    networks: list[Network],
+    sizes: Sizes,
+    cells: list[Cell],
+    labels: int,
+    cores: int,
+    at_once: int,
 ) -> Plan:
     """The plan for so many seconds, of which some are `spent` on measuring. `cells` are all, in the order of their use;
     `labels` is how many labels the heads of a frozen encoder learn from, all draws together.
 
     Raises `UserError` where not even the first things fit.
     """
-    left = SPARE * seconds - spent
-    frozen = sum(len(network.starts) * _frozen(network, sizes, labels, cores) for network in networks)
-    epochs = _pretraining(networks, PRETRAIN * (left - frozen))
-    own = next(network for network in networks if network.weights is None)
-    pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
-    room = left - frozen - pretrain
+    heads = sum(len(network.starts) * _heads(network, sizes, labels, cores) for network in networks)
+    features = sum(len(network.starts) * _features(network, sizes) for network in networks)
+    left = SPARE * seconds - spent - heads
+    epochs = _pretraining(networks, PRETRAIN * (left - features / at_once), at_once)
     taken: list[Cell] = []
     for cell in cells:
-        if cost(cell, networks, sizes, epochs) <= room:
+        if duration(tasks(networks, sizes, epochs, [*taken, cell]), at_once) <= left:
             taken.append(cell)
-            room -= cost(cell, networks, sizes, epochs)
+    own = next(network for network in networks if network.weights is None)
     if own.name not in epochs or cells[0] not in taken:
-        first = cost(cells[0], networks, sizes, epochs | {own.name: 1})
         pretrained = _pretrain_seconds(own, 1)
-        enough = (spent + frozen + max(first + pretrained, first / (1 - PRETRAIN), pretrained / PRETRAIN)) / SPARE
+        all_else = duration(tasks(networks, sizes, {own.name: 1}, cells[:1]), at_once) - pretrained
+        first = max(pretrained + all_else, features / at_once + pretrained / PRETRAIN, all_else / (1 - PRETRAIN))
         raise UserError(
             f"minutes: {seconds / 60:.3g} are too few: on this machine the least that can answer takes about "
-            f"{enough / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, and one fine-tuning from "
-            "nothing and from it. Pass more --minutes, or fewer images"
+            f"{(spent + heads + first) / SPARE / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, "
+            "and one fine-tuning from nothing and from it. Pass more --minutes, or fewer images"
         )
     too_long = [cell for cell in cells if cell not in taken]
+    pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
     tune, more = (sum(cost(cell, networks, sizes, epochs) for cell in some) / 60 for some in (taken, too_long))
-    return Plan(seconds / 60, frozen / 60, epochs, pretrain / 60, taken, tune, too_long, more)
+    total = (duration(tasks(networks, sizes, epochs, taken), at_once) + heads) / 60
+    frozen = (features + heads) / 60
+    return Plan(seconds / 60, at_once, total, frozen, epochs, pretrain / 60, taken, tune, too_long, more / at_once)
+
+
+def tasks(networks: list[Network], sizes: Sizes, epochs: dict[str, int], cells: list[Cell]) -> list[Task]:
+    """The jobs, in their order: features of weights that are there, pre-training with its features, fine-tunings."""
+    trained = [network for network in networks if network.name in epochs]
+    found = [Task(_features(network, sizes)) for network in networks]
+    for network in trained:
+        start = network.starts[1]
+        found += [Task(_pretrain_seconds(network, epochs[network.name]), makes=start)]
+        found += [Task(_features(network, sizes), needs=start)]
+    for cell in cells:
+        network = next(one for one in networks if one.name == cell.network)
+        simple, further = network.starts
+        found += [Task(_tune_seconds(network, simple, cell, sizes))]
+        if network in trained:
+            found += [Task(_tune_seconds(network, further, cell, sizes), needs=further)]
+    return found
+
+
+def duration(some: list[Task], at_once: int) -> float:
+    """Seconds until all are done, where they are started as `jobs.run_all` starts them."""
+    waiting, running, now = list(some), [], 0.0  # running: (end, what it makes)
+    while waiting or running:
+        undone = {task.makes for task in waiting} | {makes for _, makes in running}
+        ready = [task for task in waiting if not task.needs or task.needs not in undone]
+        for task in ready[: at_once - len(running)]:
+            running.append((now + task.seconds, task.makes))
+            waiting.remove(task)
+        now = min(end for end, _ in running)
+        running = [one for one in running if one[0] > now]
+    return now
 
 
 def order_of_use(networks: list[Network], counts: list[int], seeds: int) -> list[Cell]:
@@ -161,22 +209,25 @@ def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
     return sizes.all < tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
 
 
-def _frozen(network: Network, sizes: Sizes, labels: int, cores: int) -> float:
-    """Seconds of judging one frozen start: its features, and the heads on them, of about 125 passes each."""
-    features = sizes.all * (network.speed.judge + network.speed.read)
-    heads = 6 * 125 * sizes.classes * network.width * labels
-    return network.speed.start + features + heads / HEAD_FLOPS / cores
+def _features(network: Network, sizes: Sizes) -> float:
+    """Seconds of the features of one start."""
+    return network.speed.start + sizes.all * (network.speed.judge + network.speed.read)
+
+
+def _heads(network: Network, sizes: Sizes, labels: int, cores: int) -> float:
+    """Seconds of the heads on the features of one start, of about 125 passes each, at the end and on all cores."""
+    return 6 * 125 * sizes.classes * network.width * labels / HEAD_FLOPS / cores
 
 
 def _pretrain_seconds(network: Network, epochs: int) -> float:
     return network.speed.start + epochs * network.speed.epoch
 
 
-def _pretraining(networks: list[Network], seconds: float) -> dict[str, int]:
+def _pretraining(networks: list[Network], seconds: float, at_once: int) -> dict[str, int]:
     """Epochs of each network; the time is shared alike between the networks that can use their share."""
     able = list(networks)
     while able:
-        share = seconds / len(able)
+        share = seconds / math.ceil(len(able) / at_once)
         fits = {
             network.name: min(MOST_EPOCHS, int((share - network.speed.start) / network.speed.epoch)) for network in able
         }

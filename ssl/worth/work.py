@@ -47,6 +47,7 @@ class Work:
     data: dict  # settings of the user's images
     pretrain_on: dict  # settings of the images to pre-train on, the same or more
     machine: dict  # settings of the machine, for all scripts
+    threads: int | None  # of a job; None: as it settles itself
 
     def short_run(self, name: str, settings: dict, steps: int) -> Job:
         """A few steps of train.py, to see what it settles and how fast it is."""
@@ -65,7 +66,8 @@ class Work:
     def features(self, network: Network, start: str) -> Job:
         settings = self.data | network.settings | {"image_size": network.judge_size, "protocol": "features"}
         settings |= {"model_path": self.weights(network, start), "batch_size": 64}
-        return self._job(f"features of {start}", "evaluate.py", f"{start}/features", settings)
+        needs = self._needs(network, start)
+        return self._job(f"features of {start}", "evaluate.py", f"{start}/features", settings, needs)
 
     def tuning(self, network: Network, start: str, cell: Cell) -> Job:
         draw, train = self.found.draw(cell.count, cell.seed), self.found.train
@@ -86,7 +88,7 @@ class Work:
         if network.short_side and holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
         what = f"fine-tune {start}, {called(cell.count)} labels a class, seed {cell.seed}"
-        return self._job(what, "finetune.py", f"{start}/tuned/{name}", settings)
+        return self._job(what, "finetune.py", f"{start}/tuned/{name}", settings, self._needs(network, start))
 
     def weights(self, network: Network, start: str) -> str:
         """What --init or --model_path takes."""
@@ -105,5 +107,9 @@ class Work:
         (self.folder / NOTHING).mkdir(parents=True, exist_ok=True)
         torch_file.save(encoder.state_dict(), Path(self.weights(network, NOTHING)))
 
-    def _job(self, what: str, script: str, place: str, settings: dict) -> Job:
-        return Job(what, script, self.folder / place, self.machine | settings)
+    def _needs(self, network: Network, start: str) -> Path | None:
+        """The folder of the pre-training that makes the weights of a start."""
+        return self.folder / start / "pretrained" if start == network.starts[1] else None
+
+    def _job(self, what: str, script: str, place: str, settings: dict, needs: Path | None = None) -> Job:
+        return Job(what, script, self.folder / place, self.machine | settings, self.threads, needs)

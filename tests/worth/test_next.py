@@ -33,12 +33,12 @@ def work(tmp_path) -> Work:
     train = Images("folder", torch.arange(60) % 3, ["a", "b", "c"], paths=paths)
     draws = [splits.draw(train, ALL, 0, False)]
     found = Look({"train": train, "val": None, "test": train.subset(torch.arange(9))}, draws, {(ALL, 0)}, False)
-    return Work(tmp_path, found, {"data_dir": "/data"}, {}, {"device": "cpu", "workers": 2})
+    return Work(tmp_path, found, {"data_dir": "/data"}, {}, {"device": "cpu", "workers": 2}, None)
 
 
 def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
     epochs = {"own": 50, "pub": 50}
-    made = Plan(30, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
+    made = Plan(30, 1, 3, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
     agreed = Agreed([OWN, PUBLIC], made, [])
     of_starts = {"own": 50, "pub+own": 50}
     known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False, False)

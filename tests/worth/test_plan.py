@@ -1,13 +1,16 @@
-"""The plan: what fits into the minutes, in whole pairs."""
+"""The plan: what fits into the minutes, in whole pairs, one job after another or side by side."""
 
 import dataclasses
+import random
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ssl.errors import UserError
-from ssl.worth import plan
+from ssl.worth import jobs, plan
 from ssl.worth.measure import Speed
-from ssl.worth.plan import Cell, Network, Sizes
+from ssl.worth.plan import Cell, Network, Sizes, Task
 from ssl.worth.splits import ALL
 
 SIZES = Sizes(800, 0, 200, 5, {1: (5, 0), 5: (20, 5), 20: (80, 20), ALL: (640, 160)})
@@ -21,9 +24,9 @@ def network(name: str = "own", weights: str | None = None, **speed) -> Network:
 OWN, PUBLIC = network(), network("pub", "pub.pth", epoch=30, train=0.03, check=0.01, judge=0.01)
 
 
-def made(minutes: float, networks=(OWN, PUBLIC), seeds: int = 3, spent: float = 20):
+def made(minutes: float, networks=(OWN, PUBLIC), seeds: int = 3, spent: float = 20, at_once: int = 1):
     cells = plan.order_of_use(list(networks), [1, 5, 20, ALL], seeds)
-    return plan.make(60 * minutes, spent, list(networks), SIZES, cells, 33, 1), cells
+    return plan.make(60 * minutes, spent, list(networks), SIZES, cells, 33, 1, at_once), cells
 
 
 def test_the_order_of_use_is_all_labels_then_few_then_more_seeds():
@@ -34,15 +37,67 @@ def test_the_order_of_use_is_all_labels_then_few_then_more_seeds():
 
 
 @pytest.mark.parametrize("minutes", [6, 10, 30, 120])
-def test_the_plan_fills_the_minutes_and_no_more(minutes):
-    found, cells = made(minutes)
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_the_plan_fills_the_minutes_and_no_more(minutes, at_once):
+    found, cells = made(minutes, at_once=at_once)
     assert found.total + 20 / 60 <= plan.SPARE * minutes
     assert found.cells + found.too_long and set(found.cells) | set(found.too_long) == set(cells)
     assert not set(found.cells) & set(found.too_long)
-    room = plan.SPARE * minutes - 20 / 60 - found.total
-    costs = [plan.cost(cell, [OWN, PUBLIC], SIZES, found.epochs) / 60 for cell in found.too_long]
-    assert all(cost > room for cost in costs)  # whatever would still fit is taken
-    assert found.more == pytest.approx(sum(costs))
+    networks, planned = [OWN, PUBLIC], plan.SPARE * minutes - 20 / 60 - found.total
+    before = plan.duration(plan.tasks(networks, SIZES, found.epochs, found.cells), at_once)
+    for cell in found.too_long:  # whatever would still fit is taken
+        after = plan.duration(plan.tasks(networks, SIZES, found.epochs, [*found.cells, cell]), at_once)
+        assert (after - before) / 60 > planned
+    costs = [plan.cost(cell, networks, SIZES, found.epochs) / 60 for cell in found.too_long]
+    assert found.more == pytest.approx(sum(costs) / at_once)
+
+
+def test_two_jobs_at_once_make_nearly_twice_as_many_fine_tunings():
+    one, two = (made(20, at_once=at_once)[0] for at_once in (1, 2))
+    assert two.epochs["own"] >= one.epochs["own"] and set(one.cells) < set(two.cells)
+    assert two.frozen + two.pretrain + two.tune > 1.9 * (one.frozen + one.pretrain + one.tune)
+
+
+def test_a_task_waits_for_the_weights_that_it_needs_and_the_next_goes_first():
+    some = [Task(10, makes="own"), Task(3, needs="own"), Task(4), Task(5)]
+    assert [plan.duration(some, at_once) for at_once in (1, 2, 3)] == [22, 13, 13]
+    assert plan.duration([*some, Task(9)], 2) == 10 + 8  # own's 3 and the last of 9 begin together; 9 ends at 18
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jobs_take_as_long_as_planned(seed, monkeypatch):
+    """`run_all` on a clock of its own, in which every job takes the seconds of its task."""
+    draw = random.Random(seed)
+    some = [Task(draw.randrange(1, 50), makes=f"{i}") for i in range(3)]
+    some += [Task(draw.randrange(1, 50), needs=draw.choice(["", "0", "1", "2"])) for _ in range(12)]
+    draw.shuffle(some)
+    clock = SimpleNamespace(now=0.0)
+
+    class Timed:
+        def __init__(self, number: int, task: Task):
+            self.what, self.folder, self.seconds = f"{task}", Path(task.makes or f"of {number}"), task.seconds
+            self.needs = Path(task.needs) if task.needs else None
+
+        def done(self) -> bool:
+            return False
+
+        def check(self, status: int) -> None:
+            assert status == 0
+
+        def start(self) -> SimpleNamespace:
+            ends = clock.now + self.seconds
+            return SimpleNamespace(poll=lambda: 0 if clock.now >= ends else None, returncode=0)
+
+    monkeypatch.setattr(jobs, "LOOK", 1)
+    passes = SimpleNamespace(
+        sleep=lambda seconds: setattr(clock, "now", clock.now + seconds), monotonic=lambda: clock.now
+    )
+    monkeypatch.setattr(jobs, "time", passes)
+    for at_once in (1, 2, 3):
+        clock.now = 0.0
+        jobs.run_all([Timed(i, task) for i, task in enumerate(some)], at_once)
+        assert clock.now == plan.duration(some, at_once)
+        assert max(task.seconds for task in some) <= clock.now <= sum(task.seconds for task in some)
 
 
 def test_a_cell_costs_as_much_as_both_of_its_starts():
@@ -85,7 +140,8 @@ def test_nothing_has_the_most_epochs_and_public_weights_the_fewest():
 def test_too_few_minutes_are_refused_and_the_least_that_fit_are_named():
     with pytest.raises(UserError, match=r"minutes: 0.5 are too few: .* takes about \S+: features of 1000 images"):
         made(0.5)
-    with pytest.raises(UserError) as refused:
-        made(0.5, [OWN])
-    least = float(str(refused.value).split("takes about ")[1].split(":")[0])
-    assert made(1.05 * least, [OWN])[0].cells
+    for at_once in (1, 2, 4):
+        with pytest.raises(UserError) as refused:
+            made(0.5, [OWN], at_once=at_once)
+        least = float(str(refused.value).split("takes about ")[1].split(":")[0])
+        assert made(1.05 * least, [OWN], at_once=at_once)[0].cells

@@ -3,14 +3,17 @@
 Its jobs run in forked processes (`forked`), but for one test that starts and kills the real ones.
 """
 
+import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -34,16 +37,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def quick(monkeypatch) -> list[list[str]]:
-    """Short trainings in forked processes; the commands of the jobs, as they run."""
+    """Short trainings in forked processes, two side by side; the commands of the jobs, as they run."""
     ran = []
 
-    def execute(words: list[str], log: Path) -> int:
+    def start(words: list[str], log: Path, threads: int | None) -> SimpleNamespace:
+        assert threads is not None
         done = forked.run(*words)
         log.write_text(done.stdout + done.stderr)
         ran.append(words)
-        return done.returncode
+        return SimpleNamespace(poll=lambda: done.returncode, wait=lambda: None, returncode=done.returncode)
 
-    monkeypatch.setattr(jobs, "execute", execute)
+    monkeypatch.setattr(jobs, "start_python", start)
+    monkeypatch.setattr(measure, "jobs_at_once", lambda device, images: 2)
+    monkeypatch.setattr(measure, "beside", lambda others, threads: contextlib.nullcontext())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(plan, "EPOCHS", {"own": (2, 2), "public": (1, 1)})
     monkeypatch.setattr(plan, "MOST_EPOCHS", 3)
     monkeypatch.setattr(starts, "_reachable", lambda url: False)
@@ -134,7 +141,7 @@ def test_other_images_in_the_same_folder_are_refused(monkeypatch, quick, tmp_pat
 
 
 def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quick, tmp_path, pictures, whole):
-    """SIGKILL of the command alone: its job ends with it, and the folder is free at once."""
+    """SIGKILL of the command alone: its jobs end with it, and the folder is free at once."""
     folder = tmp_path / "killed"
     folder.mkdir()
     shutil.copy(whole / "plan.json", folder)
@@ -145,10 +152,10 @@ def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quic
     began = time.monotonic()
     while not status.exists() and process.poll() is None and time.monotonic() - began < 120:
         time.sleep(0.05)
-    job = json.loads(status.read_text())["pid"]
+    others = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    gone([job])
+    gone([json.loads(status.read_text())["pid"], *map(int, others)])
     assert json.loads(status.read_text())["state"] == "running"  # it was killed, too; else it would have finished
     assert not (folder / "worth.json").exists()
     compare(monkeypatch, *words)
@@ -239,7 +246,7 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
         about = {"encoder": name, "encoder_kwargs": None, "stem": "auto", "lr": 1, "epochs": 1, "short_side": None}
         return measure.ShortRun(about | {"image_size": size}, 1.0, 1.0)
 
-    def stop(some: list[jobs.Job]) -> None:
+    def stop(some: list[jobs.Job], at_once: int) -> None:
         asked[:] = some
         raise InterruptedError
 
@@ -329,7 +336,89 @@ def test_groups_that_are_the_classes_are_refused(monkeypatch, quick, tmp_path, p
 
 
 def test_a_job_that_fails_is_named_with_its_own_words(monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs, "execute", lambda words, log: log.write_text("so\nthe error: no room\n") and 2)
+    def start(words: list[str], log: Path, threads: int | None) -> SimpleNamespace:
+        log.write_text("so\nthe error: no room\n")
+        return SimpleNamespace(poll=lambda: 2, wait=lambda: None, returncode=2)
+
+    monkeypatch.setattr(jobs, "start_python", start)
     job = jobs.Job("features of own", "evaluate.py", tmp_path / "own" / "features", {})
-    with pytest.raises(UserError, match=r"features of own: the error: no room; its output is .*features.log"):
-        job.run()
+    for run in (job.run, lambda: jobs.run_all([job])):
+        with pytest.raises(UserError, match=r"features of own: the error: no room; its output is .*features.log"):
+            run()
+
+
+# Side by side -----------------------------------------------------------------------------------
+
+FAILS = """
+import pathlib, sys, time
+while not (pathlib.Path(sys.argv[2]).parent / "begun").exists():
+    time.sleep(0.01)
+sys.exit("an error of its own")
+"""
+SAVES = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[2]).parent
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit()))
+(folder / "begun").touch()
+time.sleep(600)
+"""
+
+
+def test_where_one_job_fails_those_beside_it_save_and_end(tmp_path):
+    some = []
+    for name, source in (("fails", FAILS), ("saves", SAVES), ("later", SAVES)):
+        (tmp_path / f"{name}.py").write_text(source)
+        some.append(jobs.Job(name, str(tmp_path / f"{name}.py"), tmp_path / name, {}, 1))
+    with pytest.raises(UserError, match=r"^fails: an error of its own; its output is "):
+        jobs.run_all(some, 2)
+    assert (tmp_path / "saved").exists() and not some[2].log.exists()  # `later` has never begun
+
+
+def test_a_job_has_its_share_of_the_cores(monkeypatch, tmp_path):
+    (tmp_path / "tell.py").write_text("import os; print(os.environ.get('OMP_NUM_THREADS'))")
+    monkeypatch.setattr(worth, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for at_once, given, workers, threads in ((1, None, None, None), (4, None, 1, 2), (8, None, 0, 1), (4, 3, 3, 2)):
+        machine, of_a_job = worth.of_jobs(worth.Settings(workers=given), at_once)
+        assert (machine["workers"], of_a_job) == (workers, threads)
+        job = jobs.Job("tell", str(tmp_path / "tell.py"), tmp_path / "tell", {}, of_a_job)
+        job.start().wait()
+        assert job.log.read_text() == f"{threads}\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user has the last word
+    assert worth.of_jobs(worth.Settings(), 4)[1] is None
+
+
+def test_jobs_run_side_by_side_where_cores_and_memory_reach(monkeypatch):
+    images = [Images("array", torch.zeros(9), ["one"], resident=torch.zeros(9, 1, 100, 100, dtype=torch.uint8))]
+    for cores, free, expected in ((1, 99, 1), (3, 99, 3), (16, 99, 4), (16, 6.1, 3), (16, 1, 1)):
+        monkeypatch.setattr(measure, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(measure, "free_memory", lambda free=free: (int(free * 2**30), ""))
+        assert measure.jobs_at_once(torch.device("cpu"), images) == expected
+        assert measure.jobs_at_once(torch.device("cuda"), images) == 1
+
+
+def test_the_other_cores_are_busy_while_the_machine_is_measured():
+    before = torch.get_num_threads()
+    with measure.beside(2, 1):
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        busy = [child for child in children if b"ssl.worth.measure" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(busy) == 2 and torch.get_num_threads() == 1
+    gone(map(int, busy))
+    assert torch.get_num_threads() == before
+
+
+def test_a_busy_process_computes_until_it_is_ended(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def count() -> float:
+        count.calls += 1
+        if count.calls > 100:
+            raise Enough
+        return 0.0
+
+    count.calls = 0
+    monkeypatch.delitem(sys.modules, "ssl.worth.measure")
+    monkeypatch.setattr(time, "perf_counter", count)
+    with pytest.raises(Enough):
+        runpy.run_module("ssl.worth.measure", run_name="__main__")
