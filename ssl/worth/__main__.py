@@ -56,7 +56,7 @@ class Settings(ImageSettings):
     plan: bool = False  # only say what would fit
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    workers: int | None = None  # loader processes; unset: one fewer than the cores it may use
+    workers: int | None = None  # loader processes of a job; unset: one fewer than its share of the cores
     # Output
     output_dir: str | None = None  # worth.html, worth.json and all runs; unset: runs/worth_DATA
 
@@ -69,7 +69,7 @@ def main() -> None:
         words = ["--data_dir", *words]
     settings, origin = config.parse(Settings, words)
     check(settings)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the job that runs saves and ends
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the jobs that run save and end
     device = distributed.join(settings.device)
     settle_threads()
 
@@ -78,20 +78,22 @@ def main() -> None:
     folder = Path(settings.output_dir)
     held = lock(folder / "lock")
     data = pretrain_on = look.passed_on(settings)
+    images = [one for one in found.splits.values() if one is not None]
     of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir), "method": METHOD}
     if settings.unlabelled:
         unlabelled = look.find_unlabelled(settings, settings.unlabelled, found.splits["test"])
         of["images"]["pre-training"] = unlabelled.fingerprint(None)
         pretrain_on = {"data_dir": folder / "images"} | look.passed_on(settings, look.OF_FILES)
-    at_once = measure.jobs_at_once(device, [one for one in found.splits.values() if one is not None])
-    work = Work(folder, found, data, pretrain_on, *of_jobs(settings, at_once))
+        images.append(unlabelled)
 
     # Plan, or go on with the plan that was made
     agreed = kept.read(folder / "plan.json", of)  # refuses another comparison before anything is written
+    at_once = kept.still_at_once(agreed, measure.jobs_at_once(device, images, settings.image_size, settings.preload))
+    work = Work(folder, found, data, pretrain_on, *of_jobs(settings, at_once))
     if settings.unlabelled:
         look.link(unlabelled, folder / "images")
     if agreed is None:
-        with measure.beside(at_once - 1, work.threads or torch.get_num_threads()):
+        with measure.beside(at_once - 1, work.threads, folder / "measured" / "beside.log"):
             machine = networks.Machine(device, at_once, 60 * settings.minutes, measure.seconds_to_read(found.train))
             agreed = agree(settings, origin["public"] != "default", found, work, machine, began)
         kept.write(folder / "plan.json", of, agreed)
@@ -100,7 +102,7 @@ def main() -> None:
         return
 
     # Do
-    run_all(answer.jobs(work, agreed, settings.seed or 0), min(agreed.plan.at_once, at_once))
+    run_all(answer.jobs(work, agreed, settings.seed or 0), at_once)
 
     # Judge, and say what it means
     result = answer.judge(work, agreed, device)
@@ -114,11 +116,11 @@ def main() -> None:
 
 
 def of_jobs(settings: Settings, at_once: int) -> tuple[dict, int | None]:
-    """(settings of the machine for each job, its threads), where so many run side by side. None: it settles them."""
-    cores = max(1, usable_cores() // at_once)
-    workers = cores - 1 if settings.workers is None and at_once > 1 else settings.workers
-    free = at_once == 1 or "OMP_NUM_THREADS" in os.environ
-    return {"device": settings.device, "workers": workers}, None if free else cores
+    """(settings of the machine for each of the jobs that run side by side, its threads). None: the job settles them."""
+    share = max(1, usable_cores() // at_once)
+    workers = share - 1 if settings.workers is None and at_once > 1 else settings.workers
+    threads = min(share, torch.get_num_threads()) if at_once > 1 else None
+    return {"device": settings.device, "workers": workers}, threads
 
 
 def agree(

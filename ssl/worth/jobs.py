@@ -69,7 +69,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Running:
-    number: str
+    """A job that was begun and has not been seen to end."""
+
+    label: str
     job: Job
     process: subprocess.Popen
     began: float
@@ -86,22 +88,22 @@ def run_all(jobs: list[Job], at_once: int = 1) -> None:
     try:
         while waiting or running:
             undone = {job.folder for _, job in waiting} | {one.job.folder for one in running}
-            ready = [(number, job) for number, job in waiting if job.needs not in undone]
-            for number, job in ready[: at_once - len(running)]:
-                say(f"{number} {job.what}")
-                running.append(Running(number, job, job.start(), time.monotonic()))
-                waiting.remove((number, job))
+            ready = [(label, job) for label, job in waiting if job.needs not in undone]
+            for label, job in ready[: at_once - len(running)]:
+                say(f"{label} {job.what}")
+                running.append(Running(label, job, job.start(), time.monotonic()))
+                waiting.remove((label, job))
             time.sleep(LOOK)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 one.job.check(one.process.returncode)
-                say(f"{one.number} done in {time.monotonic() - one.began:.0f} s")
+                say(f"{one.label} done in {time.monotonic() - one.began:.0f} s")
     finally:
         _stop([one.process for one in running])
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
-    """End those that still run: each saves first."""
+    """End those that still run. A training saves first."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -118,6 +120,7 @@ def start_python(words: list[str], log: Path, threads: int | None) -> subprocess
 
 
 def _killed_with_parent() -> None:
+    """No job stays behind and holds its folder."""
     distributed.die_with_parent(signal.SIGKILL)
 
 

@@ -59,6 +59,14 @@ def read(path: Path, of: dict) -> Agreed | None:
         raise UserError(f"{path}: is not a plan of this version of ssl.worth; name another --output_dir") from None
 
 
+def still_at_once(agreed: Agreed | None, fit: int) -> int:
+    """How many jobs run side by side: as many as `fit`, or as were planned if those are fewer."""
+    planned = agreed.plan.at_once if agreed else fit
+    if fit < planned:
+        say(f"plan        *** {planned} jobs side by side were planned, and {fit} fit now: it takes longer ***")
+    return min(planned, fit)
+
+
 # Words ------------------------------------------------------------------------------------------
 
 
@@ -73,7 +81,7 @@ def tell(agreed: Agreed, found: Look) -> None:
         )
     for words in agreed.left_out:
         say(f"left out    {words}")
-    beside = f"; {made.at_once} jobs side by side, whose minutes are" if made.at_once > 1 else ""
+    beside = f", up to {made.at_once} jobs side by side; each one's minutes, summed" if made.at_once > 1 else ""
     say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine{beside}:")
     labels = ", ".join(map(called, found.labels()))
     say(f"  frozen    {minutes(made.frozen)}: {len(agreed.starts())} starts, with {labels} labels a class")

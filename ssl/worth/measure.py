@@ -21,15 +21,16 @@ from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.memory import free_memory
 from ssl.encoders import build_encoder
+from ssl.errors import UserError
 from ssl.settings import config
 from ssl.training.precision import autocast, choose_precision
 from ssl.worth.jobs import Job, start_python
 
 BATCH = {"cpu": 8, "cuda": 64}  # images
 READ = 12  # images that are read to time it
-AT_ONCE = 4  # jobs at most: pre-training is one of them, and the verdict waits for it
+AT_ONCE = 4  # jobs at most: more would leave few cores for pre-training, which the verdict waits for
 JOB = 2 << 30  # bytes of memory of a job, besides its images
-PIXELS = 3 * 128**2  # bytes of an image in a file, where a job holds it in memory
+SIDE = 96  # pixels of training at most, where none are named; a job holds images of twice this side in memory
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,44 @@ class ShortRun:
     epoch: float
 
 
-def jobs_at_once(device: torch.device, images: list[Images]) -> int:
+def jobs_at_once(device: torch.device, images: list[Images], size: int | None, preload: bool) -> int:
     """How many jobs run side by side: on a GPU one; on a CPU AT_ONCE, if cores and memory reach.
 
     A second core makes the training of a small network a tenth faster; a second training beside it doubles what is done
-    (docs/results.md).
+    (docs/results.md). `size`: pixels of training, if they are named. With `preload` each job holds whole images: one.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or preload:
         return 1
-    held = sum(data.resident.nbytes if data.resident is not None else PIXELS * len(data) for data in images)
+    each = 4 * (2 * (size or SIDE)) ** 2
+    held = sum(data.resident.nbytes if data.resident is not None else each * len(data) for data in images)
     free, _ = free_memory()
     return max(1, min(AT_ONCE, usable_cores(), free // (JOB + held)))
 
 
 @contextlib.contextmanager
-def beside(others: int, threads: int) -> Iterator[None]:
-    """This process computes with so many threads in the block, and `others` such processes are busy beside it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    busy = [start_python(["-m", "ssl.worth.measure"], Path(os.devnull), threads) for _ in range(others)]
+def beside(others: int, threads: int | None, log: Path) -> Iterator[None]:
+    """In the block this process computes with so many threads, and `others` such processes are busy beside it."""
+    before, busy = torch.get_num_threads(), []
     try:
+        torch.set_num_threads(threads or before)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(others):
+            busy.append(start_python(["-m", "ssl.worth.measure"], log, threads))
         yield
+        if any(process.poll() is not None for process in busy):
+            raise UserError(f"measuring: a process that kept a core busy has ended; its output is {log}")
     finally:
         for process in busy:
             process.kill()
             process.wait()
         torch.set_num_threads(before)
+
+
+def keep_busy() -> None:
+    """Train a small network until the parent ends."""
+    parent, (encoder, _) = os.getppid(), build_encoder("ssl.encoders.SmallConvNet", 48)
+    while os.getppid() == parent:
+        seconds_per_image(encoder, 3, 48, torch.device("cpu"), training=True)
 
 
 def short_run(job: Job) -> ShortRun:
@@ -127,6 +140,4 @@ def seconds_to_read(data: Images) -> float:
 
 
 if __name__ == "__main__":
-    encoder, _ = build_encoder("ssl.encoders.SmallConvNet", 48)
-    while True:
-        seconds_per_image(encoder, 3, 48, torch.device("cpu"), training=True)
+    keep_busy()

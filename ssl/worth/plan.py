@@ -84,13 +84,13 @@ class Plan:
     minutes: float  # that it is made for
     at_once: int  # jobs that run side by side
     total: float  # minutes until all is done
-    frozen: float  # minutes of judging frozen encoders; those of all jobs are summed, here and in what follows
+    frozen: float  # minutes of judging frozen encoders; this and what follows are sums over jobs
     epochs: dict[str, int]  # of pre-training, by network; a network without has no start with it
     pretrain: float  # minutes
     cells: list[Cell]
     tune: float  # minutes
     too_long: list[Cell]  # cells that do not fit
-    more: float  # minutes that these would take
+    more: float  # minutes that these would take, side by side
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,34 @@ def make(
     """
     heads = sum(len(network.starts) * _heads(network, sizes, labels, cores) for network in networks)
     features = sum(len(network.starts) * _features(network, sizes) for network in networks)
-    left = SPARE * seconds - spent - heads
-    epochs = _pretraining(networks, PRETRAIN * (left - features / at_once), at_once)
-    taken: list[Cell] = []
-    for cell in cells:
-        if duration(tasks(networks, sizes, epochs, [*taken, cell]), at_once) <= left:
-            taken.append(cell)
     own = next(network for network in networks if network.weights is None)
-    if own.name not in epochs or cells[0] not in taken:
-        pretrained = _pretrain_seconds(own, 1)
-        all_else = duration(tasks(networks, sizes, {own.name: 1}, cells[:1]), at_once) - pretrained
-        first = max(pretrained + all_else, features / at_once + pretrained / PRETRAIN, all_else / (1 - PRETRAIN))
+
+    def pretraining(left: float) -> dict[str, int]:
+        return _pretraining(networks, PRETRAIN * (left - features / at_once), at_once)
+
+    def fit(some: list[Cell], epochs: dict[str, int], left: float) -> bool:
+        what = tasks(networks, sizes, epochs, some)
+        return sum(task.seconds for task in what) <= at_once * left and duration(what, at_once) <= left
+
+    def answers(left: float) -> bool:
+        """Whether own is pre-trained and the first cell fits."""
+        return own.name in (epochs := pretraining(left)) and fit(cells[:1], epochs, left)
+
+    left = SPARE * seconds - spent - heads
+    if not answers(left):
+        enough = max(left, 1.0)
+        while not answers(enough):
+            enough *= 1.02
         raise UserError(
             f"minutes: {seconds / 60:.3g} are too few: on this machine the least that can answer takes about "
-            f"{(spent + heads + first) / SPARE / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, "
+            f"{(spent + heads + enough) / SPARE / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, "
             "and one fine-tuning from nothing and from it. Pass more --minutes, or fewer images"
         )
+    epochs = pretraining(left)
+    taken: list[Cell] = []
+    for cell in cells:
+        if fit([*taken, cell], epochs, left):
+            taken.append(cell)
     too_long = [cell for cell in cells if cell not in taken]
     pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
     tune, more = (sum(cost(cell, networks, sizes, epochs) for cell in some) / 60 for some in (taken, too_long))
@@ -224,7 +236,7 @@ def _pretrain_seconds(network: Network, epochs: int) -> float:
 
 
 def _pretraining(networks: list[Network], seconds: float, at_once: int) -> dict[str, int]:
-    """Epochs of each network; the time is shared alike between the networks that can use their share."""
+    """Epochs of each network; they share the time alike, `at_once` side by side, if each can use its share."""
     able = list(networks)
     while able:
         share = seconds / math.ceil(len(able) / at_once)

@@ -58,6 +58,8 @@ class Work:
         epochs = plan.epochs[network.name]
         settings = {"epochs": epochs, "warmup_epochs": "auto", "evaluate_after": False, "save_minutes": SAVE_MINUTES}
         settings = self.pretrain_on | network.recipe | settings
+        if network.short_side:  # as it was measured; with jobs beside it less memory is free
+            settings["short_side"] = network.short_side
         if network.weights is not None:
             settings |= {"lr": CONTINUED * network.lr, "init": network.weights}
         start = network.starts[1]

@@ -1,6 +1,7 @@
 """The plan: what fits into the minutes, in whole pairs, one job after another or side by side."""
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,8 +141,11 @@ def test_nothing_has_the_most_epochs_and_public_weights_the_fewest():
 def test_too_few_minutes_are_refused_and_the_least_that_fit_are_named():
     with pytest.raises(UserError, match=r"minutes: 0.5 are too few: .* takes about \S+: features of 1000 images"):
         made(0.5)
-    for at_once in (1, 2, 4):
+    slow = network("pub", "pub.pth", epoch=10, judge=0.3, train=0.05, check=0.02)
+    for networks, at_once in itertools.product(([OWN], [OWN, PUBLIC], [OWN, slow], [OWN, PUBLIC, slow]), (1, 2, 4)):
         with pytest.raises(UserError) as refused:
-            made(0.5, [OWN], at_once=at_once)
+            made(0.5, networks, at_once=at_once)
         least = float(str(refused.value).split("takes about ")[1].split(":")[0])
-        assert made(1.05 * least, [OWN], at_once=at_once)[0].cells
+        assert made(1.05 * least, networks, at_once=at_once)[0].cells
+        with pytest.raises(UserError):
+            made(0.9 * least, networks, at_once=at_once)

@@ -1,12 +1,11 @@
 """The command, from images to a verdict: on small pictures, killed and continued, and with input that cannot work.
 
-Its jobs run in forked processes (`forked`), but for one test that starts and kills the real ones.
+Jobs of most tests run in forked processes (`forked`); where they are killed or fail side by side they are real ones.
 """
 
 import contextlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -48,9 +47,8 @@ def quick(monkeypatch) -> list[list[str]]:
         return SimpleNamespace(poll=lambda: done.returncode, wait=lambda: None, returncode=done.returncode)
 
     monkeypatch.setattr(jobs, "start_python", start)
-    monkeypatch.setattr(measure, "jobs_at_once", lambda device, images: 2)
-    monkeypatch.setattr(measure, "beside", lambda others, threads: contextlib.nullcontext())
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(measure, "jobs_at_once", lambda *machine: 2)
+    monkeypatch.setattr(measure, "beside", lambda *others: contextlib.nullcontext())
     monkeypatch.setattr(plan, "EPOCHS", {"own": (2, 2), "public": (1, 1)})
     monkeypatch.setattr(plan, "MOST_EPOCHS", 3)
     monkeypatch.setattr(starts, "_reachable", lambda url: False)
@@ -140,6 +138,23 @@ def test_other_images_in_the_same_folder_are_refused(monkeypatch, quick, tmp_pat
         compare(monkeypatch, fewer, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
 
 
+def test_a_plan_of_two_jobs_at_once_goes_on_where_one_fits(monkeypatch, capsys, quick, pictures, whole, tmp_path):
+    """And one job at once stays one, with all cores, where more fit later."""
+    words = [pictures, "--minutes", 60, "--seeds", 1, "--workers", 1, "--plan", "--output_dir"]
+    monkeypatch.setattr(measure, "jobs_at_once", lambda *machine: 1)
+    compare(monkeypatch, *words, whole)
+    assert "2 jobs side by side were planned, and 1 fit now: it takes longer" in capsys.readouterr().out
+    planned = json.loads((whole / "plan.json").read_text())
+    planned["plan"]["at_once"] = 1
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "plan.json").write_text(json.dumps(planned))
+    shared = []
+    monkeypatch.setattr(measure, "jobs_at_once", lambda *machine: 4)
+    monkeypatch.setattr(worth, "of_jobs", lambda settings, at_once: shared.append(at_once) or ({}, None))
+    compare(monkeypatch, *words, tmp_path / "one")
+    assert shared == [1] and "side by side" not in capsys.readouterr().out
+
+
 def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quick, tmp_path, pictures, whole):
     """SIGKILL of the command alone: its jobs end with it, and the folder is free at once."""
     folder = tmp_path / "killed"
@@ -152,6 +167,7 @@ def test_killed_in_pre_training_and_continued_it_says_the_same(monkeypatch, quic
     began = time.monotonic()
     while not status.exists() and process.poll() is None and time.monotonic() - began < 120:
         time.sleep(0.05)
+    assert status.exists() and process.poll() is None
     others = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
@@ -250,7 +266,14 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
         asked[:] = some
         raise InterruptedError
 
+    def tasks(networks, sizes, epochs, cells) -> list[plan.Task]:
+        planned[:] = made(networks, sizes, epochs, cells)
+        return planned
+
     asked: list[jobs.Job] = []
+    planned: list[plan.Task] = []
+    made = plan.tasks
+    monkeypatch.setattr(plan, "tasks", tasks)
     monkeypatch.setattr(measure, "short_run", settled)
     monkeypatch.setattr(worth, "run_all", stop)
     given = ["--public", f"{tmp_path / 'theirs.pt'}={name}", "--seeds", 1, "--minutes", 60]
@@ -262,6 +285,10 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
         assert {words.split()[0] for words in sizes} == {"features", "pre-train", "fine-tune"}
         assert {f"features of {start}" for start in ("nothing", "theirs", "own", "theirs+own")} <= sizes.keys()
         assert set(sizes.values()) == {size}
+        # The plan knows each job, at its place, and which weights it makes and needs.
+        assert [task.needs for task in planned] == [job.needs.parent.name if job.needs else "" for job in asked]
+        makes = [job.folder.parent.name if job.folder.name == "pretrained" else "" for job in asked]
+        assert [task.makes for task in planned] == makes and "theirs+own" in makes
 
 
 def test_a_process_of_a_group_is_refused(monkeypatch, quick, pictures):
@@ -357,68 +384,93 @@ sys.exit("an error of its own")
 """
 SAVES = """
 import pathlib, signal, sys, time
-folder = pathlib.Path(sys.argv[2]).parent
+folder = pathlib.Path(sys.argv[2])
+folder.mkdir()
 signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit()))
+(folder.parent / "begun").touch()
 (folder / "begun").touch()
 time.sleep(600)
 """
 
 
+def python_jobs(folder: Path, **sources: str) -> list[jobs.Job]:
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    return [jobs.Job(name, str(folder / f"{name}.py"), folder / name, {}, 1) for name in sources]
+
+
 def test_where_one_job_fails_those_beside_it_save_and_end(tmp_path):
-    some = []
-    for name, source in (("fails", FAILS), ("saves", SAVES), ("later", SAVES)):
-        (tmp_path / f"{name}.py").write_text(source)
-        some.append(jobs.Job(name, str(tmp_path / f"{name}.py"), tmp_path / name, {}, 1))
+    some = python_jobs(tmp_path, fails=FAILS, saves=SAVES, later=SAVES)
     with pytest.raises(UserError, match=r"^fails: an error of its own; its output is "):
         jobs.run_all(some, 2)
-    assert (tmp_path / "saved").exists() and not some[2].log.exists()  # `later` has never begun
+    assert (tmp_path / "saves" / "saved").exists() and not some[2].log.exists()  # `later` has never begun
+
+
+def test_at_ctrl_c_all_jobs_that_run_save_and_end(monkeypatch, tmp_path):
+    some = python_jobs(tmp_path, one=SAVES, two=SAVES, later=SAVES)
+
+    def press(seconds: float) -> None:
+        pause(seconds)
+        if all((job.folder / "begun").exists() for job in some[:2]):
+            raise KeyboardInterrupt
+
+    pause = time.sleep
+    monkeypatch.setattr(jobs.time, "sleep", press)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_all(some, 2)
+    assert all((job.folder / "saved").exists() for job in some[:2]) and not some[2].log.exists()
 
 
 def test_a_job_has_its_share_of_the_cores(monkeypatch, tmp_path):
     (tmp_path / "tell.py").write_text("import os; print(os.environ.get('OMP_NUM_THREADS'))")
     monkeypatch.setattr(worth, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for at_once, given, workers, threads in ((1, None, None, None), (4, None, 1, 2), (8, None, 0, 1), (4, 3, 3, 2)):
-        machine, of_a_job = worth.of_jobs(worth.Settings(workers=given), at_once)
-        assert (machine["workers"], of_a_job) == (workers, threads)
-        job = jobs.Job("tell", str(tmp_path / "tell.py"), tmp_path / "tell", {}, of_a_job)
-        job.start().wait()
-        assert job.log.read_text() == f"{threads}\n"
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user has the last word
-    assert worth.of_jobs(worth.Settings(), 4)[1] is None
+    free = [(1, None, None, None), (4, None, 1, 2), (8, None, 0, 1), (4, 3, 3, 2)]
+    for settled, cases in ((8, free), (1, [(1, None, None, None), (4, None, 1, 1)])):  # 1: other programs use the cores
+        monkeypatch.setattr(torch, "get_num_threads", lambda settled=settled: settled)
+        for at_once, given, workers, threads in cases:
+            machine, of_a_job = worth.of_jobs(worth.Settings(workers=given), at_once)
+            assert (machine["workers"], of_a_job) == (workers, threads)
+            job = jobs.Job("tell", str(tmp_path / "tell.py"), tmp_path / "tell", {}, of_a_job)
+            job.start().wait()
+            assert job.log.read_text().splitlines()[-1] == f"{threads}"
 
 
 def test_jobs_run_side_by_side_where_cores_and_memory_reach(monkeypatch):
-    images = [Images("array", torch.zeros(9), ["one"], resident=torch.zeros(9, 1, 100, 100, dtype=torch.uint8))]
-    for cores, free, expected in ((1, 99, 1), (3, 99, 3), (16, 99, 4), (16, 6.1, 3), (16, 1, 1)):
+    held = Images("array", torch.zeros(9), ["one"], resident=torch.zeros(9, 1, 100, 100, dtype=torch.uint8))
+    files = Images("folder", torch.zeros(10_000), ["one"], paths=[""] * 10_000)
+    cases = [(1, 99, held, 1), (3, 99, held, 3), (16, 99, held, 4), (16, 6.1, held, 3), (16, 1, held, 1)]
+    cases += [(16, 9, files, 2)]  # 1.4 GB of images for each
+    for cores, free, images, expected in cases:
         monkeypatch.setattr(measure, "usable_cores", lambda cores=cores: cores)
         monkeypatch.setattr(measure, "free_memory", lambda free=free: (int(free * 2**30), ""))
-        assert measure.jobs_at_once(torch.device("cpu"), images) == expected
-        assert measure.jobs_at_once(torch.device("cuda"), images) == 1
+        assert measure.jobs_at_once(torch.device("cpu"), [images], None, False) == expected
+        assert measure.jobs_at_once(torch.device("cuda"), [images], None, False) == 1
+        assert measure.jobs_at_once(torch.device("cpu"), [images], None, True) == 1
 
 
-def test_the_other_cores_are_busy_while_the_machine_is_measured():
+def test_other_processes_are_busy_while_the_machine_is_measured_and_end_with_it(monkeypatch, tmp_path):
+    def start(*how) -> subprocess.Popen:
+        begun.append(jobs.start_python(*how))
+        return begun[-1]
+
+    begun: list[subprocess.Popen] = []
+    monkeypatch.setattr(measure, "start_python", start)
     before = torch.get_num_threads()
-    with measure.beside(2, 1):
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        busy = [child for child in children if b"ssl.worth.measure" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        assert len(busy) == 2 and torch.get_num_threads() == 1
-    gone(map(int, busy))
-    assert torch.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), measure.beside(2, 1, tmp_path / "measured" / "beside.log"):
+        assert [process.poll() for process in begun] == [None, None] and torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert all(process.returncode for process in begun) and torch.get_num_threads() == before
+    ended = pytest.raises(UserError, match="kept a core busy has ended; its output is")
+    with ended, measure.beside(1, 1, tmp_path / "beside.log"):
+        begun[-1].kill()
+        begun[-1].wait()
 
 
-def test_a_busy_process_computes_until_it_is_ended(monkeypatch):
-    class Enough(Exception):
-        pass
-
-    def count() -> float:
-        count.calls += 1
-        if count.calls > 100:
-            raise Enough
-        return 0.0
-
-    count.calls = 0
-    monkeypatch.delitem(sys.modules, "ssl.worth.measure")
-    monkeypatch.setattr(time, "perf_counter", count)
-    with pytest.raises(Enough):
-        runpy.run_module("ssl.worth.measure", run_name="__main__")
+def test_a_busy_process_computes_until_its_parent_ends(monkeypatch):
+    parents = [1, 1, 1, 1, 2]
+    trained = []
+    monkeypatch.setattr(measure.os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(measure, "seconds_per_image", lambda *how, training: trained.append(training))
+    measure.keep_busy()
+    assert trained == [True, True, True] and not parents
