@@ -80,14 +80,15 @@ def _further(found: Verdict, public: str) -> str:
 
 
 def _meanwhile(found: Verdict) -> str:
-    start = found.start
+    start, least = found.start, f"{100 * WORTH:.0f} points"
     if found.outcome != UNKNOWN:
         return ""
     if found.meanwhile == start:
-        return f"With all labels take {start}: it is more likely better than not, and its weights are there."
+        return f"With all labels take {start}: validation prefers it, and it gains over {least} more likely than not."
     if found.gain.high < WORTH:
-        return f"With all labels train from nothing: what was measured gains under {100 * WORTH:.0f} points."
-    return f"With all labels train from nothing, which is simpler: {start} may be better, but is not more likely so."
+        return f"With all labels train from nothing: what was measured gains under {least}."
+    why = f"gains over {least} less likely than not" if found.preferred else "is not preferred by validation"
+    return f"With all labels train from nothing, which is simpler: {start} may be better, but {why}."
 
 
 def _gain(found: Verdict) -> str:

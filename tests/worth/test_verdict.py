@@ -73,10 +73,9 @@ def test_a_difference_within_the_noise_cannot_be_told():
 @pytest.mark.parametrize(
     ("own", "validated", "meanwhile", "why"),
     [
-        (0.78, 0.78, "own", "With all labels take own: it is more likely better than not"),
-        (0.72, 0.68, "own", "With all labels take own: it is more likely better than not"),
-        (0.70, 0.72, "nothing", "own may be better, but is not more likely so"),
-        (0.66, 0.72, "nothing", "own may be better, but is not more likely so"),
+        (0.78, 0.78, "own", "With all labels take own: validation prefers it"),
+        (0.70, 0.72, "nothing", "gains over 2 points less likely than not"),
+        (0.78, 0.68, "nothing", "not preferred by validation"),
     ],
 )
 def test_what_cannot_be_told_comes_with_what_to_do_until_then(own, validated, meanwhile, why):
