@@ -4,7 +4,6 @@ A job whose result is there is not run again. One that was stopped goes on from 
 side where the plan says so.
 """
 
-import functools
 import os
 import signal
 import subprocess
@@ -113,24 +112,16 @@ def _stop(processes: list[subprocess.Popen]) -> None:
 
 
 def start_python(words: list[str], log: Path, threads: int | None) -> subprocess.Popen:
-    """Start python with these words, its output in the file `log`. It is killed if this command is.
-
-    Ctrl-C waits meanwhile: between fork and exec Python calls functions whose exceptions it ignores.
-    """
+    """Start python with these words, its output in the file `log`. It is killed if this command is."""
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        with open(log, "wb") as output:
-            how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
-            return subprocess.Popen([sys.executable, *words], **how, preexec_fn=functools.partial(_begin, before))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with open(log, "wb") as output:
+        how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
+        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=_killed_with_parent)
 
 
-def _begin(mask: set[signal.Signals]) -> None:
-    """What a job does first: it hears the signals of `mask` again, and it will not stay behind and hold its folder."""
+def _killed_with_parent() -> None:
+    """No job stays behind and holds its folder."""
     distributed.die_with_parent(signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _last_words(log: Path, status: int) -> str:

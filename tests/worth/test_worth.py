@@ -421,27 +421,6 @@ def test_at_ctrl_c_all_jobs_that_run_save_and_end(monkeypatch, tmp_path):
     assert all((job.folder / "saved").exists() for job in some[:2]) and not some[2].log.exists()
 
 
-def test_ctrl_c_while_a_job_is_started_is_not_lost_and_the_job_hears_signals(monkeypatch, tmp_path):
-    (job,) = python_jobs(tmp_path, one=SAVES)
-    started, popen = [], subprocess.Popen
-
-    def press(*words, **how) -> subprocess.Popen:
-        os.kill(os.getpid(), signal.SIGINT)  # it would be raised within, and lost there
-        started.append(popen(*words, **how))
-        return started[0]
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", press)
-    with pytest.raises(KeyboardInterrupt):
-        jobs.run_all([job])
-    (process,) = started
-    while process.poll() is None and not (job.folder / "begun").exists():
-        time.sleep(0.05)
-    process.terminate()
-    process.wait()
-    assert (job.folder / "saved").exists()
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
-
-
 def test_a_job_has_its_share_of_the_cores(monkeypatch, tmp_path):
     (tmp_path / "tell.py").write_text("import os; print(os.environ.get('OMP_NUM_THREADS'))")
     monkeypatch.setattr(worth, "usable_cores", lambda: 8)
@@ -475,7 +454,7 @@ def test_other_processes_are_busy_while_the_machine_is_measured_and_end_with_it(
         begun.append(jobs.start_python(*how))
         return begun[-1]
 
-    begun = []
+    begun: list[subprocess.Popen] = []
     monkeypatch.setattr(measure, "start_python", start)
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError), measure.beside(2, 1, tmp_path / "measured" / "beside.log"):
