@@ -44,14 +44,24 @@ def kept(folder: Path) -> list[Path]:
 def rotate(value: object, folder: Path, keep: int) -> None:
     """`save` as checkpoint.pt; the old one becomes checkpoint.1.pt, and so on. `keep` of them stay.
 
-    The new file is on the disk and has been read back before an old one moves.
+    The new file is on the disk and has been read back before an old one moves. checkpoint.pt is there at every moment,
+    for those who read it while the run goes on (where the file system knows hard links).
     """
     names = [folder / "checkpoint.pt", *(folder / f"checkpoint.{i}.pt" for i in range(1, keep))]
 
     def make_room() -> None:
-        free = next((i for i, name in enumerate(names) if not name.exists()), keep - 1)
-        for i in range(free, 0, -1):
+        def is_free(i: int) -> bool:  # a kill in the midst of this leaves a gap, or one file with two names
+            return not names[i].exists() or (i > 0 and names[i].samefile(names[i - 1]))
+
+        free = next(filter(is_free, range(keep)), keep - 1)
+        for i in range(free, 1, -1):
             os.replace(names[i - 1], names[i])
+        if free:
+            try:
+                with files.replacing(names[1]) as second_name:
+                    os.link(names[0], second_name)
+            except OSError:
+                os.replace(names[0], names[1])
 
     save(value, names[0], make_room)
     for older in kept(folder)[keep:]:  # from a time when more were kept

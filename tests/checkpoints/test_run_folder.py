@@ -263,10 +263,17 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [2, 3, 4])
-def test_killed_between_any_two_renames_the_newest_is_there(tmp_path, monkeypatch, keep):
+def test_killed_between_any_two_renames_the_newest_is_there(tmp_path, monkeypatch, keep, links):
     """Every prefix of a rotation's renames leaves the last step saved loadable, and the next rotation heals it."""
     replace = os.replace
+    if not links:
+
+        def no_link(a, b):
+            raise PermissionError("this file system has no hard links")
+
+        monkeypatch.setattr(os, "link", no_link)
     for done in range(keep + 1):
         folder = tmp_path / str(done)
         folder.mkdir()
@@ -288,6 +295,8 @@ def test_killed_between_any_two_renames_the_newest_is_there(tmp_path, monkeypatc
         monkeypatch.setattr(os, "replace", replace)
         found = steps(folder)
         assert found[0] == (5 if done == keep else 4) and found == sorted(found, reverse=True)
+        # Whoever reads while the run goes on finds it under its name, also between two renames.
+        assert (folder / "checkpoint.pt").exists() or not links
         torch_file.rotate(state(6), folder, keep)
         found = steps(folder)
         assert found[0] == 6 and found == sorted(set(found), reverse=True) and len(found) <= keep
