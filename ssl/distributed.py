@@ -3,6 +3,7 @@
 On one process every function gives what one rank alone has. So no caller asks whether there are several.
 """
 
+import contextlib
 import ctypes
 import datetime
 import inspect
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -155,11 +157,26 @@ def die_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """SIGNALS to this thread, and to the processes that it starts, wait.
+
+    A loader worker has the handlers of its trainer until it has begun: a Ctrl-C would count twice, and so at once end a
+    run without saving.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_worker(_: int) -> None:
     """What a loader worker does first. torchrun and Slurm signal it, too, but only its trainer may end it."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see signals_held
     sys.excepthook = _tell_unless_left
     die_with_parent(signal.SIGKILL)
 

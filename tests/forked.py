@@ -14,7 +14,6 @@ import random
 import runpy
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
@@ -107,9 +107,7 @@ def become(request: dict) -> None:
 
 def as_torchrun(count: int) -> None:
     """Returns in `count` processes of one group. Where one fails the others are asked to end, and the status is 1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     group = {
         "WORLD_SIZE": count,
         "LOCAL_WORLD_SIZE": count,

@@ -24,13 +24,15 @@ def interrupt(command: list[str], seen: str, folder: Path) -> tuple[int, list[st
         _lead([sys.executable, *command], folder)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     written, pressed = b"", False
-    while not (ended := re.search(rb"ended (-?\d+)\r\n", written)):
-        written += os.read(terminal, 4096)
-        if not pressed and re.search(seen.encode(), written):
-            os.write(terminal, b"\x03")
-            pressed = True
-    os.close(terminal)
-    os.waitpid(leader, 0)
+    try:
+        while not (ended := re.search(rb"ended (-?\d+)\r\n", written)):
+            written += os.read(terminal, 4096)
+            if not pressed and re.search(seen.encode(), written):
+                os.write(terminal, b"\x03")
+                pressed = True
+    finally:
+        os.close(terminal)  # what still runs on it gets SIGHUP, and ends
+        os.waitpid(leader, 0)
     return int(ended[1]), screen(written[: ended.start()].decode("utf-8", "replace"))
 
 

@@ -19,7 +19,7 @@ from ssl.augment import View, apply, crop_boxes, crop_resize, draw, same_operati
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
-from ssl.distributed import begin_worker, rank, world_size
+from ssl.distributed import begin_worker, rank, signals_held, world_size
 from ssl.errors import UserError, first_line
 
 RESTARTS = 3  # how often killed workers are replaced in a run
@@ -106,7 +106,8 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
             prefetch_factor=2 if workers else None,
             worker_init_fn=begin_worker,
         )
-        batches = iter(loader)
+        with signals_held():
+            batches = iter(loader)
         processes = getattr(batches, "_workers", [])
         end_workers = functools.partial(_kill, processes)
         atexit.register(end_workers)

@@ -34,7 +34,7 @@ def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
     for i in range(kills):
         process = launch(run, (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1))
         time.sleep(chance.random() * 0.1)
-        victims = ranks(process) if whom == "rank" else [process.pid]
+        victims = (whom == "rank" and ranks(process)) or [process.pid]
         left = [process.pid, *descendants(process.pid)]
         kill(chance.choice(victims), signal.SIGKILL)
         run.finish(process)

@@ -90,6 +90,7 @@ class Watchdog:
         before = self._read()
         self.resting.wait(2.5 * self.period)
         after = self._read()
+        after[rank()] = [0, self.step, self.doing]  # it lives, however late its own heartbeat is
         silent = [r for r in after if after[r] is None or after[r] == before[r]]
         places = {r: (said[1], PHASES.index(said[2])) for r, said in after.items() if r not in silent}
         last = max(places.values())

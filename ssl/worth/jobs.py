@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ssl import distributed, files
@@ -116,12 +117,14 @@ def start_python(words: list[str], log: Path, threads: int | None) -> subprocess
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with open(log, "wb") as output:
         how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
-        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=_killed_with_parent)
+        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=partial(_killed_with, os.getpid()))
 
 
-def _killed_with_parent() -> None:
+def _killed_with(parent: int) -> None:
     """No job stays behind and holds its folder."""
     distributed.die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before this
+        os._exit(1)
 
 
 def _last_words(log: Path, status: int) -> str:

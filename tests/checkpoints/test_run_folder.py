@@ -1,5 +1,6 @@
 """The folder of a run: one writer, a status that is true, checkpoints of which the newest whole one is found."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -158,8 +159,13 @@ def test_who_waits_for_a_start_that_fails_locks_a_folder_of_its_own(tmp_path):
     waiting = subprocess.Popen(
         [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    opened = Path(f"/proc/{waiting.pid}/fd")
-    while not any(os.path.samefile(path, folder / "lock") for path in opened.iterdir() if path.exists()):
+
+    def is_lock(opened: Path) -> bool:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            return opened.samefile(folder / "lock")
+        return False
+
+    while not any(map(is_lock, Path(f"/proc/{waiting.pid}/fd").iterdir())):
         assert waiting.poll() is None
         time.sleep(0.05)
     shutil.rmtree(folder)

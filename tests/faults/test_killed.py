@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for_save
 
 from ssl.checkpoints import torch_file
 from ssl.faultcheck.small_run import STEPS, SmallRun, descendants, gone, kill, ranks
 
 pytestmark = pytest.mark.slow
 KILLS = 20
-SOON = (2, 8)  # steps between which most moments lie, of LENGTH
+SOON = (2, 8)  # steps between which most moments lie
 
 
 def kill_one(run: SmallRun, process: subprocess.Popen, victim: int) -> None:
@@ -28,8 +29,10 @@ def kill_one(run: SmallRun, process: subprocess.Popen, victim: int) -> None:
 
 
 @pytest.mark.timeout(1800)  # it starts 21 times, which takes half a minute each on a busy core
-def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
-    run = new_run(options={"max_steps": STEPS})
+def test_twenty_kills_in_one_run_leave_no_trace(new_run, chance):
+    length = 2 * STEPS
+    run, whole = (new_run(name=name, options={"epochs": 8, "max_steps": length}) for name in ("run", "whole"))
+    whole.finished()
     whom = ["launcher" if i % 4 == 3 else "rank" for i in range(KILLS)]
     begins, lost = [], 0
     for kind in whom:
@@ -37,7 +40,7 @@ def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
         newest = torch_file.kept(run.folder)
         begins.append(torch_file.load(newest[0])["step"] if newest else 0)
         # Two steps gained on average, and up to two lost: a checkpoint is due every third.
-        target = min(begins[-1] + chance.randint(1, 5), STEPS - 2)
+        target = min(begins[-1] + chance.randint(1, 5), length - 2)
         assert run.wait_for_step(target, process), run.last_words()
         time.sleep(chance.random() * 0.05)
         kill_one(run, process, process.pid if kind == "launcher" else chance.choice(ranks(process)))
@@ -45,7 +48,7 @@ def test_twenty_kills_in_one_run_leave_no_trace(new_run, undisturbed, chance):
     run.finished()
     print(f"continued at steps {begins}, {lost} steps were lost and trained again")
     assert len(set(begins)) > 5 and lost > 5  # or the kills would have tested nothing
-    assert run.digest() == undisturbed(2, STEPS).digest()
+    assert run.digest() == whole.digest()
 
 
 def test_torchrun_restarts_ranks_itself_where_its_store_is_not_shared(new_run, undisturbed, chance):
@@ -78,14 +81,15 @@ def test_four_processes_continue_to_the_last_bit(new_run, undisturbed, altered):
 
 
 def test_a_run_with_four_views_that_is_killed_ends_in_the_same_bits(new_run, undisturbed, chance):
-    whole, run = (new_run(name=name, options={"views": 4}) for name in ("whole", "killed"))
+    whole, run = (new_run(name=name, options={"views": 4, "max_steps": STEPS}) for name in ("whole", "killed"))
     whole.finished()
     process = run.launch()
     assert run.wait_for_step(chance.randint(5, 12), process), run.last_words()
+    wait_for_save(run, 3, process)
     kill_one(run, process, chance.choice(ranks(process)))
-    run.finished()  # from the checkpoint of step 3 at least
+    run.finished()
     assert "continuing at step" in run.printed()
-    assert run.digest() == whole.digest() != undisturbed().digest()
+    assert run.digest() == whole.digest() != undisturbed(2, STEPS).digest()
 
 
 SAVER = """
@@ -140,18 +144,18 @@ def test_a_kill_in_the_midst_of_a_save_leaves_whole_checkpoints(tmp_path, chance
 
 
 def test_a_killed_loader_worker_is_started_again(new_run, undisturbed, chance):
-    run = new_run(options={"workers": 2})
+    run = new_run(options={"workers": 2, "max_steps": STEPS})
     process = run.launch()
     assert run.wait_for_step(chance.randint(*SOON), process)
     workers = descendants(chance.choice(ranks(process)))
     kill(chance.choice(workers), signal.SIGKILL)
     assert run.finish(process) == 0, run.last_words()
     assert "loader workers died; new ones are started" in run.printed()
-    assert run.digest() == undisturbed().digest()
+    assert run.digest() == undisturbed(2, STEPS).digest()
 
 
 def test_a_rank_that_hangs_is_named_and_the_job_ended(new_run, chance):
-    run = new_run(options={"timeout_minutes": 0.2})
+    run = new_run(options={"timeout_minutes": 0.2, "max_steps": STEPS})
     process = run.launch()
     assert run.wait_for_step(chance.randint(*SOON), process)
     everybody = [process.pid, *descendants(process.pid)]

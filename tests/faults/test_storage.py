@@ -9,10 +9,11 @@ import subprocess
 
 import pytest
 import torch
+from waiting import wait_for_save
 
 from ssl.checkpoints import torch_file
 from ssl.faultcheck.__main__ import damage
-from ssl.faultcheck.small_run import SmallRun, descendants, gone, kill
+from ssl.faultcheck.small_run import TRAIN, SmallRun, descendants, gone, kill
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_touched(half):
     assert {name for name in before if before[name] != after[name]} <= {"lock", "status.json"}
 
 
-def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, tmp_path):
+def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, altered):
     run = new_run(1)
     run.folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", run.folder], capture_output=True).returncode:
@@ -65,10 +66,11 @@ def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, t
         run.options["max_steps"] = 8
         run.finished()
         run.options["max_steps"] = 16
+        run.script = altered(slowly=True)
         process = run.launch()
+        run.script = TRAIN
         ballast = run.folder / "ballast"
-        while newest(run) < 9:  # in the midst of training
-            assert process.poll() is None, run.last_words()
+        wait_for_save(run, 9, process)
         with pytest.raises(OSError), open(ballast, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -95,7 +97,7 @@ def without_roots_rights() -> None:
 def test_a_folder_that_becomes_read_only(new_run, undisturbed, altered):
     run = new_run(1, script=altered(slowly=True))
     process = run.launch(preexec_fn=without_roots_rights)
-    assert run.wait_for_step(4, process), run.last_words()
+    wait_for_save(run, 3, process)
     os.chmod(run.folder, 0o555)
     try:
         assert run.finish(process) == 2

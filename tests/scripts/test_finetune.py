@@ -223,7 +223,7 @@ def test_two_processes_learn_what_one_does(images, encoder, tmp_path, balanced):
 @pytest.fixture(scope="module")
 def undisturbed(images, encoder, tmp_path_factory) -> tuple[list, Path]:
     """Settings of two short runs, and a folder in which nothing interrupted them."""
-    settings = tiny(data_dir=images, init=encoder, epochs=25, runs=2, save_minutes=1e-6)
+    settings = tiny(data_dir=images, init=encoder, epochs=60, runs=2, save_minutes=1e-6)
     folder = tmp_path_factory.mktemp("undisturbed") / "whole"
     run("finetune.py", *settings, output_dir=folder)
     return settings, folder

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 CONFIGURATION = """
@@ -81,9 +82,9 @@ def running(folder: Path) -> Iterator[None]:
         for command in commands:
             daemons.callback(stop, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             if command[0] == "munged":
-                wait_for((folder / "munge" / "socket").exists, "munged", 10)
+                wait_for((folder / "munge" / "socket").exists, "munged", 60)
         logs = f"Slurm to start; see the logs in {folder}"
-        wait_for(lambda: output("sinfo", "--noheader", "-o", "%T %D", "-p", "low") == "idle 2", logs, 30)
+        wait_for(lambda: output("sinfo", "--noheader", "-o", "%T %D", "-p", "low") == "idle 2", logs, 120)
         yield
         subprocess.run(["scancel", "--user=root"], check=True)
         wait_for(lambda: not output("squeue", "--noheader"), "the last jobs to end", 60)
@@ -96,14 +97,6 @@ def stop(daemon: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def output(*command: str) -> str:

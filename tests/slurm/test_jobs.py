@@ -81,7 +81,7 @@ class Job:
     def says(self, name: str) -> str:
         """A field of `scontrol show job`, such as JobState."""
         words = output("scontrol", "--oneliner", "show", "job", self.id).split()
-        return dict(word.partition("=")[::2] for word in words)[name]
+        return dict(word.partition("=")[::2] for word in words).get(name, "")  # Slurm may not answer at once
 
     def wait_for(self, condition, what: str) -> None:
         try:

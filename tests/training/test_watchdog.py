@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from ssl.training.watchdog import Watchdog
 
@@ -20,9 +21,9 @@ ssl.__path__ = [{str(ROOT / "ssl")!r}]
 import os, signal, time
 import torch.distributed as dist
 from ssl.training.watchdog import Watchdog
-folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, (rank, world, port) = sys.argv[1], map(int, sys.argv[2:])
 if world > 1:
-    store = dist.FileStore(folder + "/store", world)
+    store = dist.TCPStore("127.0.0.1", port, world, False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
 def told(words):
     with open(folder + f"/told-{{rank}}", "w") as file:
@@ -33,9 +34,10 @@ def told(words):
 def run(source: str, folder: Path, world: int) -> list[subprocess.Popen]:
     """The processes, when all have ended; whoever stands still on purpose is killed then."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)  # outlives them, as torchrun's
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", HEAD + source, folder, str(rank), str(world)],
+            [sys.executable, "-c", HEAD + source, folder, str(rank), str(world), str(store.port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -88,6 +90,13 @@ def test_the_rank_that_others_wait_for_is_named_once(tmp_path, reading, computin
     assert expected in processes[0].told and "rank 0 stands here" in processes[0].told
     assert "time.sleep" not in processes[0].told and "line " in processes[0].told  # where: a traceback
     assert "no progress" not in processes[2].told
+
+
+def test_a_rank_whose_own_heartbeat_is_late_still_names_the_one_that_hangs(tmp_path):
+    deaf = "if rank == 0:\n    Watchdog._heartbeat = lambda self: None\n"
+    processes = run(deaf + TRAIN.replace("READING", STOP).replace("COMPUTING", "pass"), tmp_path, world=2)
+    words = "rank 1 gives no sign of life since step 3, reading data; the others wait at step 3, computing"
+    assert processes[0].returncode == 1 and words in processes[0].told
 
 
 def test_where_all_stand_that_is_what_is_said(tmp_path):
