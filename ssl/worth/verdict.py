@@ -49,9 +49,9 @@ class Verdict:
 
     @property
     def meanwhile(self) -> str:
-        """The start to take while it cannot be told: the pre-trained one if validation prefers it and its gain is more
-        likely than not worth a pre-training; else nothing, which is simpler."""
-        return self.start if self.preferred and self.gain.value > WORTH else NOTHING
+        """The start to take while it cannot be told: the pre-trained one if validation and test images both prefer it
+        and it may be worth a pre-training; else nothing, which is simpler."""
+        return self.start if self.preferred and self.gain.value > 0 and self.gain.high >= WORTH else NOTHING
 
     def score(self, start: str) -> Score:
         """With all labels, in the better use."""

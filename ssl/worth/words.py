@@ -80,15 +80,16 @@ def _further(found: Verdict, public: str) -> str:
 
 
 def _meanwhile(found: Verdict) -> str:
-    start, least = found.start, f"{100 * WORTH:.0f} points"
     if found.outcome != UNKNOWN:
         return ""
-    if found.meanwhile == start:
-        return f"With all labels take {start}: validation prefers it, and it gains over {least} more likely than not."
+    if found.meanwhile == found.start:
+        return f"With all labels take {found.start}: validation and test images both prefer it."
     if found.gain.high < WORTH:
-        return f"With all labels train from nothing: what was measured gains under {least}."
-    why = f"gains over {least} less likely than not" if found.preferred else "is not preferred by validation"
-    return f"With all labels train from nothing, which is simpler: {start} may be better, but {why}."
+        return f"With all labels train from nothing: what was measured gains under {100 * WORTH:.0f} points."
+    who = "the test images do" if found.preferred else "validation does"
+    return (
+        f"With all labels train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it."
+    )
 
 
 def _gain(found: Verdict) -> str:

@@ -73,9 +73,10 @@ def test_a_difference_within_the_noise_cannot_be_told():
 @pytest.mark.parametrize(
     ("own", "validated", "meanwhile", "why"),
     [
-        (0.78, 0.78, "own", "With all labels take own: validation prefers it"),
-        (0.70, 0.72, "nothing", "gains over 2 points less likely than not"),
-        (0.78, 0.68, "nothing", "not preferred by validation"),
+        (0.78, 0.78, "own", "With all labels take own: validation and test images both prefer it"),
+        (0.72, 0.72, "own", "both prefer it"),
+        (0.70, 0.72, "nothing", "the test images do not prefer it"),
+        (0.78, 0.68, "nothing", "validation does not prefer it"),
     ],
 )
 def test_what_cannot_be_told_comes_with_what_to_do_until_then(own, validated, meanwhile, why):
