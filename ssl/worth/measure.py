@@ -26,7 +26,8 @@ from ssl.settings import config
 from ssl.training.precision import autocast, choose_precision
 from ssl.worth.jobs import Job, start_python
 
-BATCH = {"cpu": 8, "cuda": 64}  # images
+BATCH = {"cpu": 32, "cuda": 64}  # images
+TIMED = 1.0  # seconds at least, of batches
 READ = 12  # images that are read to time it
 AT_ONCE = 4  # jobs at most: more would leave few cores for pre-training, which the verdict waits for
 JOB = 2 << 30  # bytes of memory of a job, besides its images
@@ -108,12 +109,12 @@ def short_run(job: Job) -> ShortRun:
 
 
 def seconds_per_image(encoder: nn.Module, channels: int, size: int, device: torch.device, training: bool) -> float:
-    """Of a batch forward, or forward and back. The first batch only warms up; the faster of two others counts."""
+    """Of a batch forward, or forward and back. The first batch only warms up; the median of others counts."""
     encoder = encoder.to(device, memory_format=torch.channels_last).train(training)
     x = torch.zeros(BATCH[device.type], channels, size, size, device=device).to(memory_format=torch.channels_last)
     dtype = choose_precision("auto", device) if training else None
-    took = []
-    for _ in range(3):
+    took: list[float] = []
+    while len(took) < 2 or sum(took[1:]) < TIMED:
         began = time.perf_counter()
         with torch.set_grad_enabled(training), autocast(dtype, device):
             h = encoder(x)
@@ -123,7 +124,7 @@ def seconds_per_image(encoder: nn.Module, channels: int, size: int, device: torc
         if device.type == "cuda":
             torch.cuda.synchronize()
         took.append(time.perf_counter() - began)
-    return min(took[1:]) / len(x)
+    return statistics.median(took[1:]) / len(x)
 
 
 def seconds_to_read(data: Images) -> float:
