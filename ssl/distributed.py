@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import datetime
 import inspect
+import multiprocessing
 import os
 import signal
 import sys
@@ -150,11 +151,16 @@ def start_processes(count: int) -> None:
     os.execv(sys.executable, [sys.executable, *launch, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
-def die_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the process that started it ends. Linux alone can."""
+def die_with_parent(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when the process that started it ends. Linux alone can.
+
+    `parent`: that process, if it is known; if it has ended already, this one ends at once.
+    """
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, number)
+        if parent not in (None, os.getppid()):
+            os._exit(1)
 
 
 @contextlib.contextmanager
@@ -178,7 +184,9 @@ def begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see signals_held
     sys.excepthook = _tell_unless_left
-    die_with_parent(signal.SIGKILL)
+    trainer = multiprocessing.parent_process()
+    known = trainer and multiprocessing.get_start_method() != "forkserver"  # whose processes are the server's
+    die_with_parent(signal.SIGKILL, trainer.pid if known else None)
 
 
 def _tell_unless_left(kind: type[BaseException], error: BaseException, trace) -> None:

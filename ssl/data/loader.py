@@ -108,11 +108,11 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
         )
         with signals_held():
             batches = iter(loader)
-        processes = getattr(batches, "_workers", [])
-        end_workers = functools.partial(_kill, processes)
-        atexit.register(end_workers)
-        if workers and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises in the midst of the training
+            processes = getattr(batches, "_workers", [])
+            end_workers = functools.partial(_kill, processes)
+            atexit.register(end_workers)
+            if workers and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises in the midst of the training
         try:
             for batch in batches:
                 if isinstance(batch, UserError):

@@ -34,7 +34,9 @@ def killed(run: SmallRun, chance: random.Random, kills: int, whom: str) -> str:
     for i in range(kills):
         process = launch(run, (i + 1) * STEPS // (kills + 1) + chance.randint(-1, 1))
         time.sleep(chance.random() * 0.1)
-        victims = (whom == "rank" and ranks(process)) or [process.pid]
+        victims = ranks(process) if whom == "rank" else [process.pid]
+        if not victims:
+            raise UserError(f"the run ended before a rank could be killed: {run.last_words()}")
         left = [process.pid, *descendants(process.pid)]
         kill(chance.choice(victims), signal.SIGKILL)
         run.finish(process)

@@ -89,8 +89,8 @@ class Watchdog:
         """In words, which ranks hang; and which of the ranks that wait for them is to print it."""
         before = self._read()
         self.resting.wait(2.5 * self.period)
+        self.store.set(str(rank()), json.dumps([time.monotonic(), self.step, self.doing]))  # its heartbeat may be late
         after = self._read()
-        after[rank()] = [0, self.step, self.doing]  # it lives, however late its own heartbeat is
         silent = [r for r in after if after[r] is None or after[r] == before[r]]
         places = {r: (said[1], PHASES.index(said[2])) for r, said in after.items() if r not in silent}
         last = max(places.values())

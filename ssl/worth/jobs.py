@@ -116,15 +116,9 @@ def start_python(words: list[str], log: Path, threads: int | None) -> subprocess
     """Start python with these words, its output in the file `log`. It is killed if this command is."""
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with open(log, "wb") as output:
+        ends_with_this = partial(distributed.die_with_parent, signal.SIGKILL, os.getpid())  # so none stays behind
         how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
-        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=partial(_killed_with, os.getpid()))
-
-
-def _killed_with(parent: int) -> None:
-    """No job stays behind and holds its folder."""
-    distributed.die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before this
-        os._exit(1)
+        return subprocess.Popen([sys.executable, *words], **how, preexec_fn=ends_with_this)
 
 
 def _last_words(log: Path, status: int) -> str:

@@ -52,7 +52,8 @@ def test_twenty_kills_in_one_run_leave_no_trace(new_run, chance):
 
 
 def test_torchrun_restarts_ranks_itself_where_its_store_is_not_shared(new_run, undisturbed, chance):
-    run = new_run(launcher=["--max_restarts=3"], environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    run = new_run(launcher=["--max_restarts=3"], environment=variables, options={"max_steps": STEPS})
     process, before = run.launch(), set()
     for step in (3, 7, 11):
         assert run.wait_for_step(step, process), run.last_words()
@@ -61,7 +62,7 @@ def test_torchrun_restarts_ranks_itself_where_its_store_is_not_shared(new_run, u
         run.before = run._mark()
         kill(victim, signal.SIGKILL)
     assert run.finish(process) == 0 and run.status()["state"] == "finished"
-    assert run.digest() == undisturbed().digest()
+    assert run.digest() == undisturbed(2, STEPS).digest()
 
 
 NO_REHEARSAL = "from ssl.training import forward\nforward.rehearse = lambda *arguments: None"

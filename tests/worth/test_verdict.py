@@ -145,6 +145,9 @@ def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
     assert found.outcome == UNKNOWN and "whether the 101 epochs of the recipe would pay" in headline(found)
     assert "train from nothing: what was measured gains under 2" in paragraphs(found)["Until it can be told"]
     assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
+    shares |= {"own": 0.801}  # preferred, and yet not by two points
+    found = decide(table(shares, 20_000), images(20_000), facts(recipe_epochs={"own": 101}))
+    assert (found.outcome, found.preferred, found.meanwhile) == (UNKNOWN, True, "nothing") and found.gain.value > 0
 
 
 def test_among_pre_trained_starts_the_simplest_within_one_standard_error_is_taken():
