@@ -191,3 +191,21 @@ sys.excepthook(ValueError, ValueError("of the worker's own"), None)
     ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout) == (0, "whole\n")
     assert ended.stderr == "ValueError: of the worker's own\n"
+
+
+def test_a_loader_worker_that_begins_when_its_trainer_has_died_ends(tmp_path):
+    source = """
+import multiprocessing
+trainer = os.getpid()
+def begin():
+    print("listening", flush=True)
+    while os.getppid() == trainer:
+        time.sleep(0.01)
+    distributed.begin_worker(0)
+    time.sleep(300)
+multiprocessing.get_context("fork").Process(target=begin).start()
+time.sleep(300)
+"""
+    process = start(source, tmp_path)
+    process.kill()
+    assert process.communicate(timeout=100) == ("", "")  # returns when the worker has gone, too
