@@ -67,7 +67,9 @@ def test_when_torchrun_dies_its_ranks_save_and_leave(new_run, undisturbed, chanc
 def test_loader_workers_outlive_the_signal_that_ends_a_run(new_run, altered, chance):
     """torchrun signals the whole process group of a rank. The control: workers that heed it end the run."""
     alone = "from ssl.data import loader\nloader.RESTARTS = 0\n"
-    for name, first in (("run", alone), ("control", alone + "loader.begin_worker = lambda number: None\n")):
+    heed = "import signal\nheed = signal.pthread_sigmask\n"
+    heed += "loader.begin_worker = lambda number: heed(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
+    for name, first in (("run", alone), ("control", alone + heed)):
         run = new_run(2, name, script=altered(first, slowly=True), options={"max_steps": STEPS})
         process = run.launch()
         step = chance.randint(2, 6)
