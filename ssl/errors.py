@@ -9,6 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from ssl.signals import heard
+
+PATIENCE = 10.0  # seconds in which the end of rank 0 ends the other ranks
 CLEARED = "\r\x1b[K"  # a terminal goes back to the beginning of the line, and clears it
 _failure_callbacks: list[Callable[[str], None]] = []
 
@@ -66,7 +69,7 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
     """Print a `UserError`, and an error that `explain` returns words for, as one line, and exit with status 2.
 
     Most errors happen on every rank. Rank 0 prints at once and ends, and torchrun then ends the others. A rank that
-    still runs after ten seconds has met the error alone, and prints it too.
+    still runs after PATIENCE has met the error alone, and prints it too.
     """
     try:
         yield
@@ -83,7 +86,9 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
             raise
         if rank:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # end at torchrun's SIGTERM, which asked a run to save
-            time.sleep(10)
+            time.sleep(PATIENCE)
+            if signal.SIGTERM in heard:  # before the error: if torchrun's, it kills this rank 30 seconds later
+                time.sleep(3 * PATIENCE)
         line = f"{script}: error: {f'rank {rank}: ' if rank else ''}{one_line(words)}"
         _tell_failure(line)
         _tell_last(line)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ssl"
 SCRIPTS = {"train", "evaluate", "finetune", "hubconf", "benchmarks", "tests"}
-GROUND = "errors failures files console distributed".split()
+GROUND = "signals errors failures files console distributed".split()
 METHOD = "losses optim schedules pixels augment batch_norm encoders wide preact heads".split()
 WINGS = ["ground", "settings", "method", "data", "sources", "checkpoints", "evaluation", "training"]
 LAYERS = {wing: layer for layer, wing in enumerate(WINGS)}

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from ssl.distributed import ORPHANED
 from ssl.errors import UserError, tell
+from ssl.signals import ORPHANED
 
 LEAVING = ORPHANED + 5  # seconds to wait for an earlier run whose launcher was killed: it saves and ends
 

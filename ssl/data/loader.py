@@ -19,8 +19,9 @@ from ssl.augment import View, apply, crop_boxes, crop_resize, draw, same_operati
 from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
-from ssl.distributed import begin_worker, rank, signals_held, world_size
+from ssl.distributed import rank, world_size
 from ssl.errors import UserError, first_line
+from ssl.signals import begin_worker, signals_held
 
 RESTARTS = 3  # how often killed workers are replaced in a run
 

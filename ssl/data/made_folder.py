@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from ssl import files
 from ssl.console import Progress
 from ssl.data.decode import decode
-from ssl.distributed import be_alone, begin_worker
+from ssl.distributed import be_alone
 from ssl.errors import UserError, one_line_errors
+from ssl.signals import begin_worker
 
 WAITS = b"\nends with the files it is writing; the same command makes what is missing. Ctrl-C again does not wait\n"
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ssl.console import say
-from ssl.distributed import SIGNALS, alone_environment, is_main
+from ssl.distributed import alone_environment, is_main
 from ssl.files import json_object
 from ssl.settings.command import ROOT, command
+from ssl.signals import SIGNALS
 from ssl.training import next_steps
 
 BASELINES = ("random_init", "raw_pixels")

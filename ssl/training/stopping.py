@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ssl.distributed import ORPHANED, SIGNALS, is_main, world_size
+from ssl.distributed import is_main, world_size
 from ssl.errors import tell
+from ssl.signals import ORPHANED, SIGNALS, heard
 
 STOP_FILE = 1000  # stands for the file, among the numbers of signals
 # Seconds within which a repeated signal counts as the same one: Slurm and torchrun both deliver it, and the kernel
@@ -57,6 +58,7 @@ class StopRequests:
             orphaned = os.getppid() != launcher
             if orphaned:
                 threading.Timer(ORPHANED, os._exit, [128 + number]).start()
+            heard.add(number)
             if not self.heard:
                 self.heard, self.since = number, time.monotonic()
                 if is_main():

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ssl import distributed, files
+from ssl import files
 from ssl.console import say
 from ssl.errors import UserError
 from ssl.settings.command import ROOT, flags
+from ssl.signals import die_with_parent
 
 LOOK = 0.1  # seconds between two looks at whether a job has ended
 
@@ -116,7 +117,7 @@ def start_python(words: list[str], log: Path, threads: int | None) -> subprocess
     """Start python with these words, its output in the file `log`. It is killed if this command is."""
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with open(log, "wb") as output:
-        ends_with_this = partial(distributed.die_with_parent, signal.SIGKILL, os.getpid())  # so none stays behind
+        ends_with_this = partial(die_with_parent, signal.SIGKILL, os.getpid())  # so none stays behind
         how = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output}
         return subprocess.Popen([sys.executable, *words], **how, preexec_fn=ends_with_this)
 

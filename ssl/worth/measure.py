@@ -26,7 +26,7 @@ from ssl.settings import config
 from ssl.training.precision import autocast, choose_precision
 from ssl.worth.jobs import Job, start_python
 
-BATCH = {"cpu": 32, "cuda": 64}  # images
+BATCH = 32  # images of a step of fine-tuning
 TIMED = 1.0  # seconds at least, of batches
 READ = 12  # images that are read to time it
 AT_ONCE = 4  # jobs at most: more would leave few cores for pre-training, which the verdict waits for
@@ -111,7 +111,7 @@ def short_run(job: Job) -> ShortRun:
 def seconds_per_image(encoder: nn.Module, channels: int, size: int, device: torch.device, training: bool) -> float:
     """Of a batch forward, or forward and back. The first batch only warms up; the median of others counts."""
     encoder = encoder.to(device, memory_format=torch.channels_last).train(training)
-    x = torch.zeros(BATCH[device.type], channels, size, size, device=device).to(memory_format=torch.channels_last)
+    x = torch.zeros(BATCH, channels, size, size, device=device).to(memory_format=torch.channels_last)
     dtype = choose_precision("auto", device) if training else None
     took: list[float] = []
     while len(took) < 2 or sum(took[1:]) < TIMED:

@@ -20,7 +20,6 @@ MOST_EPOCHS = 1000  # of pre-training, as published runs have on so few images
 FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
 FEW = (5, 20)  # labels a class of fine-tunings, after all labels
 DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
-BATCH = 32  # images of a step of fine-tuning
 # Images that fine-tuning shows, and bounds of its epochs: fewer from public weights, which have less to learn, and
 # twice as many from nothing, which has had no pre-training. With 12,000 and 10 epochs neither had learnt its images: on
 # 2,000 of CIFAR-10, 20 epochs brought own 3 points more, and 40 brought nothing 4.

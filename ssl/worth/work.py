@@ -10,7 +10,8 @@ from ssl.encoders import build_encoder
 from ssl.evaluation import logistic
 from ssl.worth.jobs import Job
 from ssl.worth.look import Look
-from ssl.worth.plan import BATCH, EPOCHS, FROM_NOTHING, SEEN, Cell, Network, Plan, holds_in_memory, tune_epochs
+from ssl.worth.measure import BATCH
+from ssl.worth.plan import EPOCHS, FROM_NOTHING, SEEN, Cell, Network, Plan, holds_in_memory, tune_epochs
 from ssl.worth.splits import HELD, called, write_list
 from ssl.worth.starts import NOTHING
 

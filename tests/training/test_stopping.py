@@ -17,7 +17,7 @@ import ssl
 ssl.__path__ = [{str(ROOT / "ssl")!r}]
 import os, signal, time
 from pathlib import Path
-from ssl import distributed
+from ssl import signals
 from ssl.training import stopping
 folder = Path(sys.argv[1])
 """
@@ -140,7 +140,7 @@ time.sleep(60)
 
 def test_the_death_of_the_launcher_is_a_request_to_stop(tmp_path):
     """One request, although the kernel tells of each of its threads; and who does not leave by itself is ended."""
-    source = "from ssl.distributed import die_with_parent\ndie_with_parent(signal.SIGTERM)\nstopping.ORPHANED = 1\n" + (
+    source = "from ssl.signals import die_with_parent\ndie_with_parent(signal.SIGTERM)\nstopping.ORPHANED = 1\n" + (
         LOOP + "(folder / 'asked').write_text(asked)\ntime.sleep(60)\n"
     )
     launcher = subprocess.Popen(
@@ -153,12 +153,37 @@ def test_the_death_of_the_launcher_is_a_request_to_stop(tmp_path):
     launcher.wait()
 
 
+ERROR = """
+from ssl import errors
+errors.PATIENCE = 0.5
+with errors.one_line_errors("train.py"):
+    requests = stopping.StopRequests(folder, patience=1)
+    print("listening", flush=True)
+    while not (folder / "error").exists():
+        time.sleep(0.01)
+    raise errors.UserError("of all ranks")
+"""
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_rank_that_comes_to_an_error_after_sigterm_lets_torchrun_end_it(tmp_path, heard):
+    """Rank 0 has told the error, and torchrun ends the others. A rank that nothing ends has met it alone."""
+    process = start(ERROR, tmp_path, RANK="1")
+    if heard:
+        process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    (tmp_path / "error").touch()
+    assert process.wait(300) == 2
+    assert time.monotonic() - began > (2.0 if heard else 0.5)
+    assert process.communicate()[1] == "train.py: error: rank 1: of all ranks\n"
+
+
 def test_a_loader_worker_is_deaf_to_all_but_its_trainers_end(tmp_path):
     source = """
 requests = stopping.StopRequests(folder, patience=1)
 child = os.fork()
 if not child:
-    distributed.begin_worker(0)
+    signals.begin_worker(0)
     print("listening", flush=True)
     time.sleep(60)
     os._exit(0)
@@ -178,7 +203,7 @@ def test_a_loader_worker_is_silent_where_the_trainer_breaks_off_the_handing_over
     source = """
 import os, socket, sys
 from multiprocessing import reduction, resource_sharer
-from ssl.distributed import begin_worker
+from ssl.signals import begin_worker
 reading, writing = os.pipe()
 begin_worker(0)
 handed = reduction.DupFd(writing)  # a thread waits for whoever takes the file
@@ -201,7 +226,7 @@ def begin():
     print("listening", flush=True)
     while os.getppid() == trainer:
         time.sleep(0.01)
-    distributed.begin_worker(0)
+    signals.begin_worker(0)
     time.sleep(300)
 multiprocessing.get_context("fork").Process(target=begin).start()
 time.sleep(300)
