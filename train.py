@@ -1,9 +1,9 @@
 """Pre-train an encoder on images, without labels or (supcon) with them.
 
-python train.py                                          the embedded data set, on this machine
-python train.py --data_dir IMAGES                        your own images
-torchrun --nproc_per_node 8 train.py --batch_size 256    the published recipe's batch on 8 GPUs
-python train.py --help                                   every setting
+python train.py                        the embedded data set, on this machine
+python train.py --data_dir IMAGES      your own images
+torchrun --nproc_per_node 8 train.py --dataset ImageNet --data_dir IMAGENET    the published recipe on 8 GPUs
+python train.py --help                 every setting
 """
 
 from pathlib import Path
@@ -72,7 +72,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     The defaults are Barlow Twins on ImageNet as published. Over them lies the recipe of the method
     and data set in configs/, or the file that --config names: that file then replaces the recipe.
     To build on another file, it says `extends: FILE`, a path relative to itself, or `extends: auto`,
-    the recipe of the method and data set. The first line of a run names the files.
+    the recipe of the method and data set. The line `recipe` of a run names the files.
     """
 
     FIRST = "data_dir", "encoder", "image_size", "batch_size", "epochs", "output_dir"  # in --help
@@ -83,8 +83,8 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     # What to learn
     method: Literal["barlow_twins", "simclr", "supcon"] = "barlow_twins"  # loss and recipe; supcon: with labels
     balanced: bool = False  # draw every class equally often, with replacement, by labels
-    image_size: int | Literal["auto"] = 224  # pixels of a view's side; auto: 48 or 96
-    short_side: int | Literal["auto"] | None = None  # preload, and reduce images to it; auto: twice image_size
+    image_size: int | Literal["auto"] = 224  # pixels of a view's side; auto: by the machine
+    short_side: int | Literal["auto"] | None = None  # hold the images in memory, reduced to this; auto: twice image_size
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
     seed: int = 0  # of weights, order and views
@@ -151,7 +151,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     save_steps: int | None = None  # also save every so many steps
     save_epochs: int | None = None  # also save every so many epochs
     log_every: int = 10  # steps between lines of metrics.jsonl
-    health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run
+    health_every: int | Literal["auto"] | None = "auto"  # steps between readings of health; auto: 20 a run, or 100
 
 
 def main() -> None:
