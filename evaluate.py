@@ -74,7 +74,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
     features: str | None = None  # or judge this file of --protocol features, without encoder and images
     # How
-    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: every one but fixed and card
+    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # all: but fixed and card
     standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
     npz: bool = False  # protocol features: also write features.npz
     csv_features: bool = False  # protocol features: also write features.csv, a row for every image

@@ -88,7 +88,7 @@ class Settings(EncoderSettings, LabelSettings, ViewSettings, TrainingSettings):
     plateau_patience: int = 10  # after more epochs than this without a new best
     warmup_epochs: float | Literal["auto"] = 0.0  # of the cosines: linear up to lr; auto: a tenth of the run, up to 10
     min_lr: float = 1e-5  # where a schedule ends, or lr where that is less
-    watch: Literal["loss", "auc", "balanced_accuracy", "last"] = "loss"  # validation value that chooses the epoch; or the last
+    watch: Literal["loss", "auc", "balanced_accuracy", "last"] = "loss"  # of validation: chooses the epoch; or last
     patience: int = 22  # epochs without a new best after which training ends
     balanced: bool = False  # draw every class equally often
     sync_bn: bool = True  # batch norm over the global batch

@@ -84,7 +84,7 @@ class Settings(ImageSettings, ViewSettings, TrainingSettings):
     method: Literal["barlow_twins", "simclr", "supcon"] = "barlow_twins"  # loss and recipe; supcon: with labels
     balanced: bool = False  # draw every class equally often, with replacement, by labels
     image_size: int | Literal["auto"] = 224  # pixels of a view's side; auto: by the machine
-    short_side: int | Literal["auto"] | None = None  # hold the images in memory, reduced to this; auto: twice image_size
+    short_side: int | Literal["auto"] | None = None  # hold images in memory, reduced to this; auto: twice image_size
     image_column: str = "image"  # of the table: paths below data_dir, with or without extension
     label_column: str | None = None  # of the table: classes; a tenth is then kept for evaluate.py
     seed: int = 0  # of weights, order and views

@@ -174,6 +174,15 @@ def check(
     barrier()
 
 
+def uses(weights: str | Path, data: Images | None, root: str | Path | None) -> set[str]:
+    """In which ways of USES the weights have used images of `data`, as far as it is recorded."""
+    record = read(weights)
+    if data is None or not record.parts:
+        return set()
+    own = image_keys.find(data, root, {kind for part in record.parts for kind in part.keys})
+    return {use for use in USES if _seen(record, own, len(data), use)[0].any()}
+
+
 def _compare(record: Record, weights: str | Path, data: Images, root: str | Path | None, split: str) -> str | None:
     """Say which images of `data` the weights have seen. Returns words on those that they learnt from with labels."""
     if not record.parts:

@@ -28,7 +28,7 @@ from ssl.settings.command import ROOT
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
 from ssl.training.threads import settle_threads
-from ssl.worth import answer, kept, look, measure, networks, page, plan
+from ssl.worth import answer, kept, look, measure, networks, page, plan, unlabelled
 from ssl.worth.jobs import run_all
 from ssl.worth.starts import find_public
 from ssl.worth.work import METHOD, Work
@@ -39,9 +39,9 @@ class Settings(ImageSettings):
     """Does self-supervised pre-training pay on my images?
 
     Compared are: from nothing; published weights (ImageNet's labels, Barlow Twins); an encoder pre-trained on your
-    images without labels; and published weights on which that pre-training goes on. Each is judged frozen and
-    fine-tuned, with 1, 5, 20 and all labels a class, on the same draws of labels, and a verdict in words follows, with
-    its uncertainty. It says first what fits into the minutes. The test images never choose which pre-trained start.
+    images without labels; and published weights on which that pre-training goes on. Each is judged frozen, with 1, 5,
+    20 and all labels a class, and fine-tuned, on the same draws of labels, and a verdict in words follows, with its
+    uncertainty. It says first what fits into the minutes. The test images never choose between pre-trained starts.
     After a stop the same command goes on.
     """
 
@@ -81,17 +81,18 @@ def main() -> None:
     images = [one for one in found.splits.values() if one is not None]
     of = {"settings": identity(settings), "images": look.identity(found, settings.data_dir), "method": METHOD}
     if settings.unlabelled:
-        unlabelled = look.find_unlabelled(settings, settings.unlabelled, found.splits["test"])
-        of["images"]["pre-training"] = unlabelled.fingerprint(None)
+        judges = [found.splits[name] for name in ("val", "test") if found.splits[name] is not None]
+        more = unlabelled.find(settings, settings.unlabelled, judges)
+        of["images"]["pre-training"] = more.fingerprint(None)
         pretrain_on = {"data_dir": folder / "images"} | look.passed_on(settings, look.OF_FILES)
-        images.append(unlabelled)
+        images.append(more)
 
     # Plan, or go on with the plan that was made
     agreed = kept.read(folder / "plan.json", of)  # refuses another comparison before anything is written
     at_once = kept.still_at_once(agreed, measure.jobs_at_once(device, images, settings.image_size, settings.preload))
     work = Work(folder, found, data, pretrain_on, *of_jobs(settings, at_once))
     if settings.unlabelled:
-        look.link(unlabelled, folder / "images")
+        unlabelled.link(more, folder / "images")
     if agreed is None:
         with measure.beside(at_once - 1, work.threads, folder / "measured" / "beside.log"):
             machine = networks.Machine(device, at_once, 60 * settings.minutes, measure.seconds_to_read(found.train))
@@ -127,8 +128,8 @@ def agree(
     settings: Settings, named: bool, found: look.Look, work: Work, machine: networks.Machine, began: float
 ) -> kept.Agreed:
     """Measure the networks, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
-    train, test, sizes = found.train, found.splits["test"], found.sizes()
-    public, left_out = find_public(settings.public, named, machine.on_cpu, test, settings.data_dir)
+    train, sizes = found.train, found.sizes()
+    public, left_out = find_public(settings.public, named, machine.on_cpu, found.splits, settings.data_dir)
     own = networks.own(work, settings.image_size, train, machine)
     drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images
     size = settings.image_size or drawn
@@ -140,7 +141,8 @@ def agree(
     ]
     spent = time.monotonic() - began
     labels = sum(len(one.fit) for one in found.draws)
-    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, usable_cores(), machine.at_once)
+    flops = plan.HEAD_FLOPS["cpu"] * usable_cores() if machine.on_cpu else plan.HEAD_FLOPS["cuda"]
+    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, flops, machine.at_once)
     return kept.Agreed(some, made, left_out)
 
 
@@ -158,25 +160,26 @@ def check(settings: Settings) -> None:
         raise UserError(f"seeds: {settings.seeds} must be at least 1")
     ranges.check(settings)
     settings.output_dir = os.path.abspath(settings.output_dir or ROOT / "runs" / f"worth_{datasets.called(settings)}")
-    check_folder(Path(settings.output_dir), settings.data_dir)
+    check_folder(Path(settings.output_dir), {"data_dir": settings.data_dir, "unlabelled": settings.unlabelled})
 
 
-def check_folder(folder: Path, data_dir: str | None) -> None:
-    """Refuse a folder that is among the images, or that holds something else."""
-    if data_dir is not None and Path(data_dir).is_dir() and folder.resolve().is_relative_to(Path(data_dir).resolve()):
-        raise UserError(f"output_dir: {folder} is in data_dir, {data_dir}; choose one outside of the images")
+def check_folder(folder: Path, images: dict[str, str | None]) -> None:
+    """Refuse a folder that is among the images, or that holds something else. `images`: {setting: folder}."""
+    for name, root in images.items():
+        if root is not None and Path(root).is_dir() and folder.resolve().is_relative_to(Path(root).resolve()):
+            raise UserError(f"output_dir: {folder} is in {name}, {root}; choose one outside of the images")
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; choose a folder")
     names = set(os.listdir(folder))
-    if not names & {"plan.json", "measured"} and names - {"lock", "images"}:
+    if names and not names & {"plan.json", "measured"} and not {"lock"} <= names <= {"lock", "images"}:
         raise UserError(f"output_dir: {folder} holds other files, of no comparison; choose an empty or a new folder")
 
 
 def identity(settings: Settings) -> dict:
     """The settings that a plan is made for."""
-    free = {"output_dir", "plan", "workers", "data_dir", "csv", "class_list", "splits_folder", "download"}
+    free = {"output_dir", "plan", "workers", "csv", "class_list", "splits_folder", "download"}
     found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
     return json.loads(json.dumps(found))  # lists for tuples, as plan.json has them
 

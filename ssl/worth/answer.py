@@ -35,6 +35,7 @@ def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
             found += [work.pretraining(network, agreed.plan)]
             found += [work.features(network, start)]
     for cell in agreed.plan.cells:
+        work.write_list(cell)
         pair = [start for start, network in agreed.starts().items() if network.name == cell.network]
         found += [work.tuning(_network(agreed, cell.network), start, cell) for start in pair]
     return found
@@ -48,7 +49,8 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
     """Score what the jobs have left, and decide. The scores of frozen encoders are kept in files."""
     found, splits = work.found, work.found.splits
     places = {start: work.features(network, start).folder for start, network in agreed.starts().items()}
-    test = scores.readable_test(places[NOTHING] / "features.pt", splits["test"], found.balanced)
+    origin = places[NOTHING] / "features.pt"
+    test, counts = scores.readable_test(origin, splits["test"], found.balanced, found.copies)
     judged: Table = {}
     for start, place in places.items():
         kept = place.with_name("frozen.json")
@@ -57,20 +59,21 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
             of_start = Features.load(place / "features.pt", splits, device)
             rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
             files.write_text(files.json_text({"draws": rows}), kept)
-        judged[start, FROZEN] = scores.gather(files.json_object(kept)["draws"])
+        judged[start, FROZEN] = scores.gather(files.json_object(kept)["draws"], counts)
     for start, network in agreed.starts().items():
         rows = []
         for cell in agreed.plan.cells:
             if cell.network == network.name:
-                place = work.tuning(network, start, cell).folder
+                place = work.tuned_at(start, cell)
                 rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, found.train.classes))
-        judged[start, TUNED] = scores.gather(rows)
-    return decide(judged, test, _facts(work, agreed))
+        judged[start, TUNED] = scores.gather(rows, counts)
+    return decide(judged, test.subset(counts), _facts(work, agreed))
 
 
 def _facts(work: Work, agreed: Agreed) -> Facts:
     made, starts = agreed.plan, agreed.starts()
     trained = {start: network for start, network in starts.items() if start == network.starts[1]}
+    flattered = [start for start, network in starts.items() if network.seen or (start in trained and work.found.seen)]
     return Facts(
         starts=list(starts),
         labels=work.found.labels(),
@@ -79,7 +82,8 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         left_out=agreed.left_out,
         too_long=sum(len(_network(agreed, cell.network).starts) for cell in made.too_long),
         grouped=work.found.splits["test"].groups is not None,
-        held_out=work.found.splits["val"] is None,
+        flattered=flattered,
+        copies=len(work.found.copies),
     )
 
 

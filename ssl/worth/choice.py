@@ -23,7 +23,8 @@ class Facts:
     left_out: list[str]  # public weights that are not at hand, and why
     too_long: int  # fine-tunings that did not fit into the minutes
     grouped: bool  # test images are in groups: patients, lesions, slides
-    held_out: bool  # validation images are held out of the training images, which pre-training sees
+    flattered: list[str]  # starts whose pre-training has seen the validation images, without their labels
+    copies: int = 0  # test images that do not count, as they are training images, too
 
 
 Table = dict[tuple[str, str], dict[int, Score]]  # (start, use) -> {labels a class: Score}
@@ -57,7 +58,7 @@ def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
 def is_flattered(facts: Facts, start: str, use: str) -> bool:
     """Whether pre-training saw the validation images, without labels: frozen features are better on these than on
     other images, so that they cannot be chosen by them."""
-    return use == FROZEN and facts.held_out and start in facts.epochs
+    return use == FROZEN and start in facts.flattered
 
 
 def measured(table: Table, start: str, count: int) -> list[str]:
@@ -76,13 +77,13 @@ def standard_error(share: float, held: int) -> float:
     return math.sqrt(max(share * (1 - share), 1 / held) / held)
 
 
-def is_short(facts: Facts, start: str) -> bool:
-    """Whether pre-training was much shorter than the recipe's: what it does not bring says little."""
-    return facts.epochs[start] < SHORT * facts.recipe_epochs[start]
+def too_short(facts: Facts) -> list[str]:
+    """The starts whose pre-training was much shorter than the recipe's: what they do not bring says little."""
+    return [start for start, epochs in facts.epochs.items() if epochs < SHORT * facts.recipe_epochs[start]]
 
 
 def not_tuned(table: Table, facts: Facts) -> list[str]:
-    """The starts that were not fine-tuned with all labels: what they are frozen says little about that."""
+    """The starts that were not fine-tuned with all labels: their frozen features say little about that."""
     return [start for start in facts.starts if TUNED not in measured(table, start, ALL)]
 
 

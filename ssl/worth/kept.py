@@ -11,6 +11,7 @@ from ssl.worth.look import Look
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Cell, Network, Plan
 from ssl.worth.splits import called
+from ssl.worth.starts import NOTHING
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ def write(path: Path, of: dict, agreed: Agreed) -> None:
 
 
 def read(path: Path, of: dict) -> Agreed | None:
-    """The plan in the file; None where there is none. `of` has JSON's types.
+    """The plan in the file; None where there is none, or one for something else that nothing was done for.
 
-    Raises `UserError` for a plan that was made for something else.
+    `of` has JSON's types. Raises `UserError` for a plan that was made for something else.
     """
     if not path.exists():
         return None
@@ -46,6 +47,8 @@ def read(path: Path, of: dict) -> Agreed | None:
             for name in values.keys() | before[part].keys():
                 was, now = before[part].get(name), values.get(name)
                 if was != now:
+                    if not (path.parent / NOTHING).exists():
+                        return None
                     raise UserError(
                         f"output_dir: {path.parent} holds a comparison with another {name} ({was}, now {now}); name "
                         "another --output_dir, or repeat the first command"

@@ -1,9 +1,7 @@
 """Read the user's images and labels, draw labels, and refuse what cannot be answered, before anything is computed."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,15 +9,15 @@ import torch
 from ssl.checkpoints import image_keys
 from ssl.console import counted, say
 from ssl.data.hold_out import held_out
-from ssl.data.images import Images, Paths
+from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
-from ssl.sources.folders import images_below
 from ssl.worth.plan import DRAWS, Sizes
 from ssl.worth.splits import ALL, HELD, Draw, called, can_tune, counts_for, draw
 
 FEW_TEST = 30  # test images, below which hardly any difference can be seen
+FEW_GROUPS = 5  # the same of their groups
 UNEQUAL = 3  # times as many images of one class as of another: then every class counts alike
 
 
@@ -31,6 +29,8 @@ class Look:
     draws: list[Draw]  # of frozen encoders; the first ones of each count are those of fine-tuning
     tunable: set[tuple[int, int]]  # (count, seed) that finetune.py takes
     balanced: bool
+    seen: bool  # pre-training sees the validation images, without their labels
+    copies: frozenset[str] = frozenset()  # test images that are training or validation images, too: they do not count
 
     @property
     def train(self) -> Images:
@@ -68,9 +68,32 @@ def look(settings: ImageSettings, seeds: int) -> Look:
         for seed in range(seeds if count == ALL else max(seeds, DRAWS))
     ]
     tunable = {(one.count, one.seed) for one in draws if can_tune(one, train.labels, val is not None)}
-    found = Look(splits, draws, tunable, balanced)
+    found = Look(splits, draws, tunable, balanced, _pretraining_sees(settings, val), _copies(splits, settings.data_dir))
+    if len(found.copies) == len(splits["test"]):
+        raise UserError("data_dir: all test images are copies of training or validation images: none can judge")
     _tell(found)
     return found
+
+
+def _pretraining_sees(settings: ImageSettings, val: Images | None) -> bool:
+    """Whether train.py learns from the validation images: a part of train, or a split that it does not keep apart."""
+    if val is None or val.paths is None:
+        return val is None
+    return not set(val.paths).isdisjoint(datasets.load_as(settings, "unlabelled").paths or ())
+
+
+def _copies(splits: dict[str, Images | None], root: str | None) -> frozenset[str]:
+    """The test images that are in another split, too, byte for byte or pixel for pixel."""
+    present = {name: data for name, data in splits.items() if data is not None}
+    if max(map(len, present.values())) > image_keys.MOST_FILES:
+        return frozenset()
+    keys = {name: image_keys.find(data, root, ("file", "pixels")) for name, data in present.items()}
+    test, found = keys.pop("test"), np.zeros(len(present["test"]), bool)
+    for kind in ("file", "pixels"):
+        for other in keys.values():
+            if kind in test and kind in other:
+                found |= np.isin(test[kind], other[kind][other[kind] > 0])
+    return frozenset(present["test"].sample_name(index) for index in found.nonzero()[0].tolist())
 
 
 def _tell(found: Look) -> None:
@@ -80,11 +103,15 @@ def _tell(found: Look) -> None:
     say(f"data        {counts}; validation: {held}")
     if found.balanced:
         say(f"measure     balanced accuracy: the largest class has over {UNEQUAL} times the images of the smallest")
-    if len(test) < FEW_TEST:
-        say(f"*** {len(test)} test images are very few: only large differences can be seen ***")
+    if found.copies:
+        say(f"test        *** {counted(len(found.copies), 'image')} are copies of other splits' and do not count ***")
+    if (few := len(test) - len(found.copies)) < FEW_TEST:
+        say(f"*** {few} test images are very few: only large differences can be seen ***")
     if test.groups is not None:
         count = len({group for group in test.groups if group})
         say(f"groups      kept whole; the test images are of {count}, and the intervals count these, not images")
+        if count < FEW_GROUPS:
+            say(f"*** {counted(count, 'group')} of test images are very few: hardly any difference can be seen ***")
     tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
         say(f"labels      with {missing} a class none can be held out: encoders are judged frozen only")
@@ -97,52 +124,6 @@ def identity(found: Look, root: str | None) -> dict[str, str]:
         for name, data in found.splits.items()
         if data is not None
     }
-
-
-# Images without labels ------------------------------------------------------------------------
-
-
-def find_unlabelled(settings: ImageSettings, folder: str, test: Images) -> Images:
-    """All training images and those of `folder`, as files without labels.
-
-    Images that are test images, byte for byte, are left out, and those that are training images are not taken twice.
-    Raises `UserError` where the images are no files, or nothing is left.
-    """
-    train = datasets.load_as(settings, "unlabelled")
-    if train.paths is None:
-        raise UserError("unlabelled: goes with images in files; those of an array or a known data set have none")
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise UserError(f"unlabelled: {folder} is not a folder; expected one with images, nested or not")
-    more = _of_files([str(root.resolve() / path) for path in images_below(root, "unlabelled")])
-    keys, of_test, of_train = (image_keys.find(one, "", ["file"])["file"] for one in (more, test, train))
-    in_test, in_train = (np.isin(keys, known[known > 0]) for known in (of_test, of_train))
-    _, first = np.unique(keys, return_index=True)
-    new = np.zeros(len(keys), bool)
-    new[first] = True
-    new |= keys == 0  # not readable now: train.py says so
-    taken = [path for path, takes in zip(more.paths, new & ~in_test & ~in_train) if takes]
-    if in_test.any():
-        say(f"unlabelled  *** {counted(int(in_test.sum()), 'image')} of {folder} are test images: left out ***")
-    if not taken:
-        raise UserError(f"unlabelled: all {len(more)} images of {folder} are training or test images already")
-    say(f"unlabelled  {len(taken)} of {len(more)} images of {folder} join {len(train)} in pre-training")
-    return _of_files([*train.paths, *taken])
-
-
-def _of_files(paths: list[str]) -> Images:
-    return Images("folder", torch.full((len(paths),), -1), [], paths=Paths(paths))
-
-
-def link(data: Images, place: Path) -> None:
-    """Make `place` a folder of links to exactly these images; other links of an earlier start are removed."""
-    place.mkdir(parents=True, exist_ok=True)
-    targets = {f"{number:08}{os.path.splitext(path)[1]}": path for number, path in enumerate(data.paths)}
-    for old in place.iterdir():
-        if old.name not in targets or os.readlink(old) != targets[old.name]:
-            old.unlink()
-    for name in targets.keys() - set(os.listdir(place)):
-        (place / name).symlink_to(targets[name])
 
 
 OF_FILES = {"value_range", "mean", "std", "max_bad_fraction", "preload", "short_side", "seed"}  # settings, of any files

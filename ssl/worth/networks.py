@@ -1,6 +1,6 @@
 """The networks of the starts: their encoders, image sizes and speed on this machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -62,7 +62,8 @@ def public(work: Work, one: Public, image_size: int | None, train: Images, image
     judged = image_size or next(side for side in JUDGED if _fast(encoder, side, images, train.channels, machine))
     recipe = _method(work, machine) | one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
-    return _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
+    network = _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
+    return replace(network, seen=one.seen)
 
 
 def _method(work: Work, machine: Machine) -> dict:

@@ -1,4 +1,4 @@
-"""worth.html: the verdict, the learning curves and the numbers on one page, without network and scripts."""
+"""worth.html: the verdict, the learning curves and the numbers on one page that opens offline."""
 
 import math
 import time

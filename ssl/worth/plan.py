@@ -16,7 +16,7 @@ from ssl.worth.starts import NOTHING, OWN
 
 PRETRAIN = 0.4  # share of the time that frozen judging leaves
 SPARE = 0.9  # of the minutes are planned: measured speeds are not exact
-MOST_EPOCHS = 1000  # of pre-training, as published runs have on so few images
+MOST_EPOCHS = 1000  # of pre-training, as published runs on so few images have
 FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
 FEW = (5, 20)  # labels a class of fine-tunings, after all labels
 DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
@@ -25,7 +25,7 @@ DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
 # 2,000 of CIFAR-10, 20 epochs brought own 3 points more, and 40 brought nothing 4.
 SEEN, EPOCHS = {OWN: 20_000, "public": 6_000}, {OWN: (20, 200), "public": (6, 40)}
 FROM_NOTHING = 2
-HEAD_FLOPS = 10e9  # a second and core, of the small products of the head of frozen encoders
+HEAD_FLOPS = {"cpu": 10e9, "cuda": 1e12}  # a second, of the small products of the head: of a core, of a GPU
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Network:
     recipe_epochs: int  # which train.py would take
     short_side: int | None
     speed: Speed
+    seen: bool = False  # the public weights have seen the validation images
 
     @property
     def kind(self) -> str:
@@ -108,15 +109,15 @@ def make(
     sizes: Sizes,
     cells: list[Cell],
     labels: int,
-    cores: int,
+    flops: float,
     at_once: int,
 ) -> Plan:
     """The plan for so many seconds, of which some are `spent` on measuring. `cells` are all, in the order of their use;
-    `labels` is how many labels the heads of a frozen encoder learn from, all draws together.
+    `labels` is how many labels the heads of a frozen encoder learn from, all draws together, at `flops` a second.
 
     Raises `UserError` where not even the first things fit.
     """
-    heads = sum(len(network.starts) * _heads(network, sizes, labels, cores) for network in networks)
+    heads = sum(len(network.starts) * _heads(network, sizes, labels, flops) for network in networks)
     features = sum(len(network.starts) * _features(network, sizes) for network in networks)
     own = next(network for network in networks if network.weights is None)
 
@@ -225,9 +226,9 @@ def _features(network: Network, sizes: Sizes) -> float:
     return network.speed.start + sizes.all * (network.speed.judge + network.speed.read)
 
 
-def _heads(network: Network, sizes: Sizes, labels: int, cores: int) -> float:
-    """Seconds of the heads on the features of one start, of about 125 passes each, at the end and on all cores."""
-    return 6 * 125 * sizes.classes * network.width * labels / HEAD_FLOPS / cores
+def _heads(network: Network, sizes: Sizes, labels: int, flops: float) -> float:
+    """Seconds of the heads on the features of one start, of about 125 passes each, at the end."""
+    return 6 * 125 * sizes.classes * network.width * labels / flops
 
 
 def _pretrain_seconds(network: Network, epochs: int) -> float:

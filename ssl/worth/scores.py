@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ssl import files
 from ssl.data.images import Images
-from ssl.evaluation import features, logistic, probes
+from ssl.evaluation import features, logistic, predictions, probes
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.worth.splits import Draw
 
 
 @dataclass
 class Score:
-    """Of one start, used in one way, with so many labels: {seed: (N,) bool of the test images, share of validation}."""
+    """One start in one use, with one number of labels. By seed: which test images are right, (N,) bool, and shares."""
 
     right: dict[int, np.ndarray] = field(default_factory=dict)
-    validation: dict[int, float] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)  # accuracy on the validation images
     held: int = 0  # validation images of a seed
     knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
 
@@ -38,6 +38,9 @@ class Judges:
 
     def weights(self) -> np.ndarray:
         return weights(self.labels, self.balanced)
+
+    def subset(self, rows: np.ndarray) -> "Judges":
+        return Judges(self.labels[rows], self.groups[rows], self.balanced)
 
 
 def weights(labels: np.ndarray, balanced: bool) -> np.ndarray:
@@ -76,12 +79,13 @@ class Features:
         return cls(rows, statistics(rows)[0], place, validation, labelled("test"))
 
 
-def readable_test(path: Path, test: Images, balanced: bool) -> Judges:
-    """The test images that have features at `path`."""
+def readable_test(path: Path, test: Images, balanced: bool, copies: frozenset[str]) -> tuple[Judges, np.ndarray]:
+    """The test images that have features at `path`, and which of them count, (N,) bool: those that are no `copies`."""
     known = set(features.load(path).splits["test"].paths)
     index = [i for i in range(len(test)) if test.sample_name(i) in known]
     names = [test.groups[i] if test.groups and test.groups[i] else f"image {i}" for i in index]
-    return Judges(test.labels[index].numpy(), np.unique(names, return_inverse=True)[1], balanced)
+    judges = Judges(test.labels[index].numpy(), np.unique(names, return_inverse=True)[1], balanced)
+    return judges, np.array([test.sample_name(i) not in copies for i in index])
 
 
 # Frozen -----------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list
     """As `judge_frozen`, from the files of a run of finetune.py."""
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if [row["label"].lstrip("'") for row in rows] != [classes[label].lstrip("'") for label in test.labels]:
+    if [row["label"] for row in rows] != [predictions.cell(classes[label]) for label in test.labels]:
         raise RuntimeError(f"{folder}: its test images are not those of the frozen encoders")
     best = files.json_object(folder / "results.json")["best"]
     right = "".join(str(int(row["label"] == row["predicted"])) for row in rows)
@@ -128,12 +132,12 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list
 # Together ---------------------------------------------------------------------------------
 
 
-def gather(judged: list[dict]) -> dict[int, Score]:
-    """{labels a class: Score} of the draws of one start, used in one way."""
+def gather(judged: list[dict], counts: np.ndarray) -> dict[int, Score]:
+    """{labels a class: Score} of the draws of one start, used in one way. `counts`: (N,) bool, test images that do."""
     found: dict[int, Score] = {}
     for one in judged:
         score = found.setdefault(one["count"], Score())
-        score.right[one["seed"]] = np.frombuffer(one["right"].encode(), np.uint8) == ord("1")
+        score.right[one["seed"]] = (np.frombuffer(one["right"].encode(), np.uint8) == ord("1"))[counts]
         if one["validation"] is not None:
             score.validation[one["seed"]] = one["validation"]
             score.held = max(score.held, one["held"])

@@ -6,7 +6,7 @@ machine, and published weights have their own.
 
 import threading
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +17,14 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError
 
 NOTHING, OWN = "nothing", "own"
-TAKEN = {NOTHING, OWN, "images", "labels", "lock", "measured"}  # in the folder in which each start has one of its name
+TAKEN = {
+    NOTHING,
+    OWN,
+    "images",
+    "labels",
+    "lock",
+    "measured",
+}  # names in the folder of a comparison, besides those of starts
 PATIENCE = 6.0  # seconds until the network counts as not there
 SMALLER = {"imagenet": "resnet18"}  # published weights on a CPU: the encoder where none is named
 
@@ -31,6 +38,7 @@ class Public:
     encoder: str
     encoder_kwargs: dict
     stem: str
+    seen: bool = False  # whether they have seen the validation images, without or with labels
 
     def build(self, size: int, channels: int) -> nn.Module:
         """The encoder with these weights. Raises `UserError` where they do not fit."""
@@ -44,20 +52,21 @@ class Public:
 
 
 def find_public(
-    asked: list[str], named: bool, on_cpu: bool, test: Images, root: str | None
+    asked: list[str], named: bool, on_cpu: bool, splits: dict[str, Images | None], root: str | None
 ) -> tuple[list[Public], list[str]]:
     """(the published weights that are at hand, a line on each that is not).
 
     `asked` are names or files, each perhaps with its encoder: NAME=ENCODER. `named`: the user has named them. `root` is
-    data_dir. Raises `UserError` for a file that cannot be read, and for weights that have learnt from test images with
-    their labels.
+    data_dir. Raises `UserError` for a file that cannot be read, and for weights that have learnt from labels of the
+    user's images.
     """
     found: list[Public] = []
     left_out: list[str] = []
     for word in asked if asked != ["none"] else []:
         weights, _, encoder = word.partition("=")
-        if test.channels != 3 and not named:
-            left_out.append(f"{weights}: it is for images of 3 channels, and yours have {test.channels}")
+        channels = splits["train"].channels
+        if channels != 3 and not named:
+            left_out.append(f"{weights}: it is for images of 3 channels, and yours have {channels}")
             continue
         if published.is_name(weights):
             known = published.find(weights, encoder or (SMALLER.get(weights) if on_cpu else None))
@@ -67,8 +76,14 @@ def find_public(
             one = Public(_free_name(weights, found), weights, known.encoder, {}, "imagenet")
         else:
             one = _of_file(weights, encoder, found)
-        learnt_from.check(one.weights, test, root)
-        found.append(one)
+        learnt_from.check(one.weights, splits["test"], root)
+        used = {use for name in ("train", "val") for use in learnt_from.uses(one.weights, splits[name], root)}
+        if "labels" in used:
+            raise UserError(
+                f"public: {weights} has learnt from labels of your images, so it cannot say what fewer labels would "
+                "bring; leave it out"
+            )
+        found.append(replace(one, seen=bool(used)))
     return found, left_out
 
 

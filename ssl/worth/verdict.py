@@ -6,11 +6,11 @@ pre-trained starts.
 
 from dataclasses import dataclass
 
-from ssl.worth.choice import TUNED, Facts, Table, best_use, choose, is_flattered, is_short, kind, measured, not_tuned
+from ssl.worth.choice import TUNED, Facts, Table, best_use, choose, is_flattered, kind, measured, not_tuned, too_short
 from ssl.worth.intervals import Estimate, beyond, difference, level
 from ssl.worth.scores import Judges, Score
 from ssl.worth.splits import ALL
-from ssl.worth.starts import NOTHING, OWN
+from ssl.worth.starts import NOTHING
 
 WORTH = 0.02  # a gain that is surely smaller is not worth a pre-training
 UNKNOWN = "cannot be told"
@@ -40,6 +40,7 @@ class Verdict:
     start: str
     preferred: bool  # by validation, to nothing
     gain: Estimate
+    may_pay: list[str]  # other pre-trained starts that may gain WORTH, as far as the test images say
     few: list[Few]
     outcome: str
 
@@ -62,14 +63,16 @@ def decide(table: Table, test: Judges, facts: Facts) -> Verdict:
     best = {start: best_use(table, facts, start) for start in facts.starts}
     scores = {start: table[start, best[start]][ALL] for start in facts.starts}
     start, preferred = choose(scores, [start for start in facts.starts if not is_flattered(facts, start, best[start])])
-    gain = difference(scores[start], scores[NOTHING], test)
-    if gain.high < WORTH:
-        outcome = UNKNOWN if is_short(facts, OWN) or not_tuned(table, facts) else NOTHING
-    elif preferred and gain.low > 0:
+    gains = {one: difference(scores[one], scores[NOTHING], test) for one in facts.starts if one != NOTHING}
+    gain = gains.pop(start)
+    may_pay = [one for one, other in gains.items() if other.high >= WORTH]
+    outcome = UNKNOWN
+    if gain.high >= WORTH and gain.low > 0 and preferred:
         outcome = kind(start)
-    else:
-        outcome = UNKNOWN
-    return Verdict(table, test, facts, best, start, preferred, gain, with_few(table, test, facts, start), outcome)
+    elif gain.high < WORTH and not (may_pay or too_short(facts) or not_tuned(table, facts)):
+        outcome = NOTHING
+    few = with_few(table, test, facts, start)
+    return Verdict(table, test, facts, best, start, preferred, gain, may_pay, few, outcome)
 
 
 def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:

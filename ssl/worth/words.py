@@ -1,7 +1,7 @@
 """The words of a verdict: a headline, what the start gains, why it was chosen, what would change the answer."""
 
 from ssl.console import counted
-from ssl.worth.choice import USES, is_short, kind, not_tuned, validated
+from ssl.worth.choice import USES, kind, not_tuned, too_short, validated
 from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL
@@ -41,10 +41,14 @@ def headline(found: Verdict) -> str:
     sure = [f"{one.count}" for one in found.few if one.tuned and one.gap.low > 0]
     but = f"; with {' or '.join(sure)} labels a class {start} is better" if sure else ""
     small = found.gain.high < WORTH
-    if found.outcome == UNKNOWN and small and is_short(facts, OWN):
+    if found.outcome == UNKNOWN and small and found.may_pay:
+        others = " or ".join(found.may_pay)
+        return f"With all labels {start} does not pay; whether {others} does cannot be told{but}"
+    if found.outcome == UNKNOWN and small and (short := too_short(facts)):
+        whole = ", ".join(f"{facts.recipe_epochs[one]} for {one}" for one in short)
         return (
-            f"With all labels a pre-training as short as this does not pay; whether the {facts.recipe_epochs[OWN]} "
-            f"epochs of the recipe would pay cannot be told{but}"
+            "With all labels a pre-training as short as this does not pay; whether the epochs of the recipe "
+            f"({whole}) would pay cannot be told{but}"
         )
     if found.outcome == UNKNOWN and small:
         untuned = ", ".join(not_tuned(found.table, facts))
@@ -85,7 +89,7 @@ def _meanwhile(found: Verdict) -> str:
     if found.meanwhile == found.start:
         return f"With all labels take {found.start}: validation and test images both prefer it."
     if found.gain.high < WORTH:
-        return f"With all labels train from nothing: what was measured gains under {100 * WORTH:.0f} points."
+        return f"With all labels train from nothing: {found.start} gains under {100 * WORTH:.0f} points."
     who = "the test images do" if found.preferred else "validation does"
     return (
         f"With all labels train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it."
@@ -172,6 +176,8 @@ def _change(found: Verdict) -> str:
         words.append(
             f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
         )
+    if facts.copies:
+        words.append(f"{counted(facts.copies, 'test image')} are copies of training images and do not count.")
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:

@@ -72,11 +72,20 @@ class Work:
         needs = self._needs(network, start)
         return self._job(f"features of {start}", "evaluate.py", f"{start}/features", settings, needs)
 
+    def tuned_at(self, start: str, cell: Cell) -> Path:
+        return self.folder / start / "tuned" / _called(cell)
+
+    def _list(self, cell: Cell) -> Path:
+        return self.folder / "labels" / f"{_called(cell)}.txt"
+
+    def write_list(self, cell: Cell) -> None:
+        """The file of the images with labels, for `tuning`."""
+        chosen = self.found.draw(cell.count, cell.seed).chosen.tolist()
+        write_list((self.found.train.sample_name(i) for i in chosen), self._list(cell))
+
     def tuning(self, network: Network, start: str, cell: Cell) -> Job:
-        draw, train = self.found.draw(cell.count, cell.seed), self.found.train
-        name = f"labels_{called(cell.count)}_seed_{cell.seed}"
-        lists = self.folder / "labels" / f"{name}.txt"
-        sizes = self.found.sizes()
+        """The fine-tuning of a start. It reads the file that `write_list` has written."""
+        draw, sizes = self.found.draw(cell.count, cell.seed), self.found.sizes()
         settings = self.data | network.settings | TUNING | {"image_size": network.train_size, "seed": cell.seed}
         settings |= {
             "init": None if start == NOTHING else self.weights(network, start),
@@ -84,14 +93,14 @@ class Work:
             "epochs": tune_epochs(network, start, len(draw.fit)),
             "val_fraction": HELD,
             "balanced": self.found.balanced,
-            "train_files": write_list((train.sample_name(i) for i in draw.chosen.tolist()), lists),
+            "train_files": self._list(cell),
             "save_minutes": SAVE_MINUTES,
         }
         settings["patience"] = settings["epochs"]  # none: each has its whole schedule
         if network.short_side and holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
         what = f"fine-tune {start}, {called(cell.count)} labels a class, seed {cell.seed}"
-        return self._job(what, "finetune.py", f"{start}/tuned/{name}", settings, self._needs(network, start))
+        return self._job(what, "finetune.py", self.tuned_at(start, cell), settings, self._needs(network, start))
 
     def weights(self, network: Network, start: str) -> str:
         """What --init or --model_path takes."""
@@ -114,5 +123,9 @@ class Work:
         """The folder of the pre-training that makes the weights of a start."""
         return self.folder / start / "pretrained" if start == network.starts[1] else None
 
-    def _job(self, what: str, script: str, place: str, settings: dict, needs: Path | None = None) -> Job:
+    def _job(self, what: str, script: str, place: str | Path, settings: dict, needs: Path | None = None) -> Job:
         return Job(what, script, self.folder / place, self.machine | settings, self.threads, needs)
+
+
+def _called(cell: Cell) -> str:
+    return f"labels_{called(cell.count)}_seed_{cell.seed}"

@@ -138,7 +138,8 @@ def perform(line: str) -> None:
     words = shlex.split(line, comments=True)
     script, *arguments = [PLACES.get(word, word) for word in words[1:] if word != "-m"]
     if script == "ssl.export":
-        arguments = ["runs/resnet" if word == "runs/mine" and "torchvision" in arguments else word for word in arguments]
+        resnet = {"runs/mine": "runs/resnet"} if "torchvision" in arguments else {}  # which alone it takes
+        arguments = [resnet.get(word, word) for word in arguments]
     reader, writer = os.pipe()
     child = os.fork()
     if not child:

@@ -32,7 +32,7 @@ def work(tmp_path) -> Work:
     paths = [f"/data/{i % 3}/{i}.png" for i in range(60)]
     train = Images("folder", torch.arange(60) % 3, ["a", "b", "c"], paths=paths)
     draws = [splits.draw(train, ALL, 0, False)]
-    found = Look({"train": train, "val": None, "test": train.subset(torch.arange(9))}, draws, {(ALL, 0)}, False)
+    found = Look({"train": train, "val": None, "test": train.subset(torch.arange(9))}, draws, {(ALL, 0)}, False, True)
     return Work(tmp_path, found, {"data_dir": "/data"}, {}, {"device": "cpu", "workers": 2}, None)
 
 
@@ -41,9 +41,9 @@ def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
     made = Plan(30, 1, 3, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
     agreed = Agreed([OWN, PUBLIC], made, [])
     of_starts = {"own": 50, "pub+own": 50}
-    known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False, False)
+    known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False, [])
     known = dataclasses.replace(known, **facts)
-    verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, True, None, [], outcome)
+    verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, True, None, [], [], outcome)
     return answer.next_step(verdict, work, agreed, 30)
 
 

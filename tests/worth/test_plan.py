@@ -27,7 +27,7 @@ OWN, PUBLIC = network(), network("pub", "pub.pth", epoch=30, train=0.03, check=0
 
 def made(minutes: float, networks=(OWN, PUBLIC), seeds: int = 3, spent: float = 20, at_once: int = 1):
     cells = plan.order_of_use(list(networks), [1, 5, 20, ALL], seeds)
-    return plan.make(60 * minutes, spent, list(networks), SIZES, cells, 33, 1, at_once), cells
+    return plan.make(60 * minutes, spent, list(networks), SIZES, cells, 33, 10e9, at_once), cells
 
 
 def test_the_order_of_use_is_all_labels_then_few_then_more_seeds():

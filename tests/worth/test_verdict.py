@@ -33,7 +33,7 @@ def score(share: float, count: int, validation: float | None = None, seeds: int 
 
 def facts(**changes) -> Facts:
     given = dict(starts=STARTS, labels={5: 50, ALL: 500}, epochs={"own": 50}, recipe_epochs={"own": 50})
-    given |= dict(left_out=[], too_long=0, grouped=False, held_out=False)
+    given |= dict(left_out=[], too_long=0, grouped=False, flattered=[])
     return Facts(**given | changes)
 
 
@@ -116,6 +116,21 @@ def test_training_from_nothing_is_the_answer_only_if_every_start_was_fine_tuned_
     assert headline(found).endswith("with all labels: pub could not be fine-tuned with them in these minutes")
 
 
+def test_that_no_pre_training_pays_is_said_only_if_that_is_sure_of_every_start():
+    """Pub is the simplest within a standard error on validation images; on test images own gains five points."""
+    shares = {"nothing": 0.70, "pub": 0.68, "own": 0.75, "pub+own": 0.5}
+    numbers = table(shares, 4000, {"nothing": 0.70, "pub": 0.735, "own": 0.75, "pub+own": 0.5})
+    found = decide(numbers, images(4000), facts())
+    assert (found.start, found.outcome, found.meanwhile) == ("pub", UNKNOWN, "nothing")
+    assert headline(found) == "With all labels pub does not pay; whether own does cannot be told"
+    shares["own"] = 0.69
+    found = decide(table(shares, 4000), images(4000), facts())
+    assert found.outcome == "nothing"
+    short = facts(epochs={"own": 50, "pub+own": 3}, recipe_epochs={"own": 50, "pub+own": 90})
+    found = decide(table(shares, 4000), images(4000), short)
+    assert found.outcome == UNKNOWN and "(90 for pub+own) would pay cannot be told" in headline(found)
+
+
 def test_the_test_images_choose_nothing():
     """Validation prefers own; the test images prefer pub by far. Own is the one that is judged."""
     shares = {"nothing": 0.5, "pub": 0.95, "own": 0.8, "pub+own": 0.5}
@@ -142,8 +157,8 @@ def test_a_gain_that_is_surely_small_is_no_reason_to_pre_train():
 def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
     shares = {"nothing": 0.8, "pub": 0.5, "own": 0.7, "pub+own": 0.5}
     found = decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 101}))
-    assert found.outcome == UNKNOWN and "whether the 101 epochs of the recipe would pay" in headline(found)
-    assert "train from nothing: what was measured gains under 2" in paragraphs(found)["Until it can be told"]
+    assert found.outcome == UNKNOWN and "whether the epochs of the recipe (101 for own) would pay" in headline(found)
+    assert "train from nothing: own gains under 2" in paragraphs(found)["Until it can be told"]
     assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
     shares |= {"own": 0.801}  # preferred, and yet not by two points
     found = decide(table(shares, 20_000), images(20_000), facts(recipe_epochs={"own": 101}))
@@ -187,7 +202,9 @@ def test_frozen_is_used_if_it_is_better_by_more_than_a_standard_error_on_the_see
 def test_images_that_pre_training_saw_do_not_choose_its_frozen_features():
     numbers = {(start, FROZEN): {ALL: score(0.9, 10)} for start in STARTS}
     numbers |= {(start, TUNED): {ALL: score(0.4, 10)} for start in STARTS}
-    known = facts(held_out=True, epochs={"own": 50, "pub+own": 50})
+    known = facts(
+        flattered=["own", "pub+own"], epochs={"own": 50, "pub+own": 50}, recipe_epochs={"own": 50, "pub+own": 50}
+    )
     uses = [choice.best_use(numbers, known, start) for start in STARTS]
     assert uses == [TUNED, FROZEN, TUNED, TUNED]  # pub has not seen them; random weights are fine-tuned anyway
     numbers["own", TUNED] = {}
@@ -201,7 +218,9 @@ def test_a_start_that_validation_flatters_is_not_taken():
         numbers[start, FROZEN][ALL] = score(share, 400, validation)
     for start in ("nothing", "own"):
         numbers[start, TUNED][ALL] = numbers[start, FROZEN][ALL]
-    known = facts(held_out=True, epochs={"own": 50, "pub+own": 50})
+    known = facts(
+        flattered=["own", "pub+own"], epochs={"own": 50, "pub+own": 50}, recipe_epochs={"own": 50, "pub+own": 50}
+    )
     assert decide(numbers, images(400), known).start == "pub"
     assert decide(numbers, images(400), facts(epochs=known.epochs)).start == "pub+own"  # with validation images apart
 
@@ -299,11 +318,12 @@ def test_a_short_pre_training_after_public_weights_is_named():
 
 
 def test_what_is_missing_is_named():
-    known = facts(recipe_epochs={"own": 90}, left_out=["imagenet: no network"], too_long=4)
+    known = facts(recipe_epochs={"own": 90}, left_out=["imagenet: no network"], too_long=4, copies=2)
     shares = {start: 0.5 + 0.1 * (start == "own") for start in STARTS}
     words = paragraphs(decide(table(shares, 98), images(98), known))["What would change the answer"]
     assert "With these 98 test images and 3 seeds, a difference under" in words
     assert "own 50 epochs (the recipe: 90)" in words
+    assert "2 test images are copies of training images and do not count" in words
     assert "imagenet: no network" in words and "4 fine-tunings did not fit" in words
 
 
@@ -358,6 +378,32 @@ def test_few_groups_have_the_interval_of_student(monkeypatch, groups):
     found = intervals.mean([of_group.repeat(200)], images(200 * groups, np.arange(groups).repeat(200).tolist()))
     half = metrics.student_95(groups - 1) * of_group.std(ddof=1) / math.sqrt(groups)
     assert [found.low, found.high] == pytest.approx([of_group.mean() - half, of_group.mean() + half], abs=0.005)
+
+
+def test_unequal_groups_have_the_jackknife_s_interval(monkeypatch):
+    """Beside each mean without one group, by hand. The largest group counts for what leaving it out changes."""
+    monkeypatch.setattr(intervals, "BETWEEN_SEEDS", 0.0)
+    sizes = np.array([4000, 3000, 1000, 500])
+    group = np.arange(4).repeat(sizes)
+    values = np.array([0.03, -0.01, 0.02, 0.05])[group]
+    found = intervals.mean([values], images(8500, (7 * group).tolist()))
+    without = np.array([values[group != one].mean() for one in range(4)])
+    error = math.sqrt(3 / 4 * ((without - values.mean()) ** 2).sum())
+    alike = 1 / ((sizes / 8500) ** 2).sum()  # 2.7 groups, if all were of one size
+    half = metrics.student_95(alike - 1) * error
+    assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.005)
+
+
+def test_of_one_group_nothing_is_known():
+    found = intervals.mean([np.full(500, 0.06)], images(500, [3] * 500))
+    assert (found.value, found.low, found.high) == (pytest.approx(0.06), -1, 1) and found.chance == 0.5
+
+
+def test_two_images_of_a_rare_class_are_not_sure():
+    """Both become right; they are half of balanced accuracy."""
+    better = np.array([0.0] * 200 + [1.0] * 2)
+    found = intervals.mean([better], images(202, labels=[0] * 200 + [1] * 2, balanced=True))
+    assert found.value == pytest.approx(0.5) and found.low < 0
 
 
 def test_two_seeds_that_differ_as_assumed_are_surer_than_one():

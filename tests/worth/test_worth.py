@@ -26,10 +26,11 @@ from ssl.data.images import Images
 from ssl.encoders import build_encoder
 from ssl.errors import UserError
 from ssl.faultcheck.small_run import gone
+from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, shapes
 from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
-from ssl.worth import jobs, measure, plan, starts
+from ssl.worth import jobs, look, measure, plan, scores, starts, unlabelled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,6 +124,22 @@ def test_the_same_command_again_runs_no_job_and_says_the_same(monkeypatch, quick
     assert quick == [] and (whole / "worth.json").read_text() == before
 
 
+def test_the_same_images_elsewhere_are_refused_before_any_job(monkeypatch, quick, tmp_path, pictures, whole):
+    """The lists of labels and the features name the files as they were."""
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    with pytest.raises(UserError, match=f"holds a comparison with another data_dir .*{moved}"):
+        compare(monkeypatch, moved, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    assert quick == []
+
+
+def test_a_plan_for_which_nothing_was_done_is_made_again(monkeypatch, capsys, quick, tmp_path, pictures):
+    for minutes in (60, 90):
+        words = ["--minutes", minutes, "--public", "none", "--plan", "--output_dir", tmp_path / "out"]
+        compare(monkeypatch, pictures, *words)
+        assert f"of {minutes} minutes" in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / "plan.json").read_text())["plan"]["minutes"] == minutes
+
+
 @pytest.mark.parametrize("changed", [{"--minutes": 4}, {"--seeds": 2}, {"--public": "none"}])
 def test_another_question_in_the_same_folder_is_refused(monkeypatch, quick, pictures, whole, changed):
     given = {"--minutes": 60, "--seeds": 1, "--workers": 1, "--output_dir": whole} | changed
@@ -132,10 +149,13 @@ def test_another_question_in_the_same_folder_is_refused(monkeypatch, quick, pict
 
 
 def test_other_images_in_the_same_folder_are_refused(monkeypatch, quick, tmp_path, pictures, whole):
-    fewer = shutil.copytree(pictures, tmp_path / "fewer")
-    next((fewer / "disc").iterdir()).unlink()
-    with pytest.raises(UserError, match="holds a comparison with another t"):
-        compare(monkeypatch, fewer, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    one = next((pictures / "disc").iterdir())
+    one.rename(tmp_path / one.name)
+    try:
+        with pytest.raises(UserError, match="holds a comparison with another t"):
+            compare(monkeypatch, pictures, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", whole)
+    finally:
+        (tmp_path / one.name).rename(one)
 
 
 def test_a_plan_of_two_jobs_at_once_goes_on_where_one_fits(monkeypatch, capsys, quick, pictures, whole, tmp_path):
@@ -191,10 +211,38 @@ def test_more_images_without_labels_join_and_test_images_among_them_do_not(
     folder = tmp_path / "out"
     compare(monkeypatch, pictures, "--minutes", 60, "--unlabelled", more, "--plan", "--output_dir", folder)
     said = capsys.readouterr().out
-    assert f"3 images of {more} are test images: left out" in said
+    assert f"3 images of {more} are test or validation images: left out" in said
     assert f"12 of 19 images of {more} join {len(train)}" in said
     assert len(list((folder / "images").iterdir())) == len(train) + 12
     assert scripts(quick) == ["train.py"] and str(folder / "images") in quick[0]
+
+
+def test_validation_images_among_more_images_are_left_out(monkeypatch, capsys, quick, tmp_path):
+    data = class_folders(tmp_path / "data", {"train": (24, 0), "val": (12, 1), "test": (12, 2)}, size=24)
+    more = class_folders(tmp_path / "more", {"a": (12, 5)}, size=24)
+    for number, path in enumerate(sorted((data / "val").rglob("*.png"))[:2]):
+        shutil.copy(path, more / f"copy{number}.png")
+    words = ["--minutes", 60, "--unlabelled", more, "--public", "none", "--plan", "--output_dir", tmp_path / "out"]
+    compare(monkeypatch, data, *words)
+    said = capsys.readouterr().out
+    assert f"2 images of {more} are test or validation images: left out" in said and "12 of 14 images" in said
+
+
+@pytest.mark.parametrize("held", ["more/images", "own/images"])
+def test_files_in_the_place_of_links_are_kept(monkeypatch, quick, tmp_path, pictures, held):
+    """A folder that holds nothing but `images`, as people have it, and one of ours into which somebody put files."""
+    images = class_folders(tmp_path / held, {"a": (5, 5)}, size=24)
+    more = class_folders(tmp_path / "c", {"a": (5, 6)}, size=24)
+    if held == "own/images":
+        (tmp_path / "own" / "plan.json").write_text("{}")
+    before = {path: path.read_bytes() for path in images.rglob("*.png")}
+    words = ["--public", "none", "--plan", "--output_dir", tmp_path / held.split("/")[0], "--unlabelled", more]
+    with pytest.raises(UserError, match=r"output_dir: .*holds other files|is not a plan of this version"):
+        compare(monkeypatch, pictures, *words)
+    data = datasets.load("folder", str(pictures), "train")
+    with pytest.raises(UserError, match="is for links to images and holds other files"):
+        unlabelled.link(data, images)
+    assert {path: path.read_bytes() for path in images.rglob("*.png")} == before
 
 
 def test_refused_images_leave_no_links_and_others_take_the_place_of_earlier_ones(
@@ -204,12 +252,14 @@ def test_refused_images_leave_no_links_and_others_take_the_place_of_earlier_ones
     folder = tmp_path / "out"
     words = [pictures, "--minutes", 60, "--plan", "--public", "none", "--output_dir", folder, "--unlabelled"]
     (folder / "images").mkdir(parents=True)
+    (folder / "lock").touch()
     (folder / "images" / "00000000.png").symlink_to(next(first.rglob("*.png")))
     (folder / "images" / "99999999.png").symlink_to(next(first.rglob("*.png")))
     compare(monkeypatch, *words, first)
     train = datasets.load("folder", str(pictures), "train")
     linked = {path.name: os.readlink(path) for path in (folder / "images").iterdir()}
     assert len(linked) == len(train) + 5 and set(linked.values()) == {*train.paths, *map(str, first.rglob("*.png"))}
+    (folder / "nothing").mkdir()  # its jobs have begun
     with pytest.raises(UserError, match=r"holds a comparison with another (unlabelled|pre-training)"):
         compare(monkeypatch, *words, second)
     assert {path.name: os.readlink(path) for path in (folder / "images").iterdir()} == linked
@@ -247,7 +297,7 @@ def test_published_weights_never_share_a_folder_with_files_of_the_comparison(tmp
         shutil.copy(tmp_path / "labels.pt", tmp_path / f"{own}.pt")
     files = [f"{path}={name}" for path in sorted(tmp_path.glob("*.pt"))]
     data = Images("array", torch.zeros(1), ["one"], resident=torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
-    found, _ = starts.find_public(files, True, True, data, None)
+    found, _ = starts.find_public(files, True, True, {"train": data, "val": None, "test": data}, None)
     assert [public.name for public in found] == ["images_2", "labels_2", "lock_2", "measured_2", "own_2"]
 
 
@@ -309,7 +359,7 @@ def test_a_process_of_a_group_is_refused(monkeypatch, quick, pictures):
         (["{pictures}", "--seeds", "0"], "seeds: 0 must be at least 1"),
         (["{pictures}", "--public", "nobody"], "public: nobody is no file, and none of the published weights"),
         (["{pictures}", "--unlabelled", "nowhere"], "unlabelled: nowhere is not a folder"),
-        (["{pictures}", "--unlabelled", "{pictures}"], "images of .* are training or test images already"),
+        (["{pictures}", "--unlabelled", "{pictures}"], "images of .* are among the images with labels already"),
         (["{pictures}/disc"], "judging needs class folders|without class folders"),
         (["nowhere"], "is not a folder"),
     ],
@@ -325,6 +375,8 @@ def test_an_output_folder_that_is_not_its_own_is_refused_and_kept(monkeypatch, q
     for folder in (pictures, pictures / "disc" / "new"):
         with pytest.raises(UserError, match="is in data_dir"):
             compare(monkeypatch, pictures, "--output_dir", folder)
+    with pytest.raises(UserError, match="is in unlabelled"):
+        compare(monkeypatch, tmp_path, "--unlabelled", pictures, "--output_dir", pictures / "new")
     (tmp_path / "run").mkdir()
     for name in ("config.yaml", "lock"):
         (tmp_path / "run" / name).touch()
@@ -335,7 +387,7 @@ def test_an_output_folder_that_is_not_its_own_is_refused_and_kept(monkeypatch, q
 
 
 def test_more_images_go_with_images_in_files(monkeypatch, quick, tmp_path, pictures):
-    images = array_file(tmp_path, np.zeros((30, 24, 24, 3), np.uint8))
+    images = array_file(tmp_path, np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3), np.uint8))
     with pytest.raises(UserError, match="unlabelled: goes with images in files"):
         compare(monkeypatch, images, "--unlabelled", pictures, "--output_dir", tmp_path / "out")
 
@@ -360,6 +412,55 @@ def test_groups_that_are_the_classes_are_refused(monkeypatch, quick, tmp_path, p
     with pytest.raises(UserError, match="every class has one image, or is in one group"):
         compare(monkeypatch, pictures, *given, "--output_dir", tmp_path / "out")
     assert quick == []
+
+
+def folder_settings(path: Path, **more) -> ImageSettings:
+    return ImageSettings("folder", str(path), **more)
+
+
+def test_test_images_that_are_training_images_do_not_count(monkeypatch, capsys, tmp_path):
+    data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (12, 2)}, size=24)
+    train, test = (sorted((data / split).rglob("*.png")) for split in ("train", "test"))
+    for number in (0, 5):
+        shutil.copy(train[number], test[number].with_name(f"copy{number}.png"))
+    found = look.look(folder_settings(data), 1)
+    assert {Path(name).name for name in found.copies} == {"copy0.png", "copy5.png"}
+    assert "2 images are copies of other splits' and do not count" in capsys.readouterr().out
+    names = [found.splits["test"].sample_name(i) for i in range(14)]
+    features = SimpleNamespace(splits={"test": SimpleNamespace(paths=names)})
+    monkeypatch.setattr(scores.features, "load", lambda path: features)
+    judges, counts = scores.readable_test(tmp_path, found.splits["test"], False, found.copies)
+    assert len(judges) == 14 and {Path(name).name for name in np.array(names)[~counts]} == {"copy0.png", "copy5.png"}
+    row = {"count": 5, "seed": 0, "right": "".join("01"[name in found.copies] for name in names), "validation": None}
+    assert not scores.gather([row], counts)[5].right[0].any() and counts.sum() == 12
+    for number, path in enumerate(sorted((data / "test").rglob("test*.png"))):
+        shutil.copy(train[number], path)
+    with pytest.raises(UserError, match="all test images are copies"):
+        look.look(folder_settings(data), 1)
+
+
+def test_pre_training_sees_validation_images_that_are_a_part_of_train(tmp_path):
+    data = class_folders(tmp_path / "data", {"train": (24, 0), "val": (12, 1), "test": (12, 2)}, size=24)
+    assert not look.look(folder_settings(data), 1).seen
+    shutil.rmtree(data / "val")
+    assert look.look(folder_settings(data), 1).seen
+
+
+def test_weights_of_the_users_own_runs_are_known_by_their_record(tmp_path):
+    """Pre-trained on the images that validate, they are flattered; with labels, they say nothing of fewer labels."""
+    data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (12, 2)}, size=24)
+    splits = {name: datasets.load("folder", str(data), name) for name in ("train", "val", "test")}
+    name = "ssl.encoders.SmallConvNet"
+    for use in ("pixels", "labels"):
+        (tmp_path / use).mkdir()
+        torch.save(build_encoder(name, 24)[0].state_dict(), tmp_path / use / "encoder.pt")
+        learnt_from.write(tmp_path / use, None, [(splits["train"], use)], [], str(data))
+    torch.save(build_encoder(name, 24)[0].state_dict(), tmp_path / "theirs.pt")
+    asked = [f"{tmp_path / 'theirs.pt'}={name}", f"{tmp_path / 'pixels' / 'encoder.pt'}={name}"]
+    found, _ = starts.find_public(asked, True, True, splits, str(data))
+    assert [public.seen for public in found] == [False, True]
+    with pytest.raises(UserError, match="has learnt from labels of your images"):
+        starts.find_public([f"{tmp_path / 'labels' / 'encoder.pt'}={name}"], True, True, splits, str(data))
 
 
 def test_a_job_that_fails_is_named_with_its_own_words(monkeypatch, tmp_path):
