@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl import distributed, failures, files
+from ssl import distributed, failures, files, optim
 from ssl.augment import View
 from ssl.batch_norm import synchronise
 from ssl.checkpoints import about, inherit, learnt_from, pretrained, resume, run_folder
@@ -307,10 +307,8 @@ def make_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
     groups = [{"name": "head", "params": list(model.head.parameters()), "base_lr": settings.lr}]
     if not settings.freeze:
         groups.append({"name": "backbone", "params": list(model.encoder.parameters()), "base_lr": lr_backbone})
-    options = dict(lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, **options)
+    options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    return optim.build(settings.optimizer, groups, settings.lr, weight_decay=settings.weight_decay, **options)
 
 
 def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:

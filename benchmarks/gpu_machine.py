@@ -1,10 +1,10 @@
-"""Part `machine` of gpu.sh: what the GPU is and how fast it copies and multiplies; a run under torchrun and NCCL.
+"""Part `machine` of gpu.sh: what the GPU is and how fast it copies and multiplies; a run under torchrun.
 
 python benchmarks/gpu_machine.py --json FILE
 
 Bandwidths are bytes moved by a second; a copy on the device reads and writes them. The run is train.py on one
-process with DistributedDataParallel, stopped at a third and continued. Without a GPU everything is tiny, and the run
-uses gloo.
+process of a group (NCCL starts; there is nobody to send to), stopped at a third and continued. Without a GPU
+everything is tiny, and the group is gloo's.
 """
 
 from pathlib import Path

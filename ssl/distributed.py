@@ -124,7 +124,8 @@ def _place(device: str) -> torch.device:
             )
         )
     torch.cuda.set_device(local_rank)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is then float32 in convolutions, too, as on a CPU
+    torch.backends.cudnn.allow_tf32 = False  # float32 is then float32 in convolutions, too, as on a CPU,
+    torch.backends.cuda.matmul.allow_tf32 = False  # and in products; NVIDIA's containers switch it on
     return torch.device("cuda", local_rank)
 
 

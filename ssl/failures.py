@@ -54,6 +54,8 @@ def explain(error: Exception) -> str | None:
             f"{' '.join(torch.cuda.get_arch_list()) or 'no GPU'}); install the one for your GPU, as "
             "https://pytorch.org/get-started/locally says, or pass --device cpu"
         )
+    if "does not have a deterministic implementation" in words:
+        return f"deterministic: {first.split('. ')[0]}. Leave --deterministic out, or choose another encoder"
     if "connectFullMesh failed" in words:
         return (
             f"the processes could not connect ({first}): Gloo, which runs on GPUs use too, has chosen a network "

@@ -120,12 +120,14 @@ def try_step(model: nn.Module, embed: Embed, optimizer: torch.optim.Optimizer, s
 
 
 def set_gradients(model: nn.Module, loss: Tensor) -> None:
-    """The gradients of `loss` on this rank alone."""
+    """The gradients of `loss` on this rank alone, laid out in memory as backward() would have them."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Not backward(): DDP's hooks on the parameters would start to sum gradients over the ranks.
     gradients = torch.autograd.grad(loss, learning, allow_unused=True)
     for parameter, gradient in zip(learning, gradients):
         parameter.grad = gradient
+        if gradient is not None and gradient.stride() != parameter.stride():  # which fused optimizers refuse
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def step_aside(optimizer: torch.optim.Optimizer) -> None:

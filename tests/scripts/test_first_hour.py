@@ -221,6 +221,10 @@ def test_memory_of_a_gpu_is_known_by_every_name(error):
         ),
         (dist.DistNetworkError("Gloo connectFullMesh failed with timed out connecting"), "GLOO_SOCKET_IFNAME"),
         (
+            RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"),
+            "deterministic: adaptive_avg_pool2d_backward_cuda does not have",
+        ),
+        (
             RuntimeError(f"CUDA error: no kernel image is available for execution on the device\n{ASYNCHRONOUS}"),
             "install the one for your GPU",
         ),

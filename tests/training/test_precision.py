@@ -60,6 +60,7 @@ def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as NVIDIA's containers have it; join puts it back
     distributed.join("cuda")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert precision.name_of("off", torch.device("cuda")) == "float32 (not TF32)"
