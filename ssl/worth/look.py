@@ -108,9 +108,9 @@ def _tell(found: Look) -> None:
     if (few := len(test) - len(found.copies)) < FEW_TEST:
         say(f"*** {few} test images are very few: only large differences can be seen ***")
     if test.groups is not None:
-        count = len({group for group in test.groups if group})
+        count, alone = len({group for group in test.groups if group}), sum(not group for group in test.groups)
         say(f"groups      kept whole; the test images are of {count}, and the intervals count these, not images")
-        if count < FEW_GROUPS:
+        if count + alone < FEW_GROUPS:
             say(f"*** {counted(count, 'group')} of test images are very few: hardly any difference can be seen ***")
     tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
