@@ -13,7 +13,6 @@ import ssl
 
 ssl.__path__ = [str(Path(__file__).resolve().with_name("ssl"))]  # see ssl/__init__.py
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,7 +73,7 @@ class Settings(LabelSettings, EncoderSettings, MachineSettings):
     raw_pixels: bool = False  # also judge the pixels themselves (probe and knn)
     features: str | None = None  # or judge this file of --protocol features, without encoder and images
     # How
-    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # all: but fixed and card
+    protocol: list[Protocol] = field(default_factory=lambda: ["probe", "knn"])  # one or more; all: without fixed, card
     standardize: bool = False  # probe and knn: features minus train's mean over train's deviation, each dimension
     npz: bool = False  # protocol features: also write features.npz
     csv_features: bool = False  # protocol features: also write features.csv, a row for every image
@@ -122,16 +121,21 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     tell_images(settings, images, first)
 
     found: dict = {}
+    whole, start = images, next(iter(images))
     for name, encoder in subjects.items():
         judged, pairs = {}, []
         encoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
         if name == "trained" and "features" in protocols:
-            kept, how = dataclasses.asdict(settings) | drawn | {"steps": weights["steps"]}, Reading.of(settings, device)
-            images |= features.write(folder, encoder, images, how, kept, settings.max_bad_fraction)
+            every = images | {start: first}
+            about = drawn | {"steps": weights["steps"]} | feature_origin.some_keys(every, settings.data_dir)
+            whole = features.write(folder, encoder, every, settings, device, about)
+            images = whole | {start: images[start].among(whole[start])}
             if is_main() and set(protocols) != {"features"}:
-                pairs = features.load(folder, device).pairs()
-        elif set(protocols) != {"linear"}:
+                pairs = features.load(folder, device).pairs(images["train"])
+        elif set(protocols) == {"linear"}:  # its views are of images that can be read, as those of all protocols
+            _, images["train"] = extract(lambda x: x[:, :1, 0, 0], images["train"], settings, device, "train, files")
+        else:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
@@ -147,10 +151,9 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     distributed.leave()
 
     if is_main() and "features" in protocols:
-        feature_files.write(features.load(folder), settings, folder, device, images)
+        feature_files.write(features.load(folder), settings, folder, device, whole)
     if is_main() and set(protocols) != {"features"}:
-        about = {"weights": weights, "data": results.about_images(settings, images["test"], images["train"])}
-        found["of"] = about | results.about_protocols(settings, protocols)
+        found["of"] = results.of_images(settings, protocols, weights, images)
         results.report(found, list(subjects), folder)
         card_page.write(found, folder)
     next_steps.after_evaluation(settings, origin, folder, first.classes)
@@ -178,8 +181,7 @@ def tell_encoder(settings: Settings, width: int, source: pretrained.Source, step
 
 
 def tell_images(settings: Settings, images: dict[str, Images], first: Images) -> None:
-    counts = ", ".join(f"{len(data)} {name}" for name, data in images.items())
-    counts = counts.removesuffix(" all")  # without splits
+    counts = ", ".join(f"{len(data)} {name}" for name, data in images.items()).removesuffix(" all")  # without splits
     say(f"data        {settings.dataset}: {counts} images, {len(first.classes) or 'no'} classes")
     tell_values(first)
 
@@ -205,12 +207,11 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
         return
 
     found = features.with_labels(found, settings.features)
-    train = labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
+    train = feature_origin.choose(found, settings)
     checks.require_enough({"train": train}, protocols)
     asked = card.ask(found.splits | {"train": train}, card.NO_IMAGES) if "card" in protocols else None
     judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head, asked)
-    about = results.about_features(settings.features, found, train)
-    judged["of"] = about | results.about_protocols(settings, protocols)
+    judged["of"] = results.of_features(settings, protocols, found, train)
     results.report(judged, ["trained"], folder)
     card_page.write(judged, folder)
     next_steps.after_judging(found.settings.get("model_path"), {name: found.settings.get(name) for name in DATA})
@@ -226,8 +227,7 @@ def fill(settings: Settings, run: dict) -> None:
         say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
     datasets.resolve(settings)
     settings.encoder = settings.encoder or "resnet50"
-    settings.stem = settings.stem or "auto"
-    settings.seed = settings.seed or 0
+    settings.stem, settings.seed = settings.stem or "auto", settings.seed or 0
     settings.workers = auto_workers() if settings.workers is None else settings.workers
     ranges.check(settings)
 
@@ -338,7 +338,7 @@ def judge(
 
 
 def extract(
-    encoder: nn.Module, data: Images, settings: Settings, device: torch.device, name: str
+    encoder: inference.Net, data: Images, settings: Settings, device: torch.device, name: str
 ) -> tuple[Tensor, Images]:
     """Features (N, width) of all images that can be read, not augmented, in order, on every rank; and these images."""
     h, read, bad = inference.outputs(encoder, data, Reading.of(settings, device), f"features, {name}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ssl.data.decode import BadImage, Range, Reduction, decode
@@ -119,6 +120,13 @@ class Images:
     def label_checksum(self) -> str:
         """A checksum of the labels and the names of the classes."""
         return f"{zlib.crc32(os.fsencode('|'.join(self.classes)), zlib.crc32(self.labels.numpy().tobytes())):08x}"
+
+    def among(self, others: "Images") -> "Images":
+        """The images that are also in `others`, by their names."""
+        names = {others.sample_name(i) for i in range(len(others))}
+        return self.subset(
+            torch.tensor([i for i in range(len(self)) if self.sample_name(i) in names], dtype=torch.int64)
+        )
 
     def subset(self, indices: Tensor) -> "Images":
         return replace(

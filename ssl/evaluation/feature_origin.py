@@ -1,15 +1,17 @@
 """Check that features are of the encoder and the images that the user names: those judged, and those written over."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from ssl.checkpoints import source_run, torch_file
+from ssl.checkpoints import image_keys, source_run, torch_file
 from ssl.checkpoints.restore import restore
-from ssl.data.images import Images
+from ssl.data.images import Images, evenly_spaced
 from ssl.errors import UserError, one_line
-from ssl.evaluation.features import Features, encoder_checksum
-from ssl.sources import datasets, every_image
+from ssl.evaluation.features import Features, Split, encoder_checksum
+from ssl.sources import datasets, every_image, labels
 
 
 def require(found: Features, settings) -> None:
@@ -35,6 +37,24 @@ def require(found: Features, settings) -> None:
                 f"{here}. Leave --dataset and --data_dir out, or name the images that the features are of"
             )
         require_images(found, images, settings.features, settings.data_dir)
+
+
+def choose(found: Features, settings) -> Split:
+    """The training samples whose labels may be used, as `settings` of evaluate.py say.
+
+    A file of an older version may hold the chosen ones alone; `settings` then say so, too. Raises `UserError` for a
+    second choice.
+    """
+    percent, files = found.settings.get("train_percent", 100), found.settings.get("train_files")
+    if percent == 100 and not files:
+        return labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
+    if settings.train_percent != 100 or settings.train_files:
+        raise UserError(
+            f"features: {settings.features} holds only the images of train_percent {percent}, train_files {files}, so "
+            "no others can be chosen; write the features again, and choose then"
+        )
+    settings.train_percent, settings.train_files = percent, files
+    return found.splits["train"]
 
 
 def own_folder(folder: Path, settings) -> Path:
@@ -66,7 +86,7 @@ def require_encoder(found: Features, encoder: nn.Module, path: str, model_path: 
 
 
 def require_images(found: Features, splits: dict[str, Images], path: str, root: str | None) -> None:
-    """Raise `UserError` unless all features are of these images: same names below `root`, same classes."""
+    """Raise `UserError` unless all features are of these images: same names below `root`, classes, and some keys."""
     for name, data in splits.items():
         own = found.splits[name]
         numbered = enumerate(data.labels.tolist())
@@ -79,6 +99,28 @@ def require_images(found: Features, splits: dict[str, Images], path: str, root: 
                     f"features: {path} is of another data set: {one_line(short)}, in {name}, {why}. Leave --dataset "
                     "and --data_dir out, or name the images that the features are of"
                 )
+        known = found.settings.get("image_keys", {}).get(name, {})
+        named = [i for i in range(len(data)) if _below(data.sample_name(i), root) in known]
+        here = _keys(data, named, root)
+        if other := next((sample for sample in here if here[sample] != known[sample]), None):
+            raise UserError(
+                f"features: {path} is of other images: {one_line(other)}, in {name}, has another content. Leave "
+                "--dataset and --data_dir out, or name the images that the features are of"
+            )
+
+
+def some_keys(splits: dict[str, Images], root: str | None) -> dict:
+    """What features.pt keeps for `require_images`: {image_keys: {split: {name: key}}}, of at most 50 images of each."""
+    return {"image_keys": {name: _keys(data, evenly_spaced(len(data), 50), root) for name, data in splits.items()}}
+
+
+def _keys(data: Images, index: Iterable[int], root: str | None) -> dict[str, str]:
+    """{name below `root`: key} of images: of their files, or of pixels in memory."""
+    some, kind = data.subset(torch.tensor(list(index), dtype=torch.int64)), "pixels" if data.paths is None else "file"
+    keys = image_keys.find(some, root, [kind]).get(kind)
+    return (
+        {} if keys is None else {_below(some.sample_name(i), root): f"{key:x}" for i, key in enumerate(keys.tolist())}
+    )
 
 
 def _class(classes: list[str], label: int) -> str:

@@ -12,8 +12,9 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,12 @@ class Features:
     def width(self) -> int:
         return next(iter(self.splits.values())).rows.shape[1]
 
-    def pairs(self) -> list[tuple[Rows, Tensor]]:
-        """[train, test], each (features, labels), to judge by."""
-        return [self.splits[name].pair() for name in ("train", "test")]
+    def pairs(self, train: Images) -> list[tuple[Rows, Tensor]]:
+        """[those of `train`, test], each (features, labels), to judge by."""
+        names, own = {train.sample_name(i) for i in range(len(train))}, self.splits["train"]
+        rows = [row for row, name in enumerate(own.paths) if name in names]
+        own = own if len(rows) == len(own) else own.subset(torch.tensor(rows))
+        return [own.pair(), self.splits["test"].pair()]
 
     def name_of(self, split: str, index: int) -> str:
         """The name of a sample; of a file its path below the folder `data_dir`."""
@@ -94,14 +98,14 @@ def encoder_checksum(encoder: nn.Module) -> str:
 
 
 def write(
-    folder: Path, encoder: nn.Module, splits: dict[str, Images], how: Reading, settings: dict, max_bad_fraction: float
+    folder: Path, encoder: nn.Module, splits: dict[str, Images], settings: Any, device: torch.device, about: dict
 ) -> dict[str, Images]:
     """Write features.pt and its shards, of all images of `splits` that can be read. Returns these images.
 
-    All ranks call it; rank 0 writes. The file keeps `settings`. Raises `UserError` if too many images cannot be read,
-    or if the files cannot be written.
+    All ranks call it; rank 0 writes. The file keeps the `settings` of evaluate.py, but for the choice of labels, and
+    `about`. Raises `UserError` if too many images cannot be read, or if the files cannot be written.
     """
-    entries, kept = {}, {}
+    entries, readable, how = {}, {}, Reading.of(settings, device)
     for name, data in splits.items():
         writer, read, unread = SplitWriter(folder, name, data), [], {}
         for h, own, bad in inference.stream(encoder, data, how, f"features, {name}"):
@@ -111,12 +115,13 @@ def write(
             unread |= bad
         entries[name] = writer.finish() if is_main() else {}
         unread = inference.from_all_ranks(unread)
-        kept[name] = inference.readable(data, torch.cat(read), unread, max_bad_fraction)
+        readable[name] = inference.readable(data, torch.cat(read), unread, settings.max_bad_fraction)
     if is_main():
         classes = next(iter(splits.values())).classes
-        path = finish(folder, entries, classes, encoder_checksum(encoder), settings)
+        kept = asdict(settings) | {"train_percent": 100.0, "train_files": None} | about
+        path = finish(folder, entries, classes, encoder_checksum(encoder), kept)
         say(f"features    {path}")
-    return kept
+    return readable
 
 
 class SplitWriter:

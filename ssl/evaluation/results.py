@@ -14,6 +14,7 @@ from ssl.console import say, table
 from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.evaluation import card_table, features, metrics
+from ssl.settings.shared import DATA
 
 SETTINGS = {  # of each protocol
     "probe": ("probe_epochs",),
@@ -71,35 +72,42 @@ def _holds(model, encoder: nn.Module) -> bool:
     return all(isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
+HOW_READ = (*DATA, "value_range", "short_side", "image_size", "mean", "std")  # settings: which images, labels, pixels
+
+
 def about_images(settings, test: Images, train: Images | None = None, split: str = "test") -> dict:
-    """Which images were judged, their size and normalisation, and how many a head was trained on, if one was."""
+    """Which images were judged, how they were read, and how many a head was trained on, if one was."""
     return {
-        "dataset": settings.dataset,
-        "data_dir": settings.data_dir,
+        **{name: getattr(settings, name) for name in HOW_READ},
         "split": split,
         "test_images": len(test),
         "test_checksum": test.fingerprint(settings.data_dir),
+        "test_labels": test.label_checksum(),
         **({} if train is None else {"train_images": len(train)}),
         "classes": len(test.classes),
-        "image_size": settings.image_size,
-        "mean": settings.mean,
-        "std": settings.std,
     }
 
 
-def about_features(path: str, found: features.Features, train: features.Split) -> dict:
-    """{weights, data}, as `about_weights` and `about_images`, of a features file, from its own settings."""
+def of_images(settings, protocols: list[str], weights: dict, images: dict[str, Images]) -> dict:
+    """What results are of: weights, images, protocols."""
+    data = about_images(settings, images["test"], images["train"])
+    return {"weights": weights, "data": data} | about_protocols(settings, protocols)
+
+
+def of_features(settings, protocols: list[str], found: features.Features, train: features.Split) -> dict:
+    """What results of a features file are of, by its own settings."""
     said, steps = found.settings, found.settings.get("steps")
     data = {
-        "features": path,
+        "features": settings.features,
         "split": "test",
         "test_images": len(found.splits["test"]),
         "train_images": len(train),
         "classes": len(found.classes),
     }
-    data |= {name: said.get(name) for name in ("dataset", "data_dir", "image_size", "mean", "std")}
+    data |= {name: said.get(name) for name in HOW_READ}
     steps = steps if isinstance(steps, int) else None
-    return {"weights": {"path": said.get("model_path"), "sha256": found.encoder, "steps": steps}, "data": data}
+    weights = {"path": said.get("model_path"), "sha256": found.encoder, "steps": steps}
+    return {"weights": weights, "data": data} | about_protocols(settings, protocols)
 
 
 def about_protocols(settings, protocols: list[str]) -> dict:
