@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from drawn import class_folders
@@ -254,3 +255,83 @@ def test_without_a_model_path_or_a_network_the_message_says_what_to_do(images, t
     assert done.returncode == 2 and "--model_path: a run folder" in done.stderr and "download" not in done.stdout
     done = run("evaluate.py", model_path="barlow_twins", data_dir=images, check=False)
     assert done.returncode == 2 and "cannot be downloaded" in done.stderr and "resnet50.pth on another" in done.stderr
+
+
+# What is judged, and what is written of it ------------------------------------------------------
+
+
+def test_a_tenth_of_the_labels_judges_and_features_are_of_all_images(trained, tmp_path):
+    """The numbers are those of the chosen labels; the file has every image, and says so when it is judged later."""
+    how = {"model_path": trained, "workers": 0, "output_dir": tmp_path / "a"}
+    run("evaluate.py", **how, protocol=["features", "knn"], train_percent=25)
+    kept = features.load(tmp_path / "a")
+    assert len(kept.splits["train"]) == 64
+    few = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert few["of"]["data"]["train_images"] == 16 and few["of"]["train_percent"] == 25
+    run("evaluate.py", model_path=trained, workers=0, protocol="knn", train_percent=25, output_dir=tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["knn"] == few["knn"]
+    for percent, count in ((25, 16), (100, 64)):
+        place = tmp_path / f"later_{percent}"
+        run("evaluate.py", features=tmp_path / "a", protocol="knn", train_percent=percent, output_dir=place)
+        later = json.loads((place / "results.json").read_text())
+        assert (later["of"]["data"]["train_images"], later["of"]["train_percent"]) == (count, percent)
+        assert (later["knn"] == few["knn"]) is (percent == 25)
+
+
+def test_a_features_file_of_a_part_says_so_and_takes_no_second_choice(trained, tmp_path):
+    """As older versions wrote it."""
+    run("evaluate.py", model_path=trained, workers=0, protocol="features", output_dir=tmp_path)
+    content = torch.load(tmp_path / "features.pt", weights_only=True)
+    content["train"] = {name: values[::2] for name, values in content["train"].items()}
+    content["settings"]["train_percent"] = 50.0
+    torch.save(content, tmp_path / "features.pt")
+    done = run("evaluate.py", features=tmp_path, protocol="knn", train_percent=50, check=False)
+    assert done.returncode == 2 and "holds only the images of train_percent 50" in done.stderr
+    run("evaluate.py", features=tmp_path, protocol="knn")
+    assert json.loads((tmp_path / "results.json").read_text())["of"]["train_percent"] == 50
+
+
+def test_linear_alone_leaves_out_what_cannot_be_read(trained, tmp_path):
+    data = class_folders(tmp_path / "data", {"train": (40, 0), "test": (12, 1)})
+    paths = sorted((data / "train").rglob("*.png"))
+    for path in paths[:3]:
+        path.write_bytes(path.read_bytes()[:60])
+    how = {"model_path": trained, "data_dir": data, "workers": 0, "linear_epochs": 1, "protocol": "linear"}
+    done = run("evaluate.py", **how, output_dir=tmp_path / "a")
+    assert all(f"left out    {path}" in done.stdout for path in paths[:3])
+    of = json.loads((tmp_path / "a" / "results.json").read_text())["of"]
+    assert of["data"]["train_images"] == 37
+    for path in paths[3:11]:
+        path.write_bytes(path.read_bytes()[:60])
+    done = run("evaluate.py", **how, output_dir=tmp_path / "b", check=False)
+    assert done.returncode == 2 and "11 of 40 images cannot be read, more than the 10 allowed" in done.stderr
+
+
+def test_features_of_arrays_or_files_with_other_content_are_refused(trained, tmp_path):
+    """Names, labels and number agree; the pixels do not."""
+    numbers = torch.randint(0, 256, (2, 42, 32, 32, 3), dtype=torch.uint8).numpy()
+    labels = {f"{split}_labels": np.arange(21) % 3 for split in ("train", "test")}
+    for name, pixels in zip(("one", "other"), numbers):
+        np.savez(tmp_path / f"{name}.npz", train_images=pixels[:21], test_images=pixels[21:], **labels)
+    one = class_folders(tmp_path / "one", {"train": (24, 0), "test": (12, 1)})
+    other = class_folders(tmp_path / "other", {"train": (24, 2), "test": (12, 3)})
+    for here, there in ((tmp_path / "one.npz", tmp_path / "other.npz"), (one, other)):
+        place = tmp_path / f"of_{here.name}"
+        run("evaluate.py", model_path=trained, data_dir=here, protocol="features", workers=0, output_dir=place)
+        run("evaluate.py", features=place, data_dir=here, protocol="knn")
+        done = run("evaluate.py", features=place, data_dir=there, protocol="knn", check=False)
+        assert done.returncode == 2 and "is of other images" in done.stderr
+    moved = shutil.move(one, tmp_path / "moved")
+    run("evaluate.py", features=tmp_path / "of_one", data_dir=moved, protocol="knn")
+
+
+def test_results_say_which_labels_judged(trained, images, tmp_path):
+    rows = [f"{path.relative_to(images)},{path.parent.name}" for path in images.rglob("*.png")]
+    (tmp_path / "table.csv").write_text("\n".join(["image,shape", *rows]))
+    found = []
+    for positive in ("disc", "ring"):
+        how = {"csv": tmp_path / "table.csv", "label_column": "shape", "positive": positive, "data_dir": images}
+        run("evaluate.py", model_path=trained, **how, protocol="knn", workers=0, output_dir=tmp_path / positive)
+        found.append(json.loads((tmp_path / positive / "results.json").read_text())["of"]["data"])
+    assert [of["positive"] for of in found] == [["disc"], ["ring"]] and found[0]["label_column"] == "shape"
+    assert found[0]["test_labels"] != found[1]["test_labels"]
