@@ -142,7 +142,7 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         checks.require_enough(images, protocols)  # of those that could be read
         asked = card.ask_images(encoder, images, settings, device, name) if "card" in protocols else None
         if is_main() and pairs:
-            judged = judge(*pairs, len(first.classes), settings, protocols, head, asked)
+            judged = judge(*pairs, len(first.classes), settings, protocols, head, asked, card.groups_of(images))
         distributed.barrier()
         if "linear" in protocols and name != "raw_pixels":
             judged["linear"] = linear_evaluation(encoder, width, images["train"], images["test"], settings, device)
@@ -209,8 +209,10 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     found = features.with_labels(found, settings.features)
     train = feature_origin.choose(found, settings)
     checks.require_enough({"train": train}, protocols)
-    asked = card.ask(found.splits | {"train": train}, card.NO_IMAGES) if "card" in protocols else None
-    judged = judge(train.pair(), found.splits["test"].pair(), len(found.classes), settings, protocols, head, asked)
+    splits = found.splits | {"train": train}
+    asked = card.ask(splits, card.NO_IMAGES) if "card" in protocols else None
+    pairs = train.pair(), found.splits["test"].pair()
+    judged = judge(*pairs, len(found.classes), settings, protocols, head, asked, card.groups_of(splits))
     judged["of"] = results.of_features(settings, protocols, found, train)
     results.report(judged, ["trained"], folder)
     card_page.write(judged, folder)
@@ -312,26 +314,26 @@ def judge(
     protocols: list[str],
     head: HeadSettings,
     asked: card.Asked | None = None,
+    groups: card.GroupsOf = card.NO_GROUPS,
 ) -> dict:
     """Results of the protocols probe, knn, fixed and, if something is `asked`, card.
 
-    `train` and `test` are (features (N, F), labels (N,)). A tenth of `train` chooses the probe's learning rate and
-    weight decay. With a card, there is no probe where a class has one training image; the card says so.
+    `train` and `test` are (features (N, F), labels (N,)), and `groups` theirs. A tenth of `train` chooses the probe's
+    settings. With a card, there is no probe where a class has one training image; the card says so.
     """
-    judged: dict = {}
+    judged, tuned = {}, None
     if "fixed" in protocols:
-        judged["fixed"] = fixed_head.judge(train, test, classes, head, settings.seed)
+        judged["fixed"] = fixed_head.judge(train, test, classes, head, settings.seed, groups["test"])
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
-    tuned = None
     if "probe" in protocols and not (asked and card.why_no_probe(train[1], asked.classes)):
-        parts = probes.hold_out_tenth(train, settings.seed)
+        parts = probes.hold_out_tenth(train, settings.seed, groups["train"])
         probe, chosen = probes.sweep(*parts, classes, settings.probe_epochs, seed=settings.seed)
-        judged["probe"], tuned = probes.accuracies(probe, *test) | chosen, (probe, parts[1])
+        judged["probe"], tuned = probes.accuracies(probe, *test, groups["test"]) | chosen, (probe, parts[1])
     if "knn" in protocols:
         near = nearest(train[0], test[0], settings.k)
-        judged["knn"] = probes.vote(near, train[1], test[1], classes, settings.knn_temperature)
+        judged["knn"] = probes.vote(near, train[1], test[1], classes, settings.knn_temperature, groups["test"])
     if asked:
         judged["card"] = card.card(train, test, near, tuned, asked, settings)
     return judged
@@ -391,7 +393,7 @@ def linear_evaluation(
                 )
             progress.update(step + 1, f"linear  loss {loss.item():.3f}  epoch {epoch + 1}")
     progress.close()
-    return probes.accuracies(probes.Heads.of(head), test_x, test.labels.to(device))
+    return probes.accuracies(probes.Heads.of(head), test_x, test.labels.to(device), test.groups)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ All of it is measured on the test split and learnt from train; nothing is chosen
 cannot say is None, with the reason under the same name and `_why`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ PERCENTS = (1, 10)
 NO_IMAGES = "they need the images, which a features file does not hold; pass --model_path instead"
 
 Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
+GroupsOf = Mapping[str, metrics.Groups | None]  # of train and of test
+NO_GROUPS: GroupsOf = {"train": None, "test": None}
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,17 @@ class Asked:
     """
 
     classes: list[str]
-    groups: Mapping[str, Sequence[str | None] | None]
+    groups: GroupsOf
     changed: corruptions.Changed | str
+
+
+def groups_of(splits: Mapping[str, Images | Split]) -> GroupsOf:
+    return {name: splits[name].groups for name in NO_GROUPS}
 
 
 def ask(splits: Mapping[str, Images | Split], changed: corruptions.Changed | str) -> Asked:
     """What the images, or a features file, say of train and test."""
-    return Asked(splits["train"].classes, {name: splits[name].groups for name in ("train", "test")}, changed)
+    return Asked(splits["train"].classes, groups_of(splits), changed)
 
 
 def ask_images(net: Net, images: dict[str, Images], settings, device: torch.device, title: str) -> Asked:
@@ -72,7 +78,7 @@ def card(train: Part, test: Part, near: Near, tuned: tuple[Heads, Samples] | Non
     """
     result: dict = {
         "few_labels": _few_labels(train, test, asked.classes, settings.seed),
-        "retrieval": retrieval.retrieve(train, test, near.places[:, 0], settings.seed),
+        "retrieval": retrieval.retrieve(train, test, near.places[:, 0], settings.seed, asked.groups["test"]),
     }
     if tuned:
         result["calibration"] = calibration.calibration(*tuned, test, settings.seed)
@@ -107,11 +113,12 @@ def _corruptions(train: Part, test: Part, head: Heads | None, asked: Asked, sett
     if isinstance(changed, str):
         return {"corruptions": None, "corruptions_why": changed}
     index = changed.index.to(test[1].device)
-    labels = test[1][index]
+    labels, names = test[1][index], asked.groups["test"]
+    names = names and [names[i] for i in index.tolist()]
 
     def judge(x: Rows) -> dict:
-        near = probes.knn(train, (x, labels), len(asked.classes), settings.k, settings.knn_temperature)
-        by_probe = {"probe": metrics.accuracy(labels, probes.hits(head, [0], x, labels)[0])} if head else {}
+        near = probes.knn(train, (x, labels), len(asked.classes), settings.k, settings.knn_temperature, names)
+        by_probe = {"probe": metrics.accuracy(labels, probes.hits(head, [0], x, labels)[0], names)} if head else {}
         return by_probe | {"knn": near}
 
     found: dict = {"n": len(index), "of": len(test[1]), "unchanged": judge(test[0].subset(index))}
@@ -126,7 +133,7 @@ def _corruptions(train: Part, test: Part, head: Heads | None, asked: Asked, sett
     return {"corruptions": found}
 
 
-def _groups(parts: dict[str, Part], names: Mapping[str, Sequence[str | None] | None], settings) -> dict:
+def _groups(parts: dict[str, Part], names: GroupsOf, settings) -> dict:
     """{groups: of each split how well features tell the group, and the robustness index}."""
     if all(names.get(split) is None for split in parts):
         why = "no groups are known; a table names them (--group_column), of slides and lesions they are known"

@@ -69,7 +69,9 @@ def notes(card: dict) -> Iterator[str]:
             f"its 95 % interval over the draws; {count(some.get('n'))} test images"
         )
     if found := inner(card, "retrieval"):
-        yield f"retrieval: n test images look for images of their class among {count(found.get('gallery'))} of train"
+        over = f"; intervals over {count(found['groups'])} groups" if finite(found.get("groups")) else ""
+        gallery = count(found.get("gallery"))
+        yield f"retrieval: n test images look for images of their class among {gallery} of train{over}"
     if found := inner(card, "calibration"):
         held_out = f"{count(found.get('held_out_n'))} images of train that the probe did not learn from"
         yield (

@@ -71,7 +71,7 @@ def score(
 def validate(predict: Predict, data: Images, settings, device: torch.device) -> dict:
     """Loss and accuracies of the validation images: what metrics.jsonl says of them in each epoch."""
     scores, data = score(predict, data, settings, device)
-    found = metrics.classification(scores.exp(), data.labels, data.classes)
+    found = metrics.classification(scores.exp(), data.labels, data.classes, data.groups)
     auc = found["auc_macro"] if found["auc"] is None else found["auc"]
     names = ("acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "mcc")
     loss = F.nll_loss(scores, data.labels).item()
@@ -86,11 +86,12 @@ def test(predict: Predict, data: Images, settings, device: torch.device, copies:
     scores, data = score(predict, data, settings, device, copies, "test")
     probabilities, classes = scores.exp(), data.classes
     found = {"loss": F.nll_loss(scores, data.labels).item(), "images": len(data)}
-    found |= metrics.classification(probabilities, data.labels, classes)
+    found |= metrics.classification(probabilities, data.labels, classes, data.groups)
     if settings.major:
         major = torch.isin(data.labels, torch.tensor([classes.index(name) for name in settings.major]))
         for name, rows in (("major", major), ("minor", ~major)):
-            found[name] = metrics.classification(probabilities[rows], data.labels[rows], classes) if rows.any() else {}
+            part, of = data.subset(rows.nonzero()[:, 0]), probabilities[rows]
+            found[name] = metrics.classification(of, part.labels, classes, part.groups) if len(part) else {}
     if is_main():
         _write_files(folder, probabilities, data, settings.data_dir, found["confusion"])
     barrier()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1 << 23  # numbers, 32 MiB of float32; a computation makes a few copies of a block
+CONSTANT = 1e-5  # a dimension that deviates by less than this share of its size is rounding
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,18 @@ def block_size(rows: Tensor | Rows) -> int:
 
 @torch.no_grad()
 def statistics(rows: Tensor | Rows) -> tuple[Tensor, Tensor]:
-    """(mean, std), each (F,), of rows (N, F), added up in float64, a block at a time; std is at least 1e-6."""
+    """(mean, std), each (F,), of rows (N, F), added up in float64, a block at a time; std is that of `varying`."""
     blocks = block_size(rows)
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.split(blocks)) / len(rows)
     square = sum((block - mean).square_().sum(0) for block in rows.split(max(1, blocks // 4)))
     kind = rows.dtype if isinstance(rows, Tensor) else rows.parts[0].dtype
-    return mean.to(kind), (square / len(rows)).sqrt().to(kind).clamp(min=1e-6)
+    mean = mean.to(kind)
+    return mean, varying(mean, (square / len(rows)).sqrt().to(kind))
+
+
+def varying(mean: Tensor, deviation: Tensor) -> Tensor:
+    """`deviation` (F,), inf where the dimension is constant: divided by it, such a dimension is 0."""
+    return torch.where(deviation > CONSTANT * (mean.abs() + deviation), deviation, torch.inf)
 
 
 def unit_length(rows: Tensor) -> Tensor:

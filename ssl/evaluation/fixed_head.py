@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl.errors import UserError
 from ssl.evaluation import probes
 from ssl.evaluation.feature_rows import Rows, Samples
+from ssl.evaluation.metrics import Groups
 from ssl.schedules import warmup_cosine
 from ssl.settings import ranges
 from ssl.settings.kinds import coerce
@@ -68,7 +69,9 @@ def fit_head(
     return head
 
 
-def judge(train: Samples, test: Samples, classes: int, how: HeadSettings, seed: int) -> dict:
+def judge(
+    train: Samples, test: Samples, classes: int, how: HeadSettings, seed: int, groups: Groups | None = None
+) -> dict:
     """Train the head on `train`, (features (N, F), labels (N,)): its accuracies on `test`, and its settings.
 
     Raises `UserError` if the head ends in NaN or Inf.
@@ -79,4 +82,4 @@ def judge(train: Samples, test: Samples, classes: int, how: HeadSettings, seed: 
             "protocol fixed: the head ended in NaN or Inf; its learning rate is too high for these features; take "
             "--protocol probe"
         )
-    return probes.accuracies(probes.Heads.of(head), *test) | dataclasses.asdict(how)
+    return probes.accuracies(probes.Heads.of(head), *test, groups) | dataclasses.asdict(how)

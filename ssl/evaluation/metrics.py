@@ -6,12 +6,15 @@ recall of a class without images. None: the metric does not apply.
 
 import math
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssl.errors import UserError
+
+Groups = Sequence[str | None]  # of images (N,): patients, lesions, slides; an image of None is one of its own
 
 UNDEFINED = "undefined"
 NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
@@ -33,24 +36,89 @@ def student_95(freedom: float) -> float:
     return float(np.interp(1 / max(freedom, 1.0), xs, [value for _, value in STUDENT_95][::-1]))
 
 
-def wilson(right: int, count: int) -> list[float]:
-    """[low, high]: the 95 % interval (Wilson 1927) of a share, in 0..1, when `right` of `count` images are right."""
-    share, spare = right / count, NORMAL_95**2 / count
-    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + spare / (4 * count))
+def over_groups(values: np.ndarray, weight: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """(variance, degrees of freedom) that a mean of values (N,) with weights (N,) has if other groups (N,) are drawn.
+
+    The variance is the jackknife's (Tukey 1958), which holds for groups of unequal size; of one group it is inf. The
+    degrees of freedom are the number of groups, if all weighed alike, besides one.
+    """
+    numbers, groups = np.unique(groups, return_inverse=True)
+    of_group = np.bincount(groups, weight)
+    if len(numbers) < 2:
+        return math.inf, 1.0
+    spread = np.bincount(groups, weight * (values - values @ weight)) / (1 - of_group)  # what leaving it out changes
+    variance = float((spread**2).sum()) * (len(numbers) - 1) / len(numbers)
+    return variance, max(1 / float((of_group**2).sum()) - 1, 1.0)
+
+
+def numbered(groups: Groups) -> np.ndarray:
+    """Numbers (N,) of the groups; an image without a group is a group of its own."""
+    number: dict = {}
+    names = (place if group is None else group for place, group in enumerate(groups))
+    return np.array([number.setdefault(name, len(number)) for name in names])
+
+
+def count_of(groups: Groups | None) -> dict:
+    """{groups: their number}; {} where none are known."""
+    return {} if groups is None else {"groups": len(set(numbered(groups)))}
+
+
+def widening(values: Tensor, groups: Groups | None, classes: Tensor | None = None) -> float:
+    """By what the square of an interval's width must be multiplied, as images of a group are alike. 1 without groups.
+
+    The interval is of the mean of values (N,); with `classes` (N,), of the mean over classes of their means. The factor
+    is the design effect, the variance over groups beside that of independent images, at least 1; and Student's t, as
+    groups are few. A Wilson interval with the number of images divided by it is Korn and Graubard's (1998). Of one
+    group nothing is known: inf.
+    """
+    if groups is None:
+        return 1.0
+    values = values.cpu().double().numpy()
+    of = np.zeros(len(values), int) if classes is None else classes.cpu().numpy()
+    counts = np.maximum(np.bincount(of), 1)
+    apart = values - (np.bincount(of, values) / counts)[of]
+    weight = 1 / (counts[of] * len(np.unique(of)))
+    variance, freedom = over_groups(apart, weight, numbered(groups))
+    alone = float(((weight * apart) ** 2).sum())
+    effect = max(1.0, variance / alone) if alone else 1.0
+    return math.inf if math.isinf(variance) else effect * (student_95(freedom) / NORMAL_95) ** 2
+
+
+def around(value: float, below: float, above: float, wider: float) -> list[float]:
+    """[low, high] in 0..1, `below` and `above` a value, when the square of the width is multiplied by `wider`."""
+    if math.isinf(wider):
+        return [0.0, 1.0]
+    return [max(0.0, value - math.sqrt(wider) * below), min(1.0, value + math.sqrt(wider) * above)]
+
+
+def wilson(right: int, count: int, wider: float = 1.0) -> list[float]:
+    """[low, high]: the 95 % interval (Wilson 1927) of a share, in 0..1, when `right` of `count` images are right.
+
+    It is that of `count` / `wider` images, `wider` as of `widening`.
+    """
+    if math.isinf(wider):
+        return [0.0, 1.0]
+    share, spare = right / count, NORMAL_95**2 * wider / count
+    half = NORMAL_95 * math.sqrt(share * (1 - share) * wider / count + spare * wider / (4 * count))
     low, high = ((share + spare / 2 + side * half) / (1 + spare) for side in (-1, 1))
     return [low if right else 0.0, high if right < count else 1.0]
 
 
-def share(name: str, right: int, count: int) -> dict:
-    """{name, name_interval}: `right` / `count`, in 0..1, and its 95 % interval."""
-    return {name: right / count, f"{name}_interval": wilson(right, count)}
+def share(name: str, right: int, count: int, wider: float = 1.0) -> dict:
+    """{name, name_interval}: `right` / `count`, in 0..1, and its 95 % interval, as of `wilson`."""
+    return {name: right / count, f"{name}_interval": wilson(right, count, wider)}
 
 
-def balanced(right: list[int], counts: list[int]) -> dict:
+def share_of(name: str, correct: Tensor, groups: Groups | None = None) -> dict:
+    """`share` of the images (N,) that are correct, with groups (N,)."""
+    return share(name, int(correct.sum()), len(correct), widening(correct, groups))
+
+
+def balanced(right: list[int], counts: list[int], wider: float = 1.0) -> dict:
     """balanced_accuracy: the mean recall of the classes that have images; and its 95 % interval.
 
     Of class c, `right[c]` of `counts[c]` images are right. The interval is made of the Wilson intervals of the classes
-    (MOVER, Zou and Donner 2008).
+    (MOVER, Zou and Donner 2008), and then made wider by `wider`, as of `widening`.
     """
     of_classes = [(r / count, wilson(r, count)) for r, count in zip(right, counts) if count]
     mean = statistics.fmean(recall for recall, _ in of_classes)
@@ -58,20 +126,24 @@ def balanced(right: list[int], counts: list[int]) -> dict:
         math.sqrt(sum((recall - limits[side]) ** 2 for recall, limits in of_classes)) / len(of_classes)
         for side in (0, 1)
     )
-    return {"balanced_accuracy": mean, "balanced_accuracy_interval": [mean - below, mean + above]}
+    return {"balanced_accuracy": mean, "balanced_accuracy_interval": around(mean, below, above, wider)}
 
 
-def accuracy(labels: Tensor, correct: Tensor) -> dict:
-    """n, acc1 and balanced_accuracy with their intervals, from labels (N,) and whether each was the best class (N,)."""
+def accuracy(labels: Tensor, correct: Tensor, groups: Groups | None = None) -> dict:
+    """n, acc1 and balanced_accuracy with their intervals, from labels (N,) and whether each was the best class (N,).
+
+    With groups (N,) the intervals are over groups, whose number stands beside n.
+    """
     labels, correct = labels.cpu(), correct.cpu()
     counts = torch.bincount(labels)
     right = torch.bincount(labels[correct], minlength=len(counts)).tolist()
-    return {"n": len(labels), **share("acc1", sum(right), len(labels)), **balanced(right, counts.tolist())}
+    found = {"n": len(labels)} | count_of(groups) | share_of("acc1", correct, groups)
+    return found | balanced(right, counts.tolist(), widening(correct, groups, labels))
 
 
-def acc5(among_five: Tensor, classes: int) -> dict:
+def acc5(among_five: Tensor, classes: int, groups: Groups | None = None) -> dict:
     """acc5 and its interval, from whether each label is among the five best classes (N,). Undefined for up to five."""
-    return share("acc5", int(among_five.sum()), len(among_five)) if classes > 5 else {"acc5": UNDEFINED}
+    return share_of("acc5", among_five, groups) if classes > 5 else {"acc5": UNDEFINED}
 
 
 def percent(found: dict, name: str) -> str:
@@ -80,14 +152,15 @@ def percent(found: dict, name: str) -> str:
     return f"{100 * found[name]:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
+def classification(scores: Tensor, labels: Tensor, classes: list[str], groups: Groups | None = None) -> dict:
     """The metrics that finetune.py reports, ready for JSON, from scores (N, C), larger = likelier, and labels (N,).
 
     The class with the largest score is predicted; of several, the first. All values are in 0..1, `mcc` in -1..1.
 
     - acc1, acc2: the label is the best class, among the two best (None for fewer than three classes).
     - balanced_accuracy: the mean recall of the classes that have images.
-    - acc1_interval, acc2_interval, balanced_accuracy_interval: [low, high], 95 %.
+    - acc1_interval, acc2_interval, balanced_accuracy_interval: [low, high], 95 %; with groups (N,) over `groups` of
+      them.
     - auc: of class 1 of two (None for other numbers of classes).
     - auc_micro, auc_macro, auc_weighted: each class against the rest; all N·C decisions pooled, the mean over the
       classes (undefined if one is), the mean weighted by the images of the classes (a class without images counts 0).
@@ -108,14 +181,15 @@ def classification(scores: Tensor, labels: Tensor, classes: list[str]) -> dict:
     confusion = pairs.reshape(len(classes), -1).tolist()
     right = [row[i] for i, row in enumerate(confusion)]
     recall = [r / count if count else UNDEFINED for r, count in zip(right, counts)]
-    among_two = int(((first == labels) | (second == labels)).sum())
+    correct, among_two = first == labels, (first == labels) | (second == labels)
     binary = len(classes) == 2
     aucs = [auc(column, labels == i) for i, column in enumerate(scores.T.contiguous())]
     one_hot = labels[:, None] == torch.arange(len(classes))
     return {
-        **share("acc1", sum(right), len(labels)),
-        **({"acc2": None} if len(classes) < 3 else share("acc2", among_two, len(labels))),
-        **balanced(right, counts),
+        **count_of(groups),
+        **share_of("acc1", correct, groups),
+        **({"acc2": None} if len(classes) < 3 else share_of("acc2", among_two, groups)),
+        **balanced(right, counts, widening(correct, groups, labels)),
         "auc": aucs[1] if binary else None,
         "auc_micro": auc(scores.flatten(), one_hot.flatten()),
         "auc_macro": UNDEFINED if UNDEFINED in aucs else statistics.fmean(aucs),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl.console import Progress
 from ssl.errors import UserError
-from ssl.evaluation.feature_rows import block_size
+from ssl.evaluation.feature_rows import block_size, varying
 from ssl.evaluation.features import Features
 from ssl.evaluation.predictions import cell
 from ssl.files import replacing
@@ -28,7 +28,6 @@ KEPT = 100_000  # pairs within splits, and as many across splits
 TOO_MANY = 100 * KEPT  # pairs, after which the search ends with an error
 BLOCK = 4096  # images that are compared with as many others at a time
 MARGIN = 1e-4  # a cosine in float32 is nearer than that to the one in float64
-CONSTANT = 1e-5  # a dimension that deviates by less than this share of its size is rounding
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,13 @@ def _spread(found: Features) -> tuple[Tensor, Tensor]:
             f"near_duplicates: features are compared by how they differ between images; {count} are too few"
         )
     mean = sum(block.sum(0) for block in blocks()) / count
-    deviation = (sum((block - mean).square_().sum(0) for block in blocks()) / count).sqrt()
-    varies = deviation > CONSTANT * (mean.abs() + deviation)
-    if not varies.any():
+    deviation = varying(mean, (sum((block - mean).square_().sum(0) for block in blocks()) / count).sqrt())
+    if deviation.isinf().all():
         raise UserError(
             f"near_duplicates: all {count} images have the same features: the images are equal, or the encoder has "
             "collapsed; look at health.jsonl of its training"
         )
-    return mean, torch.where(varies, deviation, torch.inf)
+    return mean, deviation
 
 
 @dataclass(frozen=True)

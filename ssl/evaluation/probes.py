@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl import failures
+from ssl.console import say_once
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics
+from ssl.evaluation.metrics import Groups
 from ssl.evaluation.neighbours import Near, nearest
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -96,17 +98,26 @@ def hits(heads: Heads, chosen: list[int], features: Tensor | Rows, labels: Tenso
     return torch.cat(found, dim=1)
 
 
-def accuracies(heads: Heads, features: Tensor | Rows, labels: Tensor) -> dict:
+def accuracies(heads: Heads, features: Tensor | Rows, labels: Tensor, groups: Groups | None = None) -> dict:
     """n, acc1, balanced_accuracy and acc5 of the first head, as `metrics` defines them, on features (N, F)."""
     (first,), (among_five,) = (hits(heads, [0], features, labels, k) for k in (1, 5))
-    return metrics.accuracy(labels, first) | metrics.acc5(among_five, classes=heads.bias.shape[1])
+    return metrics.accuracy(labels, first, groups) | metrics.acc5(among_five, heads.bias.shape[1], groups)
 
 
-def hold_out_tenth(train: tuple[Rows, Tensor], seed: int) -> list[Samples]:
-    """[train, held out]: (features, labels) without a tenth of every class, by `seed`; and that tenth."""
+def hold_out_tenth(train: tuple[Rows, Tensor], seed: int, groups: Groups | None = None) -> list[Samples]:
+    """[train, held out]: (features, labels) without a tenth of every class, by `seed`; and that tenth.
+
+    Whole groups (N,) are held out where they are known, unless every class is in one group.
+    """
     rows, labels = train
-    parts = [index.to(labels.device) for index in split_validation(labels.cpu(), 0.1, seed)]
-    return [(rows.subset(index), labels[index]) for index in parts]
+    parts = split_validation(labels.cpu(), 0.1, seed, groups)
+    if groups is not None and not len(parts[1]):
+        say_once(
+            "*** probe: every class of train is in one group (patient, lesion, slide), so the tenth that chooses its "
+            "learning rate is cut image by image, and looks better than new groups would ***"
+        )
+        parts = split_validation(labels.cpu(), 0.1, seed)
+    return [(rows.subset(index), labels[index]) for index in (part.to(labels.device) for part in parts)]
 
 
 def sweep(
@@ -155,21 +166,32 @@ def probe(
     return accuracies(head, *test) | chosen
 
 
-def knn(train: Samples, test: Samples, classes: int, k: int = 20, temperature: float = 0.07) -> dict:
+def knn(
+    train: Samples, test: Samples, classes: int, k: int = 20, temperature: float = 0.07, groups: Groups | None = None
+) -> dict:
     """Accuracy of weighted k-NN (Wu et al. 2018, §3.4): the k nearest by cosine vote with exp(cosine / temperature).
 
     `train` and `test` are (features (N, F), labels (N,)). Returns k, at most the number of training samples, and n,
-    acc1 and balanced_accuracy (0..1) with their intervals. Training samples are read once, a block at a time.
+    acc1 and balanced_accuracy (0..1) with their intervals, over `groups` of test (N,). Training samples are read once,
+    a block at a time.
     """
-    return vote(nearest(train[0], test[0], k), train[1], test[1], classes, temperature)
+    return vote(nearest(train[0], test[0], k), train[1], test[1], classes, temperature, groups)
 
 
-def vote(near: Near, labels: Tensor, truth: Tensor, classes: int, temperature: float) -> dict:
+def vote(
+    near: Near, labels: Tensor, truth: Tensor, classes: int, temperature: float = 0.07, groups: Groups | None = None
+) -> dict:
     """`knn` of test samples with labels `truth` (N,), whose neighbours `near` among train (labels (M,)) are known."""
+    found = metrics.accuracy(truth, voted(near, labels, truth, classes, temperature), groups)
+    return found | {"k": near.places.shape[1]}
+
+
+def voted(near: Near, labels: Tensor, truth: Tensor, classes: int, temperature: float = 0.07) -> Tensor:
+    """Whether the votes of `vote` are right, (N,) bool."""
     correct = []
     for cosines, places, y in zip(near.cosines.split(1024), near.places.split(1024), truth.split(1024)):
         scores = torch.zeros(len(y), classes, device=cosines.device, dtype=cosines.dtype)
         # The weights exp(cosine / T), divided by that of the nearest: not all can be 0, and none overflows.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
         correct.append(metrics.hits(scores.scatter_add_(1, labels[places], weights), y))
-    return metrics.accuracy(truth, torch.cat(correct)) | {"k": near.places.shape[1]}
+    return torch.cat(correct)

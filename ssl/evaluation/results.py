@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl import files
 from ssl.checkpoints import about, pretrained, torch_file
-from ssl.console import say, table
+from ssl.console import counted, say, table
 from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.evaluation import card_table, features, metrics
@@ -157,7 +157,9 @@ def accuracy_table(results: dict, subjects: list[str]) -> str:
     for name, judged in rows.items():
         accuracies = [metrics.percent(judged[column], m) if column in judged else "-" for column, m in cells]
         lines.append([title(name, results["of"]["weights"]), *accuracies])
-    return f"{table(lines)}\nn = {found[0]['n']} test images; in brackets 95 % intervals (Wilson)"
+    groups = found[0].get("groups")
+    of, how = (f" of {counted(groups, 'group')}", "over groups") if groups else ("", "(Wilson)")
+    return f"{table(lines)}\nn = {found[0]['n']} test images{of}; in brackets 95 % intervals {how}"
 
 
 def title(subject: str, weights: dict) -> str:

@@ -19,11 +19,14 @@ def keyed(count: int, most: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def retrieve(gallery: Samples, test: Samples, first: Tensor, seed: int = 0) -> dict:
+def retrieve(
+    gallery: Samples, test: Samples, first: Tensor, seed: int = 0, groups: metrics.Groups | None = None
+) -> dict:
     """Mean average precision and recall at 1, with 95 % intervals, of `test` images as queries against `gallery`.
 
     Both are (features (N, F), labels (N,)); every class has images in the gallery, which is ranked by cosine. `first`
-    (N,): the number of the first image of each test image. An image of the query's class is right.
+    (N,): the number of the first image of each test image. An image of the query's class is right. With groups (N,) of
+    the test images the intervals are over groups.
 
     recall_at_1: how often the first image is right. map: the mean over queries of the average precision of the whole
     ranking, as scikit-learn defines it (equal cosines count as one place). With more than PAIRS pairs it is of some of
@@ -43,12 +46,14 @@ def retrieve(gallery: Samples, test: Samples, first: Tensor, seed: int = 0) -> d
     found: dict = {"map": mean}
     if len(own) > 1:
         half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
-        found["map_interval"] = [max(0.0, mean - half), min(1.0, mean + half)]
+        own_groups = groups and [groups[i] for i in chosen.tolist()]
+        found["map_interval"] = metrics.around(mean, half, half, metrics.widening(precisions, own_groups))
     return {
         **found,
         "map_queries": len(own),
-        **metrics.share("recall_at_1", int((labels[first] == test[1]).sum()), len(first)),
+        **metrics.share_of("recall_at_1", labels[first] == test[1], groups),
         "recall_at_1_queries": len(first),
+        **metrics.count_of(groups),
         "gallery": len(labels),
     }
 

@@ -36,6 +36,12 @@ class Validation:
     def labels(self) -> Tensor:
         return torch.cat([part.labels for part in self.parts])
 
+    def groups(self, rows: Tensor) -> list[str | None] | None:
+        """The groups of such rows, which are all of one part; None where it has none."""
+        first = len(self.parts[0])
+        part, start = (self.parts[-1], first) if len(rows) and rows[0] >= first else (self.parts[0], 0)
+        return None if part.groups is None else [part.groups[i] for i in (rows - start).tolist()]
+
 
 def find_validation(settings, data: Images, load: Callable[[str], Images | None], learns: bool) -> Validation | None:
     """The images to judge on while training learns from `data`; None if the settings do not ask for it.

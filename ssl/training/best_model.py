@@ -10,7 +10,7 @@ from torch import nn
 
 from ssl import files
 from ssl.checkpoints import about, restore, torch_file
-from ssl.console import say, table
+from ssl.console import counted, say, table
 from ssl.data.images import Images
 from ssl.distributed import is_main
 from ssl.errors import UserError
@@ -154,7 +154,10 @@ def report(found: list[dict], folder: Path) -> None:
         rows = _rows_of_mean(summary["mean"])
     files.write_text(json_text(summary), folder / "results.json")
     say("\n" + table(rows))
-    say(f"n = {found[0]['test']['images']} test images{seeds}\n")
+    groups = found[0]["test"].get("groups")
+    of = f" of {counted(groups, 'group')}" if groups else ""
+    how = "; intervals over groups" if groups and len(found) == 1 else ""
+    say(f"n = {found[0]['test']['images']} test images{of}{seeds}{how}\n")
     say(f"results     {folder / 'results.json'}")
 
 

@@ -6,7 +6,7 @@ puts torch's random numbers back.
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ from ssl.errors import UserError
 from ssl.evaluation import inference, plots
 from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.fixed_head import HeadSettings, fit_head
-from ssl.evaluation.metrics import percent, share
-from ssl.evaluation.probes import Heads, hits, hold_out_tenth, knn, sweep
+from ssl.evaluation.metrics import Groups, percent, share_of
+from ssl.evaluation.neighbours import nearest
+from ssl.evaluation.probes import Heads, hits, hold_out_tenth, sweep, voted
 from ssl.files import json_lines
 from ssl.settings.command import command
 from ssl.sources.validation import Validation, validation_order
@@ -43,28 +44,28 @@ def accuracies(
     how: HeadSettings | None,
     seed: int,
     alive: Callable[[], None],
+    groups: Sequence[Groups | None] = (None, None),
 ) -> dict:
     """Accuracies, in 0..1, of k-NN and of a linear head on `held_out`, with n and 95 % intervals.
 
-    `train` and `held_out` are (features (N, F), labels (N,)). The head is `how`; None: the probe, which finds to the
-    bit what evaluate.py finds on these features. `alive` is called all through.
+    `train` and `held_out` are (features (N, F), labels (N,)), and `groups` those of both. The head is `how`; None: the
+    probe, which finds to the bit what evaluate.py finds on these features. `alive` is called all through.
     """
-    right = 0
+    of_knn = []
     for part in zip(*(x.split(AT_A_TIME) for x in held_out)):
         alive()
-        right += round(knn(train, part, classes)["acc1"] * len(part[1]))
+        of_knn.append(voted(nearest(train[0], part[0], 20), train[1], part[1], classes))
     if how is None:
-        heads, _ = sweep(*hold_out_tenth(train, seed), classes, seed=seed, alive=alive)
+        heads, _ = sweep(*hold_out_tenth(train, seed, groups[0]), classes, seed=seed, alive=alive)
     else:
         with torch.enable_grad():
             heads = Heads.of(fit_head(*train, classes, how, seed, alive))
-    linear_right, train_right = (int(hits(heads, [0], *pair).sum()) for pair in (held_out, train))
-    count = len(held_out[1])
+    linear, of_train = (hits(heads, [0], *pair)[0] for pair in (held_out, train))
     return {
-        "judged_n": count,
-        **share("knn_acc1", right, count),
-        **share("linear_acc1", linear_right, count),
-        "linear_train_acc1": train_right / len(train[1]),
+        "judged_n": len(linear),
+        **share_of("knn_acc1", torch.cat(of_knn), groups[1]),
+        **share_of("linear_acc1", linear, groups[1]),
+        "linear_train_acc1": int(of_train.sum()) / len(of_train),
     }
 
 
@@ -146,7 +147,8 @@ class Judge:
         pairs = [(rows.subset(chosen.to(device)), labels[chosen].to(device)) for chosen in split]
         classes = len(self.validation.parts[0].classes)
         how = self.settings if self.settings.eval_head == "fixed" else None
-        return accuracies(*pairs, classes, how, self.settings.seed, alive)
+        groups = [self.validation.groups(chosen) for chosen in split]
+        return accuracies(*pairs, classes, how, self.settings.seed, alive, groups)
 
     def _features(self, encoder: nn.Module, data: Images, alive: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """(features (N, F), whether each image could be read (N,)), on every rank."""

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ssl.evaluation.metrics import student_95
+from ssl.evaluation.metrics import over_groups, student_95
 from ssl.worth.scores import Judges, Score
 
 BETWEEN_SEEDS = 0.015  # the least deviation between draws and trainings that is assumed: one seed does not show it
@@ -58,26 +58,22 @@ def mean(of_seeds: Sequence[np.ndarray], test: Judges, besides: float = 0.0) -> 
 
     Its variance is that over images (whole groups), as if there were other test images, and that over seeds, as if
     there were other draws of labels and other trainings; at least BETWEEN_SEEDS is assumed. `besides` is added. That
-    over groups is the jackknife's (Tukey 1958), which holds for groups of unequal size; of one group nothing is known.
+    over groups is that of `over_groups`; of one group nothing is known.
     As in Agresti and Min's interval for paired shares (2005) one image more in favour and one against are imagined,
     each a half: without them, ten images that all agree would be sure. Satterthwaite's degrees of freedom, of what was
     measured, make the interval wide where groups are few, or few seeds differ much.
     """
     values, weight = np.stack(of_seeds), test.weights()
     value = float(values.mean(0) @ weight)
-    numbers, groups = np.unique(test.groups, return_inverse=True)
-    seeds, of_group = len(values), np.bincount(groups, weight)
-    if len(numbers) < 2:
+    seeds, (of_groups, of_others) = len(values), over_groups(values.mean(0), weight, test.groups)
+    if math.isinf(of_groups):
         return Estimate(value, -1.0, 1.0, 1.0, 0.5, seeds, int(values.shape[1]))
-    spread = np.bincount(groups, weight * (values.mean(0) - value)) / (1 - of_group)  # what leaving it out changes
-    of_groups = float((spread**2).sum()) * (len(numbers) - 1) / len(numbers)
     alike = 1 / float((weight**2).sum())  # the number of images, if all weighed alike
     shrunk = alike / (alike + 2)
     of_images = of_groups * shrunk**2 + 1 / (alike + 2) ** 2
     measured = _variance(values, test)
     assumed, more = BETWEEN_SEEDS**2 / seeds, max(measured - BETWEEN_SEEDS**2, 0.0) / seeds
     variance = of_images + assumed + more + besides
-    of_others = max(1 / float((of_group**2).sum()) - 1, 1.0)  # groups besides one, if all weighed alike
     freedom = variance**2 / (of_images**2 / of_others + more**2 / max(seeds - 1, 1))
     deviations, error = student_95(freedom), math.sqrt(variance)
     middle, half = value * shrunk, deviations * error

@@ -205,6 +205,8 @@ def test_a_features_file_gives_the_card_but_for_changed_images(carded, tmp_path)
         name: results["card"][name] for name in ("few_labels", "retrieval", "calibration", "groups")
     }
     assert found["probe"] == results["probe"] and found["card"]["corruptions"] is None
+    assert found["probe"]["groups"] == found["knn"]["groups"] == 2 and found["probe"]["held_out_n"] > 20
+    assert "n = 21 test images of 2 groups; in brackets 95 % intervals over groups" in printed
 
 
 def test_a_file_without_groups_still_gives_the_rest(carded, tmp_path):
@@ -215,7 +217,11 @@ def test_a_file_without_groups_still_gives_the_rest(carded, tmp_path):
     torch.save(content, tmp_path / "features.pt")
     run("evaluate.py", features=tmp_path, protocol="card")
     found = json.loads((tmp_path / "results.json").read_text())["card"]
-    assert found["groups"] is None and found["retrieval"] == carded[0]["card"]["retrieval"]
+    with_groups = carded[0]["card"]["retrieval"]
+    assert found["groups"] is None and found["retrieval"]["map"] == with_groups["map"]
+    for name in ("map_interval", "recall_at_1_interval"):  # over two hospitals there is no telling
+        (low, high), wide = found["retrieval"][name], with_groups[name]
+        assert wide[0] < low and high < wide[1]
 
 
 def test_a_class_of_one_image_leaves_out_the_probe_and_not_the_card(trained, images, tmp_path):

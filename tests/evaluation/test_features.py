@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -381,9 +382,25 @@ def test_statistics_are_those_of_float64():
     assert torch.equal(mean, x.double().mean(0).float()) and torch.allclose(
         std, x.double().std(0, correction=0).float()
     )
-    assert statistics(torch.ones(10, 2))[1].tolist() == pytest.approx([1e-6] * 2)
     standard = Rows((x,), CPU).standardised(mean, std)
     assert torch.equal(standard[torch.tensor([3, 1])], (x[[3, 1]] - mean) / std)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e-3, 1.0, 1e8])
+def test_the_probe_is_the_same_for_features_of_any_size(size):
+    """A power of two changes no rounding. Constant dimensions, also at 0 and up to rounding, tell it nothing."""
+    power = 2.0 ** round(math.log2(size))
+    (train, x), (test, y) = samples(300, 1), samples(200, 2)
+    pairs = [(power * x, train.labels), (power * y, test.labels)]
+    found = probes.probe(*probes.hold_out_tenth((Rows((pairs[0][0],), CPU), train.labels), 0), pairs[1], 3, epochs=3)
+    expected = probes.probe(*probes.hold_out_tenth((Rows((x,), CPU), train.labels), 0), (y, test.labels), 3, epochs=3)
+    assert found == expected and found["acc1"] > 0.6
+    constant = power * torch.tensor([0.0, 1.0, 1.0]) * torch.ones(300, 1)
+    constant[::2, 2] *= 1 + 1e-6
+    assert statistics(torch.cat([pairs[0][0], constant], 1))[1].isinf().tolist() == [False] * x.shape[1] + [True] * 3
+    wide = [torch.cat([rows, constant[: len(rows)]], 1) for rows, _ in pairs]
+    heads = probes.fit_heads(wide[0], train.labels, 3, [(0.1, 0.0)], 3, 64, 0)
+    assert heads.scores(wide[1] + power, 0).isfinite().all() and not heads.weight[..., -3:].any()
 
 
 # The script

@@ -6,8 +6,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
-from ssl.evaluation.probes import fit_heads, knn, probe
+from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.probes import fit_heads, hold_out_tenth, knn, probe
 
 
 def blobs(count, seed, width=12, classes=4, spread=1.6):
@@ -135,3 +137,29 @@ def test_hits_are_among_the_best_k():
     assert metrics.hits(scores, labels).tolist() == [True, False, False]
     assert metrics.hits(scores, labels, 2).tolist() == [True, True, False]
     assert metrics.hits(scores, labels, 5).all()
+
+
+def numbered_rows(count):
+    return Rows((torch.arange(count, dtype=torch.float32)[:, None],), torch.device("cpu"))
+
+
+def test_the_probe_is_chosen_by_groups_that_it_has_not_learnt():
+    """The control: without groups the tenth is cut image by image, as before, and parts them."""
+    labels, groups = torch.arange(200) % 3, [str(i // 8) for i in range(200)]
+    for known in (groups, None):
+        parts = hold_out_tenth((numbered_rows(200), labels), 0, known)
+        index = [rows[torch.arange(len(rows))][:, 0].long() for rows, _ in parts]
+        assert all(torch.equal(labels[i], y) for i, (_, y) in zip(index, parts))
+        assert sorted(torch.cat(index).tolist()) == list(range(200)) and 12 <= len(index[1]) <= 28
+        shared = {groups[i] for i in index[0]} & {groups[i] for i in index[1]}
+        assert bool(shared) == (known is None)
+    assert torch.equal(index[1], split_validation(labels, 0.1, 0)[1])
+
+
+def test_where_each_class_is_one_group_the_tenth_is_cut_image_by_image_and_said_once(capsys):
+    train, seed = (numbered_rows(60), torch.arange(60) % 3), 5
+    parts = [hold_out_tenth(train, seed, groups) for groups in (["a", "b", "c"] * 20, ["d", "e", "f"] * 20, None)]
+    assert len(parts[0][1][1]) == 6
+    for (_, held), (_, plain) in zip(parts[0] + parts[1], parts[2] * 2):
+        assert torch.equal(held, plain)
+    assert capsys.readouterr().out.count("every class of train is in one group") == 1

@@ -21,6 +21,12 @@ def test_classes_of_one_size_have_one_accuracy():
     )
 
 
+def test_intervals_over_groups_are_called_so():
+    judged = metrics.accuracy(torch.arange(20) % 2, torch.arange(20) < 15, ["a", "b", "c", None] * 5)
+    table = results.accuracy_table({"of": OF, "knn": judged}, ["trained"])
+    assert table.endswith("n = 20 test images of 8 groups; in brackets 95 % intervals over groups")
+
+
 def test_where_one_class_is_large_balanced_accuracy_stands_beside():
     """Who always says the large class has 90 % right, and half of the classes."""
     judged = {"of": OF, "knn": found([90, 10], [90, 0]), "probe": found([90, 10], [81, 9])}

@@ -371,6 +371,11 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     run("finetune.py", *how, data_dir=images, csv=tmp_path / "table.csv", output_dir=tmp_path / "run")
     steps = [json.loads((tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl").read_text())["step"] for seed in range(3)]
     assert max(steps) > steps[0]  # later runs are longer than the first
+    test = results(tmp_path / "run")["runs"][0]["test"]
+    patients = {row.rpartition(",")[2] for row in rows if ",test," in row}
+    low, high = metrics.wilson(round(21 * test["acc1"]), 21)
+    assert test["groups"] == len(patients) < test["images"] == 21
+    assert test["acc1_interval"][0] < low and high < test["acc1_interval"][1]  # Student's t makes it wider at least
 
 
 def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):

@@ -325,6 +325,35 @@ def test_features_that_hardly_vary_are_judged_by_what_is_in_them():
     }
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("how", [None, fixed_head.HeadSettings()])
+def test_judging_of_groups_is_evaluates_to_the_bit(split, how):
+    """Groups of the images that could be read, in the order of their features. They change the probe and intervals."""
+    generator = torch.Generator().manual_seed(0)
+    data = labelled(240, [str(i // 6) for i in range(240)])
+    own = labelled(90, [f"own {i // 9}" for i in range(90)]) if split else None
+    chosen, _ = choose(data, own)
+    of = data.groups + (own.groups if split else [])
+    labels = chosen.labels()
+    offsets = torch.randn(len(of) // 3, 8, generator=generator).repeat_interleave(3, 0)
+    rows = Rows((offsets + torch.randn(len(of), 8, generator=generator) + F.one_hot(labels, 8),), torch.device("cpu"))
+    read = torch.rand(len(of), generator=generator) > 0.1
+    index = chosen.split(read)
+    groups = [chosen.groups(part) for part in index]
+    assert groups == [[of[i] for i in part.tolist()] for part in index]
+    pairs = [(rows.subset(part), labels[part]) for part in index]
+    online, plain = (judging.accuracies(*pairs, 3, how, 0, lambda: None, *more) for more in ([groups], []))
+    protocols, head = ["knn", "probe" if how is None else "fixed"], how or fixed_head.HeadSettings()
+    later = evaluate.judge(
+        *pairs, 3, evaluate.Settings(seed=0), protocols, head, groups=dict(zip(("train", "test"), groups))
+    )
+    for judge, name in zip(("knn", "linear"), protocols):
+        assert online[f"{judge}_acc1"] == later[name]["acc1"]
+        assert online[f"{judge}_acc1_interval"] == later[name]["acc1_interval"] != plain[f"{judge}_acc1_interval"]
+    assert later["knn"]["groups"] == len(set(groups[1]))
+    assert (online["linear_train_acc1"] != plain["linear_train_acc1"]) == (how is None)  # another tenth is held out
+
+
 @pytest.mark.parametrize(
     "count, how",
     [
