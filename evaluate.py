@@ -262,7 +262,7 @@ def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[di
     else:
         names = ("train", "val", "test") if "features" in protocols else ("train", "test")
         loaded = {name: datasets.load_labelled(settings, name) for name in names}
-        images = {name: data for name, data in loaded.items() if data is not None}
+        images = {name: data for name, data in datasets.shown_alike(settings, loaded).items() if data is not None}
     start, first = next(iter(images.items()))
     for name, data in images.items():
         if data.channels != first.channels:

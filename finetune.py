@@ -431,6 +431,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     say(f"data        {settings.dataset}: {introduce.class_counts(data)}")
     tell_values(data)
     learnt_from.check(next(iter(models)), data, settings.data_dir)
+    data = predict.as_chosen(data, next(iter(models.values())), settings)
     results = []
     for path, best in models.items():
         shown = best_model.with_classes_of(best, path, data)

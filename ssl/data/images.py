@@ -103,7 +103,7 @@ class Images:
         """The path of a file; of an image of an array its place in the array."""
         if self.paths is not None:
             return self.paths[index]
-        rows = self.rows if self.stored is None else self.stored.rows
+        rows = self.stored.rows if self.rows is None and self.stored is not None else self.rows
         return f"{self.name}/{index if rows is None else rows[index]}"
 
     def fingerprint(self, root: str | None) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from ssl.console import say
 from ssl.data.images import Images
-from ssl.data.resident import make_resident
+from ssl.data.resident import make_resident, read_one_by_one
 from ssl.data.values import tell_values
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
@@ -36,11 +36,10 @@ def write(
     images only by their names, and for small images (`make_resident`). Raises `UserError` for outputs that are NaN or
     Inf, and where the file cannot be written; there is then no file.
     """
-    data, classes = _as_trained(listed, best, settings), best["classes"]
+    data, classes = _as_chosen(listed, best, settings), best["classes"]
     part = "the whole of each" if data.resident is not None else "the central square of each"
     say(f"data        {len(listed)} images, {part} at {settings.image_size} px")
-    if best.get("whole") and data.resident is None:
-        say("*** data     the model was chosen on small images, shown whole; these are larger or of several sizes ***")
+    tell_if_unlike(data, best)
     tell_values(data)
     root = settings.data_dir if os.path.isdir(settings.data_dir) else os.path.dirname(settings.data_dir)
     rows = _rows(listed, dict(data.bad), _found(predict, data, settings, device, copies))
@@ -59,16 +58,30 @@ def write(
     barrier()
 
 
-def _as_trained(listed: Images, best: dict, settings) -> Images:
-    """`listed` to be shown as validation images were in the training: reduced, whole, or the central square.
-
-    Files of older versions do not say whether whole: then small images of one size are, as in a test.
-    """
-    if best.get("whole") is False:
+def _as_chosen(listed: Images, best: dict, settings) -> Images:
+    """`as_chosen` of images to predict. Without a record (older versions) small images of one size are shown whole."""
+    if best.get("whole") is False:  # then they need no memory
         data = replace(listed, value_range=settings.value_range)
     else:
         data = make_resident(listed, settings.value_range)
     return replace(data, short_side=settings.short_side)
+
+
+def as_chosen(data: Images, best: dict, settings) -> Images:
+    """Images of a test, shown as the validation images on which the model of a best.pt, `best`, was chosen.
+
+    These were shown whole, or their central square, and were reduced first where there is a `short_side`.
+    """
+    tell_if_unlike(data, best)
+    if best.get("whole") is False and data.resident is not None:
+        return replace(read_one_by_one(data), short_side=settings.short_side)
+    return data
+
+
+def tell_if_unlike(data: Images, best: dict) -> None:
+    """Warn where the model was chosen on images that were shown whole, and these cannot be."""
+    if best.get("whole") and data.resident is None:
+        say("*** data     the model was chosen on small images, shown whole; these are larger or of several sizes ***")
 
 
 def _found(

@@ -52,7 +52,7 @@ def make(folder: Path, run: Run) -> None:
     settings = image_settings(run)
     train, test, has_test = images_of(dataclasses.replace(settings, short_side=None))  # not all are held
     mean, std = datasets.normalisation(train, settings.mean, settings.std)
-    size = inference.judged_size(encoder, test, about["image_size"])
+    size = inference.judged_size(encoder, train, about["image_size"])
     encoder.requires_grad_(False).to(device)
     how = inference.Reading(size, 128, auto_workers(), mean, std, device)
     parts = []
@@ -101,14 +101,14 @@ def image_settings(run: Run) -> ImageSettings:
 def images_of(settings: ImageSettings) -> tuple[Images, Images, bool]:
     """(train, test, whether there is a test split). Images without labels are divided: every second one is `test`."""
     try:
-        train, test = (datasets.load_as(settings, split) for split in ("train", "test"))
+        splits = {split: datasets.load_as(settings, split) for split in ("train", "test")}
     except UserError as error:
         if "without labels" not in str(error):
             raise
         images = datasets.load_as(settings, "unlabelled")
         train, test = (images.subset(torch.arange(first, len(images), 2)) for first in (0, 1))
         return train, test, False
-    return train, test, True
+    return *datasets.shown_alike(settings, splits).values(), True
 
 
 def neighbours_page(test: Images, test_h: Tensor, train: Images, train_h: Tensor) -> bytes:

@@ -8,7 +8,7 @@ import torch
 
 from ssl.augment import to_unit
 from ssl.console import say_once
-from ssl.data import preload
+from ssl.data import preload, resident
 from ssl.data.bad_images import tell_left_out
 from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
@@ -104,7 +104,17 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
     if data is None:
         return None
     require_distinct(data.classes, data.name)
-    data, short_side = make_resident(data, settings.value_range), settings.short_side
+    return _held(make_resident(data, settings.value_range), settings)
+
+
+def shown_alike(settings: ImageSettings, splits: dict[str, Images | None]) -> dict[str, Images | None]:
+    """`resident.shown_alike` of splits that `load_as` has read. With a `short_side`, files are held as there."""
+    alike = resident.shown_alike(splits)
+    return {name: data if data is splits[name] else _held(data, settings) for name, data in alike.items()}
+
+
+def _held(data: Images, settings: ImageSettings) -> Images:
+    short_side = settings.short_side
     return data if short_side in (None, "auto") else preload.hold(data, short_side, short_side)
 
 

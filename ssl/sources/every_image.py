@@ -6,7 +6,7 @@ import torch
 
 from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
-from ssl.data.resident import make_resident
+from ssl.data.resident import make_resident, shown_alike
 from ssl.errors import UserError
 from ssl.settings.shared import LabelSettings
 from ssl.sources import arrays, datasets, folders, table_images
@@ -16,9 +16,9 @@ from ssl.sources.classes import require_distinct
 def load(settings: LabelSettings) -> dict[str, Images]:
     """{'train', 'val', 'test': the images} as the data set has these splits; {'all'} without splits and labels.
 
-    An image without a label has the label -1. All splits have the same classes. With a `short_side` files are reduced
-    as they are read, so they need no memory. Prints which images cannot be read, and raises `UserError` where these are
-    too many, or the data is not as `datasets.load_as` expects it.
+    An image without a label has the label -1. All splits have the same classes, and are `shown_alike`. With a
+    `short_side` files are reduced as they are read, so they need no memory. Prints which images cannot be read, and
+    raises `UserError` where these are too many, or the data is not as `datasets.load_as` expects it.
     """
     found = _alike(_by_split(settings))
     chosen = "train_files" if settings.train_files else "train_percent" if settings.train_percent != 100 else None
@@ -28,10 +28,9 @@ def load(settings: LabelSettings) -> dict[str, Images]:
         )
     for name, data in found.items():
         require_distinct(data.classes, data.name)
-        data = replace(make_resident(data, settings.value_range), short_side=settings.short_side)
-        found[name] = data
+        found[name] = data = make_resident(data, settings.value_range)
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
-    return found
+    return {name: replace(data, short_side=settings.short_side) for name, data in shown_alike(found).items()}
 
 
 def can_judge(splits: dict[str, Images]) -> bool:

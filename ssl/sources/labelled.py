@@ -9,7 +9,7 @@ from ssl.sources import datasets, labels, leaks
 
 
 def load_splits(settings) -> dict[str, Images | None]:
-    """Train, val and test of the data set; val is None where it has none of its own. All ranks call it.
+    """Train, val and test of the data set, `shown_alike`; val is None where it has none of its own. All ranks call it.
 
     Raises `UserError` where the splits do not fit together, or share images.
     """
@@ -21,6 +21,7 @@ def load_splits(settings) -> dict[str, Images | None]:
     labels.require_named(settings.major, first.classes)
     leaks.check(splits)
     barrier()
+    splits = datasets.shown_alike(settings, splits)
     for name in ("train", "val") if settings.preload else ():
         splits[name] = splits[name] and preload.hold(splits[name], settings.image_size)
     return splits

@@ -11,7 +11,7 @@ from ssl.data.images import Images
 from ssl.data.order import Order
 from ssl.distributed import barrier, world_size
 from ssl.errors import UserError
-from ssl.sources import labels, leaks
+from ssl.sources import datasets, labels, leaks
 
 OTHER_DRAWS = 1 << 63  # added to the seed, so that validation views differ from training views; seeds are smaller
 
@@ -77,6 +77,7 @@ def find_validation(settings, data: Images, load: Callable[[str], Images | None]
     judges = torch.arange(len(train) + len(own)) >= len(train)
     # Pre-training on slides uses those of the validation, too.
     seen = data is not train and None not in (data.paths, own.paths) and own.paths[0] in data.paths
+    train, own = datasets.shown_alike(settings, {"train": train, "val": own}).values()
     return Validation([train, own], judges, own, seen)
 
 

@@ -140,17 +140,20 @@ class Judge:
 
     def _accuracies(self, encoder: nn.Module, alive: Callable[[], None]) -> dict:
         """Of features of plain images, computed once. Files that cannot be read are left out."""
-        device = self.embed.device
-        features, read = zip(*(self._features(encoder, part, alive) for part in self.validation.parts))
+        device, parts = self.embed.device, self.validation.parts
+        size = inference.judged_size(encoder, parts[0], self.settings.image_size)  # of all parts alike
+        features, read = zip(*(self._features(encoder, part, size, alive) for part in parts))
         labels, rows = self.validation.labels(), Rows(features, device)  # looked up, not copied: they may be GBs
         split = self.validation.split(torch.cat(read))
         pairs = [(rows.subset(chosen.to(device)), labels[chosen].to(device)) for chosen in split]
-        classes = len(self.validation.parts[0].classes)
+        classes = len(parts[0].classes)
         how = self.settings if self.settings.eval_head == "fixed" else None
         groups = [self.validation.groups(chosen) for chosen in split]
         return accuracies(*pairs, classes, how, self.settings.seed, alive, groups)
 
-    def _features(self, encoder: nn.Module, data: Images, alive: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    def _features(
+        self, encoder: nn.Module, data: Images, size: int, alive: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
         """(features (N, F), whether each image could be read (N,)), on every rank."""
 
         def net(x: Tensor) -> Tensor:
@@ -158,7 +161,6 @@ class Judge:
             return encoder(x)
 
         settings = self.settings
-        size = inference.judged_size(encoder, data, settings.image_size)
         how = inference.Reading(size, settings.batch_size, self.workers, settings.mean, settings.std, self.embed.device)
         features, read, unread = inference.outputs(net, data, how)
         check_bad(unread, len(data), self.settings.max_bad_fraction, "they would judge the encoder")

@@ -68,7 +68,8 @@ def look(settings: ImageSettings, seeds: int) -> Look:
         for seed in range(seeds if count == ALL else max(seeds, DRAWS))
     ]
     tunable = {(one.count, one.seed) for one in draws if can_tune(one, train.labels, val is not None)}
-    found = Look(splits, draws, tunable, balanced, _pretraining_sees(settings, val), _copies(splits, settings.data_dir))
+    alike = datasets.shown_alike(settings, splits)
+    found = Look(alike, draws, tunable, balanced, _pretraining_sees(settings, val), _copies(splits, settings.data_dir))
     if len(found.copies) == len(splits["test"]):
         raise UserError("data_dir: all test images are copies of training or validation images: none can judge")
     _tell(found)

@@ -185,6 +185,19 @@ def test_small_images_are_shown_as_in_the_training(images, photos, tuned, tmp_pa
     assert "*** data     the model was chosen on small images, shown whole" in capsys.readouterr().out
 
 
+def test_a_test_shows_images_as_in_the_training(images, tuned, tmp_path):
+    """Where train or validation could not be shown whole, the test images were not either; the control: they can be."""
+    model = changed(tuned, tmp_path / "model", whole=False)
+    found = {}
+    for name, weights in (("square", model), ("whole", tuned)):
+        how = {"model_path": weights, "workers": 0, "data_dir": images, "output_dir": tmp_path / name}
+        run("finetune.py", "--test_only", **how)
+        found[name] = numbers(read(tmp_path / name))
+    run("finetune.py", predict=images / "test", model_path=model, workers=0, output_dir=tmp_path / "predicted")
+    assert torch.allclose(found["square"], numbers(read(tmp_path / "predicted")), rtol=0, atol=1e-6)
+    assert not torch.allclose(found["square"], found["whole"], rtol=0, atol=1e-5)
+
+
 # Images that cannot be read --------------------------------------------------------------
 
 

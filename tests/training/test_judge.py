@@ -523,14 +523,31 @@ def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, caps
     judge = judge_of(how, None, tmp_path, Order(9, 9, 1, 1, 0))
     files = [*map(str, sorted((images / "val").rglob("*.png"))[:4]), *map(str, (images / "test").rglob("*.png"))]
     data = Images("folder", torch.zeros(10, dtype=torch.long), ["a"], paths=files)
-    features, read = judge._features(nn.Flatten(), data, lambda: None)
+    features, read = judge._features(nn.Flatten(), data, 8, lambda: None)
     assert features.shape == (10, 3 * 8 * 8) and read.tolist() == [True] * 4 + [False] * 6
     assert "left out    6 of 10 images that judge the encoder" in capsys.readouterr().out
     with pytest.raises(UserError, match="none of the 6 images that judge the encoder can be read"):
-        judge._features(nn.Flatten(), data.subset(torch.arange(4, 10)), lambda: None)
+        judge._features(nn.Flatten(), data.subset(torch.arange(4, 10)), 8, lambda: None)
     lost = Images("folder", torch.zeros(11, dtype=torch.long), ["a"], paths=[f"/nowhere/{i}.png" for i in range(11)])
     with pytest.raises(UserError, match="11 of 11 images cannot be read, more than the 10 allowed"):
-        judge._features(nn.Flatten(), lost, lambda: None)
+        judge._features(nn.Flatten(), lost, 8, lambda: None)
+
+
+def test_images_of_two_sizes_are_judged_at_one(tmp_path, monkeypatch):
+    """Small images are shown whole; the network reads those of validation at the size of train's, as evaluate.py."""
+    larger = torch.zeros(20, 3, 6, 6, dtype=torch.uint8)
+    larger[:, :, 2:4, 2:4] = 255
+    chosen, _ = choose(labelled(60), dataclasses.replace(labelled(20), resident=larger))
+    mean, std = datasets.IMAGENET
+    judge = judge_of(settings(image_size=8, mean=mean, std=std), chosen, tmp_path, Order(60, 9, 1, 1, 0))
+    found = []
+    monkeypatch.setattr(judging, "accuracies", lambda *how: found.extend(rows[torch.arange(20)] for rows, _ in how[:2]))
+    judge._accuracies(nn.Flatten(), lambda: None)
+    shown = [
+        rows.view(20, 3, 4, 4) * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1) for rows in found
+    ]
+    assert shown[0].abs().max() < 1e-5
+    assert torch.allclose(shown[1], F.interpolate(larger / 255, (4, 4), mode="bilinear", antialias=True), atol=0.06)
 
 
 class Model(nn.Module):
