@@ -197,8 +197,6 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     path = Path(settings.features)
     settings.output_dir = settings.output_dir or str(path if path.is_dir() else path.parent)
     folder = results_folder(settings, run, protocols)
-    if settings.seed is None:
-        settings.seed = coerce(found.settings.get("seed", 0), int, "features: seed")
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
     say(f"features    {settings.features}: {counts}, {found.width} a sample, {len(found.classes) or 'no'} classes")
     feature_origin.require(found, settings)

@@ -11,6 +11,7 @@ from ssl.checkpoints.restore import restore
 from ssl.data.images import Images, evenly_spaced
 from ssl.errors import UserError, one_line
 from ssl.evaluation.features import Features, Split, encoder_checksum
+from ssl.settings.kinds import coerce
 from ssl.sources import datasets, every_image, labels
 
 
@@ -40,11 +41,13 @@ def require(found: Features, settings) -> None:
 
 
 def choose(found: Features, settings) -> Split:
-    """The training samples whose labels may be used, as `settings` of evaluate.py say.
+    """The training samples whose labels may be used, as `settings` of evaluate.py say. Fills the seed.
 
     A file of an older version may hold the chosen ones alone; `settings` then say so, too. Raises `UserError` for a
     second choice.
     """
+    if settings.seed is None:
+        settings.seed = coerce(found.settings.get("seed", 0), int, "features: seed")
     percent, files = found.settings.get("train_percent", 100), found.settings.get("train_files")
     if percent == 100 and not files:
         return labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
