@@ -163,6 +163,8 @@ def main() -> None:
     identity |= {} if replaced else {"init_encoder": run_folder.checksum(loaded) if settings.init else None}
     state = resume.find_state(run, settings, identity, CHECKPOINT, ["init_encoder"])  # old checkpoints have none
     inherit.require_weights(source, state)
+    if state:
+        early_stopping.require_kept(state["history"], state["best"], settings)
     identity = state["identity"] | identity if state else identity
     views, statistics = [random_view(settings)], (settings.mean, settings.std)
     about.write(run, settings, origin, views, statistics, first.order, device)
@@ -181,6 +183,8 @@ def main() -> None:
 
     # Runs: the same again from other seeds
     ended = min(state["number"], settings.runs) if state else 0
+    if ended and settings.resume_force:
+        say(f"*** --resume_force changes no run that has ended ({ended} of {settings.runs}); the mean is over all ***")
     results = [best_model.read_results(folder_of(settings, folder, number)) for number in range(ended)]
     for number in range(ended, settings.runs):
         trial = first if number == 0 else make_trial(settings, folder, splits, number)
@@ -189,7 +193,7 @@ def main() -> None:
         used = [(trial.train, "labels"), *([] if settings.watch == "last" else [(trial.val, "choice")])]
         learnt_from.write(folder, before, used, [test], settings.data_dir)
         distributed.barrier()
-        begin_weights(model, loaded, trial.seed)
+        begin_weights(settings, model, loaded, trial)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         fit = Fit(number, model, make_optimizer(settings, model), scaler, steps_before=number * longest)
         if state is not None:
@@ -199,7 +203,8 @@ def main() -> None:
         fine_tune(settings, trial, fit, embed, session)
 
         model.load_state_dict(fit.best["model"])
-        results.append({"epochs": len(fit.history)} | score(settings, model, fit.best, test, trial.folder))
+        found = score(settings, model, fit.best, test, trial.folder)
+        results.append({"epochs": len(fit.history), **found, "of": best_model.identity(settings, model, test)})
         if is_main():
             files.write_text(files.json_text(results[-1]), trial.folder / "results.json")
     session.end()
@@ -290,13 +295,18 @@ class Model(nn.Module):
         return self.head(h.float())  # in float32: bf16 has too few digits to order images by
 
 
-def begin_weights(model: Model, encoder: dict[str, Tensor], seed: int) -> None:
+def begin_weights(settings: Settings, model: Model, encoder: dict[str, Tensor], trial: "Trial") -> None:
     """The weights at the beginning of a run: `encoder`'s as loaded, the head's from N(0, 0.01), its biases 0.
 
-    The head is that of the published linear evaluation of Barlow Twins.
+    Without --init every run draws its own encoder: run `number` is the run that --seed SEED + number alone makes. The
+    head is that of the published linear evaluation of Barlow Twins.
     """
+    if trial.number and not settings.init:  # the first run's is `encoder`
+        torch.manual_seed(trial.seed)
+        encoder = Model(settings, len(trial.train.classes), trial.train.channels).encoder.state_dict()
     model.encoder.load_state_dict(encoder)
-    weight = torch.empty(model.head.weight.shape).normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(trial.seed)
+    weight = torch.empty(model.head.weight.shape).normal_(std=0.01, generator=generator)
     with torch.no_grad():
         model.head.weight.copy_(weight)
         model.head.bias.zero_()
@@ -382,14 +392,11 @@ def random_view(settings: Settings) -> View:
 # Test ------------------------------------------------------------------------------
 
 
-def score(
-    settings: Settings, model: Model, best: dict, test: Images, folder: Path, split: str = "test"
-) -> dict[str, object]:
+def score(settings: Settings, model: Model, best: dict, test: Images, folder: Path) -> dict[str, object]:
     """What `model`, of the content `best` of a best.pt, finds on the images `test`. Writes files into `folder`."""
     device = next(model.parameters()).device
     found = classify.test(model.eval(), test, settings, device, copies_of(settings, best), folder)
-    of = best_model.identity(settings, model, test, split)
-    return {"seed": best["seed"], "best": best["best"], "test": found, "of": of}
+    return {"seed": best["seed"], "best": best["best"], "test": found}
 
 
 def copies_of(settings: Settings, best: dict) -> classify.Copies | None:
@@ -422,9 +429,8 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     own_data = settings.dataset is not None or settings.data_dir is not None
     models, home, device = begin_with(settings, origin)
     folder = Path(settings.output_dir or home / f"test_{datasets.called(settings)}")
-    run = RunFolder(folder, settings.keep_checkpoints)
-    if is_main():
-        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
+    places = {path: folder if len(models) == 1 else folder / path.parent.name for path in models}
+    best_model.require_no_run([folder, *places.values()])
 
     split = "all" if own_data else "test"  # all images of other data, except those that are kept for training
     data = datasets.load_labelled(settings, split)
@@ -432,13 +438,17 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     tell_values(data)
     learnt_from.check(next(iter(models)), data, settings.data_dir)
     data = predict.as_chosen(data, next(iter(models.values())), settings)
-    results = []
+    tests = {}
     for path, best in models.items():
         shown = best_model.with_classes_of(best, path, data)
         labels.require_named(settings.major, shown.classes)
         model = load_model(settings, best, path, data.channels, device)
-        place = files.make_folder(folder if len(models) == 1 else folder / path.parent.name)
-        results.append(score(settings, model, best, shown, place, split))
+        tests[path] = model, shown, best_model.identity(settings, model, shown, split)
+
+    run = best_model.begin_test(folder, settings, [of for _, _, of in tests.values()])
+    results = []
+    for path, (model, shown, of) in tests.items():
+        results.append(score(settings, model, models[path], shown, files.make_folder(places[path])) | {"of": of})
     distributed.leave()
     run.end("finished", "")
     best_model.report(results, folder)
@@ -479,14 +489,9 @@ def check(settings: Settings) -> None:
         raise UserError("model_path: names the model that --test_only tests or --predict uses; to start from: --init")
     ranges.check(settings)
     ranges.check_training(settings)
+    ranges.check_fine_tuning(settings)
     if settings.method and settings.init is None and trains:
         raise UserError("method says how to read a file of weights; name it with --init")
-    if settings.warmup_epochs and settings.schedule == "plateau":
-        raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")
-    if settings.watch == "last" and settings.schedule == "plateau":
-        raise UserError("watch: last compares no epochs, and schedule plateau has to; set --schedule cosine")
-    if settings.jitter[3] > 0.5:
-        raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
 
 
 if __name__ == "__main__":

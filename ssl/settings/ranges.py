@@ -68,6 +68,16 @@ def check_training(settings) -> None:
         )
 
 
+def check_fine_tuning(settings) -> None:
+    """Raise `UserError` for settings of finetune.py that do not go together, and for too much hue."""
+    if settings.warmup_epochs and settings.schedule == "plateau":
+        raise UserError("warmup_epochs: schedule plateau has no warm-up; set --schedule cosine, or no warm-up")
+    if settings.watch == "last" and settings.schedule == "plateau":
+        raise UserError("watch: last compares no epochs, and schedule plateau has to; set --schedule cosine")
+    if settings.jitter[3] > 0.5:
+        raise UserError(f"jitter: {settings.jitter[3]:g} is too much hue; at most 0.5, half the circle")
+
+
 def check_channels(settings, channels: int) -> None:
     """Raise `UserError` for an operation of the views that images of so many channels cannot have."""
     if any(settings.stain_jitter) and channels != 3:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ssl import files
 from ssl.checkpoints import about, restore, torch_file
+from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import counted, say, table
 from ssl.data.images import Images
 from ssl.distributed import is_main
@@ -138,7 +140,58 @@ def identity(settings, model: nn.Module, test: Images, split: str = "test") -> d
     """What the numbers of a test are of: `model` on the images `test`."""
     weights = {"sha256": features.encoder_checksum(model), "init": settings.init, "encoder": settings.encoder}
     data = results.about_images(settings, test, split=split)
-    return {"weights": weights, "data": data, "copies": settings.copies, "versions": about.versions()}
+    how = {"copies": settings.copies, "amp": settings.amp}
+    return {"weights": weights, "data": data} | how | {"versions": about.versions()}
+
+
+# Where a test is written ----------------------------------------------------------------
+
+
+def require_no_run(places: Iterable[Path]) -> None:
+    """Raise `UserError`, on rank 0, where one of the folders holds a run: a test would write over its files."""
+    for folder in places if is_main() else ():
+        path = folder / "config.yaml"
+        of_run = path.is_file() and not config.read_yaml(path).get("test_only")
+        weights = any((folder / name).is_file() for name in ("best.pt", "encoder.pt"))
+        if of_run or weights or torch_file.kept(folder):
+            raise UserError(
+                f"output_dir: {folder} holds a run, and a test would write over its files; name another folder with "
+                "--output_dir"
+            )
+
+
+def begin_test(folder: Path, settings, tests: list[dict]) -> RunFolder:
+    """The folder of a test, with its config.yaml. `tests` has the `identity` of each model. All ranks call it.
+
+    Raises `UserError` where other results are there, which these would replace. With other versions of the packages a
+    test is the same.
+    """
+    if is_main():
+        path, cut_short = folder / "results.json", (folder / "config.yaml").is_file()  # cut_short: without results
+        if path.is_file():
+            earlier = files.json_object(path)
+            found = earlier["runs"] if isinstance(earlier.get("runs"), list) else [earlier]
+            same = [_of(one) for one in found] == [_of({"of": test}) for test in json.loads(json.dumps(tests))]
+        else:
+            path, same = folder / "predictions.csv", cut_short
+        if path.is_file() and not same:
+            raise UserError(
+                f"output_dir: {path} is there already, of other images, weights or settings; name another folder with "
+                "--output_dir, or remove this one"
+            )
+    run = RunFolder(folder, settings.keep_checkpoints)
+    if is_main():
+        run.write("config.yaml", lambda path: config.write_yaml(path, dataclasses.asdict(settings)))
+    return run
+
+
+def _of(result: object) -> dict | None:
+    """What a result in results.json is of, without the versions of the packages; None where it does not say so."""
+    of = result.get("of") if isinstance(result, dict) else None
+    return {name: value for name, value in of.items() if name != "versions"} if isinstance(of, dict) else None
+
+
+# Results --------------------------------------------------------------------------------
 
 
 def report(found: list[dict], folder: Path) -> None:

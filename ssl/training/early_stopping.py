@@ -34,12 +34,27 @@ def best_of(history: list[dict], settings) -> dict:
 def keeps_newest(history: list[dict], settings) -> bool:
     """Whether the model of the newest epoch is kept: it is the best so far, or with "last" the last."""
     if settings.watch == "last":
-        return len(history) == settings.epochs
+        return len(history) >= settings.epochs
     return best_of(history, settings) is history[-1]
+
+
+def require_kept(history: list[dict], best: dict, settings) -> None:
+    """Raise `UserError` where `best`, the content of best.pt, is of another epoch than these settings choose.
+
+    --resume_force may change what chooses; weights of other epochs are gone.
+    """
+    if not history or (settings.watch == "last" and len(history) < settings.epochs):
+        return
+    chosen = best_of(history, settings)["epoch"]
+    if best.get("best", {}).get("epoch") != chosen:
+        raise UserError(
+            f"watch: {settings.watch} chooses epoch {chosen} of the {len(history)} that are made, whose weights were "
+            "not kept; leave --watch and --epochs as they were, or choose another --output_dir"
+        )
 
 
 def finished(history: list[dict], settings) -> bool:
     """Whether all epochs are over, or the last `patience` of them were not better than the best before."""
-    if len(history) in (0, settings.epochs):
+    if not history or len(history) >= settings.epochs:  # more than `epochs`: --resume_force has set fewer
         return bool(history)
     return history[-1]["epoch"] - best_of(history, settings)["epoch"] >= settings.patience

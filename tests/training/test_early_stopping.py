@@ -1,5 +1,6 @@
 """When a fine-tuning ends, and which epoch it takes."""
 
+import contextlib
 import math
 
 import pytest
@@ -28,6 +29,38 @@ def test_the_last_epoch_may_be_taken_whatever_validation_says():
     assert [early_stopping.keeps_newest(history[:n], settings) for n in range(1, 6)] == [False] * 4 + [True]
     with pytest.raises(UserError, match="watch: last compares no epochs, and schedule plateau has to"):
         finetune.check(finetune.Settings(watch="last", dataset="shapes"))
+
+
+@pytest.mark.parametrize("watch", ["loss", "last"])
+def test_more_epochs_than_there_are_to_make_are_all(watch):
+    """As --resume_force leaves them where it sets fewer."""
+    settings = finetune.Settings(watch=watch, epochs=2)
+    history = [{"epoch": i + 1, "val_loss": 1 / (i + 1)} for i in range(4)]
+    assert early_stopping.finished(history, settings) and early_stopping.keeps_newest(history, settings)
+
+
+@pytest.mark.parametrize(
+    ("watch", "epochs", "kept", "fits"),
+    [
+        ("loss", 9, 2, True),
+        ("loss", 2, 2, True),
+        ("loss", 9, 3, False),  # the best by another measure
+        ("loss", 9, None, False),  # of a run that takes its last
+        ("last", 9, None, True),  # it is still to be made
+        ("last", 9, 2, True),
+        ("last", 3, 3, True),
+        ("last", 2, 3, True),
+        ("last", 3, 2, False),
+        ("last", 2, None, False),
+    ],
+)
+def test_a_run_continues_only_with_the_weights_that_its_settings_choose(watch, epochs, kept, fits):
+    history = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate([0.9, 0.5, 0.6])]
+    best = {} if kept is None else {"best": history[kept - 1]}
+    settings = finetune.Settings(watch=watch, epochs=epochs)
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match=f"watch: {watch} chooses epoch"):
+        early_stopping.require_kept(history, best, settings)
+    early_stopping.require_kept([], {}, settings)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
