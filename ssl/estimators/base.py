@@ -73,19 +73,23 @@ class Estimator(Params):
     def _check(self, params: dict) -> None:
         arguments.check(params)
 
-    def _apply(self, changes: dict) -> None:
+    def _apply(self, changed: set[str]) -> None:
         self.loss = self._make_loss()
-        if OF_THE_NETWORK & set(changes):
+        if OF_THE_NETWORK & changed:
             self._build()
         if self.step == 0:
-            self.optimizer, self.lr_scheduler = self._params["optimizer"], self._params["lr_scheduler"]
+            self._hold(self._params["optimizer"], self._params["lr_scheduler"])
+
+    def _hold(self, optimizer, lr_scheduler) -> None:
+        """The attributes `optimizer` and `lr_scheduler`: what was made from the arguments, or the arguments."""
+        self.__dict__.update(optimizer=optimizer, lr_scheduler=lr_scheduler)
 
     def _build(self) -> None:
         """New weights, which depend on random_state alone. An encoder given as an instance keeps its weights."""
         self.step = 0
         self.history: list[dict] = []  # one line per epoch
         self.epoch_sums: dict = {}  # of the epoch that has begun: "steps", and sums over them of the loss and its parts
-        self.steps_per_epoch: int | None = None
+        self.steps_per_epoch: int | None = None  # None: not known, before a fit or from a file of an earlier version
         self.runner: nn.Module | None = None  # during fit on several processes: the DDP module of `net`
         self.loaded: dict | None = None  # state of optimizer and scheduler in the file that was loaded
         self.unsaved: set[str] = set()  # arguments of the optimizer that this file could not hold
@@ -145,8 +149,8 @@ class Estimator(Params):
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler | None]:
         """Make `optimizer` and `lr_scheduler` from the constructor's arguments, for the data that `fit` was given."""
-        self.optimizer = optimization.make_optimizer(self)
-        self.lr_scheduler = optimization.make_scheduler(self)
+        self._hold(optimization.make_optimizer(self), None)
+        self._hold(self.optimizer, optimization.make_scheduler(self))
         return self.optimizer, self.lr_scheduler
 
     # Fit and transform ----------------------------------------------------------------
@@ -162,20 +166,22 @@ class Estimator(Params):
 
         In a process group, or in a process that torchrun started, the batch is that of all processes together.
         A second fit starts again (an encoder given as an instance keeps its weights). With `resume` it continues where
-        the last one ended, in this process or in the loaded file. KeyboardInterrupt passes through, and what was
-        learnt stays. After an error before the first step, what an earlier fit learnt stays.
+        the last one ended, in this process or in the loaded file; an epoch must have as many steps as it had.
+        KeyboardInterrupt passes through, and what was learnt stays. After an error before the first step, what an
+        earlier fit learnt stays.
 
         Raises ValueError, at most ten steps later, for a loss or gradient that is not finite. Weights and running
         statistics are then those of the last step before it.
         """
-        self.set_params(**self._changed_attributes())
+        self.set_params()  # what was assigned as an attribute takes effect
         fit.fit(self, train, val, resume)
         return self
 
     def transform(self, data) -> Tensor:
         """Representations (N, d), float32 on the CPU, in order, the same on every process.
 
-        data: a loader of X; or samples as in `fit`, where the encoder gets tensors and arrays as float32.
+        data: a loader of X; or samples as in `fit`, where the encoder gets tensors and arrays as float32. Of a loader
+        or a Dataset it gets float64 as float32, and other types as they are.
         Raises `UserError` for a loader that changes the order or leaves out rows.
         """
         return transform.encode(self, data, targets=False)[0]
@@ -203,8 +209,9 @@ class Estimator(Params):
     def load(cls, path, encoder=None, **params):
         """The estimator that `save` wrote. No code in the file is run. `params` replace arguments of the constructor.
 
-        Pass the class of the encoder as `encoder`, unless it is ours, torchvision's or timm's. Pass also what
-        no file can hold and what you need: views, an optimizer's class.
+        Pass the class of the encoder as `encoder`, unless it is ours, torchvision's or timm's. If it was an instance,
+        pass one that is built alike, or encoder_kwargs, as the file does not know how it was built. Pass also what no
+        file can hold and what you need: views, an optimizer's class.
         Raises `UserError` for a file that is damaged, or of another class or network.
         """
         return saved.read(cls, path, encoder, params)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from itertools import islice
 
 import torch
@@ -58,7 +59,8 @@ class _Fit:
 
     def __init__(self, model, train, val, resume: bool, device: torch.device):
         self.model, self.device = model, device
-        distributed.require_same({"resume": resume, "step": model.step} | arguments.of_all_ranks(model.get_params()))
+        progress = {"resume": resume, "step": model.step, "epochs": len(model.history), "steps": model.steps_per_epoch}
+        distributed.require_same(progress | arguments.of_all_ranks(model.get_params()))
         model.seed = distributed.broadcast_object(model.seed)
         self.source = self._source(train, model.limit_train_batches)
         self.validation = self._source(val) if isinstance(val, DataLoader | Dataset) else None
@@ -67,7 +69,14 @@ class _Fit:
             if len(set(lengths)) > 1:
                 raise UserError(f"{name}: every process needs as many batches, got {lengths} on ranks 0, 1, …")
         self.source.require_steps()
-        model.steps_per_epoch = self.source.steps_per_epoch
+        steps = self.source.steps_per_epoch
+        if resume and model.steps_per_epoch not in (None, steps):
+            raise UserError(
+                f"resume: an epoch had {model.steps_per_epoch} steps so far and has {steps} now; pass as much data as "
+                "before and set batch_size, limit_train_batches and the number of processes back, or call fit without "
+                "resume"
+            )
+        model.steps_per_epoch = steps
         self.first, self.last = model.step, optimization.total_steps(model)
 
         model.net = to_device(synchronise(model.net), device)
@@ -96,6 +105,10 @@ class _Fit:
             if self.validation is not None and model.num_sanity_val_steps:
                 self._validate(None if model.num_sanity_val_steps < 0 else model.num_sanity_val_steps)
             with drawn_from(model.seed):
+                if optimization.epoch_is_open(model):
+                    with warnings.catch_warnings():  # the optimizer's steps were made before
+                        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step")
+                        self._end_epoch()
                 while model.step < self.last:
                     self._epoch()
         self.progress.sum_up()
@@ -112,15 +125,22 @@ class _Fit:
         except BaseException:
             self._settle(alone=True)
             raise
-        steps = model.epoch_sums["steps"]
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """What follows the steps of an epoch: validation, the schedule, a line of the history, callbacks."""
+        model = self.model
+        epoch, steps = (model.step - 1) // model.steps_per_epoch, model.epoch_sums["steps"]
         metrics = {name: float(value) / steps for name, value in model.epoch_sums.items() if name != "steps"}
         metrics |= {"lr": model.optimizer.param_groups[0]["lr"], "step": model.step}
         if self.validation is not None and (epoch + 1) % model.check_val_every_n_epoch == 0:
             metrics["val_loss"] = self._validate()
         optimization.advance_epoch(model, metrics["loss"] if self.validation is None else metrics.get("val_loss"))
-        if done and model.history and model.history[-1]["epoch"] == epoch:  # max_steps ended an earlier fit in it
+        if model.history and model.history[-1]["epoch"] == epoch:  # max_steps ended an earlier fit in it
             model.history.pop()
         model.history.append({"epoch": epoch} | metrics)
+        if model.step % model.steps_per_epoch == 0:  # else max_steps ended it: a later fit may go on in it
+            model.epoch_sums = {}
         with self.progress.spending("in callbacks"):
             for callback in arguments.as_list(model.callbacks):
                 getattr(callback, "on_epoch_end", callback)(model, epoch, metrics)

@@ -15,7 +15,8 @@ class BarlowTwins(Estimator):
     proj_hidden_dim, proj_output_dim: widths of the projection head, Linear-BN-ReLU-Linear-BN-ReLU-Linear.
     lambd: weight of the redundancy term.
     optimizer: sgd, adam, adamW, lars or lamb; or an optimizer's class. It is made with learning_rate, weight_decay and
-    `optimizer_kwargs`; with exclude_bias_and_norm_wd biases and norms do not decay. Or an instance, used as it is.
+    `optimizer_kwargs`; with exclude_bias_and_norm_wd biases and norms do not decay. Or an instance, used
+    as it is; for a second fit it holds parameters of an encoder instance alone, as the projection head is made anew.
     lr_scheduler: warmup_cosine, none, or an instance of a scheduler of the optimizer given.
     lr_scheduler_kwargs: warmup_epochs (10; unset: at most half of the run), warmup_start_lr (1e-6), min_lr (0),
     interval: "step" or "epoch", how often the rate changes, also that of a scheduler instance.

@@ -16,10 +16,11 @@ def make_optimizer(model) -> Optimizer:
     given = model.get_params()["optimizer"]
     if isinstance(given, Optimizer):
         own = {id(p) for p in model.net.parameters()}
-        if not any(id(p) in own for group in given.param_groups for p in group["params"]):
+        if not all(id(p) in own for group in given.param_groups for p in group["params"]):
             raise UserError(
-                "optimizer: this instance holds no parameter of this encoder (clone copies the encoder and the "
-                "optimizer apart from each other); pass a class or a name"
+                "optimizer: this instance holds parameters that are not of this network. A fit that begins again makes "
+                "a new projection head, and clone copies encoder and optimizer apart from each other; pass a class or "
+                "a name, or give the encoder as an instance and the optimizer its parameters alone"
             )
         return given
     exclude, options = model.exclude_bias_and_norm_wd, model.optimizer_kwargs or {}
@@ -114,6 +115,12 @@ def advance_epoch(model, value: float | None) -> None:
         scheduler.step()
 
 
+def epoch_is_open(model) -> bool:
+    """Whether the steps of an epoch are made and what follows them is not: its validation was interrupted."""
+    steps_made = model.step % model.steps_per_epoch == 0 or model.step == total_steps(model)
+    return steps_made and bool(model.epoch_sums) and all(line["step"] != model.step for line in model.history[-1:])
+
+
 def _changes_every_step(model) -> bool:
     return arguments.schedule(model.lr_scheduler_kwargs)["interval"] == "step"
 
@@ -152,5 +159,6 @@ def load_state(model, before: dict) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"resume: the state of optimizer or scheduler does not fit ({error})") from None
     if scheduler is not None and ours:
-        done = model.step if _changes_every_step(model) else model.step // model.steps_per_epoch
-        model.lr_scheduler = _warmup_cosine(model, done)
+        epochs = (model.step - epoch_is_open(model)) // model.steps_per_epoch
+        done = model.step if _changes_every_step(model) else epochs
+        model._hold(optimizer, _warmup_cosine(model, done))

@@ -39,6 +39,13 @@ def are_samples(data) -> bool:
     return False
 
 
+def readable(value):
+    """`value`; an array that torch does not read, with negative strides or in another byte order, as a copy."""
+    if isinstance(value, np.ndarray) and (min(value.strides, default=0) < 0 or not value.dtype.isnative):
+        return np.array(value, value.dtype.newbyteorder("="))
+    return value
+
+
 class Samples(Dataset):
     """Samples by number, as `views` and encoders get them. Those of tensors and arrays are copies, in float32.
 
@@ -53,9 +60,11 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int):
         item = self.data[index]
-        if isinstance(self.data, Dataset):
-            return item[0] if self.alone and isinstance(item, list | tuple) else item
-        return torch.as_tensor(item).to(torch.float32, copy=True)
+        if not isinstance(self.data, Dataset):
+            return torch.as_tensor(readable(item)).to(torch.float32, copy=True)
+        if isinstance(item, list | tuple):
+            return readable(item[0]) if self.alone else [readable(part) for part in item]
+        return readable(item)
 
 
 # Numbers that keep the random numbers of views apart, one for each view. `FromLoader` uses 4 to 6.
@@ -75,7 +84,7 @@ class _Views(Dataset):
                 view = self.views(self.samples[key[1]])
             if not isinstance(view, Tensor | np.ndarray):
                 raise TypeError(f"views: expected it to return a tensor or an array, got {type(view)}")
-            view = torch.as_tensor(view)
+            view = torch.as_tensor(readable(view))
             out.append(view.float() if view.dtype == torch.float64 else view)  # numpy computes in float64
         return out
 

@@ -32,6 +32,7 @@ def write(model, path) -> None:
         "model": copied(model.net.state_dict()),
         "progress": _unwrapped(copied(optimization.state(model))),
         "step": model.step,
+        "steps_per_epoch": model.steps_per_epoch,
         "seed": model.seed,
         "partial": {name: _number(value) for name, value in model.epoch_sums.items()},
         "history": [{name: _number(value) for name, value in line.items()} for line in model.history],
@@ -66,6 +67,11 @@ def read(cls, path, encoder, params: dict):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
         raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
+    if content["instance"] and not isinstance(encoder, nn.Module) and "encoder_kwargs" not in params:
+        raise UserError(
+            f"{path}: its encoder was an instance of {one_line(content['encoder'])}; how it was built is not known; "
+            "pass one that is built alike as encoder=…, or the class and encoder_kwargs=…"
+        )
     if encoder is None:
         encoder = _known(path, content)
     kept = {name: value for name, value in content["params"].items() if name not in params}
@@ -80,6 +86,7 @@ def read(cls, path, encoder, params: dict):
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit this encoder and projection head ({one_line(error)[:300]})") from None
     model.step, model.seed, model.history = content["step"], content["seed"], content["history"]
+    model.steps_per_epoch = content.get("steps_per_epoch")
     model.epoch_sums, model.loaded = content.get("partial", {}), content.get("progress")
     model.unsaved = missing & {"optimizer", "lr_scheduler", "optimizer_kwargs"}
     return model
@@ -89,12 +96,13 @@ def _is_estimator(content) -> bool:
     """Whether a file's content is what `write` writes."""
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in KINDS.items()):
         return False
-    sums = content.get("partial", {})  # files of earlier versions have none
+    sums, steps = content.get("partial", {}), content.get("steps_per_epoch")  # files of earlier versions have none
     return (
         all(isinstance(name, str) and name != "encoder" for name in content["params"])
         and isinstance(sums, dict)
         and all(isinstance(value, int | float) for value in sums.values())
         and content["step"] >= 0
+        and isinstance(steps, int | None)
         and isinstance(content.get("progress"), dict | None)
     )
 
@@ -102,8 +110,7 @@ def _is_estimator(content) -> bool:
 def _known(path, content: dict) -> type[nn.Module]:
     """The encoder's class, if it is ours, torchvision's or timm's, so that importing it runs no other code."""
     name = content["encoder"]
-    known = is_known(name) and "." in name
-    if not known or content["instance"]:
+    if not (is_known(name) and "." in name):
         raise UserError(f"{path}: its encoder is a {one_line(name)}; pass that class, or an instance, as encoder=…")
     module, _, kind = name.rpartition(".")
     try:

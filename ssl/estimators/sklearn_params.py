@@ -3,6 +3,8 @@
 import inspect
 from typing import ClassVar
 
+import numpy as np
+
 from ssl.errors import UserError, nearest
 
 
@@ -10,8 +12,8 @@ class Params:
     """The arguments of the constructor are attributes, and `get_params` returns the objects that were given.
 
     A class defines EXTRA, {name: default} of the arguments that its signature sums up as **kwargs; REPLACED, names of
-    the arguments whose attribute holds what was made from them; `_check(params)`, which raises an error for values that
-    cannot work; `_apply(changes)`, which puts changed arguments into effect.
+    the arguments whose attribute holds what was made from them, and cannot be assigned; `_check(params)`, which raises
+    an error for values that cannot work; `_apply(changed)`, which puts the arguments of these names into effect.
     """
 
     EXTRA: ClassVar[dict] = {}
@@ -19,8 +21,13 @@ class Params:
 
     def __init__(self, **given):
         """Raises `UserError` for an argument that does not exist."""
-        self._params = self._defaults()
-        self.set_params(**self._params | given)
+        self._params: dict = {}  # what is in effect
+        self.set_params(**self._defaults() | given)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in self.REPLACED:
+            raise UserError(f"{name}: the attribute holds what was made from the argument; call set_params({name}=…)")
+        super().__setattr__(name, value)
 
     @classmethod
     def _defaults(cls) -> dict:
@@ -35,30 +42,39 @@ class Params:
         }
 
     def set_params(self, **changes):
-        """Change arguments of the constructor; returns self. Raises `UserError` for one that does not exist."""
-        changes = self._translated(changes)
-        if not changes:
-            return self
+        """Change arguments of the constructor; returns self. Raises `UserError` for one that does not exist.
+
+        Arguments that were assigned as attributes, `model.max_epochs = 3`, take effect here, too. One that has its
+        present value changes nothing.
+        """
+        changes = self._translated(self._assigned()) | self._translated(changes)
+        known = self._defaults()
         for name in changes:
-            if name not in self._params:
+            if name not in known:
                 raise UserError(
-                    f"{type(self).__name__}: there is no argument {name!r}{nearest(name, self._params, 0.75)}; "
-                    f"there are {', '.join(self._params)}"
+                    f"{type(self).__name__}: there is no argument {name!r}{nearest(name, known, 0.75)}; "
+                    f"there are {', '.join(known)}"
                 )
         wanted = self.get_params() | changes
         self._check(wanted)
-        self._params = wanted
-        for name in set(changes) - self.REPLACED:
-            setattr(self, name, changes[name])
-        self._apply(changes)
+        changed = {name for name in changes if name not in self._params or not _same(wanted[name], self._params[name])}
+        before = dict(self.__dict__)
+        try:
+            self.__dict__.update({name: changes[name] for name in changes if name not in self.REPLACED})
+            self._params = {name: dict(value) if isinstance(value, dict) else value for name, value in wanted.items()}
+            if changed:
+                self._apply(changed)
+        except BaseException:  # the encoder's class may refuse its arguments
+            self.__dict__.update(before)
+            raise
         return self
 
     def _translated(self, changes: dict) -> dict:
         """`changes`, with the names of another library replaced by ours."""
         return changes
 
-    def _changed_attributes(self) -> dict:
-        """Arguments that were assigned as attributes, `model.max_epochs = 3`, and are not in effect yet."""
+    def _assigned(self) -> dict:
+        """Arguments that were assigned as attributes, and dicts that were changed in place, not in effect yet."""
         return {name: value for name, value in self.get_params().items() if not _same(value, self._params[name])}
 
     def __sklearn_tags__(self):
@@ -77,7 +93,13 @@ class Params:
 
 
 def _same(one, other) -> bool:
-    return one is other or (isinstance(one, int | float | str) and type(one) is type(other) and one == other)
+    if one is other or type(one) is not type(other):
+        return one is other
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, int | float | str | np.generic) and bool(one == other)
 
 
 def _short(value) -> str:

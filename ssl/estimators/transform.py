@@ -64,6 +64,7 @@ def _encode_batch(model, batch) -> Tensor:
     """Representations of all rows of a batch that every rank has; each rank computes its share of the rows."""
     if not isinstance(batch, Tensor):
         return model.transform_step(batch).float()  # raises an error, unless a subclass takes such batches
+    batch = batch.float() if batch.dtype == torch.float64 else batch  # as views: numpy computes in float64
     shares = batch.tensor_split(world_size())
     own = shares[rank()]
     if len(own):
@@ -80,7 +81,7 @@ def in_order(data, batch_size: int, targets: bool, **reading) -> Iterable:
     Raises `UserError` for a loader that splits the data among the ranks, changes the order or leaves out rows.
     """
     if are_samples(data):
-        return DataLoader(Samples(data, alone=not targets), batch_size, **reading)
+        return DataLoader(Samples(data, alone=not targets), int(batch_size), **reading)  # it may be numpy's
     if problem := _disorder(data, any_order=targets and world_size() == 1):
         raise UserError(f"transform: the loader {problem}")
     return data

@@ -18,6 +18,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
@@ -406,6 +407,43 @@ def test_assigned_and_refused_arguments():
     assert model.get_params() == copied.get_params() and model.loss.lambd == 0.5
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_an_argument_set_to_its_present_value_changes_nothing(seed):
+    options = dict(encoder_kwargs={"width": 8}, proj_hidden_dim=np.int64(8), random_state=seed, max_epochs=4)
+    model = make(**options, max_steps=15).fit(numbers())
+    learnt, parts = weights(model).clone(), (model.net, model.optimizer, model.history)
+    for changes in (model.get_params(), dict(encoder_kwargs={"width": 8}, proj_hidden_dim=np.int64(8)), {}):
+        model.set_params(**changes)
+        assert model.step == 15 and torch.equal(weights(model), learnt)
+        assert all(a is b for a, b in zip(parts, (model.net, model.optimizer, model.history)))
+    model.set_params(**model.get_params() | {"max_steps": -1, "lambd": 0.5}).fit(numbers(), resume=True)
+    assert model.step == 20 and model.loss.lambd == 0.5 and len(model.history) == 4
+    model.set_params(**model.get_params() | {"proj_hidden_dim": 4})
+    assert model.step == 0 and model.projection_head[0].out_features == 4
+
+
+def test_what_was_assigned_counts_whatever_is_set_after_it():
+    model = make(encoder_kwargs={"width": 8})
+    model.proj_hidden_dim = 4
+    assert model.set_params(batch_size=4).projection_head[0].out_features == 4
+    model.precision = "bf16-mixed"  # Lightning's word
+    assert model.set_params(max_epochs=1).precision == "bf16"
+    model.encoder_kwargs["width"] = model.proj_input_dim = 5  # the caller's dict, changed in place
+    assert model.fit(numbers()).transform(numbers()).shape == (40, 5)
+    model.batch_size = 5
+    assert model.set_params(batch_size=4).batch_size == 4
+
+
+def test_a_change_that_the_encoder_refuses_changes_nothing():
+    model = make(encoder_kwargs={"width": 8}).fit(numbers())
+    learnt, kwargs = weights(model).clone(), model.encoder_kwargs
+    for _ in range(2):
+        with pytest.raises(TypeError, match="depth"):
+            model.set_params(encoder_kwargs={"depth": 8}, lambd=0.5)
+        assert model.step == 15 and torch.equal(weights(model), learnt)
+        assert model.encoder_kwargs is kwargs and model.lambd == model.loss.lambd == 0.005
+
+
 def test_loaders_that_would_fail_after_an_epoch_are_refused_before():
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -436,6 +474,76 @@ def test_a_dataset_with_labels_is_transformed_as_it_was_fitted():
     model = make()
     assert torch.equal(model.fit_transform(data), model.transform(numbers()))
     assert torch.equal(model.transform_with_targets(data)[1], torch.arange(40))
+
+
+def test_numbers_of_numpy_are_arguments(tmp_path):
+    plain = dict(max_epochs=2, batch_size=8, num_views=3, num_workers=0, limit_train_batches=3, proj_output_dim=8)
+    of_numpy = {name: np.array([value])[0] for name, value in plain.items()}
+    model, x = make(**of_numpy), numbers()
+    assert torch.equal(model.fit_transform(x), make(**plain).fit_transform(x))
+    model.save(tmp_path / "model.pt")
+    assert torch.equal(BarlowTwins.load(tmp_path / "model.pt", Encoder).transform(x), model.transform(x))
+    search = GridSearchCV(
+        make(max_epochs=1), {"batch_size": np.array([4, 8])}, cv=2, scoring=lambda model, x, y=None: model.batch_size
+    )
+    assert search.fit(x.numpy()).transform(x).shape == (40, 8) and search.best_params_ == {"batch_size": 8}
+
+
+class Listed(torch.utils.data.Dataset):
+    """Samples of a list, perhaps with a label."""
+
+    def __init__(self, items, labels):
+        self.items, self.labels = items, labels
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return (self.items[index], index) if self.labels else self.items[index]
+
+
+X_OF_NUMPY = np.random.default_rng(0).integers(0, 255, (40, 2, 3))
+STORED = {  # each holds the numbers of X_OF_NUMPY
+    "float64": X_OF_NUMPY.astype(np.float64),
+    "big-endian": X_OF_NUMPY.astype(">f4"),
+    "big-endian whole numbers": X_OF_NUMPY.astype(">i2"),
+    "from right to left": X_OF_NUMPY[:, :, ::-1].copy().astype(np.float32)[:, :, ::-1],
+    "upside down, float64": X_OF_NUMPY[:, ::-1].copy().astype(np.float64)[:, ::-1],
+    "backwards": X_OF_NUMPY[::-1].copy().astype(np.float32)[::-1],
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("kind", ["array", "list", "dataset", "dataset with labels"])
+def test_samples_are_the_same_however_numpy_stores_them(kind, stored):
+    def given(x):
+        return {"array": x, "list": list(x)}.get(kind, Listed(x, labels="labels" in kind))
+
+    def views(sample):
+        seen.add(type(sample))
+        return noisy(torch.from_numpy(np.ascontiguousarray(sample, np.float32)) / 255)
+
+    seen, x = set(), STORED[stored]
+    if kind.startswith("dataset") and "whole" in stored:
+        x = x.astype(">f4")  # encoders take no whole numbers, and a Dataset's samples keep their type
+    h = make(views=views, max_epochs=1).fit_transform(given(X_OF_NUMPY.astype(np.float32)))
+    model = make(views=views, max_epochs=1)
+    assert torch.equal(model.fit_transform(given(x), given(x)), h) and len(seen) == 1
+    if "labels" in kind:
+        features, targets = model.transform_with_targets(given(x))
+        assert torch.equal(features, h) and torch.equal(targets, torch.arange(40))
+    assert (x == X_OF_NUMPY).all()
+
+
+@pytest.mark.parametrize("stored", [np.uint8, np.float16, np.float32, ">f4", ">u2"])
+def test_views_may_be_arrays_of_any_strides_and_keep_their_type(stored):
+    def batch(views):
+        return next(samples.FromSamples(numbers(8).abs(), views, 2, batch_size=8, seed=0).epoch(0, 0))[0]
+
+    plain = batch(lambda sample: (sample.numpy() * 20).astype(np.dtype(stored).newbyteorder("=")))
+    turned = batch(lambda sample: (sample.numpy() * 20).astype(stored)[::-1])
+    assert turned.dtype == plain.dtype == getattr(torch, np.dtype(stored).newbyteorder("=").name)
+    assert torch.equal(turned, plain.flip(1))
 
 
 def test_constant_features_give_no_nan():
@@ -483,8 +591,35 @@ def test_instances_of_optimizer_and_scheduler():
     )
     model.fit(numbers())
     assert model.optimizer is optimizer and optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
-    with pytest.raises(ValueError, match="holds no parameter of this encoder"):
+    assert model.fit(numbers()).step == 15  # the encoder is the same, the projection head is not in the optimizer
+    with pytest.raises(ValueError, match="holds parameters that are not of this network"):
         make(optimizer=optimizer).fit(numbers())
+
+
+def test_an_optimizer_of_the_network_before_is_refused():
+    """Else it would train the encoder alone: a second fit makes a new projection head."""
+    model = make(encoder=Encoder())
+    model.set_params(optimizer=torch.optim.SGD(model.net.parameters(), lr=0.1)).fit(numbers())
+    learnt, history = weights(model).clone(), [*model.history]
+    with pytest.raises(UserError, match=r"not of this network.*or give the encoder as an instance"):
+        model.fit(numbers())
+    assert model.step == 15 and torch.equal(weights(model), learnt) and model.history == history
+    assert model.set_params(optimizer="sgd").fit(numbers()).step == 15
+
+
+@pytest.mark.parametrize("learnt", [0, 15])
+def test_what_was_made_from_an_argument_cannot_be_assigned(learnt):
+    model = make()
+    if learnt:
+        model.fit(numbers())
+    kept = model.encoder, model.optimizer, model.lr_scheduler
+    instance = torch.optim.SGD(model.net.parameters(), lr=0.1)
+    for name, value in (("optimizer", "sgd"), ("optimizer", instance), ("lr_scheduler", None), ("encoder", Encoder())):
+        with pytest.raises(UserError, match=rf"{name}: .*; call set_params\({name}=…\)"):
+            setattr(model, name, value)
+    assert (model.encoder, model.optimizer, model.lr_scheduler) == kept and model.step == learnt
+    model.set_params(optimizer="sgd", lr_scheduler=None).fit(numbers())
+    assert isinstance(model.optimizer, torch.optim.SGD) and model.lr_scheduler is None
 
 
 # Interruptions ------------------------------------------------------------------------
@@ -540,6 +675,49 @@ def test_an_epoch_that_was_interrupted_has_the_history_of_one_that_was_not(how, 
     assert cut.fit(numbers(), resume=True).history == whole
 
 
+@pytest.mark.filterwarnings("error:Detected call")
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(("step", "options"), [(10, {}), (15, {}), (7, {"max_steps": 7})])
+@pytest.mark.parametrize("schedule", ["step", "epoch", "StepLR", "ReduceLROnPlateau"])
+def test_a_fit_that_was_interrupted_in_a_validation_ends_as_one_that_was_not(schedule, step, options, saved, tmp_path):
+    def parts():
+        if schedule in ("step", "epoch"):
+            return dict(encoder=Encoder, lr_scheduler_kwargs={"interval": schedule})
+        torch.manual_seed(0)
+        encoder = Encoder()
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
+        kwargs = {"step_size": 1, "gamma": 0.5} if schedule == "StepLR" else {"patience": 0, "threshold": 1}
+        scheduler = getattr(torch.optim.lr_scheduler, schedule)(optimizer, **kwargs)
+        return dict(
+            encoder=encoder, optimizer=optimizer, lr_scheduler=scheduler, lr_scheduler_kwargs={"interval": "epoch"}
+        )
+
+    def interrupted(batch, number):
+        if model.step == step and number == 1:
+            raise KeyboardInterrupt
+        return BarlowTwins.validation_step(model, batch, number)
+
+    data, told = (numbers(), TensorDataset(numbers(20))), []
+    whole = make(**parts() | options).fit(*data)
+    model = make(**parts() | options)
+    model.validation_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data)
+    assert model.step == step and len(model.history) == (step - 1) // 5  # of the epochs before
+    del model.validation_step
+    if saved:
+        model.save(tmp_path / "model.pt")
+        model = BarlowTwins.load(
+            tmp_path / "model.pt", views=noisy, **parts() | {"lr_scheduler_kwargs": model.lr_scheduler_kwargs}
+        )
+    model.set_params(callbacks=lambda model, epoch, metrics: told.append(epoch)).fit(*data, resume=True)
+    assert model.history == whole.history and torch.equal(weights(model), weights(whole))
+    assert model.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert told == [line["epoch"] for line in whole.history][(step - 1) // 5 :]
+    model.fit(*data, resume=True)  # there is nothing left to do
+    assert model.history == whole.history and len(told) == len(whole.history) - (step - 1) // 5
+
+
 def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
     lrs = []
     model = make(callbacks=lambda model, epoch, metrics: lrs.append(metrics["lr"])).fit(numbers())
@@ -558,6 +736,47 @@ def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
     model = make(callbacks=lambda *told: parted.append(told[2]["lr"]), max_steps=7, **options).fit(numbers())
     model.set_params(max_steps=-1).fit(numbers(), resume=True)
     assert parted[-3:] == whole[-3:] != parted[:3]
+
+
+@pytest.mark.parametrize("how", ["batch size", "less data", "limit", "loader"])
+def test_a_fit_is_not_resumed_where_an_epoch_has_other_steps(how, tmp_path):
+    model = make().fit(numbers())
+    model.save(tmp_path / "model.pt")
+    loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder, views=noisy)
+    changes = {"batch size": {"batch_size": 20}, "limit": {"limit_train_batches": 3}}.get(how, {})
+    data = {"less data": numbers(25), "loader": pairs(24)}.get(how, numbers())
+    now = 2 if how == "batch size" else 3
+    for one in (model, loaded):
+        before = weights(one).clone()
+        one.set_params(max_epochs=6, **changes)
+        with pytest.raises(UserError, match=f"resume: an epoch had 5 steps so far and has {now} now; pass as much"):
+            one.fit(data, resume=True)
+        assert one.step == 15 and one.steps_per_epoch == 5 and torch.equal(weights(one), before)
+        one.set_params(batch_size=8, limit_train_batches=None).fit(numbers(), resume=True)
+        assert one.step == 30 and [line["epoch"] for line in one.history] == [*range(6)]
+        assert one.set_params(**changes).fit(data).step == 6 * now
+
+
+def test_a_file_that_does_not_say_how_many_steps_an_epoch_has_goes_on_with_any(tmp_path):
+    options, losses = dict(lr_scheduler="none", max_epochs=3), []
+    make(**options).fit(numbers()).save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert content.pop("steps_per_epoch") == 5 and content["partial"] == {}
+    torch.save(content, tmp_path / "old.pt")
+    model = BarlowTwins.load(tmp_path / "old.pt", encoder=Encoder, views=noisy)
+
+    def step(batch, number):
+        out = BarlowTwins.training_step(model, batch, number)
+        losses.append(out["loss"].item())
+        return out
+
+    model.training_step = step
+    model.set_params(max_epochs=5).fit(numbers(32), resume=True)  # 15 steps are three epochs of four, and three steps
+    assert model.step == 20 and model.history[-2]["step"] == 16
+    assert model.history[-2]["loss"] == pytest.approx(losses[-5]) and len(losses) == 5
+    torch.save(content | {"steps_per_epoch": "5"}, tmp_path / "old.pt")
+    with pytest.raises(UserError, match="not a file of an estimator"):
+        BarlowTwins.load(tmp_path / "old.pt", encoder=Encoder)
 
 
 def test_an_instance_of_an_optimizer_resumes_under_the_schedule():
@@ -745,6 +964,38 @@ def test_an_encoder_of_ours_needs_no_naming(tmp_path):
     model = make(encoder=SmallResNet, encoder_kwargs=dict(width=4, stages=1, in_channels=2), max_epochs=1).fit(images)
     model.save(tmp_path / "model.pt")
     assert torch.equal(BarlowTwins.load(tmp_path / "model.pt").transform(images), model.transform(images))
+
+
+class Powered(Encoder):
+    """Its argument changes no weight's shape."""
+
+    def __init__(self, power=1):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x):
+        return super().forward(x) ** self.power
+
+
+def test_an_encoder_that_was_an_instance_is_not_built_by_default(tmp_path):
+    path, x = tmp_path / "model.pt", numbers()
+    model = make(encoder=Powered(2)).fit(x)
+    model.save(path)
+    with pytest.raises(
+        UserError, match=r"an instance of .*Powered.*pass one that is built alike .*or .*encoder_kwargs"
+    ):
+        BarlowTwins.load(path, encoder=Powered)
+    for how in (dict(encoder=Powered(2)), dict(encoder=Powered, encoder_kwargs={"power": 2})):
+        assert torch.equal(BarlowTwins.load(path, **how).transform(x), model.transform(x))
+    assert not torch.equal(BarlowTwins.load(path, Powered, encoder_kwargs={}).transform(x), model.transform(x))
+    images, sizes = torch.rand(8, 2, 8, 8), dict(width=4, stages=1, in_channels=2)
+    model = make(encoder=SmallResNet(**sizes), max_epochs=1).fit(images)
+    model.save(path)
+    for encoder in (None, SmallResNet):
+        with pytest.raises(UserError, match=r"an instance of ssl\..*SmallResNet"):
+            BarlowTwins.load(path, encoder=encoder)
+        loaded = BarlowTwins.load(path, encoder=encoder, encoder_kwargs=sizes)
+        assert torch.equal(loaded.transform(images), model.transform(images))
 
 
 def test_a_vit_of_torchvision_is_trained_saved_and_continued(tmp_path):
