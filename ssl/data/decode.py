@@ -4,8 +4,6 @@ import contextlib
 import io
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from ssl.data import tiff
+from ssl.data import png, tiff
 from ssl.errors import UserError, one_line
 
 # The formats that are read. The content counts, not the name. (For PostScript Pillow would start ghostscript.)
@@ -71,13 +69,16 @@ def decode(
     or LARGEST_FILE bytes, or a kind of TIFF that is not read, and for values of an unknown range or outside the range.
     """
     found = stored(path, reduction, held, whole=value_range is not None)
+    return torch.from_numpy(rgb(path, found, value_range)).permute(2, 0, 1)
+
+
+def rgb(path: str | Path, found: "Stored", value_range: Range | None = None) -> np.ndarray:
+    """(H, W, 3), as `decode` has it, of the numbers that are stored at `path`."""
     try:
         pixels = found.eight_bits() if value_range is None else found.scaled(value_range)
     except ValueError as error:
         raise BadImage(path, str(error)) from None
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, 2)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
 
 
 def reduction_to(spare: float) -> int:
@@ -105,13 +106,14 @@ class Stored:
 
     `kind` describes them for messages. `most` is the largest number of the type. It is None for signed, floating-point
     and 32-bit numbers: images do not use their whole range. `exact`: the numbers are as in the file, not converted to 8
-    bits and not scaled.
+    bits and not scaled. `turned`: EXIF orientation has turned or flipped it.
     """
 
     numbers: np.ndarray
     kind: str
     most: int | None
     exact: bool
+    turned: bool
 
     def eight_bits(self) -> np.ndarray:
         """As uint8, scaled from the whole range of the type. Raises `ValueError` for a type without a known range."""
@@ -165,23 +167,23 @@ def _to_eight_bits(most: int) -> np.ndarray:
 def stored(
     path: str | Path, reduction: Reduction | None = None, held: bytes | None = None, *, whole: bool = False
 ) -> Stored:
-    """The numbers of the image at `path`. `reduction`, `held` and errors as in `decode`; with `whole` the image is
-    never reduced."""
+    """The numbers of the image at `path`. `reduction`, `held` and errors as in `decode`. With `whole` the image is
+    never reduced, and grey of 16 bits keeps its transparent level: white may be outside a value range."""
     with opened(path, held) as (image, tags):
         exact = _is_exact(image, tags)
         if not isinstance(image, JpegImageFile):
             image.load()  # a PNG's orientation may come after its pixels
-        turn = _orientation(image, tags)
+        turn = orientation(image, tags)
         if reduction is not None:
             width, height = image.size
             factor = reduction(*((width, height) if turn in LYING else (height, width)))
             if factor > 1 and not whole:
                 image.draft(None, (width // factor, height // factor))  # does nothing except for a JPEG
         image.load()
-        numbers, most = _numbers(image, tags)
+        numbers, most = _numbers(image, tags, whole)
         kind = {255: "8-bit", 65535: "16-bit"}.get(most, "float") + " pixels" if exact else "pixels changed in reading"
         upright = TURNS[turn](numbers).copy() if turn in TURNS else np.ascontiguousarray(numbers)
-        return Stored(upright, str(tags or kind), most, exact)
+        return Stored(upright, str(tags or kind), most, exact, turn in TURNS)
 
 
 @contextlib.contextmanager
@@ -195,7 +197,7 @@ def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.
         data = content(path) if held is None else held
         tags = tiff.read(data)
         if tags is None:
-            data = _needed_chunks(data)
+            data = png.needed_chunks(data)
         elif tags.wrongly_read():
             raise UnidentifiedImageError
         else:
@@ -204,6 +206,7 @@ def opened(path: str | Path, held: bytes | None = None) -> Iterator[tuple[Image.
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 raise BadImage(path, f"{width}×{height} pixels is more than any photograph has")
+            png.scale_transparent(image)
             yield image, tags
     except (MemoryError, BadImage):
         raise
@@ -223,33 +226,7 @@ def has_pages(path: str | Path) -> bool:
         return tags.pages if tags else image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
 
 
-def _needed_chunks(data: bytes) -> bytes:
-    """A PNG without the chunks that its pixels do not need: Pillow refuses the file if one of them is damaged or too
-    large. Other files as they are."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data
-    kept, place, view = [data[:8]], 8, memoryview(data)
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        chunk = view[place : place + 12 + length]
-        if not kind[0] & 32 or _is_needed(kind, chunk):  # an upper-case letter: critical
-            kept.append(chunk)
-        place += 12 + length
-    return b"".join(kept)
-
-
-def _is_needed(kind: bytes, chunk: memoryview) -> bool:
-    """Whether an ancillary chunk of a PNG is whole and about transparency, frames or orientation."""
-    texts = kind in (b"tEXt", b"zTXt", b"iTXt") and len(chunk) < 65536
-    if not (
-        kind in (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")
-        or (texts and bytes(chunk[8:40]).startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")))
-    ):
-        return False
-    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-
-
-def _orientation(image: Image.Image, tags: tiff.Tiff | None) -> int:
+def orientation(image: Image.Image, tags: tiff.Tiff | None) -> int:
     """EXIF orientation, 1 where it is not known or cannot be read."""
     if tags is not None:
         return tags.value(tiff.ORIENTATION, 1)
@@ -270,8 +247,8 @@ def _is_exact(image: Image.Image, tags: tiff.Tiff | None) -> bool:
     return image.mode != "1" and (image.format != "PNG" or image.tile[0][3] in (image.mode, "P;4", "P;2", "P;1"))
 
 
-def _numbers(image: Image.Image, tags: tiff.Tiff | None) -> tuple[np.ndarray, int | None]:
-    """(numbers of a loaded image, not turned; `most`, as in `Stored`)."""
+def _numbers(image: Image.Image, tags: tiff.Tiff | None, whole: bool) -> tuple[np.ndarray, int | None]:
+    """(numbers of a loaded image, not turned; `most`, as in `Stored`). With `whole` 16-bit grey keeps its levels."""
     if tags and tags.number == "int" and tags.bits == 8:
         return np.asarray(image).view(np.int8), None
     if image.mode[0] not in "IF":
@@ -280,6 +257,8 @@ def _numbers(image: Image.Image, tags: tiff.Tiff | None) -> tuple[np.ndarray, in
     if image.mode == "F" or (tags and (tags.number != "uint" or tags.bits > 16)):
         return numbers.view(np.uint32) if tags and tags.number == "uint" else numbers, None
     numbers = numbers.astype(np.uint16)
+    if not whole:
+        numbers = png.on_white(image, numbers)
     return 65535 - numbers if tags and tags.inverted else numbers, 2**tags.bits - 1 if tags else 65535
 
 

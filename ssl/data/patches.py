@@ -11,14 +11,14 @@ classes, too, `--class_column super_classes` takes those. Patches of the classes
 patches with more than the share `--white` of white pixels, whose darkest channel is 220 or more. Fat is nearly white,
 too. (In published patches white pixels outvoted the mask; --white 0.5 comes near that.)
 
-Run it again, and it cuts the slides that are missing or have changed. Exit status: 0 done, 2 an error, 130 interrupted.
+Run it again, and it cuts the slides that are missing or have changed. Patches in OUT of a slide that is no longer in
+the folder SLIDES are an error. Exit status: 0 done, 2 an error, 130 interrupted.
 """
 
 import io
 import json
 import os
 import re
-import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,10 @@ from PIL import Image
 
 from ssl.console import argument_parser, say
 from ssl.data.cores import core_share
-from ssl.data.decode import FORMATS, LARGEST_IMAGE, BadImage, decode
-from ssl.data.listing import list_images, no_images
+from ssl.data.decode import BadImage, rgb, stored
+from ssl.data.listing import list_images
 from ssl.data.made_folder import in_workers, open_made, run, write
-from ssl.data.masks import label, read_codes, read_mask
+from ssl.data.masks import label, pair_up, read_codes, read_mask
 from ssl.errors import UserError
 
 WHITE = 220  # a pixel is white if its darkest channel is at least this
@@ -70,12 +70,14 @@ def patches(
     target = target.resolve()
     if any(source.resolve() in (target, *target.parents) for source in (slides, masks or slides)):
         raise UserError(f"OUT: {target} is the folder of the slides or masks, or is in it; keep them apart")
-    pairs = _pairs(slides, masks)
+    pairs = pair_up(slides, masks)
     classes, table = ([], {}) if codes is None else read_codes(codes, code_column, class_column)
     kept = _kept(classes, drop)
     cut = {"patch": patch, "step": step, "share": share, "white": white, "kept": kept, "codes": table}
     try:
         _open_target(target, cut)
+        if slides.is_dir():  # single slides may come one after the other
+            _refuse_surplus(target, slides, {slide.stem for slide, _ in pairs})
         missing = [pair for pair in pairs if not _is_done(target, *pair)]
         attempt = partial(_attempt, target, classes, cut)
         in_workers(missing, attempt, core_share() if workers is None else workers, len(pairs))
@@ -90,63 +92,7 @@ def patches(
     return dict(total)
 
 
-# Slides and masks -------------------------------------------------------------
-
-
-def _pairs(slides: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
-    """(slide, its mask) by name. Raises `UserError` for what is wrong with any of them, by their headers."""
-    if masks is not None and slides.is_file() and masks.is_file():
-        pairs = [(slides, masks)]
-    else:
-        by_name, masks_by_name = _by_name(slides, "SLIDES"), {} if masks is None else _by_name(masks, "masks")
-        alone = [name for name in by_name if masks is not None and name not in masks_by_name]
-        if alone:
-            raise UserError(
-                f"masks: {len(alone)} of {len(by_name)} slides have no mask of their name in {masks}, "
-                f"the first is {alone[0]!r}"
-            )
-        pairs = [(path, masks_by_name.get(name)) for name, path in by_name.items()]
-    for slide, mask in pairs:
-        size = _size(slide, "SLIDES")
-        if mask is not None and _size(mask, "masks") != size:
-            sizes = "{}×{} pixels, its mask {} {}×{}".format(*size, mask, *_size(mask, "masks"))
-            raise UserError(f"masks: {slide} has {sizes}; a mask has a code for every pixel of its slide")
-    return pairs
-
-
-def _by_name(path: Path, argument: str) -> dict[str, Path]:
-    """{name without extension: image} of a folder or of one file."""
-    if not path.is_dir() and not path.is_file():
-        raise UserError(f"{argument}: {path} is neither an image nor a folder of images")
-    found: dict[str, Path] = {}
-    for file in [path / name for name in list_images(path)] if path.is_dir() else [path]:
-        if file.stem in found:
-            raise UserError(f"{argument}: {found[file.stem]} and {file} have the same name; patches are named after it")
-        found[file.stem] = file
-    if not found:
-        raise UserError(f"{argument}: {no_images(path)}")
-    return found
-
-
-def _size(path: Path, argument: str) -> tuple[int, int]:
-    """(width, height) by the header."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size, which is checked below
-            with Image.open(path, formats=FORMATS) as image:
-                (width, height), lossy = image.size, image.format == "JPEG"
-    except Image.DecompressionBombError:
-        width, height, lossy = LARGEST_IMAGE, 2, False  # or more
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{argument}: {path} cannot be read as an image ({error})") from None
-    if width * height > LARGEST_IMAGE:
-        raise UserError(
-            f"{argument}: {path} has more than the {LARGEST_IMAGE:,} pixels that are read at once; cut slide and mask "
-            "into regions, or export them at a lower magnification, with the tool that wrote them (vips, OpenSlide)"
-        )
-    if lossy and argument == "masks":
-        raise UserError(f"masks: {path} is a JPEG, which changes codes; export it without loss, as PNG or TIFF")
-    return width, height
+# Classes -----------------------------------------------------------------------
 
 
 def _kept(classes: list[str], drop: list[str] | None) -> list[str]:
@@ -197,12 +143,11 @@ def _cut(target: Path, classes: list[str], cut: dict, slide: Path, mask: Path | 
     """Write the patches of a slide, and then the record that it is done."""
     state = _state(slide, mask)  # before reading: a file that then changes is cut again next time
     try:
-        pixels = decode(slide).permute(1, 2, 0).numpy()
+        found = stored(slide)
+        pixels = rgb(slide, found)
     except BadImage as error:
         raise UserError(f"SLIDES: {error}") from None
-    labels = None if mask is None else label(read_mask(mask), cut["codes"], mask)
-    if labels is not None and labels.shape != pixels.shape[:2]:
-        raise UserError(f"masks: {mask} has another size than {slide} when it is upright; do EXIF data turn the slide?")
+    labels = None if mask is None else label(read_mask(mask, slide, found), cut["codes"], mask)
     _record(target, slide).unlink(missing_ok=True)
     _remove_old(target, slide.stem, cut["kept"])
     size, number, made = cut["patch"], 0, Counter()
@@ -239,6 +184,22 @@ def _open_target(target: Path, cut: dict) -> None:
     open_made("OUT", target, target / ".patches" / "settings.json", settings)
     for folder in folders:
         folder.mkdir(exist_ok=True)
+
+
+def _refuse_surplus(target: Path, slides: Path, stems: set[str]) -> None:
+    """Raise `UserError` if `target` has patches of a slide that was taken out of `slides`.
+
+    Without its patches, the record of such a slide is removed: if the slide comes back, it is cut again.
+    """
+    surplus = [name for name in list_images(target) if name.stem.rsplit("_", 2)[0] not in stems]
+    if surplus:
+        raise UserError(
+            f"OUT: {target} has {len(surplus)} images that are not of slides in {slides}, the first is {surplus[0]}; "
+            "remove them, or give an empty folder"
+        )
+    for record in (target / ".patches").glob("*.slide.json"):
+        if record.name.removesuffix(".slide.json") not in stems:
+            record.unlink()
 
 
 def _record(target: Path, slide: Path) -> Path:

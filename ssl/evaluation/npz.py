@@ -4,13 +4,12 @@ All features must fit into memory, to be written and to be read.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ssl.data.preload import free_memory
+from ssl.data.memory import free_memory
 from ssl.errors import UserError
 from ssl.files import replacing
 
@@ -56,11 +55,11 @@ def read(path: Path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as file:
             size = sum(member.file_size for member in file.zip.infolist())
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            if size > memory or len(file.files) > AT_MOST:
+            free, whose = free_memory()
+            if size > free or len(file.files) > AT_MOST:
                 raise UserError(
-                    f"features: {path} unpacks to {size / 2**30:.0f} GiB in {len(file.files)} arrays, and this machine "
-                    f"has {memory / 2**30:.0f} GiB; features.pt is read from the disk as needed"
+                    f"features: {path} unpacks to {size / 2**30:.1f} GiB in {len(file.files)} arrays, and {whose} has "
+                    f"{free / 2**30:.1f} GiB free; features.pt is read from the disk as needed"
                 )
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (MemoryError, UserError):

@@ -37,6 +37,8 @@ def one_class_each(array: np.ndarray, where: str) -> np.ndarray:
 
 def refuse_signs(arrays: list[np.ndarray], where: str) -> None:
     """Raise `UserError` if all labels of a file are -1 or 1. Many files mean two classes; here -1 means no label."""
+    if any(array.dtype.kind not in "biuf" for array in arrays):
+        return  # text, whose bytes and characters cannot be joined before they are decoded
     if np.unique(np.concatenate([array.reshape(-1) for array in arrays])).tolist() == [-1, 1]:
         raise UserError(
             f"data_dir: {where} are -1 and 1, but -1 means no label in arrays: write 0 and 1 for two classes"

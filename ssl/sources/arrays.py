@@ -7,7 +7,6 @@ the file, which are not read.
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,12 @@ from torch import Tensor
 from ssl.console import say_once
 from ssl.data.decode import Range, require_fitting
 from ssl.data.images import Images
+from ssl.data.memory import free_memory
 from ssl.data.stack import Stack
 from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
-from ssl.sources.array_labels import one_class_each, refuse_signs
-from ssl.sources.classes import one_label_each
+from ssl.sources.array_labels import EXPECTED, one_class_each, refuse_signs
+from ssl.sources.classes import one_label_each, refuse_quantities_as_text
 from ssl.sources.splits import split_of, val_as_test
 from ssl.sources.unsplit import cut_if_labelled, unsplit, with_labels
 
@@ -158,10 +158,10 @@ def _prefix(path: Path, prefixes: dict[str, str], names: list[str], split: str) 
 def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """An array of a .npz, unpacked into memory."""
     size = sum(member.file_size for member in file.zip.infolist() if member.filename == f"{name}.npy")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
+    free, whose = free_memory()
+    if size > free:
         raise UserError(
-            f"data_dir: {name} in {path} takes {size / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; "
+            f"data_dir: {name} in {path} takes {size / 2**30:.1f} GiB, and {whose} has {free / 2**30:.1f} GiB free; "
             "save the images alone as a .npy, which is read from the disk"
         )
     with _readable(path):
@@ -211,7 +211,9 @@ def _labels(
         refuse_signs(list(raw.values()), f"{', '.join(names)} in {path}")
         classes = np.unique(np.concatenate(list(found.values())))
         if classes.dtype.kind == "U":
-            one_label_each(classes[classes != ""].tolist(), f"the labels of {path}", "data_dir")
+            words = classes[classes != ""].tolist()
+            one_label_each(words, f"the labels of {path}", "data_dir")
+            refuse_quantities_as_text(words, f"data_dir: the labels of {path}", EXPECTED)
     except UserError as error:
         if needed:
             raise

@@ -14,7 +14,9 @@ from ssl.errors import UserError
 # Cells without a value: those of pandas, and two signs. "None" is not among them, as it may be the name of a class.
 MISSING = {""} | set("? - NaN nan NAN -NaN -nan NA N/A n/a <NA> #N/A #NA null NULL Null".split())
 UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case; may be classes, too
-NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")  # what may be one value in several spellings
+# Also .5, 1e-05 and, as some spreadsheets write it, 0,5. Some names are like them, such as 12e3.
+QUANTITY = re.compile(r"[+-]?([0-9]{1,30}([.,][0-9]{0,30})?|[.,][0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 
 
 def values(cells: list[str], column: str, without: str) -> list[str | None]:
@@ -53,6 +55,12 @@ def refuse_quantities(numbers: np.ndarray, where: str, expected: str, largest: f
     broken = numbers[(numbers != np.floor(numbers)) | (abs(numbers) > largest)]
     if len(broken):
         raise UserError(f"{where} hold quantities such as {broken[0]:g}, no classes; {expected}")
+
+
+def refuse_quantities_as_text(labels: list[str], where: str, expected: str) -> None:
+    """The same for labels as text. If one is no number, they are names."""
+    if labels and all(QUANTITY.fullmatch(label) for label in labels):
+        refuse_quantities(np.array([float(label.replace(",", ".")) for label in labels]), where, expected)
 
 
 def one_label_each(labels: list[str], where: str, setting: str) -> None:

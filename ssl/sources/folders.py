@@ -10,7 +10,7 @@ import torch
 
 from ssl.console import say, say_once
 from ssl.data.images import Images, Paths
-from ssl.data.listing import holds_images, is_image, is_junk, list_files, list_images, no_images, not_read
+from ssl.data.listing import folders_in, holds_images, is_image, list_files, list_images, no_images, not_read
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError
 from ssl.sources.classes import distinct, tell_alike
@@ -94,15 +94,15 @@ def _without_splits(root: Path, split: str) -> Images | None:
 
 def _report_unread(root: Path, parts: dict[str, Path]) -> None:
     """Name the images beside the split folders, which are not read. Raise `UserError` if a split may be a class."""
-    beside = sorted(path for path in root.iterdir() if path not in parts.values() and not is_junk(path.name))
-    folders = [f"{path.name}/" for path in beside if path.is_dir() and holds_images(path)]
+    beside = [path for path in folders_in(root) if path not in parts.values()]
+    folders = [f"{path.name}/" for path in beside if holds_images(path)]
     if folders and len(parts) == 1:
         only = next(iter(parts.values())).name
         raise UserError(
             f"data_dir: {root} has {only}/ beside {first_few(folders)}: is {only} a split or a class? Make two folders "
             "train/ and test/ (or val/) with class folders in each, or pass the folder to read as --data_dir"
         )
-    unread = folders + [path.name for path in beside if is_image(path.name)]
+    unread = folders + sorted(name for name in os.listdir(root) if is_image(name))
     if unread:
         names = ", ".join(f"{path.name}/" for path in parts.values())
         say_once(f"data        only {names} of {root} are read, not {first_few(unread)}")
@@ -110,10 +110,10 @@ def _report_unread(root: Path, parts: dict[str, Path]) -> None:
 
 def _no_splits_below(root: Path, split: str) -> None:
     """Find a folder in `root` that holds splits: `UserError` where labels are used, a warning for pre-training."""
-    for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)):
-        below = {split_of(entry.name) for entry in os.scandir(root / name) if entry.is_dir()}
-        if ("train" in below and below & {"val", "test"}) or seeming_splits(root / name):
-            words = f"{root / name} has splits of its own, so their test images are among the images of {root}"
+    for path in folders_in(root):
+        below = {split_of(entry.name) for entry in folders_in(path)}
+        if ("train" in below and below & {"val", "test"}) or seeming_splits(path):
+            words = f"{path} has splits of its own, so their test images are among the images of {root}"
             if split != "unlabelled":
                 raise UserError(f"data_dir: {words}; pass that folder, or put the images into train/CLASS, test/CLASS")
             say_once(f"data        *** {words} ***")
@@ -142,9 +142,10 @@ def _tree(folder: Path) -> Images:
         return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not is_junk(entry.name) and entry.name not in number:
-            raise UserError(f"data_dir: class folder {entry} has no images; fill or remove it")
+    for entry in folders_in(folder):
+        if entry.name not in number:
+            own = " of its own, but is a link" if entry.is_symlink() else ""
+            raise UserError(f"data_dir: class folder {entry} has no images{own}; fill or remove it")
     tell_alike(classes, f"class folders of {folder}")
     return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
 
@@ -184,9 +185,9 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
         raise UserError(f"class_list: {class_list} lists {len(wnids)} classes, {name} has {expected}")
     if split != "test" and hashlib.sha256("\n".join(sorted(wnids)).encode()).hexdigest() != SUBSETS[name]:
         say(f"class list  *** not the {name} of Van Gansbeke et al. (2020): do not compare results with theirs ***")
-    paths, labels = [], []
+    paths, labels, there = [], [], set(folders_in(folder))
     for label, wnid in enumerate(wnids):
-        files = list_images(folder / wnid) if (folder / wnid).is_dir() else []
+        files = list_images(folder / wnid) if folder / wnid in there else []
         if not files:
             raise UserError(f"data_dir: {folder / wnid} has no images, but {class_list} lists {wnid}")
         paths += [str(folder / wnid / file) for file in files]

@@ -1,7 +1,5 @@
 """The labels that training may use: all, a share of every class, or those on a list; and checks that they suffice."""
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,7 @@ from ssl.data.images import Images
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError, nearest
 from ssl.sources.cut import NO_LABELS
+from ssl.sources.lookup import by_ending
 
 
 def check_choice(percent: float, files: str | None) -> None:
@@ -40,13 +39,10 @@ def listed(data: Images, path: str) -> Tensor:
     """
     images = data.paths if data.paths is not None else [data.sample_name(i) for i in range(len(data))]
     names = read_lines(path, "train_files")
-    places: dict[str, list[int]] = {}
-    for index, image in enumerate(images):
-        places.setdefault(os.path.basename(image), []).append(index)
+    places = by_ending((name.removeprefix("./") for name in names), ((image, i) for i, image in enumerate(images)))
     found, missing = set(), []
     for name in names:
-        ending = f"/{name.removeprefix('./')}"
-        matches = [i for i in places.get(os.path.basename(name), []) if f"/{images[i]}".endswith(ending)]
+        matches = places[name.removeprefix("./")]
         if len(matches) > 1:
             raise UserError(
                 f"train_files: {name!r} in {path} is the name of {len(matches)} images; "

@@ -21,7 +21,7 @@ from ssl.console import say
 from ssl.data.images import Images, Paths
 from ssl.data.tables import first_few, read_table
 from ssl.errors import UserError
-from ssl.sources.lookup import find_images, images_in
+from ssl.sources.lookup import by_name, find_images
 from ssl.sources.splits import SPLITS
 from ssl.sources.table_images import BINARY
 
@@ -68,7 +68,7 @@ def load(name: str, root: Path, split: str, csv: str | None, splits_folder: str 
     else:
         file = Path(csv).expanduser()
     names, labels = zip(*read_labels(name, file))
-    there = images_in(root)
+    there = by_name(root)
     files = [image if image in there or image + SMALLER not in there else image + SMALLER for image in names]
     paths = find_images(root, files)
     groups = lesions_of(names, root, file.parent) if name == "isic2019" else None

@@ -4,12 +4,16 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from ssl.console import say_once
-from ssl.data.listing import is_image, list_images
+from ssl.data.listing import images_in, list_images
 from ssl.data.tables import first_few
 from ssl.errors import UserError
+
+T = TypeVar("T")
 
 
 def find_images(root: Path, names: list[str]) -> list[str]:
@@ -21,7 +25,7 @@ def find_images(root: Path, names: list[str]) -> list[str]:
     one image.
     """
     places = [_inside(root, name) for name in names]
-    folders = {folder: images_in(root / folder) for folder in {place.parent for place in places}}
+    folders = {folder: by_name(root / folder) for folder in {place.parent for place in places}}
     found = [folders[place.parent].get(place.name, []) for place in places]
     missing = [name for name, files in zip(names, found) if not files]
     elsewhere = _elsewhere(root, missing)
@@ -73,10 +77,9 @@ def _advice(root: Path, lost: list[str]) -> str:
     return f"there is {other[0]!r}" if other else "is --data_dir the folder that the names are relative to?"
 
 
-def images_in(folder: Path) -> dict[str, list[str]]:
+def by_name(folder: Path) -> dict[str, list[str]]:
     """{name, with and without extension: the image files of that name in a folder}."""
-    entries = os.scandir(folder) if folder.is_dir() else ()
-    files = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+    files = images_in(folder)
     names: dict[str, list[str]] = defaultdict(list)
     for file in files:
         names[os.path.splitext(file)[0]].append(file)
@@ -94,15 +97,27 @@ def _inside(root: Path, name: str) -> PurePosixPath:
 
 def _elsewhere(root: Path, names: list[str]) -> dict[str, list[str]]:
     """{name: the images anywhere below `root` whose path ends with it}, in any case and Unicode form."""
-    ending: dict[str, list[str]] = defaultdict(list)  # last part of a path -> (path as compared, path)
-    for path in map(str, list_images(root) if names else []):
-        for end in {_compared(path), _compared(os.path.splitext(path)[0])}:
-            ending[end.rpartition("/")[2]].append((end, path))
-    found = {}
-    for name in names:
-        wanted = _compared(os.path.normpath(name.replace("\\", "/")))
-        candidates = ending[wanted.rpartition("/")[2]]
-        found[name] = sorted({path for end, path in candidates if f"/{end}".endswith(f"/{wanted}")})
+    images = map(str, list_images(root) if names else [])
+    ends = ((end, path) for path in images for end in {_compared(path), _compared(os.path.splitext(path)[0])})
+    wanted = {name: _compared(os.path.normpath(name.replace("\\", "/"))) for name in names}
+    found = {end: sorted(set(paths)) for end, paths in by_ending(wanted.values(), ends).items()}
+    return {name: found[end] for name, end in wanted.items()}
+
+
+def by_ending(endings: Iterable[str], paths: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """{ending: the values of the paths that end with it}, of pairs (path, value). An ending begins at a folder's name.
+
+    A path is looked up by each number of its last parts that an ending has, so the time is that of a list however often
+    a name is repeated in other folders.
+    """
+    found: dict[str, list[T]] = {ending: [] for ending in endings}
+    lengths = {ending.count("/") for ending in found}
+    for path, value in paths:
+        start = len(path)
+        for length in range(path.count("/") + 1):
+            start = path.rfind("/", 0, start)
+            if length in lengths and path[start + 1 :] in found:
+                found[path[start + 1 :]].append(value)
     return found
 
 

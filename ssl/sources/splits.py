@@ -1,11 +1,12 @@
 """The names of splits: in folders, cells of a table and arrays."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import TypeVar
 
 from ssl.console import say_once
-from ssl.data.listing import holds_images, is_junk
+from ssl.data.listing import folders_in, holds_images
 from ssl.errors import UserError
 
 NAMES = {
@@ -25,7 +26,7 @@ def split_of(name: str) -> str | None:
 def split_folders(root: Path) -> dict[str, Path]:
     """{split: its folder in `root`}. Raises `UserError` if two folders are the same split."""
     found: dict[str, Path] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name)):
+    for folder in folders_in(root):
         split = split_of(folder.name)
         if split in found:
             raise UserError(
@@ -40,16 +41,20 @@ def split_folders(root: Path) -> dict[str, Path]:
 def seeming_splits(root: Path) -> list[str]:
     """The folders in `root` if they seem to be splits with other names, such as training_set and test_set; else [].
 
-    They seem to be splits if every folder with images has the word of a split in its name, one of them train and one
-    another split.
+    The word of a split is in their names, and one is train and one another split. They seem to be splits if no other
+    folder has images, or else if their names are the same without that word: train2017 and val2017 beside extra.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
-    meant = {path: _split_in(path.name) for path in folders}
-    if "train" not in meant.values() or not {"val", "test"} & set(meant.values()):
+    meant = {path: _split_in(path.name) for path in folders_in(root)}
+    named = {path: found for path, found in meant.items() if found}
+    if not _are_splits({split for split, _ in named.values()}):
         return []
-    if any(split is None and holds_images(path) for path, split in meant.items()):
-        return []
-    return [path.name for path, split in meant.items() if split]
+    if all(found or not holds_images(path) for path, found in meant.items()):
+        return [path.name for path in named]
+    splits = defaultdict(set)  # the other words of a name -> the splits that are called so
+    for path, (split, others) in named.items():
+        if holds_images(path):
+            splits[others].add(split)
+    return [path.name for path, (_, others) in named.items() if _are_splits(splits[others])]
 
 
 def val_as_test(found: dict[str, T], where: str) -> dict[str, T]:
@@ -60,7 +65,15 @@ def val_as_test(found: dict[str, T], where: str) -> dict[str, T]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _split_in(name: str) -> str | None:
-    """The split whose word is in `name`, also with s or set at its end: 'test' for tests, test-images, test2017."""
+def _split_in(name: str) -> tuple[str, str] | None:
+    """(the split whose word is in `name`, the other words). The word may end with s or set, as in tests and trainset;
+    signs and digits do not count: ('test', 'images') for Test-images-2."""
     words = re.sub(r"[\W\d_]+", " ", name.lower()).split()
-    return next(filter(None, (split_of(re.sub("(s|set)$", "", word)) for word in words)), None)
+    for place, word in enumerate(words):
+        if split := split_of(re.sub("(s|set)$", "", word)):
+            return split, " ".join(words[:place] + words[place + 1 :])
+    return None
+
+
+def _are_splits(found: set[str]) -> bool:
+    return "train" in found and len(found) > 1

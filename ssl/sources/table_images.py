@@ -3,14 +3,13 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ssl.data.images import Images, Paths
 from ssl.data.tables import read_table, shown
 from ssl.errors import UserError, nearest
 from ssl.settings.shared import DataSettings
-from ssl.sources.classes import NUMBER, one_label_each, refuse_quantities, tell_alike, values
+from ssl.sources.classes import one_label_each, refuse_quantities_as_text, tell_alike, values
 from ssl.sources.cut import NO_LABELS
 from ssl.sources.lookup import find_images
 from ssl.sources.splits import SPLITS, split_of, val_as_test
@@ -90,10 +89,9 @@ def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tu
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
-    if all(NUMBER.fullmatch(label) for label in found):
-        expected = "expected names or whole numbers; leave --label_column out to pre-train without labels"
-        refuse_quantities(np.array(found, dtype=float), f"csv: the labels in {where}", expected)
     one_label_each(found, where, "csv")
+    expected = "expected names or whole numbers; leave --label_column out to pre-train without labels"
+    refuse_quantities_as_text(found, f"csv: the labels in {where}", expected)
     if settings.positive is None:
         tell_alike(found, where)
         number = {name: label for label, name in enumerate(found)}

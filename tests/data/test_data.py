@@ -130,6 +130,19 @@ def test_control_without_the_names_splits_would_be_learnt_as_classes(tmp_path, m
         (("train2017", "val2017"), "test", r"has train2017/, val2017/: are they splits"),
         (("images_train", "valset"), "train", r"has images_train/, valset/: are they splits"),
         (("all/train_data", "all/test_data"), "train", r"/all has splits of its own"),
+        (("all/seg_train", "all/seg_test", "all/seg_pred"), "train", r"/all has splits of its own"),
+        (("seg_train/seg_train", "seg_test/seg_test", "seg_pred/a"), "train", r"has seg_test/, seg_train/: are they"),
+        (
+            ("train2017", "val2017", "test2017", "unlabeled2017"),
+            "unlabelled",
+            "has test2017/, train2017/, val2017/: are",
+        ),
+        (
+            ("train_images", "images-Test", "train_station", "x"),
+            "unlabelled",
+            "has images-Test/, train_images/: are they",
+        ),
+        (("trainset", "testset", "extra"), "all", "has testset/, trainset/: are they splits"),
     ],
 )
 def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, make, split, expected):
@@ -146,7 +159,14 @@ def test_what_has_only_a_test_split_is_tested_on_and_two_classes_of_one_folder_a
 
 
 @pytest.mark.parametrize(
-    "names", [("train_station", "tests", "bus"), ("train_steam", "train_electric"), ("trainer", "tester"), ("testes",)]
+    "names",
+    [
+        ("train_station", "tests", "bus"),
+        ("train_station", "test_tube", "bus"),
+        ("train_steam", "train_electric"),
+        ("trainer", "tester"),
+        ("testes",),
+    ],
 )
 def test_classes_that_are_called_like_splits_are_classes(tmp_path, names):
     tree(tmp_path, splits=("",), classes=names)

@@ -61,6 +61,27 @@ def test_palette_and_cmyk_become_rgb(tmp_path):
     assert red > 240 and green < 15 and blue < 15
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_level_of_grey_becomes_white_at_any_depth(tmp_path, bits):
+    most, count = 2**bits - 1, 8
+    levels = np.linspace(0, most, count).round().astype(int)
+    packed = int("".join(f"{level:0{bits}b}" for level in levels), 2).to_bytes(count * bits // 8, "big")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for clear in {*levels.tolist()}:
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", count, 1, bits, 0, 0, 0, 0))
+        rows = chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+        for transparent in (b"", chunk(b"tRNS", struct.pack(">H", clear))):
+            (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + transparent + rows)
+            wanted = [most if transparent and level == clear else level for level in levels]
+            assert (decode(tmp_path / "a.png") == torch.tensor([round(255 * level / most) for level in wanted])).all()
+        if bits == 16:  # the levels of a value range are kept: white may be outside it
+            kept = decode(tmp_path / "a.png", value_range=(0, 65535))
+            assert (kept == torch.from_numpy(levels.astype(np.uint16))).all()
+
+
 UPRIGHT = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((24, 20), 3)
 )

@@ -1,6 +1,7 @@
 """Patches are those that a plain loop over every place finds, and a slide is done whole or done again."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ssl.data import masks as mask_files
 from ssl.data import patches as room
 from ssl.data.decode import decode
 from ssl.data.listing import list_images
@@ -25,6 +27,7 @@ from ssl.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "ssl.data.patches"]
 NAME = "TCGA-A1-A0SK-DX1"
+SLIDE, MASK = f"slides/{NAME}.png", f"masks/{NAME}.png"
 # Two codes are one class; a class is dropped by its name; the published tables have more columns.
 CODES = """group,overlay_order,GT_code,color,main_classes,main_codes,super_classes
 outside_roi,1,0,white,EXCLUDE,0,EXCLUDE
@@ -183,6 +186,51 @@ def test_masks_of_other_kinds_read_the_same(tmp_path, kind):
     assert grey and again.keys() == grey.keys() and all((again[name] == grey[name]).all() for name in grey)
 
 
+BACK = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposition of the upright image to the stored one
+
+
+def turn(path: Path, orientation: int, name: str = "") -> None:
+    """Store the image turned, with the EXIF orientation that makes it upright."""
+    exif, image = Image.Exif(), Image.open(path)
+    exif[0x0112] = orientation
+    image.transpose(Image.Transpose(BACK[orientation])).save(path.with_name(name or path.name), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", BACK)
+@pytest.mark.parametrize("size", [(40, 40), (40, 48)])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_mask_is_made_upright_as_its_slide_is(tmp_path, orientation, size, kind):
+    pixels, mask = slide(tmp_path, *size)
+    wanted = expected(pixels, mask, 16, 8, 0.3, 0.9)
+    turn(tmp_path / MASK, orientation, f"{NAME}.{kind}")
+    if kind == "tif":
+        (tmp_path / MASK).unlink()
+    cut(tmp_path)  # the mask is turned by its own orientation
+    made = found(tmp_path)
+    assert wanted and made.keys() == wanted.keys() and all((made[name] == wanted[name]).all() for name in wanted)
+    shutil.rmtree(tmp_path / "out")
+    turn(tmp_path / SLIDE, orientation)
+    cut(tmp_path)  # and so are both
+    assert found(tmp_path).keys() == wanted.keys()
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "masks")
+    for stored in (mask, np.asarray(Image.open(tmp_path / SLIDE).convert("L")) * 0):  # upright, and as the slide lies
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(stored).save(tmp_path / MASK)
+        with pytest.raises(
+            UserError, match=r"does not fit .* when both are upright; EXIF data turn .*: save it upright"
+        ):
+            cut(tmp_path)
+        assert not found(tmp_path)
+
+
+def test_a_mask_of_the_exchanged_size_is_refused(tmp_path):
+    _, mask = slide(tmp_path, 40, 48)
+    Image.fromarray(mask.T).save(tmp_path / MASK)
+    with pytest.raises(UserError, match=r"masks: .* does not fit .* when both are upright$"):
+        cut(tmp_path)
+
+
 def test_slides_and_masks_are_paired_by_name_and_one_image_by_hand(tmp_path):
     slide(tmp_path, 40, 40, 5)
     slide(tmp_path / "other", 32, 32, 6)
@@ -231,6 +279,37 @@ def test_a_second_run_cuts_what_is_missing_or_changed(tmp_path, capsys):
     wanted = expected(pixels, mask, 16, 8, 0.3, 0.9)
     assert {name for name in found(tmp_path) if NAME in name} == wanted.keys()
     assert {p.stat().st_ino for p in inodes if "A000" in p.name} == {inodes[p] for p in inodes if "A000" in p.name}
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_patches_of_a_slide_that_was_taken_out_are_refused_until_they_are_removed(tmp_path, with_masks):
+    slide(tmp_path, 40, 40, 5)
+    other = "TCGA-A1-A0SK-DX1_2"  # begins like the other
+    for kind in ("slides", "masks"):
+        shutil.copy(tmp_path / kind / f"{NAME}.png", tmp_path / kind / f"{other}.png")
+    both = cut(tmp_path, with_masks=with_masks)
+    everything = found(tmp_path).keys()
+    (tmp_path / "slides" / f"{other}.png").rename(tmp_path / "other.png")
+    old = sorted(name for name in everything if re.search(rf"{other}_\d+_", name))
+    words = f"has {len(old)} images that are not of slides in .*/slides, the first is {re.escape(old[0])}; remove them"
+    for _ in range(2):
+        with pytest.raises(UserError, match=words):
+            cut(tmp_path, with_masks=with_masks)
+        assert found(tmp_path).keys() == everything
+    for name in old:
+        (tmp_path / "out" / name).unlink()
+    half = cut(tmp_path, with_masks=with_masks)
+    assert sum(half.values()) == len(everything) - len(old) == len(found(tmp_path))
+    (tmp_path / "other.png").rename(tmp_path / "slides" / f"{other}.png")
+    assert cut(tmp_path, with_masks=with_masks) == both and found(tmp_path).keys() == everything
+
+
+def test_single_slides_are_cut_one_after_the_other_into_one_folder(tmp_path):
+    slide(tmp_path, 40, 40, 5)
+    for name in ("a", "b"):
+        shutil.copy(tmp_path / SLIDE, tmp_path / f"{name}.png")
+        patches(tmp_path / f"{name}.png", tmp_path / "out", patch=16, step=8, workers=0)
+    assert {Path(name).stem[0] for name in found(tmp_path)} == {"a", "b"}
 
 
 def test_a_slide_that_was_left_half_cut_is_cut_again(tmp_path, monkeypatch):
@@ -314,9 +393,6 @@ def linked(path: Path) -> None:
     (path / "out" / "Tumor").symlink_to(path)
 
 
-SLIDE, MASK = f"slides/{NAME}.png", f"masks/{NAME}.png"
-
-
 @pytest.mark.parametrize(
     "change, options, words",
     [
@@ -367,7 +443,7 @@ def test_masks_and_codes_go_together(tmp_path):
 @pytest.mark.parametrize("factor", [1.5, 3])
 def test_a_slide_too_large_is_refused_by_its_header(tmp_path, monkeypatch, factor):
     slide(tmp_path, 40, 40)
-    monkeypatch.setattr(room, "LARGEST_IMAGE", int(1600 / factor))
+    monkeypatch.setattr(mask_files, "LARGEST_IMAGE", int(1600 / factor))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(1600 / factor))
     with pytest.raises(UserError, match=r"more than the .* cut slide and mask into regions"):
         cut(tmp_path)

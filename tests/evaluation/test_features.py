@@ -266,8 +266,10 @@ def test_npz_with_objects_or_claims_is_refused(tmp_path, monkeypatch):
             features.load(path)
     np.savez(path, **whole)
     assert features.load(path).settings == {}
-    monkeypatch.setattr(npz.os, "sysconf", lambda name: 1)
-    with pytest.raises(UserError, match=r"unpacks to .*features\.pt is read from the disk"):
+    monkeypatch.setattr(npz, "free_memory", lambda: (48, "this job's or container's memory limit"))
+    with pytest.raises(
+        UserError, match=r"unpacks to .*and this job's .* limit has 0\.0 GiB free; features\.pt is read from the disk"
+    ):
         features.load(path)
     path.write_bytes(b"PK\3\4 no more")
     with pytest.raises(UserError, match="cannot be read as numpy arrays"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import sys
 import unicodedata
 
 import pytest
@@ -13,9 +14,11 @@ from PIL import Image
 from running import ROOT, run, tiny
 
 from ssl.data import tables
+from ssl.data.images import Images
 from ssl.errors import UserError
 from ssl.settings import config
 from ssl.sources import datasets, leaks, lookup
+from ssl.sources.labels import listed
 
 
 def written(path, rows, **options) -> str:
@@ -211,6 +214,72 @@ def test_a_name_that_fits_two_files_or_another_folder_is_not_guessed(tmp_path, f
     pictures(tmp_path, files)
     with pytest.raises(UserError, match=expected):
         lookup.find_images(tmp_path, names)
+
+
+def fitting(paths, name, compared):
+    """The paths that end with a name, one comparison after the other."""
+    wanted = compared(os.path.normpath(name.replace("\\", "/")))
+    ends = lambda path: (compared(path), compared(os.path.splitext(path)[0]))  # noqa: E731
+    return [path for path in paths if any(f"/{end}".endswith(f"/{wanted}") for end in ends(path))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_names_are_found_as_by_a_plain_search(tmp_path_factory, data):
+    root = tmp_path_factory.mktemp("tree")
+    part = st.sampled_from(["a", "A", "b", "é", unicodedata.normalize("NFD", "é"), "a.b", "straße"])
+    path = st.lists(part, min_size=1, max_size=3).map("/".join)
+    files = data.draw(st.lists(st.tuples(path, st.sampled_from([".png", ".JPG"])).map("".join), min_size=1, max_size=8))
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("")
+    paths = sorted({os.path.normpath(file) for file in files}, key=os.fsencode)
+    other = st.sampled_from(["..\\a.png", "/a", "//a", ".", "a/", "./a", "A\\a.png", *paths])
+    names = data.draw(st.lists(path | other | path.map("{}.png".format), max_size=6))
+    compared = lambda text: unicodedata.normalize("NFC", text).casefold()  # noqa: E731
+    found = lookup._elsewhere(root, names)
+    assert found == {name: sorted(fitting(paths, name, compared)) for name in names}
+
+
+def steps(call, *arguments) -> int:
+    """The instructions that Python runs in ssl/sources/ for a call."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if "/ssl/sources/" not in frame.f_code.co_filename.replace(os.sep, "/"):
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call(*arguments)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("kind", ["found", "lost", "with a wrong folder", "list"])
+def test_twice_as_many_folders_of_one_file_name_take_twice_the_steps(tmp_path, kind):
+    taken = {}
+    for count in (40, 80, 160):
+        root = tmp_path / str(count)
+        names = [f"p{number:03}/image.png" for number in range(count)]
+        for name in names:
+            (root / "deep" / name).parent.mkdir(parents=True)
+            (root / "deep" / name).write_text("")
+        asked = names if kind in ("found", "list") else [f"x{name if kind == 'lost' else '/' + name}" for name in names]
+        if kind == "list":
+            (root / "list").write_text("\n".join(asked))
+            data = Images("folder", torch.zeros(count), ["a"], paths=[str(root / "deep" / name) for name in names])
+            taken[count] = steps(listed, data, str(root / "list"))
+        else:
+            call = lookup.find_images if kind == "found" else lambda *them: refusal(lookup.find_images, *them)
+            taken[count] = steps(call, root, asked)
+    assert taken[160] - taken[80] < 2.2 * (taken[80] - taken[40])
 
 
 # As a data set ------------------------------------------------------------------------
@@ -410,14 +479,20 @@ def test_a_cut_that_leaves_no_test_is_one_line_and_said_in_pre_training(tmp_path
     "labels, refused",
     [
         (["30.37", "31", "-2.50"], "hold quantities such as -2.5, no classes; expected names or whole numbers"),
+        (["0.25", "1e-05", "3"], "hold quantities such as 0.25, no classes"),  # as pandas writes them
+        (["1E-05", "2.5e+1"], "hold quantities such as 1e-05, no classes"),
+        (["30,37", "31", "-2,5"], "hold quantities such as -2.5, no classes"),
+        ([".5", "2.", "NA"], "hold quantities such as 0.5, no classes"),
         (["1.0", "2", "-3", "123456789012345678901234567890"], None),
+        (["12e3", "12000", "1,000"], None),
+        (["1e-05", "low"], None),
         (["grade 1.5", "1.5", "2"], None),
     ],
 )
 def test_labels_that_are_quantities_are_refused_as_those_of_arrays_are(tmp_path, labels, refused):
     _, root = rich_table(tmp_path)
     rows = [[f"{i:02}", labels[i % len(labels)]] for i in range(40)]
-    options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows]), label_column="dx")
+    options = dict(csv=written(tmp_path / "n.csv", [["image", "dx"], *rows], delimiter=";"), label_column="dx")
     for split in ("unlabelled", "train", "test"):
         if refused:
             said = refusal(lambda split=split: datasets.load("folder", root, split, **options))
