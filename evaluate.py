@@ -120,22 +120,22 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     tell_encoder(settings, width, source, weights["steps"])
     tell_images(settings, images, first)
 
-    found: dict = {}
-    whole, start = images, next(iter(images))
+    if set(protocols) == {"linear"}:  # its views are of images that can be read, as those of all protocols
+        _, images["train"] = extract(lambda x: x[:, :1, 0, 0], images["train"], settings, device, "train, files")
+
+    found, whole, start = {}, images, next(iter(images))
     for name, encoder in subjects.items():
         judged, pairs = {}, []
         encoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
         if name == "trained" and "features" in protocols:
-            every = images | {start: first}
+            every = images if len(images[start]) == len(first) else images | {start: first}  # whatever labels judge
             about = drawn | {"steps": weights["steps"]} | feature_origin.some_keys(every, settings.data_dir)
             whole = features.write(folder, encoder, every, settings, device, about)
             images = whole | {start: images[start].among(whole[start])}
             if is_main() and set(protocols) != {"features"}:
                 pairs = features.load(folder, device).pairs(images["train"])
-        elif set(protocols) == {"linear"}:  # its views are of images that can be read, as those of all protocols
-            _, images["train"] = extract(lambda x: x[:, :1, 0, 0], images["train"], settings, device, "train, files")
-        else:
+        elif set(protocols) != {"linear"}:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
                 pairs.append((Rows((h,), device), images[split].labels.to(device)))
@@ -260,16 +260,15 @@ def load_images(settings: Settings, run: dict, protocols: list[str]) -> tuple[di
     else:
         names = ("train", "val", "test") if "features" in protocols else ("train", "test")
         loaded = {name: datasets.load_labelled(settings, name) for name in names}
-        images = {name: data for name, data in datasets.shown_alike(settings, loaded).items() if data is not None}
-    start, first = next(iter(images.items()))
-    for name, data in images.items():
-        if data.channels != first.channels:
-            raise UserError(f"data_dir: {start} has images of {first.channels} channels, {name} of {data.channels}")
-    images[start] = labels.choose(first, settings.train_percent, settings.train_files, settings.seed)
-    checks.require_enough(images, protocols)
+        images = {name: data for name, data in loaded.items() if data is not None}
+    checks.require_channels(images)
     if every_image.can_judge(images):
         leaks.check(images)
         learnt_from.check(settings.model_path, images["test"], settings.data_dir)
+    images = datasets.shown_alike(settings, images)
+    start, first = next(iter(images.items()))
+    images[start] = labels.choose(first, settings.train_percent, settings.train_files, settings.seed)
+    checks.require_enough(images, protocols)
     if settings.image_size is None:
         settings.image_size = judged_size(settings, run, images[start])
     if settings.preload:

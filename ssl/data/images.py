@@ -49,7 +49,7 @@ class Images:
 
     labels: (N,) int64, -1 for none. groups: (N,) which images belong together (of one patient, lesion or slide); None
     where that is not known. named: a table gave the names of the files, so one name is one image in any folder.
-    rows: (N,) of images that were read from an array into memory: their places in it.
+    rows: (N,) of images in memory that are no files: their places in the array or data set.
     short_side: files are reduced to this short side as they are read (`decode_reduced`). held: the content of the
     files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out, as they cannot be read.
     """

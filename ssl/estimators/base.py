@@ -148,7 +148,10 @@ class Estimator(Params):
         return self.encoder(batch_to(batch, device, self.encoder))
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler | None]:
-        """Make `optimizer` and `lr_scheduler` from the constructor's arguments, for the data that `fit` was given."""
+        """Make `optimizer` and `lr_scheduler` from the constructor's arguments, for the data that `fit` was given.
+
+        A subclass may return others.
+        """
         self._hold(optimization.make_optimizer(self), None)
         self._hold(self.optimizer, optimization.make_scheduler(self))
         return self.optimizer, self.lr_scheduler

@@ -81,7 +81,7 @@ class _Fit:
 
         model.net = to_device(synchronise(model.net), device)
         before = optimization.state(model) if resume else None
-        model.configure_optimizers()
+        model._hold(*model.configure_optimizers())
         self.device_decides = optimization.reads_found_inf(model)
         half = choose_precision(model.precision, device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)

@@ -67,7 +67,8 @@ def read(cls, path, encoder, params: dict):
         raise UserError(f"{path}: not a file of an estimator's save")
     if content["estimator"] != cls.__name__:
         raise UserError(f"{path}: holds a {one_line(content['estimator'])}; load it with that class")
-    if content["instance"] and not isinstance(encoder, nn.Module) and "encoder_kwargs" not in params:
+    plain = inspect.isclass(encoder) and not inspect.signature(encoder).parameters  # it is built in one way alone
+    if content["instance"] and not (isinstance(encoder, nn.Module) or "encoder_kwargs" in params or plain):
         raise UserError(
             f"{path}: its encoder was an instance of {one_line(content['encoder'])}; how it was built is not known; "
             "pass one that is built alike as encoder=…, or the class and encoder_kwargs=…"

@@ -62,6 +62,14 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
         raise UserError("standardize is for probe and knn; other protocols take features as the encoder gives them")
 
 
+def require_channels(splits: Mapping[str, Images]) -> None:
+    """Raise `UserError` unless the images of all splits have as many channels."""
+    start, first = next(iter(splits.items()))
+    for name, data in splits.items():
+        if data.channels != first.channels:
+            raise UserError(f"data_dir: {start} has images of {first.channels} channels, {name} of {data.channels}")
+
+
 def require_enough(splits: Mapping[str, Images | Split], protocols: list[str]) -> None:
     """Raise `UserError` unless every class has the training samples that the protocols need.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,7 +52,8 @@ def choose(found: Features, settings) -> Split:
     percent, files = found.settings.get("train_percent", 100), found.settings.get("train_files")
     if percent == 100 and not files:
         return labels.choose(found.splits["train"], settings.train_percent, settings.train_files, settings.seed)
-    if settings.train_percent != 100 or settings.train_files:
+    asked = settings.train_percent, settings.train_files
+    if asked not in ((100, None), (percent, files)):
         raise UserError(
             f"features: {settings.features} holds only the images of train_percent {percent}, train_files {files}, so "
             "no others can be chosen; write the features again, and choose then"
@@ -105,7 +107,7 @@ def require_images(found: Features, splits: dict[str, Images], path: str, root: 
         known = found.settings.get("image_keys", {}).get(name, {})
         named = [i for i in range(len(data)) if _below(data.sample_name(i), root) in known]
         here = _keys(data, named, root)
-        if other := next((sample for sample in here if here[sample] != known[sample]), None):
+        if other := next((sample for sample, key in here.items() if known[sample] != key), None):
             raise UserError(
                 f"features: {path} is of other images: {one_line(other)}, in {name}, has another content. Leave "
                 "--dataset and --data_dir out, or name the images that the features are of"
@@ -120,10 +122,8 @@ def some_keys(splits: dict[str, Images], root: str | None) -> dict:
 def _keys(data: Images, index: Iterable[int], root: str | None) -> dict[str, str]:
     """{name below `root`: key} of images: of their files, or of pixels in memory."""
     some, kind = data.subset(torch.tensor(list(index), dtype=torch.int64)), "pixels" if data.paths is None else "file"
-    keys = image_keys.find(some, root, [kind]).get(kind)
-    return (
-        {} if keys is None else {_below(some.sample_name(i), root): f"{key:x}" for i, key in enumerate(keys.tolist())}
-    )
+    keys = image_keys.find(some, root, [kind]).get(kind, np.empty(0))
+    return {_below(some.sample_name(i), root): f"{key:x}" for i, key in enumerate(keys.tolist()) if key}
 
 
 def _class(classes: list[str], label: int) -> str:

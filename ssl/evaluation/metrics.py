@@ -67,9 +67,9 @@ def widening(values: Tensor, groups: Groups | None, classes: Tensor | None = Non
     """By what the square of an interval's width must be multiplied, as images of a group are alike. 1 without groups.
 
     The interval is of the mean of values (N,); with `classes` (N,), of the mean over classes of their means. The factor
-    is the design effect, the variance over groups beside that of independent images, at least 1; and Student's t, as
-    groups are few. A Wilson interval with the number of images divided by it is Korn and Graubard's (1998). Of one
-    group nothing is known: inf.
+    is the design effect, the variance over groups beside that of independent images, at least 1 (where all values are
+    equal, images count as their groups); and Student's t, as groups are few. A Wilson interval with the number of
+    images divided by it is Korn and Graubard's (1998). Of one group nothing is known: inf.
     """
     if groups is None:
         return 1.0
@@ -78,9 +78,10 @@ def widening(values: Tensor, groups: Groups | None, classes: Tensor | None = Non
     counts = np.maximum(np.bincount(of), 1)
     apart = values - (np.bincount(of, values) / counts)[of]
     weight = 1 / (counts[of] * len(np.unique(of)))
-    variance, freedom = over_groups(apart, weight, numbered(groups))
+    number = numbered(groups)
+    variance, freedom = over_groups(apart, weight, number)
     alone = float(((weight * apart) ** 2).sum())
-    effect = max(1.0, variance / alone) if alone else 1.0
+    effect = max(1.0, variance / alone) if alone else len(values) / (number.max() + 1)
     return math.inf if math.isinf(variance) else effect * (student_95(freedom) / NORMAL_95) ** 2
 
 

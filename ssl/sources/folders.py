@@ -143,9 +143,12 @@ def _tree(folder: Path) -> Images:
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
     for entry in folders_in(folder):
-        if entry.name not in number:
-            own = " of its own, but is a link" if entry.is_symlink() else ""
-            raise UserError(f"data_dir: class folder {entry} has no images{own}; fill or remove it")
+        if entry.name not in number and entry.is_symlink():
+            say_once(
+                f"data        *** {entry} is a link to images of another folder below {folder}: they count there ***"
+            )
+        elif entry.name not in number:
+            raise UserError(f"data_dir: class folder {entry} has no images; fill or remove it")
     tell_alike(classes, f"class folders of {folder}")
     return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
 

@@ -171,7 +171,8 @@ def begin_test(folder: Path, settings, tests: list[dict]) -> RunFolder:
         if path.is_file():
             earlier = files.json_object(path)
             found = earlier["runs"] if isinstance(earlier.get("runs"), list) else [earlier]
-            same = [_of(one) for one in found] == [_of({"of": test}) for test in json.loads(json.dumps(tests))]
+            pairs = zip(found, json.loads(json.dumps(tests)))
+            same = len(found) == len(tests) and all(_is_of(one, test) for one, test in pairs)
         else:
             path, same = folder / "predictions.csv", cut_short
         if path.is_file() and not same:
@@ -185,10 +186,14 @@ def begin_test(folder: Path, settings, tests: list[dict]) -> RunFolder:
     return run
 
 
-def _of(result: object) -> dict | None:
-    """What a result in results.json is of, without the versions of the packages; None where it does not say so."""
+def _is_of(result: object, test: dict) -> bool:
+    """Whether a result in results.json is of the `test`, but for versions. Older versions say less: that must agree."""
     of = result.get("of") if isinstance(result, dict) else None
-    return {name: value for name, value in of.items() if name != "versions"} if isinstance(of, dict) else None
+    if not isinstance(of, dict) or not isinstance(of.get("data"), dict):
+        return False
+    parts = (of, test), (of["data"], test["data"])
+    apart = ("versions", "data")
+    return all(there[name] == here.get(name) for there, here in parts for name in there if name not in apart)
 
 
 # Results --------------------------------------------------------------------------------

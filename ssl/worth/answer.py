@@ -54,19 +54,20 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
     judged: Table = {}
     for start, place in places.items():
         kept = place.with_name("frozen.json")
-        if not kept.is_file():
+        rows = files.json_object(kept).get("draws", []) if kept.is_file() else []
+        if not rows or len(rows[0]["right"]) != counts.sum():  # an older version counted copies
             say(f"judge       {start}, frozen, {len(found.draws)} draws of labels")
-            of_start = Features.load(place / "features.pt", splits, device)
+            of_start = Features.load(place / "features.pt", splits, found.copies, device)
             rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
             files.write_text(files.json_text({"draws": rows}), kept)
-        judged[start, FROZEN] = scores.gather(files.json_object(kept)["draws"], counts)
+        judged[start, FROZEN] = scores.gather(rows)
     for start, network in agreed.starts().items():
         rows = []
         for cell in agreed.plan.cells:
             if cell.network == network.name:
                 place = work.tuned_at(start, cell)
-                rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, found.train.classes))
-        judged[start, TUNED] = scores.gather(rows, counts)
+                rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, counts, found.train.classes))
+        judged[start, TUNED] = scores.gather(rows)
     return decide(judged, test.subset(counts), _facts(work, agreed))
 
 

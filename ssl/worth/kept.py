@@ -45,7 +45,8 @@ def read(path: Path, of: dict) -> Agreed | None:
         before = content["of"]
         for part, values in of.items():
             for name in values.keys() | before[part].keys():
-                was, now = before[part].get(name), values.get(name)
+                now = values.get(name)
+                was = before[part].get(name, now)  # an older plan may not say it
                 if was != now:
                     if not (path.parent / NOTHING).exists():
                         return None

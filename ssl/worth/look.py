@@ -11,6 +11,7 @@ from ssl.console import counted, say
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
 from ssl.errors import UserError
+from ssl.evaluation.metrics import numbered
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.worth.plan import DRAWS, Sizes
@@ -109,9 +110,10 @@ def _tell(found: Look) -> None:
     if (few := len(test) - len(found.copies)) < FEW_TEST:
         say(f"*** {few} test images are very few: only large differences can be seen ***")
     if test.groups is not None:
-        count, alone = len({group for group in test.groups if group}), sum(not group for group in test.groups)
+        groups = [test.groups[i] for i in range(len(test)) if test.sample_name(i) not in found.copies]
+        count = len(set(numbered(groups)))  # an image without a group is one of its own
         say(f"groups      kept whole; the test images are of {count}, and the intervals count these, not images")
-        if count + alone < FEW_GROUPS:
+        if count < FEW_GROUPS:
             say(f"*** {counted(count, 'group')} of test images are very few: hardly any difference can be seen ***")
     tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):

@@ -84,7 +84,7 @@ def _how(agreed: Agreed, found: Look) -> str:
     ]
     head = ["Starts", "Encoder", "Pixels: trained / judged frozen", "Epochs of pre-training (train.py alone)"]
     notes = [
-        f"{len(found.train)} training images and {len(found.splits['test'])} test images.",
+        f"{len(found.train)} training images and {len(found.splits['test']) - len(found.copies)} test images.",
         "All starts learn from the same draws of labels and are compared on the same test images.",
         f"The head of frozen encoders is {logistic.WORDS}.",
         "Pre-training sees the training images without their labels, and no test image.",

@@ -62,14 +62,18 @@ class Features:
     test: tuple[Rows, Tensor]
 
     @classmethod
-    def load(cls, path: Path, splits: dict[str, Images | None], device: torch.device) -> "Features":
+    def load(
+        cls, path: Path, splits: dict[str, Images | None], copies: frozenset[str], device: torch.device
+    ) -> "Features":
+        """Those at `path`, without the test images that are `copies`."""
         found = features.load(path, device)
 
         def labelled(name: str) -> tuple[Rows, Tensor]:
             """Rows and labels of a split's images that can be read, in the order of the split."""
-            at = {name: row for row, name in enumerate(found.splits[name].paths)}
+            at = {path: row for row, path in enumerate(found.splits[name].paths)}
             data = splits[name]
-            index = [i for i in range(len(data)) if data.sample_name(i) in at]
+            known = at.keys() - copies if name == "test" else at.keys()
+            index = [i for i in range(len(data)) if data.sample_name(i) in known]
             rows = torch.tensor([at[data.sample_name(i)] for i in index])
             return found.splits[name].rows.subset(rows), data.labels[index].to(device)
 
@@ -117,14 +121,14 @@ def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tens
 # Fine-tuned -------------------------------------------------------------------------------
 
 
-def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list[str]) -> dict:
-    """As `judge_frozen`, from the files of a run of finetune.py."""
+def judge_tuned(folder: Path, count: int, seed: int, test: Judges, counts: np.ndarray, classes: list[str]) -> dict:
+    """As `judge_frozen`, from the files of a run of finetune.py. `counts`: (N,) bool, the test images that do."""
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if [row["label"] for row in rows] != [predictions.cell(classes[label]) for label in test.labels]:
         raise RuntimeError(f"{folder}: its test images are not those of the frozen encoders")
     best = files.json_object(folder / "results.json")["best"]
-    right = "".join(str(int(row["label"] == row["predicted"])) for row in rows)
+    right = "".join(str(int(row["label"] == row["predicted"])) for row, does in zip(rows, counts) if does)
     validation = best["val_balanced_accuracy" if test.balanced else "val_acc1"]
     return {"count": count, "seed": seed, "right": right, "validation": validation, "held": best["val_n"]}
 
@@ -132,12 +136,12 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, classes: list
 # Together ---------------------------------------------------------------------------------
 
 
-def gather(judged: list[dict], counts: np.ndarray) -> dict[int, Score]:
-    """{labels a class: Score} of the draws of one start, used in one way. `counts`: (N,) bool, test images that do."""
+def gather(judged: list[dict]) -> dict[int, Score]:
+    """{labels a class: Score} of the draws of one start, used in one way."""
     found: dict[int, Score] = {}
     for one in judged:
         score = found.setdefault(one["count"], Score())
-        score.right[one["seed"]] = (np.frombuffer(one["right"].encode(), np.uint8) == ord("1"))[counts]
+        score.right[one["seed"]] = np.frombuffer(one["right"].encode(), np.uint8) == ord("1")
         if one["validation"] is not None:
             score.validation[one["seed"]] = one["validation"]
             score.held = max(score.held, one["held"])

@@ -83,7 +83,8 @@ def find_public(
                 f"public: {weights} has learnt from labels of your images, so it cannot say what fewer labels would "
                 "bring; leave it out"
             )
-        found.append(replace(one, seen=bool(used)))
+        judges = splits["train"] if splits["val"] is None else splits["val"]  # a part of train, or a split of its own
+        found.append(replace(one, seen=bool(learnt_from.uses(one.weights, judges, root))))
     return found, left_out
 
 

@@ -177,7 +177,7 @@ def _change(found: Verdict) -> str:
             f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
         )
     if facts.copies:
-        words.append(f"{counted(facts.copies, 'test image')} are copies of training images and do not count.")
+        words.append(f"{counted(facts.copies, 'test image')} are training or validation images, too, and do not count.")
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:

@@ -278,6 +278,17 @@ def test_a_tenth_of_the_labels_judges_and_features_are_of_all_images(trained, tm
         assert (later["knn"] == few["knn"]) is (percent == 25)
 
 
+def test_a_data_set_in_memory_is_judged_by_the_chosen_labels_and_knows_its_features(trained, tmp_path):
+    """Its images have no file names; a subset keeps the places."""
+    of, how = {"dataset": "shapes", "image_size": 32, "train_percent": 10}, {"model_path": trained, "workers": 0}
+    run("evaluate.py", **how, **of, protocol="knn", output_dir=tmp_path / "a")
+    run("evaluate.py", **how, **of, protocol=["features", "knn"], output_dir=tmp_path / "b")
+    run("evaluate.py", **of, features=tmp_path / "b", protocol="knn", output_dir=tmp_path)
+    found = [json.loads((tmp_path / place / "results.json").read_text()) for place in ("a", "b", ".")]
+    assert found[0]["knn"] == found[1]["knn"] == found[2]["knn"]
+    assert [one["of"]["data"]["train_images"] for one in found] == [2000] * 3
+
+
 def test_a_features_file_of_a_part_says_so_and_takes_no_second_choice(trained, tmp_path):
     """As older versions wrote it."""
     run("evaluate.py", model_path=trained, workers=0, protocol="features", output_dir=tmp_path)
@@ -285,10 +296,11 @@ def test_a_features_file_of_a_part_says_so_and_takes_no_second_choice(trained, t
     content["train"] = {name: values[::2] for name, values in content["train"].items()}
     content["settings"]["train_percent"] = 50.0
     torch.save(content, tmp_path / "features.pt")
-    done = run("evaluate.py", features=tmp_path, protocol="knn", train_percent=50, check=False)
+    done = run("evaluate.py", features=tmp_path, protocol="knn", train_percent=25, check=False)
     assert done.returncode == 2 and "holds only the images of train_percent 50" in done.stderr
-    run("evaluate.py", features=tmp_path, protocol="knn")
-    assert json.loads((tmp_path / "results.json").read_text())["of"]["train_percent"] == 50
+    for again in ({}, {"train_percent": 50}):
+        run("evaluate.py", features=tmp_path, protocol="knn", **again)
+        assert json.loads((tmp_path / "results.json").read_text())["of"]["train_percent"] == 50
 
 
 def test_linear_alone_leaves_out_what_cannot_be_read(trained, tmp_path):

@@ -323,7 +323,7 @@ def test_what_is_missing_is_named():
     words = paragraphs(decide(table(shares, 98), images(98), known))["What would change the answer"]
     assert "With these 98 test images and 3 seeds, a difference under" in words
     assert "own 50 epochs (the recipe: 90)" in words
-    assert "2 test images are copies of training images and do not count" in words
+    assert "2 test images are training or validation images, too, and do not count" in words
     assert "imagenet: no network" in words and "4 fine-tunings did not fit" in words
 
 

@@ -418,7 +418,7 @@ def folder_settings(path: Path, **more) -> ImageSettings:
     return ImageSettings("folder", str(path), **more)
 
 
-def test_test_images_that_are_training_images_do_not_count(monkeypatch, capsys, tmp_path):
+def test_test_images_that_are_training_images_do_not_count(capsys, tmp_path):
     data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (12, 2)}, size=24)
     train, test = (sorted((data / split).rglob("*.png")) for split in ("train", "test"))
     for number in (0, 5):
@@ -426,13 +426,18 @@ def test_test_images_that_are_training_images_do_not_count(monkeypatch, capsys, 
     found = look.look(folder_settings(data), 1)
     assert {Path(name).name for name in found.copies} == {"copy0.png", "copy5.png"}
     assert "2 images are copies of other splits' and do not count" in capsys.readouterr().out
-    names = [found.splits["test"].sample_name(i) for i in range(14)]
-    features = SimpleNamespace(splits={"test": SimpleNamespace(paths=names)})
-    monkeypatch.setattr(scores.features, "load", lambda path: features)
+    names = {split: [of.sample_name(i) for i in range(len(of))] for split, of in found.splits.items() if of}
+    parts = {
+        split: {"features": torch.rand(len(own), 4), "labels": found.splits[split].labels, "names": own}
+        for split, own in names.items()
+    }
+    torch.save(parts | {"classes": found.train.classes, "settings": {}}, tmp_path / "features.pt")
     judges, counts = scores.readable_test(tmp_path, found.splits["test"], False, found.copies)
-    assert len(judges) == 14 and {Path(name).name for name in np.array(names)[~counts]} == {"copy0.png", "copy5.png"}
-    row = {"count": 5, "seed": 0, "right": "".join("01"[name in found.copies] for name in names), "validation": None}
-    assert not scores.gather([row], counts)[5].right[0].any() and counts.sum() == 12
+    left_out = {Path(name).name for name, does in zip(names["test"], counts) if not does}
+    assert len(judges) == 14 and left_out == {"copy0.png", "copy5.png"}
+    kept = scores.Features.load(tmp_path, found.splits, found.copies, torch.device("cpu"))
+    judged = scores.judge_frozen(kept, found.draw(5, 0), found.train, False)
+    assert len(judged["right"]) == len(kept.test[1]) == 12
     for number, path in enumerate(sorted((data / "test").rglob("test*.png"))):
         shutil.copy(train[number], path)
     with pytest.raises(UserError, match="all test images are copies"):
@@ -459,6 +464,10 @@ def test_weights_of_the_users_own_runs_are_known_by_their_record(tmp_path):
     asked = [f"{tmp_path / 'theirs.pt'}={name}", f"{tmp_path / 'pixels' / 'encoder.pt'}={name}"]
     found, _ = starts.find_public(asked, True, True, splits, str(data))
     assert [public.seen for public in found] == [False, True]
+    apart = class_folders(tmp_path / "apart", {"val": (12, 3)}, size=24)  # a split of its own, which none has seen
+    splits["val"] = datasets.load("folder", str(apart / "val"), "all")
+    found, _ = starts.find_public(asked, True, True, splits, str(data))
+    assert [public.seen for public in found] == [False, False]
     with pytest.raises(UserError, match="has learnt from labels of your images"):
         starts.find_public([f"{tmp_path / 'labels' / 'encoder.pt'}={name}"], True, True, splits, str(data))
 
