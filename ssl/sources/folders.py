@@ -144,9 +144,7 @@ def _tree(folder: Path) -> Images:
     number = {name: label for label, name in enumerate(classes)}
     for entry in folders_in(folder):
         if entry.name not in number and entry.is_symlink():
-            say_once(
-                f"data        *** {entry} is a link to images of another folder in {folder}: they count there ***"
-            )
+            say_once(f"data        *** {entry} is a link to images of another folder in {folder}: they count there ***")
         elif entry.name not in number:
             raise UserError(f"data_dir: class folder {entry} has no images; fill or remove it")
     tell_alike(classes, f"class folders of {folder}")
