@@ -77,14 +77,14 @@ def find_public(
         else:
             one = _of_file(weights, encoder, found)
         learnt_from.check(one.weights, splits["test"], root)
-        used = {use for name in ("train", "val") for use in learnt_from.uses(one.weights, splits[name], root)}
-        if "labels" in used:
+        used = {name: learnt_from.uses(one.weights, splits[name], root) for name in ("train", "val")}
+        if "labels" in used["train"] | used["val"]:
             raise UserError(
                 f"public: {weights} has learnt from labels of your images, so it cannot say what fewer labels would "
                 "bring; leave it out"
             )
-        judges = splits["train"] if splits["val"] is None else splits["val"]  # a part of train, or a split of its own
-        found.append(replace(one, seen=bool(learnt_from.uses(one.weights, judges, root))))
+        validates = "train" if splits["val"] is None else "val"  # a part of train, or a split of its own
+        found.append(replace(one, seen=bool(used[validates])))
     return found, left_out
 
 
