@@ -18,6 +18,7 @@ from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic,
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.features import Split
 from ssl.evaluation.inference import Net, Reading
+from ssl.evaluation.intervals import Groups
 from ssl.evaluation.neighbours import Near
 from ssl.evaluation.probes import Heads
 from ssl.sources.labels import stratified
@@ -27,7 +28,7 @@ PERCENTS = (1, 10)
 NO_IMAGES = "they need the images, which a features file does not hold; pass --model_path instead"
 
 Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
-GroupsOf = Mapping[str, metrics.Groups | None]  # of train and of test
+GroupsOf = Mapping[str, Groups | None]  # of train and of test
 NO_GROUPS: GroupsOf = {"train": None, "test": None}
 
 

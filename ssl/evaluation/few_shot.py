@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl.evaluation import logistic, metrics
+from ssl.evaluation import intervals, logistic, metrics
 from ssl.evaluation.feature_rows import Samples, subset
 
 DRAWS = 5
@@ -24,7 +24,7 @@ def over_draws(name: str, values: Sequence[float]) -> dict:
     does.
     """
     mean = statistics.fmean(values)
-    half = metrics.student_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = intervals.student_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return {name: mean, f"{name}_interval": [max(0.0, mean - half), min(1.0, mean + half)]}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl.errors import UserError
 from ssl.evaluation import probes
 from ssl.evaluation.feature_rows import Rows, Samples
-from ssl.evaluation.metrics import Groups
+from ssl.evaluation.intervals import Groups
 from ssl.schedules import warmup_cosine
 from ssl.settings import ranges
 from ssl.settings.kinds import coerce

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl.data.hold_out import few_of_classes, first_of_classes
-from ssl.evaluation import logistic, metrics
+from ssl.evaluation import intervals, logistic, metrics
 from ssl.evaluation.feature_rows import Rows, subset
 from ssl.evaluation.neighbours import nearest
 
@@ -74,7 +74,7 @@ def robustness_index(features: Tensor | Rows, labels: Tensor, groups: Tensor, k:
         why = f"none of the {k} nearest neighbours is of the same class and another group, or of another class and "
         return {"index": None, "index_why": f"{why}the same group", **result}
     index = float(so.sum()) / total
-    half = metrics.NORMAL_95 * float((so - index * (so + os)).square().sum().sqrt()) / total  # of a ratio of sums
+    half = intervals.NORMAL_95 * float((so - index * (so + os)).square().sum().sqrt()) / total  # of a ratio of sums
     return {"index": index, "index_interval": [max(0.0, index - half), min(1.0, index + half)], **result}
 
 

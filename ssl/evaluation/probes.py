@@ -16,7 +16,7 @@ from ssl.console import say_once
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows, Samples, block_size, statistics
-from ssl.evaluation.metrics import Groups
+from ssl.evaluation.intervals import Groups
 from ssl.evaluation.neighbours import Near, nearest
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl.evaluation import metrics
+from ssl.evaluation import intervals, metrics
 from ssl.evaluation.feature_rows import Samples, block_size, unit_length
 
 PAIRS = 1 << 28  # of a query and an image of the gallery: 1 GiB of cosines
@@ -20,7 +20,7 @@ def keyed(count: int, most: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def retrieve(
-    gallery: Samples, test: Samples, first: Tensor, seed: int = 0, groups: metrics.Groups | None = None
+    gallery: Samples, test: Samples, first: Tensor, seed: int = 0, groups: intervals.Groups | None = None
 ) -> dict:
     """Mean average precision and recall at 1, with 95 % intervals, of `test` images as queries against `gallery`.
 
@@ -45,15 +45,15 @@ def retrieve(
     mean = float(precisions.mean())
     found: dict = {"map": mean}
     if len(own) > 1:
-        half = metrics.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
+        half = intervals.NORMAL_95 * float(precisions.std(correction=0)) / math.sqrt(len(own))
         own_groups = groups and [groups[i] for i in chosen.tolist()]
-        found["map_interval"] = metrics.around(mean, half, half, metrics.widening(precisions, own_groups))
+        found["map_interval"] = intervals.around(mean, half, half, intervals.widening(precisions, own_groups))
     return {
         **found,
         "map_queries": len(own),
         **metrics.share_of("recall_at_1", labels[first] == test[1], groups),
         "recall_at_1_queries": len(first),
-        **metrics.count_of(groups),
+        **intervals.count_of(groups),
         "gallery": len(labels),
     }
 

@@ -24,7 +24,8 @@ from ssl.errors import UserError
 from ssl.evaluation import inference, plots
 from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.fixed_head import HeadSettings, fit_head
-from ssl.evaluation.metrics import Groups, percent, share_of
+from ssl.evaluation.intervals import Groups
+from ssl.evaluation.metrics import percent, share_of
 from ssl.evaluation.neighbours import nearest
 from ssl.evaluation.probes import Heads, hits, hold_out_tenth, sweep, voted
 from ssl.files import json_lines

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ssl.evaluation.metrics import over_groups, student_95
+from ssl.evaluation.intervals import over_groups, student_95
 from ssl.worth.scores import Judges, Score
 
 BETWEEN_SEEDS = 0.015  # the least deviation between draws and trainings that is assumed: one seed does not show it

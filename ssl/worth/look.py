@@ -11,7 +11,7 @@ from ssl.console import counted, say
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
 from ssl.errors import UserError
-from ssl.evaluation.metrics import numbered
+from ssl.evaluation.intervals import numbered
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.worth.plan import DRAWS, Sizes

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl import files
 from ssl.data.images import Images
-from ssl.evaluation import features, logistic, metrics, predictions, probes
+from ssl.evaluation import features, intervals, logistic, predictions, probes
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.worth.splits import Draw
 
@@ -87,7 +87,7 @@ def readable_test(path: Path, test: Images, balanced: bool, copies: frozenset[st
     """The test images that have features at `path`, and which of them count, (N,) bool: those that are no `copies`."""
     known = set(features.load(path).splits["test"].paths)
     index = [i for i in range(len(test)) if test.sample_name(i) in known]
-    groups = metrics.numbered([(test.groups and test.groups[i]) or None for i in index])
+    groups = intervals.numbered([(test.groups and test.groups[i]) or None for i in index])
     judges = Judges(test.labels[index].numpy(), groups, balanced)
     return judges, np.array([test.sample_name(i) not in copies for i in index])
 

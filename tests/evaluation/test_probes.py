@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from ssl.data.hold_out import split_validation
 from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows
+from ssl.evaluation.intervals import wilson
 from ssl.evaluation.probes import fit_heads, hold_out_tenth, knn, probe
 
 
@@ -119,7 +120,7 @@ def test_each_judge_says_n_intervals_and_balanced_accuracy():
     chosen = torch.cat([(labels == 0).nonzero()[:, 0], (labels > 0).nonzero()[:50, 0]])
     test = features[chosen], labels[chosen]
     for found in (probe(train, held, test, 4, epochs=3), knn(train, test, 4)):
-        assert found["n"] == 100 and found["acc1_interval"] == metrics.wilson(round(100 * found["acc1"]), 100)
+        assert found["n"] == 100 and found["acc1_interval"] == wilson(round(100 * found["acc1"]), 100)
         assert found["balanced_accuracy"] != found["acc1"]
     assert found["balanced_accuracy_interval"][0] < found["balanced_accuracy"] < found["balanced_accuracy_interval"][1]
 

@@ -26,7 +26,8 @@ import finetune
 from ssl.checkpoints import restore, run_reader, torch_file
 from ssl.encoders import SmallResNet
 from ssl.errors import UserError
-from ssl.evaluation import features, metrics
+from ssl.evaluation import features
+from ssl.evaluation.intervals import wilson
 from ssl.report import page
 from ssl.settings import config
 from ssl.training import best_model, start
@@ -172,7 +173,7 @@ def test_results_say_what_they_are_of(tuned, images):
         assert one["of"]["weights"]["sha256"] == features.encoder_checksum(holder)
         assert one["of"]["data"] | {"data_dir": str(images), "test_images": 21, "image_size": 32} == one["of"]["data"]
         assert one["of"]["copies"] == 3 and "torch" in one["of"]["versions"]
-        assert one["test"]["acc1_interval"] == metrics.wilson(round(21 * one["test"]["acc1"]), 21)
+        assert one["test"]["acc1_interval"] == wilson(round(21 * one["test"]["acc1"]), 21)
     printed = (tuned / "printed.txt").read_text()
     assert "n = 21 test images, 2 seeds" in printed and "± sd" in printed
 
@@ -373,7 +374,7 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     assert max(steps) > steps[0]  # later runs are longer than the first
     test = results(tmp_path / "run")["runs"][0]["test"]
     patients = {row.rpartition(",")[2] for row in rows if ",test," in row}
-    low, high = metrics.wilson(round(21 * test["acc1"]), 21)
+    low, high = wilson(round(21 * test["acc1"]), 21)
     assert test["groups"] == len(patients) < test["images"] == 21
     assert test["acc1_interval"][0] < low and high < test["acc1_interval"][1]  # Student's t makes it wider at least
 

@@ -32,7 +32,8 @@ from ssl.encoders import SmallResNet
 from ssl.errors import UserError
 from ssl.evaluation import features, fixed_head, probes
 from ssl.evaluation.feature_rows import Rows
-from ssl.evaluation.metrics import share, wilson
+from ssl.evaluation.intervals import wilson
+from ssl.evaluation.metrics import share
 from ssl.files import json_lines
 from ssl.sources import datasets, validation
 from ssl.training import health, judging, stopping, watchdog

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ssl.evaluation import metrics
+from ssl.evaluation.intervals import student_95
 from ssl.worth import choice, intervals, verdict
 from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.scores import Judges, Score
@@ -340,7 +340,7 @@ def test_one_seed_is_the_interval_of_agresti_and_min(monkeypatch):
     error, more = ((one.high - one.low) / 2 / 1.98 for one in (found, assumed))
     assert more == pytest.approx(math.hypot(error, 0.015), rel=5e-3)
     b, c, n = 12.5, 4.5, 102
-    middle, half = (b - c) / n, metrics.student_95(99) * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    middle, half = (b - c) / n, student_95(99) * math.sqrt(b + c - (b - c) ** 2 / n) / n
     assert found.value == pytest.approx(0.08)
     assert [found.low, found.high] == pytest.approx([middle - half, middle + half], abs=1e-3)
 
@@ -376,7 +376,7 @@ def test_few_groups_have_the_interval_of_student(monkeypatch, groups):
     monkeypatch.setattr(intervals, "BETWEEN_SEEDS", 0.0)
     of_group = np.random.default_rng(0).uniform(-0.5, 0.5, groups)
     found = intervals.mean([of_group.repeat(200)], images(200 * groups, np.arange(groups).repeat(200).tolist()))
-    half = metrics.student_95(groups - 1) * of_group.std(ddof=1) / math.sqrt(groups)
+    half = student_95(groups - 1) * of_group.std(ddof=1) / math.sqrt(groups)
     assert [found.low, found.high] == pytest.approx([of_group.mean() - half, of_group.mean() + half], abs=0.005)
 
 
@@ -390,7 +390,7 @@ def test_unequal_groups_have_the_jackknife_s_interval(monkeypatch):
     without = np.array([values[group != one].mean() for one in range(4)])
     error = math.sqrt(3 / 4 * ((without - values.mean()) ** 2).sum())
     alike = 1 / ((sizes / 8500) ** 2).sum()  # 2.7 groups, if all were of one size
-    half = metrics.student_95(alike - 1) * error
+    half = student_95(alike - 1) * error
     assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.005)
 
 
@@ -457,9 +457,3 @@ def test_95_of_100_intervals_hold_the_truth(count, seeds):
         found = intervals.mean(pairs, images(count))
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / 500 <= 0.995
-
-
-def test_student_95():
-    assert metrics.student_95(math.inf) == pytest.approx(1.96, abs=1e-3)
-    assert metrics.student_95(2) == 4.303
-    assert 2.447 < metrics.student_95(5.5) < 2.571
