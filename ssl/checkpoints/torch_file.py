@@ -17,7 +17,8 @@ def save(value: object, path: str | Path, before: Callable[[], None] = lambda: N
     """Write `value` (tensors and plain values) so that `path` is always a whole file, old or new.
 
     `before` is called when the new file is complete but does not have its name yet. Raises OSError, or RuntimeError
-    from PyTorch, where it cannot be written; the old file is then unchanged.
+    from PyTorch, where it cannot be written, and TypeError for what `load` would refuse; the old file is then
+    unchanged.
     """
     path = Path(path)
     with files.replacing(path) as partial:
@@ -25,8 +26,12 @@ def save(value: object, path: str | Path, before: Callable[[], None] = lambda: N
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
-        if damaged := _damaged(partial):
-            raise OSError(f"{path} reads back with a wrong checksum in {damaged}; is the disk sound?")
+        try:
+            pickle_check.check_pickle(partial)
+        except pickle_check.NotPlainData as error:
+            raise TypeError(f"{path}: {error} is neither a tensor nor a plain value; it could not be loaded") from None
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise OSError(f"{path}: what was written cannot be read back ({error}); is the disk sound?") from None
         before()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -125,15 +130,6 @@ def _read(path: Path, read: Callable[[Path], object]):
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first_line(error)}). Expected a file written by torch.save"
         ) from None
-
-
-def _damaged(path: Path) -> str | None:
-    """The first part of a saved file whose checksum does not match, or None. (torch.load ignores checksums.)"""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            return parts.testzip()
-    except zipfile.BadZipFile:
-        return "its list of contents"
 
 
 def find_encoder(path: str | Path) -> Path:

@@ -69,7 +69,7 @@ def widening(values: Tensor, groups: Groups | None, classes: Tensor | None = Non
     number = numbered(groups)
     variance, freedom = over_groups(apart, weight, number)
     alone = float(((weight * apart) ** 2).sum())
-    effect = max(1.0, variance / alone) if alone else len(values) / (number.max() + 1)
+    effect = max(1.0, variance / alone) if alone else len(values) / (int(number.max()) + 1)
     return math.inf if math.isinf(variance) else effect * (student_95(freedom) / NORMAL_95) ** 2
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -38,6 +39,14 @@ def test_a_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
     torch_file.save({"a": 1}, tmp_path / "x.pt")
     with pytest.raises(AttributeError):
         torch_file.save({"a": lambda: None}, tmp_path / "x.pt")
+    assert torch_file.load(tmp_path / "x.pt") == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    torch_file.save({"a": 1}, tmp_path / "x.pt")
+    with pytest.raises(TypeError, match=r"x\.pt: numpy.*scalar is neither a tensor nor a plain value"):
+        torch_file.save({"a": np.float64(0.5)}, tmp_path / "x.pt")
     assert torch_file.load(tmp_path / "x.pt") == {"a": 1}
     assert os.listdir(tmp_path) == ["x.pt"]
 

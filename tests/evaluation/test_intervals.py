@@ -100,6 +100,13 @@ def test_of_one_group_nothing_is_known_and_perfect_groups_are_no_error():
     assert high == 1 and 0.5 < low < wilson(40, 40)[0] and several["groups"] == 13
 
 
+@pytest.mark.parametrize("right", [0, 20, 40])
+def test_intervals_are_plain_numbers_that_a_checkpoint_can_hold(right):
+    found = accuracy(torch.arange(40) % 2, torch.arange(40) < right, ["a", "b", "c", None] * 10)
+    ends = [end for name, limits in found.items() if name.endswith("_interval") for end in limits]
+    assert len(ends) == 4 and {type(end) for end in ends} == {float}
+
+
 def test_classification_has_the_intervals_over_groups_of_accuracy():
     scores = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     labels, groups = torch.arange(60) % 3, [str(i // 10) for i in range(60)]
