@@ -31,9 +31,8 @@ from ssl.data.bad_images import BadImages
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import training_batches
-from ssl.data.order import Order
 from ssl.data.values import tell_values
-from ssl.distributed import is_main, world_size
+from ssl.distributed import is_main
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import classify, predict, predictions
@@ -41,9 +40,10 @@ from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
 from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets, labels, to_predict
-from ssl.sources.labelled import choose_labels, identity_of, load_splits
+from ssl.sources.identity import identity_of
+from ssl.sources.labelled import load_splits
 from ssl.sources.slides import MAJOR
-from ssl.training import best_model, early_stopping, estimate, introduce, next_steps, trainable
+from ssl.training import best_model, early_stopping, estimate, introduce, next_steps, trainable, trials
 from ssl.training.epoch_log import EpochLog
 from ssl.training.fit import CHECKPOINT, FREE_TO_CHANGE, Fit
 from ssl.training.fit_session import FitSession
@@ -52,6 +52,7 @@ from ssl.training.precision import autocast, choose_precision
 from ssl.training.start import patience, start
 from ssl.training.stopping import StopRequests
 from ssl.training.threads import settle_threads
+from ssl.training.trials import Trial
 
 ROOT = Path(__file__).resolve().parent
 
@@ -129,7 +130,7 @@ def main() -> None:
     splits = load_splits(settings)
     all_train, test = splits["train"], splits["test"]
     ranges.check_channels(settings, all_train.channels)
-    first = make_trial(settings, folder, splits, number=0)
+    first = trials.make(settings, folder, splits, number=0)
     if settings.init:
         learnt_from.check(settings.init, test, settings.data_dir, chooses=first.val)
     longest = settings.epochs * first.order.steps_per_epoch  # steps of a run, at most
@@ -185,9 +186,9 @@ def main() -> None:
     ended = min(state["number"], settings.runs) if state else 0
     if ended and settings.resume_force:
         say(f"*** --resume_force changes no run that has ended ({ended} of {settings.runs}); the mean is over all ***")
-    results = [best_model.read_results(folder_of(settings, folder, number)) for number in range(ended)]
+    results = [best_model.read_results(trials.folder_of(settings, folder, number)) for number in range(ended)]
     for number in range(ended, settings.runs):
-        trial = first if number == 0 else make_trial(settings, folder, splits, number)
+        trial = first if number == 0 else trials.make(settings, folder, splits, number)
         files.make_folder(trial.folder)
         before = folder if number else learnt_from.begun_with(folder, state, settings)
         used = [(trial.train, "labels"), *([] if settings.watch == "last" else [(trial.val, "choice")])]
@@ -209,10 +210,10 @@ def main() -> None:
             files.write_text(files.json_text(results[-1]), trial.folder / "results.json")
     session.end()
     best_model.report(results, folder)
-    next_steps.after_fine_tuning(folder, folder_of(settings, folder, 0))
+    next_steps.after_fine_tuning(folder, trials.folder_of(settings, folder, 0))
 
 
-def fine_tune(settings: Settings, trial: "Trial", fit: Fit, embed: Embed, session: FitSession) -> None:
+def fine_tune(settings: Settings, trial: Trial, fit: Fit, embed: Embed, session: FitSession) -> None:
     """The loop of one run: until no epoch or no patience is left, or the process is asked to stop."""
     model, order = fit.model, trial.order
     last = settings.epochs * order.steps_per_epoch
@@ -246,7 +247,7 @@ def fine_tune(settings: Settings, trial: "Trial", fit: Fit, embed: Embed, sessio
     session.end_run(fit)
 
 
-def end_epoch(settings: Settings, trial: "Trial", fit: Fit, session: FitSession, log: EpochLog) -> None:
+def end_epoch(settings: Settings, trial: Trial, fit: Fit, session: FitSession, log: EpochLog) -> None:
     """Validate, log the epoch, keep its weights if they are the best, and save if it is time."""
     epoch = {"epoch": fit.step // trial.order.steps_per_epoch, "train_loss": fit.end_epoch()}
     speed = log.images_per_second(fit, trial.order.global_batch)
@@ -295,7 +296,7 @@ class Model(nn.Module):
         return self.head(h.float())  # in float32: bf16 has too few digits to order images by
 
 
-def begin_weights(settings: Settings, model: Model, encoder: dict[str, Tensor], trial: "Trial") -> None:
+def begin_weights(settings: Settings, model: Model, encoder: dict[str, Tensor], trial: Trial) -> None:
     """The weights at the beginning of a run: `encoder`'s as loaded, the head's from N(0, 0.01), its biases 0.
 
     Without --init every run draws its own encoder: run `number` is the run that --seed SEED + number alone makes. The
@@ -337,38 +338,7 @@ def set_lrs(fit: Fit, settings: Settings, steps_per_epoch: int) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-# Images ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One of the `runs`, from number 0 on: its seed, the folder of its files, its images and their order."""
-
-    number: int
-    seed: int
-    folder: Path
-    train: Images
-    val: Images
-    order: Order
-
-
-def make_trial(settings: Settings, folder: Path, splits: dict[str, Images | None], number: int) -> Trial:
-    seed = settings.seed + number
-    train, val = choose_labels(settings, splits, seed)
-    return Trial(number, seed, folder_of(settings, folder, number), train, val, make_order(settings, train, seed))
-
-
-def folder_of(settings: Settings, folder: Path, number: int) -> Path:
-    """Where the files of a run go: the run folder, or one in it for each of several runs."""
-    return folder if settings.runs == 1 else folder / f"seed_{settings.seed + number}"
-
-
-def make_order(settings: Settings, train: Images, seed: int) -> Order:
-    """Batches of `batch_size`, or of all images where there are fewer than a global batch."""
-    batch_size = min(settings.batch_size, len(train) // world_size())
-    if batch_size < 2:
-        raise UserError(f"batch_size: {len(train)} training images are too few for {world_size()} processes")
-    return Order(len(train), batch_size, 1, world_size(), seed, labels=train.labels if settings.balanced else None)
+# Views -----------------------------------------------------------------------------
 
 
 def random_view(settings: Settings) -> View:

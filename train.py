@@ -208,7 +208,8 @@ def main() -> None:
     # What the run folder holds: a checkpoint to continue from, if there is one
     identity = {"global_batch": order.global_batch, "data": data.fingerprint(settings.data_dir)}
     identity |= {"labels": data.label_checksum()} if with_labels else {}
-    before = resume.find_state(run, settings, identity, CHECKPOINT, of_data)
+    identity |= {"micro_batch": order.batch_size * world_size()} if settings.accumulate_mode == "split" else {}
+    before = resume.find_state(run, settings, identity, CHECKPOINT, [*of_data, "micro_batch"])  # old ones lack it
     inherit.require_weights(source, before)
     first = before["step"] if before else 0
     about.write(run, settings, origin, views, statistics, order, device)

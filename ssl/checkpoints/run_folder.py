@@ -63,7 +63,8 @@ class RunFolder:
             self.saved_step, self.begun = before.get("saved_step"), before.get("begun")
             self.seconds = before.get("seconds") if before else 0.0
             self.status("running")
-        self.made = broadcast_object(self.made)  # if rank 0 was refused, no other rank goes on
+        # If rank 0 was refused, no other rank goes on.
+        self.made, self.seconds = broadcast_object((self.made, self.seconds))
         on_failure(self.failed)
 
     def begin(self, step: int, length: int) -> None:
@@ -127,7 +128,7 @@ class RunFolder:
             self.state, self.reason = "failed", written.get("reason", "")  # in case a save ends after this
             return
         if not is_main():
-            self.saved_step, self.begun, self.seconds = (written.get(k) for k in ("saved_step", "begun", "seconds"))
+            self.saved_step, self.begun = written.get("saved_step"), written.get("begun")
         self.status("failed", reason)
 
     def _written_status(self) -> dict:

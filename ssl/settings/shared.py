@@ -124,7 +124,7 @@ def require_same(settings) -> None:
 
 
 # Settings that may differ between a run and its continuation, as they do not change what is learnt. The global batch is
-# compared on its own; how it is split into micro-batches changes batch norm alone.
+# compared on its own, and so is the micro-batch with accumulate_mode split; else it changes batch norm alone.
 FREE_TO_CHANGE = {field.name for field in dataclasses.fields(TrainingSettings)} | set(
     """
     config row data_dir csv image_column group_column split_column splits_folder test_slides download max_bad_fraction

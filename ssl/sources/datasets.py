@@ -19,6 +19,7 @@ from ssl.settings.shared import DataSettings, ImageSettings, LabelSettings
 from ssl.sources import arrays, lesions
 from ssl.sources.classes import require_distinct
 from ssl.sources.folders import folder, imagenet
+from ssl.sources.identity import require_same_images
 from ssl.sources.labels import require_classes
 from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
 from ssl.sources.shapes import shapes
@@ -96,15 +97,16 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
     'val' is None if the data set has no validation split of its own. 'unlabelled' is what to pre-train on: train, and
     images without labels where there are some (STL10). 'all' is what to test a model on that has learnt from none of
     the images: the test split, or all images if there are no splits. Images without splits are divided 90/10
-    (`cut.cut`). With a `short_side` image files are then held in memory; all ranks call it. Raises `UserError` if the
-    data is not there or not as expected.
+    (`cut.cut`). With a `short_side` image files are then held in memory. All ranks call it. Raises `UserError` if the
+    data is not there or not as expected, or if a rank finds other images than the first.
     """
     require_fitting(settings)
     data = _read(settings, split)
-    if data is None:
-        return None
-    require_distinct(data.classes, data.name)
-    return _held(make_resident(data, settings.value_range), settings)
+    if data is not None:
+        require_distinct(data.classes, data.name)
+        data = make_resident(data, settings.value_range)
+    require_same_images({split: data}, settings.data_dir)
+    return None if data is None else _held(data, settings)
 
 
 def shown_alike(settings: ImageSettings, splits: dict[str, Images | None]) -> dict[str, Images | None]:

@@ -11,6 +11,7 @@ from ssl.errors import UserError
 from ssl.settings.shared import LabelSettings
 from ssl.sources import arrays, datasets, folders, table_images
 from ssl.sources.classes import require_distinct
+from ssl.sources.identity import require_same_images
 
 
 def load(settings: LabelSettings) -> dict[str, Images]:
@@ -30,6 +31,7 @@ def load(settings: LabelSettings) -> dict[str, Images]:
         require_distinct(data.classes, data.name)
         found[name] = data = make_resident(data, settings.value_range)
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
+    require_same_images(found, settings.data_dir)
     return {name: replace(data, short_side=settings.short_side) for name, data in shown_alike(found).items()}
 
 

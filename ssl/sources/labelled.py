@@ -41,8 +41,3 @@ def choose_labels(settings, splits: dict[str, Images | None], seed: int) -> tupl
     if settings.watch == "auc" and len(val.labels.unique()) < len(val.classes):
         raise UserError("watch: auc needs validation images of every class; watch the loss, or choose other splits")
     return train, val
-
-
-def identity_of(data: Images, data_dir: str | None) -> str:
-    """Which images these are, and under which labels: compared when a run continues."""
-    return f"{data.fingerprint(data_dir)}, labels {data.label_checksum()}"

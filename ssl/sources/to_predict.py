@@ -11,6 +11,7 @@ from ssl.errors import UserError
 from ssl.settings.shared import DATA, ImageSettings
 from ssl.sources import arrays, datasets
 from ssl.sources.folders import images_below
+from ssl.sources.identity import require_same_images
 from ssl.sources.lookup import find_images
 
 
@@ -36,8 +37,15 @@ def take(settings) -> None:
 def load(settings: ImageSettings) -> Images:
     """All images below the folder, in byte order of their paths; or those of the table; or one file; or an array.
 
-    They have no labels and no classes. Raises `UserError` where there is no image.
+    They have no labels and no classes. All ranks call it. Raises `UserError` where there is no image, or where ranks
+    find others.
     """
+    data = _listed(settings)
+    require_same_images({"predict": data}, settings.data_dir)
+    return data
+
+
+def _listed(settings: ImageSettings) -> Images:
     path = Path(settings.data_dir)
     if settings.dataset == "array":
         return _array(path, settings)

@@ -104,12 +104,14 @@ def _require_two_of_a_class(settings, labels: Tensor) -> None:
 def validation_order(settings, count: int, order: Order) -> Order:
     """Global batches of `count` validation images, as large as those of training, or smaller if there are too few.
 
-    Raises `UserError` if there are fewer than two images, or fewer than one for each micro-batch of a global batch.
+    With `accumulate_mode` split the loss is of a micro-batch, and so it is here. Raises `UserError` if there are fewer
+    than two images, or fewer than one for each micro-batch of a global batch.
     """
-    share = count // (world_size() * order.accumulate)
+    accumulate = 1 if settings.accumulate_mode == "split" else order.accumulate
+    share = count // (world_size() * accumulate)
     if share < 1 or count < 2:
         raise UserError(
             f"ssl_val_interval: {count} validation images are too few for {world_size()} processes × accumulate "
-            f"{order.accumulate}; leave it out, or add images"
+            f"{accumulate}; leave it out, or add images"
         )
-    return Order(count, min(order.batch_size, share), order.accumulate, world_size(), settings.seed + OTHER_DRAWS)
+    return Order(count, min(order.batch_size, share), accumulate, world_size(), settings.seed + OTHER_DRAWS)

@@ -201,6 +201,17 @@ def test_status_follows_the_run(run):
     assert said()["seconds"] < 60
 
 
+def test_the_time_computed_counts_once_where_another_rank_fails(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run", 2)
+    run.begin(0, 9)
+    save(run, 0)
+    run.started -= 100
+    run.status()
+    monkeypatch.setattr(run_folder, "is_main", lambda: False)
+    run.failed("on rank 1")
+    assert 100 <= json.loads((run.folder / "status.json").read_text())["seconds"] < 160
+
+
 def test_when_a_run_of_an_earlier_version_began_is_not_known(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "preempted", "step": 5}')
     RunFolder(tmp_path, 2).begin(5, 10)

@@ -123,13 +123,21 @@ def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
 
 
 def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, tmp_path):
-    common = ["train.py", *tiny(data_dir=images, warmup_start=1, batch_size=8, max_steps=1)]
+    def train(mode, batch_size, accumulate, steps, **how):
+        how |= {"output_dir": tmp_path / mode, "accumulate_mode": mode, "accumulate": accumulate, "max_steps": steps}
+        return run("train.py", *tiny(data_dir=images, warmup_start=1, batch_size=batch_size), **how)
+
     for mode in ("exact", "split"):
-        run(*common, output_dir=tmp_path / mode, accumulate=2, accumulate_mode=mode)
+        train(mode, 8, 2, 1)
     exact, split = (metrics(tmp_path / mode)[0] for mode in ("exact", "split"))
     assert split["loss"] != pytest.approx(exact["loss"], rel=1e-3)
     # lambd 0.005 and loss_scale 0.1 of the recipe: the parts are means, too
     assert split["loss"] == pytest.approx(0.1 * (split["on_diagonal"] + 0.005 * split["off_diagonal"]), rel=1e-4)
+    # A run goes on with other micro-batches only where they do not change the loss.
+    for mode, status in (("exact", 0), ("split", 2)):
+        done = train(mode, 4, 4, 2, check=False)
+        assert done.returncode == status, done.stderr
+    assert "micro batch: 8 -> 4" in done.stderr
 
 
 def test_supcon_learns_from_labels_and_says_so(images, tmp_path):

@@ -483,6 +483,8 @@ def test_validation_batches_are_as_large_as_trainings_or_as_there_are_images():
     assert order.global_batch == 32 and order.steps_per_epoch == 3
     order = validation.validation_order(settings(), 21, of_training)
     assert order.global_batch == 20 and order.steps_per_epoch == 1
+    order = validation.validation_order(settings(accumulate_mode="split"), 100, of_training)
+    assert order.global_batch == 16 and order.accumulate == 1  # the loss is of one micro-batch, as in training
     with pytest.raises(UserError, match="ssl_val_interval: 1 validation images are too few"):
         validation.validation_order(settings(), 1, of_training)
 
