@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -302,6 +303,21 @@ def test_info_nce_is_safe_for_low_precision_input(dtype):
     assert ours[0].dtype == torch.float32 and ours[1].dtype == dtype
     assert_same(ours[:1], plain[:1], 1e-5)
     assert all(torch.isfinite(grad).all() for grad in ours[1:])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [info_nce, lambda *z: sup_con(*z, labels=torch.arange(30) % 7), *(partial(barlow_twins, form=f) for f in FORMS)],
+    ids=["info_nce", "sup_con", *FORMS],
+)
+def test_backward_inside_autocast_gives_the_same_gradient(loss):
+    def inside(*z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss(*z)[0].backward()
+        return [x.grad for x in z]
+
+    outside = value_and_gradients(lambda *z: loss(*z)[0], *views(30, 64))[1:]
+    assert all(torch.equal(a, b) for a, b in zip(inside(*(z.requires_grad_() for z in views(30, 64))), outside))
 
 
 def test_info_nce_module_passes_the_temperature_and_keeps_the_accuracies():

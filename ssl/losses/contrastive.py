@@ -230,7 +230,8 @@ def _places(rows: Tensor, n: int, views: int) -> Tensor:
 
 def _scores(z: Tensor, everyone: Tensor, own: Tensor, temperature: float) -> Tensor:
     """(n, M): similarity / temperature of rows z (n, D) to everyone (M, D); -inf to themselves, numbers `own`."""
-    return (z @ everyone.T).div_(temperature).scatter_(1, own[:, None], float("-inf"))
+    with torch.autocast(z.device.type, enabled=False):  # it may be on where backward() is called
+        return (z @ everyone.T).div_(temperature).scatter_(1, own[:, None], float("-inf"))
 
 
 def _positives(kinds: Tensor, all_kinds: Tensor, own: Tensor) -> Tensor:
