@@ -79,8 +79,13 @@ def load_state(optimizer: Optimizer, state: dict, keep: bool = True) -> None:
         group.update(options)
     for p, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                values[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)  # fused kernels need p's strides
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                values[name] = _as_laid_out(value, p)
+
+
+def _as_laid_out(x: Tensor, p: Tensor) -> Tensor:
+    """`x` with the strides of `p`. Fused kernels read one memory place of both: with others they mix up the numbers."""
+    return x if x.stride() == p.stride() else torch.empty_like(p, dtype=x.dtype).copy_(x)
 
 
 class _Layerwise(Optimizer):
@@ -126,7 +131,7 @@ class _Layerwise(Optimizer):
             for adapt in (True, False):
                 chosen = [p for p in params if (every or (weights and p.ndim > 1)) == adapt]
                 for some in [chosen] if together and chosen else [[p] for p in chosen]:
-                    grads = [-p.grad if group["maximize"] else p.grad for p in some]
+                    grads = [_as_laid_out(-p.grad if group["maximize"] else p.grad, p) for p in some]
                     found_inf = getattr(self, "found_inf", None)
                     if found_inf is not None:
                         found_inf = found_inf.to(some[0].device, torch.float32)

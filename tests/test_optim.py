@@ -1,6 +1,7 @@
 """LARS and LAMB equal their rules written out in float64, one tensor at a time or all at once."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -281,6 +282,23 @@ def test_a_state_of_another_memory_format_is_continued(name):
     load_state(after, before.state_dict())
     steps(then, after, range(2, 4))
     torch.testing.assert_close(then, whole)
+
+
+@BOTH
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4), (6,)])
+def test_a_gradient_of_another_memory_layout_counts_by_its_numbers(cls, foreach, maximize, shape):
+    def stepped(given):
+        p = nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).view(shape))
+        optimizer = cls([p], lr=0.1, weight_decay=0.1, maximize=maximize, foreach=foreach)
+        for seed in range(2):
+            p.grad = given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+            optimizer.step()
+        return p
+
+    other = stepped(lambda g: g.T.contiguous().T if g.ndim > 1 else torch.stack([g, -g], 1)[:, 0])
+    assert torch.equal(other, stepped(torch.Tensor.clone))
 
 
 def test_a_group_added_later_runs_at_its_own_rate():
