@@ -8,7 +8,7 @@ from torch import nn
 
 import evaluate
 from ssl.data.images import Images
-from ssl.encoders import build_encoder
+from ssl.encoders import SmallConvNet, build_encoder
 from ssl.errors import UserError
 from ssl.evaluation.inference import judged_size
 from ssl.heads import projector
@@ -151,6 +151,45 @@ def test_small_conv_net_is_its_formula(grid):
         averages += [torch.stack(cells, 2).flatten(1)] if number else []
     assert width == 18 * grid**2 and len(convolutions) == len(norms) == 3
     assert torch.allclose(encoder.train()(x), torch.cat(averages, 1), rtol=1e-4, atol=1e-5)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = property(lambda self: True)
+
+
+def steps_of(node, seen):
+    """The names of the backward steps below `node`."""
+    if node is not None and node not in seen:
+        seen[node] = node.name()
+        for below, _ in node.next_functions:
+            steps_of(below, seen)
+    return set(seen.values())
+
+
+@pytest.mark.parametrize("size", [48, 19])  # 48: maps of 24, 12, 6 and 3
+@pytest.mark.parametrize("grid", [1, 2])
+def test_small_conv_net_on_a_gpu_has_a_deterministic_backward_pass_where_that_is_asked_for(size, grid, monkeypatch):
+    torch.manual_seed(0)
+    encoder, x = SmallConvNet(4, 4, grid=grid), torch.randn(3, 3, size, size + 5)
+
+    def read(x):
+        encoder.zero_grad()
+        h = encoder(x)
+        (h * torch.linspace(-1, 1, h.shape[1])).sum().backward()
+        return h, [p.grad for p in encoder.parameters()]
+
+    plain, own = read(x)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    same, _ = read(x)  # on a CPU nothing changes, to the bit
+    assert torch.equal(same, plain)
+    h, gradients = read(x.as_subclass(OnGpu))
+    # https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+    assert not any("AdaptiveAvgPool" in name for name in steps_of(h.grad_fn, {}))
+    torch.testing.assert_close(h.as_subclass(torch.Tensor), plain)
+    for ours, theirs in zip(gradients, own, strict=True):
+        torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_any_module_by_dotted_path():

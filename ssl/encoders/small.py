@@ -32,7 +32,7 @@ class SmallConvNet(nn.Module):
         averages = []
         for stage in self.stages:
             x = stage(x)
-            averages.append(F.adaptive_avg_pool2d(x, self.grid).flatten(1))
+            averages.append(_averages(x, self.grid))
         return torch.cat(averages, 1)
 
 
@@ -56,6 +56,16 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x)).mean((2, 3))
+
+
+def _averages(x: Tensor, grid: int) -> Tensor:
+    """The averages of x (N, C, H, W) over the cells of a grid × grid partition, (N, C · grid²)."""
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return F.adaptive_avg_pool2d(x, grid).flatten(1)
+    # The same cells, one by one: on a GPU the kernel above has no deterministic backward pass.
+    rows, columns = ([(side * i // grid, -(-side * (i + 1) // grid)) for i in range(grid)] for side in x.shape[2:])
+    cells = [x[:, :, top:bottom, left:right].mean((2, 3)) for top, bottom in rows for left, right in columns]
+    return torch.stack(cells, 2).flatten(1)
 
 
 def _stem(channels: int, width: int) -> nn.Sequential:
