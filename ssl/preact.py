@@ -1,4 +1,4 @@
-"""Pre-activation ResNets (He et al. 2016, "Identity mappings") as Keras has them.
+"""Pre-activation ResNets (He et al. 2016, "Identity mappings") as they are used with Keras.
 
 The representation is the global average of the last map.
 """
@@ -45,7 +45,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet20V2(nn.Module):
-    """The ResNet-20 v2 of Keras's CIFAR example, without its last norm and ReLU: (N, C, H, W) -> (N, 256).
+    """The ResNet-20 v2 of GoogleCloudPlatform/keras-idiomatic-programmer: (N, C, H, W) -> (N, 256).
+
+    Its layers are those of zoo/resnet/resnet_cifar10_v2.py with n = 2, without the last norm and ReLU. Batch norm adds
+    1e-5 to variances, as PyTorch does; there Keras adds 1e-3. Keras's own CIFAR example is another network.
 
     A 3×3 stem at full size, then three stages of two bottlenecks, 64, 128 and 256 channels wide at
     the end, the second and third at half the side. 568,368 parameters as Keras counts them, which
