@@ -23,8 +23,9 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float = C, balanced: 
     """(weight (classes, F), bias (classes,)) of a softmax regression on features (N, F), labels (N,) in 0..classes-1.
 
     It minimises sum(cross-entropy) + |weight|² / (2 c), as scikit-learn's LogisticRegression(C=c) does, from 0 by
-    L-BFGS. The same inputs give the same head: there are no random numbers and no batches. `balanced`: every class of
-    the labels has the same part of the sum, as with its class_weight="balanced".
+    L-BFGS. Of two classes each has its weights here, while scikit-learn has one vector, their difference: there it is
+    the head of C=2c. The same inputs give the same head: there are no random numbers and no batches. `balanced`: every
+    class of the labels has the same part of the sum, as with its class_weight="balanced".
     """
     weight = torch.zeros(classes, features.shape[1], device=features.device, dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, dtype=features.dtype, requires_grad=True)

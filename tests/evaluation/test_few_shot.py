@@ -38,6 +38,17 @@ def test_the_head_is_that_of_scikit_learn(count, width, classes, balanced):
     assert torch.allclose((x @ weight.T + bias).softmax(1), expected, atol=1e-3)
 
 
+def test_of_two_classes_it_is_scikit_learns_head_of_twice_the_c():
+    features, labels = blobs(200, 1, 20, classes=2)
+    x = logistic.centred(features, statistics(features)[0])
+    weight, bias = logistic.fit(x, labels, 2, c=3.0)
+    found = (x @ weight.T + bias).softmax(1)
+    for c, same in ((6.0, True), (3.0, False)):
+        theirs = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), labels.numpy())
+        expected = torch.from_numpy(theirs.predict_proba(x.double().numpy())).float()
+        assert torch.allclose(found, expected, atol=1e-3) == same
+
+
 def test_two_classes_and_one_image_of_each():
     features, labels = blobs(2, 1, classes=2)
     mean = statistics(features)[0]
