@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -61,7 +62,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
     file = io.BytesIO()
     Image.fromarray(bytes_of[..., 0] if len(image) == 1 else bytes_of).save(file, "JPEG", quality=quality)
     with Image.open(file) as read:
-        numbers = torch.tensor(bytearray(read.tobytes()), dtype=torch.uint8)
+        numbers = torch.from_numpy(np.array(read))
     return numbers.view(bytes_of.shape).permute(2, 0, 1).float() / 255
 
 
