@@ -37,7 +37,7 @@ def temperature(scores: Tensor, labels: Tensor) -> float | None:
     """The temperature that makes softmax(scores (N, C) / temperature) most likely for labels (N,).
 
     The likelihood is concave in 1 / temperature, whose best value is found by bisection. None where it lies outside
-    COLDEST to HOTTEST: all labels have the best score, or the scores say nothing of the labels.
+    COLDEST to HOTTEST, as where all labels have the best score, or the scores say nothing of the labels.
     """
     scores = scores.double()
     own = scores.gather(1, labels[:, None])[:, 0]
@@ -76,7 +76,7 @@ def calibration(
     if found["temperature"] is not None:
         return found | _measured(scores / found["temperature"], labels, "_after", seed)
     all_right = bool((held_scores.argmax(1) == held_labels).all())
-    why = "the probe is right on all of them" if all_right else "the probe's scores say nothing of their classes"
+    why = "the probe is right on all of them" if all_right else f"the best lies outside {COLDEST:g} to {HOTTEST:g}"
     none = {f"{name}_after": None for name in ("ece", "ece_of_perfect", "nll")}
     return found | {"temperature_why": f"the {len(chosen)} held-out images give none: {why}"} | none
 

@@ -110,5 +110,8 @@ def test_without_a_temperature_the_error_as_it_is_stays():
     found = calibration.calibration(head_on(4), (scores, scores.argmax(1)), (scores, labels))
     assert found["ece"] > 0 and found["temperature"] is found["ece_after"] is None
     assert found["temperature_why"] == "the 40 held-out images give none: the probe is right on all of them"
-    found = calibration.calibration(head_on(4), (scores, scores.argmin(1)), (scores, labels))
-    assert "say nothing" in found["temperature_why"] and found["ece_of_perfect_after"] is None
+    wrong, tiny = (scores, scores.argmin(1)), (1e-4 * scores, overconfident(40, 1)[1])  # the second: right, not sure
+    for held_out in (wrong, tiny):
+        found = calibration.calibration(head_on(4), held_out, (scores, labels))
+        assert found["temperature_why"] == "the 40 held-out images give none: the best lies outside 0.01 to 100"
+        assert found["temperature"] is found["ece_of_perfect_after"] is None
