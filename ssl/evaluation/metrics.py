@@ -180,14 +180,15 @@ def _weighted(aucs: list[float | str], counts: list[int]) -> float | str:
 
 
 def _mcc(confusion: list[list[int]]) -> float | str:
-    """Gorodkin's R_K (2004), Matthews' correlation of any number of classes; in whole numbers up to the last step."""
+    """Gorodkin's R_K (2004), Matthews' correlation of any number of classes; in whole numbers up to the last step,
+    so that it is never beyond -1 or 1."""
     labelled, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion)]
     total, right = sum(labelled), sum(row[i] for i, row in enumerate(confusion))
     spread = [total**2 - sum(count**2 for count in counts) for counts in (labelled, predicted)]
     if 0 in spread:
         return UNDEFINED
     covariance = total * right - sum(a * b for a, b in zip(labelled, predicted))
-    return covariance / math.sqrt(spread[0]) / math.sqrt(spread[1])
+    return (covariance << 64) / math.isqrt(spread[0] * spread[1] << 128)
 
 
 def over_runs(results: list[dict]) -> dict:

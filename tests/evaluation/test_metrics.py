@@ -2,8 +2,10 @@
 
 import json
 import math
+import operator
 import statistics
 import warnings
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from ssl.errors import UserError
 from ssl.evaluation.metrics import (
     UNDEFINED,
+    _mcc,
     auc,
     classification,
     over_runs,
@@ -41,6 +44,14 @@ def predictions(draw, most=12):
         scores = np.full((count, width), 0.5)
     present = rng.choice(width, draw(st.integers(1, width)), replace=False)
     return scores, rng.choice(present, count), width
+
+
+@st.composite
+def tables(draw):
+    """Counts of images, row = label, column = prediction."""
+    width = draw(st.integers(2, 6))
+    row = st.lists(st.integers(0, 10**10), min_size=width, max_size=width)
+    return draw(st.lists(row, min_size=width, max_size=width))
 
 
 def ours(scores, labels, width):
@@ -161,6 +172,29 @@ def test_one_class_only_is_undefined_and_never_nought():
     assert found["recall"] == {"c0": UNDEFINED, "c1": 0.5} and found["balanced_accuracy"] == 0.5
     assert found["specificity"] == UNDEFINED and found["sensitivity"] == 0.5
     assert found["confusion_normalised"] == [[UNDEFINED, UNDEFINED], [0.5, 0.5]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 10**12), min_size=2, max_size=8))
+def test_matthews_correlation_of_all_right_is_one_and_of_two_classes_swapped_minus_one(counts):
+    assert _mcc(np.diag(np.array(counts, object)).tolist()) == 1
+    assert _mcc([[0, counts[0]], [counts[1], 0]]) == -1
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables())
+def test_matthews_correlation_is_its_formula_and_within_its_bounds(confusion):
+    labelled, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion)]
+    count, right = sum(labelled), sum(row[i] for i, row in enumerate(confusion))
+    spread = [count**2 - sum(c**2 for c in counts) for counts in (labelled, predicted)]
+    if 0 in spread:
+        assert _mcc(confusion) == UNDEFINED
+        return
+    covariance = count * right - sum(map(operator.mul, labelled, predicted))
+    with localcontext() as digits:
+        digits.prec = 80
+        expected = Decimal(covariance) / Decimal(spread[0] * spread[1]).sqrt()
+    assert -1 <= _mcc(confusion) <= 1 and _mcc(confusion) == pytest.approx(float(expected), rel=1e-15, abs=1e-18)
 
 
 def test_float32_scores_are_compared_as_they_are():
