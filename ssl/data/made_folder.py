@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ssl import files
 from ssl.console import Progress
+from ssl.data.cores import core_share
 from ssl.data.decode import decode
 from ssl.distributed import be_alone
 from ssl.errors import UserError, one_line_errors
@@ -43,6 +44,13 @@ def open_made(argument: str, target: Path, made_with: Path, settings: dict) -> N
         made_with.parent.mkdir(parents=True, exist_ok=True)
         write(made_with, words.encode() + b"\n")
     files.remove_abandoned(target.rglob(files.PARTIAL + "*"))
+
+
+def process_count(workers: int | None) -> int:
+    """`workers`; unset, one for every core. Raises `UserError` for a negative number."""
+    if workers is not None and workers < 0:
+        raise UserError(f"workers: {workers} is no number of processes; leave it out to have one for every core")
+    return core_share() if workers is None else workers
 
 
 def in_workers(tasks: list, attempt: Callable, workers: int, total: int) -> dict:

@@ -27,10 +27,9 @@ import numpy as np
 from PIL import Image
 
 from ssl.console import argument_parser, say
-from ssl.data.cores import core_share
 from ssl.data.decode import BadImage, rgb, stored
 from ssl.data.listing import list_images
-from ssl.data.made_folder import in_workers, open_made, run, write
+from ssl.data.made_folder import in_workers, open_made, process_count, run, write
 from ssl.data.masks import label, pair_up, read_codes, read_mask
 from ssl.errors import UserError
 
@@ -65,6 +64,7 @@ def patches(
     for name, value in (("share", share), ("white", white)):
         if not 0 <= value <= 1:
             raise UserError(f"{name}: {value} is no share; expected a number in 0 to 1")
+    workers = process_count(workers)
     if (masks is None) != (codes is None):
         raise UserError("codes: the table goes with --masks; pass both, or neither")
     target = target.resolve()
@@ -80,7 +80,7 @@ def patches(
             _refuse_surplus(target, slides, {slide.stem for slide, _ in pairs})
         missing = [pair for pair in pairs if not _is_done(target, *pair)]
         attempt = partial(_attempt, target, classes, cut)
-        in_workers(missing, attempt, core_share() if workers is None else workers, len(pairs))
+        in_workers(missing, attempt, workers, len(pairs))
         total = Counter(dict.fromkeys(kept, 0))
         for slide, _ in pairs:
             total.update(json.loads(_record(target, slide).read_text("utf-8"))["patches"])

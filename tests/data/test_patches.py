@@ -416,6 +416,7 @@ def linked(path: Path) -> None:
         (lambda path: None, {"drop": ["tumour"]}, "drop: 'tumour' is none of"),
         (lambda path: None, {"patch": 0}, "patch: 0"),
         (lambda path: None, {"step": -1}, "step: -1"),
+        (lambda path: None, {"workers": -1}, "workers: -1 is no number of processes"),
         (lambda path: None, {"share": 1.5}, "share: 1.5"),
         (lambda path: None, {"white": float("nan")}, "white: nan"),
         (lambda path: (path / "out").mkdir() or (path / "out" / "mine").write_text(""), {}, "OUT: .* is not empty"),
