@@ -1,7 +1,8 @@
 """Make small copies of the images in a folder. Training on them is faster.
 
 `python -m ssl.data.prepare SRC DST --short_side 256` keeps folders and file names. So training on DST takes the same
-flags as on SRC, and has the same order and labels. Run it again, and it makes only the copies that are missing.
+flags as on SRC, and has the same order and labels. (Only grey of 12 bits in a TIFF is scaled to 16: a `--value_range`
+does not fit it any more.) Run it again, and it makes only the copies that are missing.
 
 An image is decoded as in training and its short side is reduced, antialiased bicubic. A file that is already small is
 copied byte for byte. The extension of the name gives the format: JPEG and WebP with `--quality`; PNG, TIFF, BMP and PPM
@@ -24,10 +25,10 @@ from PIL import Image
 
 from ssl.console import argument_parser, say
 from ssl.data import keys
-from ssl.data.cores import core_share
-from ssl.data.decode import reduction_to, stored
+from ssl.data.decode import reduction_to, scaled, stored
 from ssl.data.listing import list_images, no_images
-from ssl.data.made_folder import in_workers, open_made, run, write
+from ssl.data.made_folder import in_workers, open_made, process_count, run, write
+from ssl.data.reduced import reduced_size
 from ssl.errors import UserError
 
 DEEP = ("PNG", "TIFF", "PPM")  # formats with 16 bits
@@ -44,8 +45,7 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
         raise UserError(f"short_side: {short_side} is no size; expected pixels, at least 1, such as 256")
     if not 1 <= quality <= 100:
         raise UserError(f"quality: {quality} is not in 1 to 100; 95 can hardly be told from the original")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers: {workers} is no number of processes; leave it out to have one for every core")
+    workers = process_count(workers)
     if not source.is_dir():
         raise UserError(f"SRC: {source} is not a folder{' (it is a file)' if source.exists() else ''}")
     source, target = source.resolve(), target.resolve()
@@ -61,7 +61,7 @@ def prepare(source: Path, target: Path, short_side: int = 256, quality: int = 95
 
     missing = [name for name in names if not _is_done(source / name, target / name)]
     attempt = partial(_attempt, source, target, short_side, quality)
-    bad = in_workers(missing, attempt, core_share() if workers is None else workers, len(names))
+    bad = in_workers(missing, attempt, workers, len(names))
     bad_file = target / "bad_images.jsonl"
     bad_file.unlink(missing_ok=True)
     if bad:
@@ -150,25 +150,28 @@ def shrink(path: Path, short_side: int, quality: int) -> tuple[bytes, int, int]:
         return full[-1]
 
     found = stored(path, reduction)
-    deep = found.most is not None and found.most > 255
-    levels = found.scaled((0, found.most)) if deep else found.eight_bits()
-    height, width, factor = full
-    if min(height, width) <= short_side:
+    if found.most is None:
+        raise ValueError(
+            f"has {found.kind} without a known range; save it with 8 or 16 bits, or let train.py --short_side reduce it"
+        )
+    deep = found.most > 255
+    levels = scaled(found.numbers, (0, found.most)) if deep else found.eight_bits()
+    *size, factor = full
+    height, width = reduced_size(*size, short_side)
+    if [height, width] == size:
         return path.read_bytes(), height, width
-    if levels.shape[:2] == (height, width):
+    if list(levels.shape[:2]) == size:
         factor = 1  # it is no JPEG, and was not reduced
-    box = (0, 0, width / factor, height / factor)
-    # Rounded as torchvision's Resize does.
-    height, width = (int(short_side * side / min(height, width)) for side in (height, width))
+    box = (0, 0, size[1] / factor, size[0] / factor)
     kind = Image.registered_extensions()[path.suffix.lower()]
     if deep and kind not in DEEP:
         raise ValueError(f"16-bit pixels cannot be written as {kind}; name it after its format, {', '.join(DEEP)}")
     image = Image.fromarray(levels.astype(np.float32) if deep else levels)
     image = image.resize((width, height), Image.Resampling.BICUBIC, box)
-    levels = np.asarray(image)
-    if deep:
-        image = Image.fromarray(levels.round().clip(0, 65535).astype(np.uint16))
-    elif (levels == levels[..., :1]).all():
+    # Bicubic overshoots, perhaps out of a --value_range that holds the source.
+    levels = np.asarray(image).round().clip(levels.min(), levels.max()).astype(np.uint16 if deep else np.uint8)
+    image = Image.fromarray(levels)
+    if not deep and (levels == levels[..., :1]).all():
         image = image.convert("L")  # grey takes fewer bytes
     options = {"JPEG": {"quality": quality}, "WEBP": {"quality": quality}, "TIFF": {"compression": "tiff_deflate"}}
     file = io.BytesIO()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -138,7 +139,9 @@ def test_pixels_are_those_of_an_independent_resize(tmp_path, name, image, refere
     image.save(tmp_path / "src" / name)
     if reference is None:
         reference = Image.open(tmp_path / "src" / name)
-    expected = np.asarray(reference.convert("RGB").resize((96, 64), Image.Resampling.BICUBIC), dtype=float)
+    whole = reference.convert("RGB")
+    expected = np.asarray(whole.resize((96, 64), Image.Resampling.BICUBIC), dtype=float)
+    expected = expected.clip(np.min(whole), np.max(whole))  # no number that the source does not reach
     made = small(tmp_path) / name
     assert Image.open(made).format == kind  # the extension tells the truth
     deep = image.mode.startswith("I")
@@ -147,6 +150,51 @@ def test_pixels_are_those_of_an_independent_resize(tmp_path, name, image, refere
     difference = np.abs(decode(made).permute(1, 2, 0).numpy() - expected).mean()
     assert difference <= tolerance
     assert np.abs(expected[:, ::-1] - expected).mean() > 20  # a flat picture would agree with anything
+
+
+@pytest.mark.parametrize("dtype, white", [(np.uint16, 4095), (np.uint8, 100)])
+def test_a_value_range_of_the_source_holds_its_copy(tmp_path, dtype, white):
+    """Bicubic overshoots at a square's edge."""
+    (tmp_path / "src").mkdir()
+    square = np.full((240, 160), white // 5, dtype)
+    square[70:170, 40:120] = white
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(square).save(tmp_path / "src" / name)
+    target = small(tmp_path)
+    for name in ("a.png", "a.tif"):
+        levels = decode(target / name, value_range=(white // 5, white))[0].numpy()
+        assert levels.min() == 0 and levels.max() == 65535
+        assert abs(levels / 65535 - (levels > 32767)).mean() < 0.02  # the square, with soft edges
+
+
+def test_deep_grey_is_scaled_to_16_bits_and_what_has_no_range_is_listed_in_words_of_this_command(tmp_path):
+    y, x = np.mgrid[:240, :160]
+    levels = (x * 20 + y * 3).astype(np.uint16)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.pgm").write_bytes(b"P5\n160 240\n4095\n" + levels.astype(">u2").tobytes())
+    (tmp_path / "src" / "b.tif").write_bytes(twelve_bits(levels))
+    Image.fromarray((levels / 4095).astype(np.float32)).save(tmp_path / "src" / "c.tif")
+    Image.fromarray(levels.astype(np.int32)).save(tmp_path / "src" / "d.tif")
+    assert prepare(tmp_path / "src", tmp_path / "dst", 80, workers=0) == 2
+    for name in ("a.pgm", "b.tif"):
+        copy, before = decode(tmp_path / "dst" / name).float(), decode(tmp_path / "src" / name).float()
+        assert copy.shape == (3, 120, 80)
+        assert (copy - before.unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4)))[:, 2:-2, 2:-2].abs().max() < 2  # of 255
+    listed = [json.loads(line) for line in (tmp_path / "dst" / "bad_images.jsonl").read_text().splitlines()]
+    assert [Path(entry["path"]).name for entry in listed] == ["c.tif", "d.tif"]
+    for entry in listed:
+        assert "without a known range" in entry["reason"] and "--short_side" in entry["reason"]
+        assert "--value_range" not in entry["reason"]  # which this command does not have
+
+
+def twelve_bits(levels: np.ndarray) -> bytes:
+    """A TIFF of one strip of packed 12-bit grey."""
+    a, b = (levels.reshape(-1, 2)[:, i].astype(int) for i in (0, 1))
+    data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    height, width = levels.shape
+    entries = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + tags + bytes(4)
 
 
 def test_a_jpeg_decoded_at_a_fraction_of_its_size_looks_the_same(tmp_path, monkeypatch):
@@ -384,7 +432,7 @@ def test_a_worker_that_was_killed_ends_the_run_with_a_word():
 
 
 def prepared(root: Path, **options):
-    prepare(root / "src", root / "dst", options.pop("short_side", 64), workers=0, **options)
+    prepare(root / "src", root / "dst", **{"short_side": 64, "workers": 0} | options)
 
 
 @pytest.mark.parametrize(
@@ -415,6 +463,7 @@ def prepared(root: Path, **options):
         (lambda root: None, {"short_side": -3}, "short_side: -3"),
         (lambda root: None, {"quality": 101}, "quality: 101"),
         (lambda root: None, {"quality": 0}, "quality: 0"),
+        (lambda root: None, {"workers": -1}, "workers: -1 is no number of processes"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_touched(tmp_path, before, options, expected):
