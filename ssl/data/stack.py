@@ -34,8 +34,8 @@ class Stack:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def numbers(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, C), as the array has it."""
-        return np.array(self.array[self.rows[index]])
+        """Image `index` as (H, W, C): the numbers of the array, in this machine's byte order."""
+        return np.array(self.array[self.rows[index]], self.array.dtype.newbyteorder("="))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -2,8 +2,8 @@
 
 A .npz holds {train,val,test}_images and {train,val,test}_labels, or `images` and `labels`; labels may be left
 out. Images are (N, H, W) or (N, H, W, C), with 1 to 16 channels, uint8 or uint16; with a value range also other
-integers and floating-point numbers. Labels are read by `array_labels.one_class_each`. A line names the other arrays of
-the file, which are not read.
+integers and floating-point numbers, of at most 64 bits. Labels are read by `array_labels.one_class_each`. A line names
+the other arrays of the file, which are not read.
 """
 
 import contextlib
@@ -170,8 +170,8 @@ def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndarray:
     """The array as (N, H, W, C). Raises `UserError` for another shape or type."""
-    whole = array.dtype in (np.uint8, np.uint16)
-    if not whole and array.dtype.kind not in "iuf":
+    whole = array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
+    if not whole and (array.dtype.kind not in "iuf" or array.dtype.itemsize > 8):
         raise UserError(f"data_dir: {where} has numbers of type {array.dtype}; expected uint8 or uint16")
     if not whole and value_range is None:
         raise UserError(
