@@ -7,18 +7,18 @@ learnt from.
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import numpy as np
 import torch
 
+from ssl.data.blocks import in_threads
 from ssl.data.images import Images
 
 SECRET = b"self-supervised learning"  # never change it: every test split would change, and no record would match
 SOURCES = "prepared_from.pt"  # file in a folder made by ssl.data.prepare: keys of the names and of the original files
 BLOCK = 4096  # bytes that are read at the beginning, middle and end of a file
-THREADS, PART = 16, 500  # threads, which mostly wait for the disk; files that a thread takes at a time
+THREADS = 16  # they mostly wait for the disk
 
 
 def key(content: bytes) -> int:
@@ -51,12 +51,12 @@ def of_pixels(data: Images) -> np.ndarray:
 
 def of_files(paths: Sequence[str]) -> np.ndarray:
     """(N,) uint64, of a file's size and three blocks of it, or all of a small file; 0 if it cannot be read."""
-    return _in_threads(_of_file, paths)
+    return _of_each(_of_file, paths)
 
 
 def of_sizes(paths: Sequence[str]) -> np.ndarray:
     """(N,) uint64, of a file's own name and size, without opening it; 0 if it is not there."""
-    return _in_threads(_of_size, paths)
+    return _of_each(_of_size, paths)
 
 
 def _of_file(path: str) -> int:
@@ -77,10 +77,6 @@ def _of_size(path: str) -> int:
         return 0
 
 
-def _in_threads(find: Callable[[str], int], paths: Sequence[str]) -> np.ndarray:
-    def of_part(start: int) -> np.ndarray:
-        places = range(start, min(start + PART, len(paths)))
-        return np.array([find(paths[place]) for place in places], np.uint64)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate([np.empty(0, np.uint64), *pool.map(of_part, range(0, len(paths), PART))])
+def _of_each(find: Callable[[str], int], paths: Sequence[str]) -> np.ndarray:
+    found = in_threads(lambda place: find(paths[place]), range(len(paths)), THREADS)
+    return np.fromiter(found, np.uint64, len(paths))

@@ -9,7 +9,6 @@ import mmap
 import os
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ssl.console import say
+from ssl.data.blocks import in_threads
 from ssl.data.cores import core_share
 from ssl.data.decode import FORMATS, LARGEST_FILE, LARGEST_IMAGE, BadImage, Range, content
 from ssl.data.held import Held, path_of
@@ -103,19 +103,24 @@ def _created(need: int) -> tuple[int, str | None]:
 def _measure(data: Images, size: int) -> np.ndarray:
     """Table (N, 4) of 0, bytes, height (0: held as a file), width, from the headers alone. Ranks share the work."""
     mine = range(rank(), len(data), world_size())
-    with ThreadPoolExecutor(core_share()) as pool:
-        measured = list(pool.map(lambda index: _size(data.paths[index], size, data.short_side, data.value_range), mine))
     table = np.zeros((len(data), 4), np.int64)
-    for other, part in enumerate(gather_objects(np.array(measured, np.int64).reshape(-1, 3))):
-        table[other :: world_size(), 1:] = part
+
+    def measure(index: int) -> None:
+        table[index, 1:] = _size(data.paths[index], size, data.short_side, data.value_range)
+
+    for _ in in_threads(measure, mine, core_share()):
+        pass
+    for other, part in enumerate(gather_objects(table[rank() :: world_size()])):
+        table[other :: world_size()] = part
     return table
 
 
 def _size(path: str, size: int, short_side: int | None, value_range: Range | None) -> tuple[int, int, int]:
     """(bytes, height, width) of the image as it will be held; zeros if it cannot be held.
 
-    Without `short_side`, a JPEG of at least four times the size of the views is held as its file (height 0). Training
-    decodes it at a reduced size if the crops allow it, and the reduced image has other pixels than the whole one.
+    A JPEG of at least four times the size of the views is held as its file (height 0), without `short_side` and
+    `value_range`: training then decodes it at a reduced size if the crops allow it, and the reduced image has other
+    pixels than the whole one.
     """
     try:
         status = os.stat(path)
@@ -127,7 +132,7 @@ def _size(path: str, size: int, short_side: int | None, value_range: Range | Non
                 return 0, 0, 0
             if short_side:
                 height, width = reduced_size(height, width, short_side)
-            elif isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
+            elif value_range is None and isinstance(image, JpegImageFile) and min(width, height) >= 4 * size:
                 return status.st_size, 0, 0
             return 3 * width * height * (1 if value_range is None else 2), height, width
     except Exception:  # what is wrong with it is reported when training reads it
@@ -155,9 +160,8 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
                 rows[index] = start, size, height, width
 
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    with ThreadPoolExecutor(core_share()) as pool:
-        for _ in pool.map(read, range(local, len(data), count)):
-            pass
+    for _ in in_threads(read, range(local, len(data), count), core_share()):
+        pass
 
 
 # Does it fit? -----------------------------------------------------------------

@@ -4,7 +4,6 @@ Their batches are cropped and resized on the training device, without workers. T
 their central square; the splits of one comparison are `shown_alike`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl.console import say
+from ssl.data.blocks import in_threads
 from ssl.data.decode import BadImage, Range
 from ssl.data.images import Images
 from ssl.data.stack import Stack
@@ -30,27 +30,24 @@ def make_resident(data: Images, value_range: Range | None) -> Images:
     if data.resident is not None:
         return data
     first = _first_readable(data)
-    if max(first.shape[1:]) > SMALL or len(data) * first.numel() > MOST:
+    if max(first.shape[1:]) > SMALL or len(data) * first.nbytes > MOST:
         return data
     resident = torch.empty(len(data), *first.shape, dtype=first.dtype)
     bad: dict[int, tuple[str, str]] = {}
 
-    def read(rows: range) -> bool:
-        for index in rows:
-            try:
-                pixels = data.pixels(index)
-            except BadImage as error:
-                bad[index] = error.path, error.reason
-                continue
-            if pixels.shape != first.shape:
-                return False
-            resident[index] = pixels
+    def read(index: int) -> bool:
+        """Whether the image can be held, or cannot be read."""
+        try:
+            pixels = data.pixels(index)
+        except BadImage as error:
+            bad[index] = error.path, error.reason
+            return True
+        if pixels.shape != first.shape:
+            return False
+        resident[index] = pixels
         return True
 
-    blocks = (range(start, min(start + 256, len(data))) for start in range(0, len(data), 256))
-    with ThreadPoolExecutor(8) as pool:  # Pillow decodes outside Python's lock
-        same = all(pool.map(read, blocks))  # a block at a time: a million tasks would take gigabytes
-    if not same:
+    if not all(in_threads(read, range(len(data)), 8)):  # Pillow decodes outside Python's lock
         return data
     rows = None if data.stored is None else data.stored.rows
     data = replace(data, resident=resident, stored=None, rows=rows, bad=tuple(bad[index] for index in sorted(bad)))

@@ -149,6 +149,18 @@ def test_a_short_side_keeps_a_value_range(tmp_path):
     assert abs(found[0].numpy().astype(float) - expected)[2:-2, 2:-2].max() < 100  # of 65535
 
 
+def test_with_a_value_range_large_jpegs_are_held_as_pixels(tmp_path):
+    for quality in range(70, 100):  # until the file has an odd number of bytes
+        photograph(tmp_path / "0.jpg", 200, 200, quality=quality)
+        if (tmp_path / "0.jpg").stat().st_size % 2:
+            break
+    photograph(tmp_path / "1.png", 60, 60)
+    plain = datasets.load("folder", str(tmp_path), "unlabelled", value_range=(0, 255))
+    held = preload.hold(plain, 32)
+    assert all(torch.equal(held.pixels(index), plain.pixels(index)) for index in range(2))
+    assert held.held.table[:, 2:].tolist() == [[200, 200], [60, 60]]
+
+
 def test_settings_hold_images_whole_or_reduced(folder):
     plain = load(folder)
     for settings, shape in ((ImageSettings(preload=True), (3, 300, 400)), (ImageSettings(short_side=30), (3, 30, 40))):
