@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from measure import own_memory
 
 from ssl.data.images import Images
 from ssl.evaluation import features, probes
@@ -54,21 +55,15 @@ def judge(folder: Path, whole: bool) -> None:
     probes.knn((x, y), test, CLASSES)
 
 
-def own_memory() -> float:
-    """MiB of this process that are its own, not pages of a file (RssAnon of /proc)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
-
-
 def measured(name: str, function: Callable, *arguments) -> None:
     """Run and print the peak of this process's own memory above that at the beginning, and its processor time."""
     torch.set_num_threads(1)
-    start, peak, over = own_memory(), 0.0, threading.Event()
+    start, peak, over = own_memory("RssAnon"), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(0.005):
-            peak = max(peak, own_memory())
+            peak = max(peak, own_memory("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -76,7 +71,7 @@ def measured(name: str, function: Callable, *arguments) -> None:
     function(*arguments)
     over.set()
     watcher.join()
-    print(f"{name:<34} {peak - start:7.0f} MiB of its own  {time.process_time() - began:6.1f} s", flush=True)
+    print(f"{name:<34} {(peak - start) / 2**20:7.0f} MiB of its own  {time.process_time() - began:6.1f} s", flush=True)
 
 
 def main() -> None:

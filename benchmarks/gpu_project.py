@@ -110,19 +110,8 @@ def measured_at(results: dict, batch: int) -> dict:
 
 
 def show(results: dict) -> str:
-    rows = [
-        [
-            "GPUs",
-            "batch each",
-            "MB gradients",
-            "loss",
-            "batch norm",
-            "messages",
-            "samples/s",
-            "efficiency",
-            "hours, 1000 epochs",
-        ]
-    ]
+    head = ["GPUs", "batch each", "MB gradients", "loss", "batch norm", "messages"]
+    rows = [[*head, "samples/s", "efficiency", "hours, 1000 epochs"]]
     for plan in results["rows"]:
         span = lambda key, form, plan=plan: " to ".join(form.format(plan[key][end]) for end in ("worst", "best"))  # noqa: E731
         rows.append(

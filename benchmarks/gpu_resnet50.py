@@ -22,6 +22,7 @@ sys.path.append(str(ROOT))  # for train.py
 
 import gc
 import itertools
+import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,20 +44,8 @@ from ssl.sources import datasets
 IMAGES = 2048  # drawn, where there are none: 8 batches an epoch
 AIMS = {"of_synthetic": 0.97, "of_published": 2.5, "samples_per_second": 1250}
 PROFILED = 3
-TINY = [
-    "--image_size",
-    "96",
-    "--encoder",
-    "ssl.encoders.SmallResNet",
-    "--encoder_kwargs",
-    "{width: 16, stages: 2}",
-    "--projector",
-    "64-64",
-    "--batch_size",
-    "8",
-    "--workers",
-    "1",
-]
+TINY = shlex.split("--image_size 96 --encoder ssl.encoders.SmallResNet --encoder_kwargs '{width: 16, stages: 2}'")
+TINY += shlex.split("--projector 64-64 --batch_size 8 --workers 1")
 
 
 def parse(data_dir: str, tiny: bool) -> train.Settings:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from measure import machine, medians
+from measure import machine, medians, own_memory, write_json
 from torch import Tensor
 from traffic import Counted
 
@@ -143,14 +143,9 @@ def peak_bytes(loss: str, beside: str | None, n: int, d: int, device: str, views
         function(*data).backward()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
+    before = own_memory("VmRSS")
     function(*data).backward()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    return own_memory("VmHWM") - before
 
 
 def compare(device: str, loss: str, beside: str, n: int, d: int, views: int = 2) -> dict:
@@ -242,9 +237,7 @@ def main() -> None:
         for form, sent in counted["bytes_sent_per_rank_and_step"].items():
             print(f"  {form:<28} {sent / 1e6:8.1f} MB")
     if options.json:
-        Path(options.json).write_text(
-            json.dumps(dict(machine=machine(options.device), losses=results, bytes=counted), indent=2) + "\n"
-        )
+        write_json(options.json, dict(machine=machine(options.device), losses=results, bytes=counted))
 
 
 if __name__ == "__main__":

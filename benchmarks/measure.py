@@ -99,6 +99,12 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def own_memory(key: str) -> int:
+    """Bytes of this process, from /proc/self/status: VmRSS, its peak VmHWM, or RssAnon, without pages of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
 def write_json(path: str | Path, results: dict) -> None:
     """Write it whole or not at all: whoever is stopped in between leaves what was measured before."""
     path = Path(path)

@@ -13,11 +13,10 @@ import ssl
 ssl.__path__ = [str(Path(__file__).resolve().parents[1] / "ssl")]  # see ssl/__init__.py
 
 import argparse
-import json
 from collections.abc import Callable
 
 import torch
-from measure import machine, medians
+from measure import machine, medians, write_json
 from torch import Tensor, nn
 
 from ssl.console import table
@@ -117,7 +116,7 @@ def main() -> None:
         del steps
     print("\n" + table(rows))
     if options.json:
-        Path(options.json).write_text(json.dumps(dict(machine=machine(options.device), optimizers=results)) + "\n")
+        write_json(options.json, dict(machine=machine(options.device), optimizers=results))
 
 
 if __name__ == "__main__":

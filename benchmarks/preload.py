@@ -22,7 +22,7 @@ from ssl.augment import View
 from ssl.data import preload
 from ssl.data.loader import training_batches
 from ssl.data.order import Order
-from ssl.errors import one_line_errors
+from ssl.errors import UserError, one_line_errors
 from ssl.sources import datasets
 
 
@@ -34,6 +34,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine(torch.device("cpu")))
     plain = datasets.load("folder", options.data_dir, "unlabelled")
+    if plain.resident is not None:
+        raise UserError(f"data_dir: {options.data_dir} has images of at most {datasets.SMALL} pixels; expected larger")
     began = time.process_time()
     held = preload.hold(plain, 224)
     decoding = time.process_time() - began

@@ -31,6 +31,7 @@ import gpu_project
 import gpu_resnet50
 import measure
 import photographs
+import preload
 import simulated
 import speedrun
 import stain
@@ -329,6 +330,21 @@ def test_on_a_gpu_no_event_is_read_before_it_has_happened(monkeypatch):
     assert not done  # nor does anybody wait within a turn
     laps("step")
     assert laps.seconds() == {"wait": 1.0, "step": 1.0}
+
+
+def test_what_a_run_holds_anyway_is_no_measurement_of_preload(tmp_path, monkeypatch):
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(sys, "argv", ["preload.py", "--data_dir", str(tmp_path)])
+    with pytest.raises(UserError, match="has images of at most 64 pixels; expected larger"):
+        preload.main()
+
+
+def test_memory_is_read_in_bytes():
+    before = measure.own_memory("RssAnon")
+    held = np.ones(50_000_000, np.uint8)
+    assert 45e6 < measure.own_memory("RssAnon") - before < 80e6 and held[-1] == 1
+    assert measure.own_memory("VmHWM") >= measure.own_memory("VmRSS") > measure.own_memory("RssAnon")
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
