@@ -112,6 +112,7 @@ def resolve(settings: dict, global_batch: int, images: int) -> dict[str, tuple[o
 
 CPU_ENCODER, CPU_KWARGS = "ssl.encoders.SmallConvNet", {"width": 16, "stages": 4, "grid": 2}
 CPU_SIZES = {"auto": (48,), "own": (96, 224)}  # pixels of a view, for that encoder, and for one that the user names
+LEAST_SIZE = 16  # pixels of a view, which smaller images are enlarged to where the encoder does not read them
 SECONDS = 300  # of training on a CPU: half of ten minutes, as reading the images and judging need the other half
 CORE_FLOPS = 80e9  # a second, in float32, of one core with AVX-512; one with AVX2 has about half of it
 PIXEL_SECONDS = 3e-7  # of one core, for a pixel of a view: crop, colours, normalisation

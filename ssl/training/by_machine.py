@@ -76,18 +76,21 @@ def _encoder(settings, *_) -> dict:
 
 
 def _image_size(settings, data: Images, build: Build, device: torch.device) -> dict:
-    """The first of the usual sizes that the encoder reads, or the images' own if they are smaller and in memory."""
+    """The first of the usual sizes that the encoder reads, or the images' own if they are smaller and in memory.
+
+    Images that are smaller than the encoder reads are enlarged, to LEAST_SIZE if that is enough.
+    """
     if settings.image_size != "auto":
         return {}
-    sizes = auto.CPU_SIZES["auto" if settings.encoder == auto.CPU_ENCODER else "own"]
-    own = sizes[-1] if data.array is None else min(data.array.shape[2:])
+    usual = auto.CPU_SIZES["auto" if settings.encoder == auto.CPU_ENCODER else "own"]
+    own = usual[-1] if data.array is None else min(*data.array.shape[2:], usual[-1])
+    sizes = [size for size in sorted({auto.LEAST_SIZE, own, *usual}) if size >= min(own, usual[0])]
     for size in sizes:
-        if own < size:
-            return {"image_size": (own, "the images are no larger")}
         with contextlib.suppress(UserError):  # it may read the next
-            if cost(dataclasses.replace(settings, image_size=size), data, build):
-                break
-    return {"image_size": (size, "a CPU's time goes with the pixels")}
+            cost(dataclasses.replace(settings, image_size=size), data, build)
+            break
+    why = "the images are no larger" if size == own < usual[-1] else "a CPU's time goes with the pixels"
+    return {"image_size": (size, "the encoder reads no smaller images" if own < size == auto.LEAST_SIZE else why)}
 
 
 def _short_side(settings, data: Images, build: Build, device: torch.device) -> dict:

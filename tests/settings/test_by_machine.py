@@ -153,6 +153,21 @@ def test_small_images_are_seen_at_their_own_size_and_files_are_held(machine):
     assert (settings.image_size, settings.short_side) == (48, 96)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("encoder", "side", "size"),
+    [("auto", 8, 16), ("auto", 15, 16), ("auto", 16, 16), ("auto", 17, 17), ("resnet18", 8, 8), ("vit_b_16", 20, 96)],
+)
+def test_images_that_are_too_small_for_the_encoder_are_enlarged(machine, channels, encoder, side, size):
+    machine(LAPTOP)
+    settings = read("--encoder", encoder)
+    small = torch.zeros(1, channels, side, side + 1, dtype=torch.uint8)
+    found = by_machine.settle(settings, Images("array", torch.zeros(20), [], pool=small), train.Model, CPU)
+    assert settings.image_size == size
+    assert (found["image_size"][1] == "the images are no larger") is (size == side)
+    train.Model(settings, channels)  # its encoder reads these images
+
+
 def test_a_resnet50_is_counted_as_it_was(machine):
     """In bf16: 8.2 GFLOP and 44 MB a view of 224 pixels; twice as many bytes in float32."""
     settings = read("--encoder", "resnet50", "--image_size", "224", "--amp", "bf16")
