@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
+from ssl.evaluation.intervals import NORMAL_95
 from ssl.worth.scores import Score
 from ssl.worth.splits import ALL
 from ssl.worth.starts import NOTHING, OWN
@@ -51,8 +53,7 @@ def best_use(table: Table, facts: Facts, start: str, count: int = ALL) -> str:
         return best_use(table, facts, start)
     scores = {use: table[start, use][ALL] for use in USES}
     shares = validated(scores)
-    error = standard_error(shares[TUNED], scores[TUNED].held)
-    return FROZEN if shares[FROZEN] > shares[TUNED] + error else TUNED
+    return FROZEN if shares[FROZEN] > shares[TUNED] + standard_error(scores[TUNED], scores) else TUNED
 
 
 def is_flattered(facts: Facts, start: str, use: str) -> bool:
@@ -67,14 +68,27 @@ def measured(table: Table, start: str, count: int) -> list[str]:
 
 def validated(scores: dict[str, Score]) -> dict[str, float]:
     """Mean validation accuracy of the seeds that all scores have."""
-    both = set.intersection(*(set(score.validation) for score in scores.values()))
+    both = _seeds(scores)
     return {name: sum(score.validation[seed] for seed in both) / len(both) for name, score in scores.items()}
 
 
-def standard_error(share: float, held: int) -> float:
-    """Of a share of the `held` validation images."""
-    held = max(held, 1)
-    return math.sqrt(max(share * (1 - share), 1 / held) / held)
+def _seeds(scores: dict[str, Score]) -> set[int]:
+    return set.intersection(*(set(score.validation) for score in scores.values()))
+
+
+def standard_error(score: Score, beside: dict[str, Score]) -> float:
+    """Of the validation accuracy of one draw, the mean of the seeds that all scores `beside` have."""
+    return fmean(_error(score, seed) for seed in _seeds(beside))
+
+
+def _error(score: Score, seed: int) -> float:
+    """Of a draw: from the longer side of its interval, which is of its measure, over images or groups. Where an older
+    folder has no interval, that of a share of so many images."""
+    share, held = score.validation[seed], max(score.held, 1)
+    if seed not in score.interval:
+        return math.sqrt(max(share * (1 - share), 1 / held) / held)
+    low, high = score.interval[seed]
+    return max(high - share, share - low) / NORMAL_95 if (low, high) != (0, 1) else math.inf  # one group says nothing
 
 
 def too_short(facts: Facts) -> list[str]:
@@ -90,13 +104,12 @@ def not_tuned(table: Table, facts: Facts) -> list[str]:
 def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
     """(the pre-trained start to take, whether validation prefers it to nothing).
 
-    It is the simplest one within one standard error of the best (Breiman et al. 1984), and no worse than nothing where
+    It is the simplest one within one standard error of the best (Breiman et al. 1984), and better than nothing where
     the best is better than nothing.
     """
     found = validated(scores)
     trained = [start for start in starts if start != NOTHING]
     top = max(trained, key=found.__getitem__)
-    share, error = found[top], standard_error(found[top], scores[top].held)
-    preferred = found[top] > found[NOTHING]
-    least = max(share - error, found[NOTHING]) if preferred else share - error
-    return next(start for start in trained if found[start] >= least), preferred
+    near = [start for start in trained if found[start] >= found[top] - standard_error(scores[top], scores)]
+    better = [start for start in near if found[start] > found[NOTHING]]
+    return (better or near)[0], bool(better)

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from ssl import files
 from ssl.data.images import Images
-from ssl.evaluation import features, intervals, logistic, predictions, probes
+from ssl.evaluation import features, intervals, logistic, metrics, predictions, probes
 from ssl.evaluation.feature_rows import Rows, statistics
+from ssl.evaluation.intervals import Groups
 from ssl.worth.splits import Draw
+
+Samples = tuple[Rows, Tensor]  # features of images, and their labels
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Score:
 
     right: dict[int, np.ndarray] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)  # accuracy on the validation images
+    interval: dict[int, list[float]] = field(default_factory=dict)  # of 95 %, of it; an older folder may not have it
     held: int = 0  # validation images of a seed
     knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
 
@@ -58,8 +62,8 @@ class Features:
     train: Rows
     mean: Tensor  # of train, (F,)
     place: dict[str, int]
-    validation: tuple[Rows, Tensor] | None
-    test: tuple[Rows, Tensor]
+    validation: tuple[Samples, Groups | None] | None
+    test: Samples
 
     @classmethod
     def load(
@@ -68,19 +72,19 @@ class Features:
         """Those at `path`, without the test images that are `copies`."""
         found = features.load(path, device)
 
-        def labelled(name: str) -> tuple[Rows, Tensor]:
-            """Rows and labels of a split's images that can be read, in the order of the split."""
+        def labelled(name: str) -> tuple[Samples, Groups | None]:
+            """A split's images that can be read, in the order of the split, and their groups."""
             at = {path: row for row, path in enumerate(found.splits[name].paths)}
             data = splits[name]
             known = at.keys() - copies if name == "test" else at.keys()
             index = [i for i in range(len(data)) if data.sample_name(i) in known]
             rows = torch.tensor([at[data.sample_name(i)] for i in index])
-            return found.splits[name].rows.subset(rows), data.labels[index].to(device)
+            return (found.splits[name].rows.subset(rows), data.labels[index].to(device)), _groups(data, index)
 
         place = {name: row for row, name in enumerate(found.splits["train"].paths)}
         validation = labelled("val") if splits["val"] is not None else None
         rows = found.splits["train"].rows
-        return cls(rows, statistics(rows)[0], place, validation, labelled("test"))
+        return cls(rows, statistics(rows)[0], place, validation, labelled("test")[0])
 
 
 def readable_test(path: Path, test: Images, balanced: bool, copies: frozenset[str]) -> tuple[Judges, np.ndarray]:
@@ -96,26 +100,36 @@ def readable_test(path: Path, test: Images, balanced: bool, copies: frozenset[st
 
 
 def judge_frozen(found: Features, draw: Draw, train: Images, balanced: bool) -> dict:
-    """Of a draw: its count and seed, test images that the head gets right ('0110…'), validation and k-NN.
+    """Of a draw: its count and seed, test images that the head gets right ('0110…'), validation with its interval, and
+    k-NN.
 
     The head is `ssl.evaluation.logistic`: it has no settings to choose, so validation images judge it fairly.
     """
-    fit, held = (_samples(found, part, train) for part in (draw.fit, draw.held))
-    held = held if found.validation is None else found.validation
+    fit, _ = _samples(found, draw.fit, train)
+    held, groups = found.validation or _samples(found, draw.held, train)
     head = logistic.learn(fit, len(train.classes), found.mean, balanced)
-    validation = None
+    name, judged = _called(balanced), {}
     if len(held[1]):
-        validation = float(head.hits(held).cpu().numpy() @ weights(held[1].cpu().numpy(), balanced))
-    knn = probes.knn(fit, found.test, len(train.classes))["balanced_accuracy" if balanced else "acc1"]
+        judged = metrics.accuracy(held[1], head.hits(held), groups)
+    knn = probes.knn(fit, found.test, len(train.classes))[name]
     right = "".join(map(str, head.hits(found.test).int().tolist()))
-    words = {"right": right, "validation": validation, "held": len(held[1]), "knn": knn}
-    return {"count": draw.count, "seed": draw.seed, **words}
+    words = {"right": right, "validation": judged.get(name), "interval": judged.get(f"{name}_interval")}
+    return {"count": draw.count, "seed": draw.seed, **words, "held": len(held[1]), "knn": knn}
 
 
-def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Rows, Tensor]:
+def _called(balanced: bool) -> str:
+    return "balanced_accuracy" if balanced else "acc1"
+
+
+def _samples(found: Features, chosen: Tensor, train: Images) -> tuple[Samples, Groups | None]:
+    """The chosen training images that can be read, and their groups."""
     index = [i for i in chosen.tolist() if train.sample_name(i) in found.place]
     rows = torch.tensor([found.place[train.sample_name(i)] for i in index], dtype=torch.long)
-    return found.train.subset(rows), train.labels[index].to(found.train.device)
+    return (found.train.subset(rows), train.labels[index].to(found.train.device)), _groups(train, index)
+
+
+def _groups(data: Images, index: list[int]) -> Groups | None:
+    return None if data.groups is None else [data.groups[i] for i in index]
 
 
 # Fine-tuned -------------------------------------------------------------------------------
@@ -129,8 +143,9 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, counts: np.nd
         raise RuntimeError(f"{folder}: its test images are not those of the frozen encoders")
     best = files.json_object(folder / "results.json")["best"]
     right = "".join(str(int(row["label"] == row["predicted"])) for row, does in zip(rows, counts) if does)
-    validation = best["val_balanced_accuracy" if test.balanced else "val_acc1"]
-    return {"count": count, "seed": seed, "right": right, "validation": validation, "held": best["val_n"]}
+    name = f"val_{_called(test.balanced)}"
+    words = {"right": right, "validation": best[name], "interval": best.get(f"{name}_interval")}
+    return {"count": count, "seed": seed, **words, "held": best["val_n"]}
 
 
 # Together ---------------------------------------------------------------------------------
@@ -145,6 +160,8 @@ def gather(judged: list[dict]) -> dict[int, Score]:
         if one["validation"] is not None:
             score.validation[one["seed"]] = one["validation"]
             score.held = max(score.held, one["held"])
+            if one.get("interval") is not None:
+                score.interval[one["seed"]] = one["interval"]
         if one.get("knn") is not None:
             score.knn[one["seed"]] = one["knn"]
     return found

@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from ssl.evaluation import metrics
 from ssl.evaluation.intervals import student_95
 from ssl.worth import choice, intervals, verdict
 from ssl.worth.choice import FROZEN, TUNED, Facts
-from ssl.worth.scores import Judges, Score
+from ssl.worth.scores import Judges, Score, gather
 from ssl.worth.splits import ALL
 from ssl.worth.verdict import UNKNOWN, decide, labels_needed
 from ssl.worth.words import headline, paragraphs
@@ -177,6 +179,16 @@ def test_the_simplest_start_may_not_be_worse_than_nothing():
     assert choice.choose(scores, STARTS) == ("own", True)
 
 
+def test_the_start_that_is_taken_is_itself_better_than_nothing_on_validation_images():
+    scores = {start: score(share, 100) for start, share in zip(STARTS, (0.80, 0.80, 0.81, 0.5))}
+    assert choice.choose(scores, STARTS) == ("own", True)  # pub is as good as nothing
+    scores["own"] = score(0.80, 100)
+    assert choice.choose(scores, STARTS) == ("pub", False)
+    shares = {"nothing": 0.70, "pub": 0.98, "own": 0.74, "pub+own": 0.5}
+    found = decide(table(shares, 50, dict(zip(STARTS, (0.8, 0.8, 0.9, 0.5)))), images(50), facts())
+    assert found.start == "own"
+
+
 def test_words_and_difference_are_of_the_same_seeds():
     """Nothing is worse with seed 1, which own has not: it does not count."""
     numbers = {(start, use): {} for start in STARTS for use in (FROZEN, TUNED)}
@@ -197,6 +209,40 @@ def test_frozen_is_used_if_it_is_better_by_more_than_a_standard_error_on_the_see
     for better, use in ((0.47, FROZEN), (0.48, TUNED), (0.6, TUNED)):
         tuned.validation[0] = better
         assert choice.best_use(numbers, facts(), "pub") == use
+
+
+def judged(labels: list[int], right: list[bool], groups: list[str] | None, name: str) -> Score:
+    """One draw, as the records of `judge_frozen` and of finetune.py have it."""
+    found = metrics.accuracy(torch.tensor(labels), torch.tensor(right), groups)
+    one = {"count": ALL, "seed": 0, "right": "1", "validation": found[name], "held": len(labels)}
+    return gather([one | {"interval": found[f"{name}_interval"]}])[ALL]
+
+
+def test_the_standard_error_is_of_the_measure_and_of_groups():
+    """200 images with a recall of 0.9, and 4 with 0.75; and 12 patients, half of whom are right in all 10 images."""
+    rare = judged([0] * 200 + [1] * 4, [True] * 180 + [False] * 20 + [True] * 3 + [False], None, "balanced_accuracy")
+    true = math.sqrt(0.9 * 0.1 / 200 + 0.75 * 0.25 / 4) / 2
+    assert choice.standard_error(rare, {"own": rare}) == pytest.approx(true, rel=0.2) and true > 0.1
+    whole = [place % 2 == 0 for place in range(12) for _ in range(10)]
+    patients = judged([0] * 120, whole, [f"p{place}" for place in range(12) for _ in range(10)], "acc1")
+    true = math.sqrt(0.5 * 0.5 / 11) * student_95(11) / 1.96
+    assert choice.standard_error(patients, {"own": patients}) == pytest.approx(true, rel=0.2)
+    one = judged([0] * 120, whole, ["p"] * 120, "acc1")
+    assert choice.standard_error(one, {"own": one}) == math.inf
+    rare.interval.clear()  # as a folder of an older version has it
+    share, beside = rare.validation[0], {"own": rare}
+    assert choice.standard_error(rare, beside) == pytest.approx(math.sqrt(share * (1 - share) / 204))
+
+
+def test_what_lies_within_the_error_of_few_groups_is_chosen_simply():
+    numbers = {}
+    for use, right in ((FROZEN, 10), (TUNED, 7)):
+        marks = [place < right for place in range(12) for _ in range(10)]
+        groups = [f"p{place}" for place in range(12) for _ in range(10)]
+        numbers["pub", use] = {ALL: judged([0] * 120, marks, groups, "acc1")}
+    assert choice.best_use(numbers, facts(), "pub") == FROZEN  # 25 points; the error is 16
+    numbers["pub", FROZEN] = {ALL: judged([0] * 120, [place < 80 for place in range(120)], groups, "acc1")}
+    assert choice.best_use(numbers, facts(), "pub") == TUNED  # 8 points, two errors of independent images
 
 
 def test_images_that_pre_training_saw_do_not_choose_its_frozen_features():

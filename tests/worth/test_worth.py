@@ -438,6 +438,8 @@ def test_test_images_that_are_training_images_do_not_count(capsys, tmp_path):
     kept = scores.Features.load(tmp_path, found.splits, found.copies, torch.device("cpu"))
     judged = scores.judge_frozen(kept, found.draw(5, 0), found.train, False)
     assert len(judged["right"]) == len(kept.test[1]) == 12
+    low, high = judged["interval"]  # of 3 validation images
+    assert low <= judged["validation"] <= high and high - low > 0.5
     for number, path in enumerate(sorted((data / "test").rglob("test*.png"))):
         shutil.copy(train[number], path)
     with pytest.raises(UserError, match="all test images are copies"):
