@@ -24,9 +24,9 @@ class Score:
 
     right: dict[int, np.ndarray] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)  # accuracy on the validation images
-    interval: dict[int, list[float]] = field(default_factory=dict)  # of 95 %, of it; an older folder may not have it
     held: int = 0  # validation images of a seed
     knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
+    interval: dict[int, list[float]] = field(default_factory=dict)  # of `validation`; an older folder may have none
 
 
 @dataclass(frozen=True)

@@ -91,17 +91,19 @@ def with_few(table: Table, test: Judges, facts: Facts, start: str) -> list[Few]:
 
 
 def labels_needed(points: list[tuple[int, float]], target: float = 0.0) -> tuple[str, float]:
-    """How many labels bring a learning curve of `points` (labels, value) to `target`, linear in log labels.
+    """How many labels bring a learning curve of `points` (labels, value) to `target` for good, linear in log labels.
 
-    ('about', labels), ('at most', the fewest that were measured) or ('more than', the most).
+    ('about', labels), ('at most', the fewest that were measured) or ('more than', the most). A point that reaches the
+    target while one with more labels does not is a matter of chance.
     """
     points = sorted(points)
-    if points[0][1] >= target:
+    below = [place for place, (_, value) in enumerate(points) if value < target]
+    if not below:
         return "at most", points[0][0]
-    for (few, low), (many, high) in zip(points, points[1:]):
-        if low < target <= high:
-            return "about", few * (many / few) ** ((target - low) / (high - low))
-    return "more than", points[-1][0]
+    if below[-1] == len(points) - 1:
+        return "more than", points[-1][0]
+    (few, low), (many, high) = points[below[-1] :][:2]
+    return "about", few * (many / few) ** ((target - low) / (high - low))
 
 
 def gaps(found: Verdict) -> list[tuple[int, Estimate]]:

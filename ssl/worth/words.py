@@ -1,7 +1,7 @@
 """The words of a verdict: a headline, what the start gains, why it was chosen, what would change the answer."""
 
 from ssl.console import counted
-from ssl.worth.choice import USES, kind, not_tuned, too_short, validated
+from ssl.worth.choice import USES, is_flattered, kind, not_tuned, too_short, validated
 from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL
@@ -43,12 +43,12 @@ def headline(found: Verdict) -> str:
     small = found.gain.high < WORTH
     if found.outcome == UNKNOWN and small and found.may_pay:
         others = " or ".join(found.may_pay)
-        return f"With all labels {start} does not pay; whether {others} does cannot be told{but}"
+        return f"With all labels {_as_measured(found)} does not pay; whether {others} does cannot be told{but}"
     if found.outcome == UNKNOWN and small and (short := too_short(facts)):
         whole = ", ".join(f"{facts.recipe_epochs[one]} for {one}" for one in short)
         return (
-            "With all labels a pre-training as short as this does not pay; whether the epochs of the recipe "
-            f"({whole}) would pay cannot be told{but}"
+            f"With all labels {_as_measured(found)} does not pay; whether the epochs of the recipe ({whole}) would pay "
+            f"cannot be told{but}"
         )
     if found.outcome == UNKNOWN and small:
         untuned = ", ".join(not_tuned(found.table, facts))
@@ -74,6 +74,13 @@ def headline(found: Verdict) -> str:
     }[found.outcome]
 
 
+def _as_measured(found: Verdict) -> str:
+    """The start, with what it lacked: of more epochs, or fine-tuned, nothing is said."""
+    facts, start = found.facts, found.start
+    short = f" with {facts.epochs[start]} of {facts.recipe_epochs[start]} epochs" if start in too_short(facts) else ""
+    return f"{start}{short}{' frozen' if start in not_tuned(found.table, facts) else ''}"
+
+
 def _further(found: Verdict, public: str) -> str:
     """What pre-training that goes on from public weights adds, if it was compared and is not surely better."""
     own = f"{public}+own"
@@ -89,7 +96,7 @@ def _meanwhile(found: Verdict) -> str:
     if found.meanwhile == found.start:
         return f"With all labels take {found.start}: validation and test images both prefer it."
     if found.gain.high < WORTH:
-        return f"With all labels train from nothing: {found.start} gains under {100 * WORTH:.0f} points."
+        return f"With all labels train from nothing: {_as_measured(found)} gains under {100 * WORTH:.0f} points."
     who = "the test images do" if found.preferred else "validation does"
     return (
         f"With all labels train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it."
@@ -110,17 +117,17 @@ def _labels(found: Verdict) -> str:
     start, everything, of_labels = found.start, found.facts.labels[ALL], gaps(found)
     how, needed = labels_needed([(labels, gap.value) for labels, gap in of_labels])
     if how == "more than" or needed >= everything:
-        return f"{start} saves no labels: with fewer than all of them it does not reach training from nothing."
+        which = "even with" if how == "more than" else "with fewer than"
+        return f"{start} saves no labels: {which} all of them it does not reach training from nothing."
     fewest, most = (
-        f"{'' if how == 'about' else f'{how} '}{labels:.0f}"
-        for how, labels in (
-            labels_needed([(labels, getattr(gap, end)) for labels, gap in of_labels]) for end in ("high", "low")
-        )
+        labels_needed([(labels, getattr(gap, end)) for labels, gap in of_labels]) for end in ("high", "low")
     )
-    saved = f"{'at least' if how == 'at most' else 'about'} {100 * (1 - needed / everything):.0f} %"
+    limits = " to ".join(f"{'' if how == 'about' else f'{how} '}{labels:.0f}" for how, labels in (fewest, most))
+    saved = f"it saves {'at least' if how == 'at most' else 'about'} {100 * (1 - needed / everything):.0f} % of them"
+    sure = most[0] != "more than" and most[1] < everything
     return (
-        f"{start} needs {how} {needed:.0f} labels (95 %: {fewest} to {most}) for what training from nothing reaches "
-        f"with all {everything}: it saves {saved} of them."
+        f"{start} needs {how} {needed:.0f} labels (95 %: {limits}) for what training from nothing reaches "
+        f"with all {everything}: {saved if sure else 'whether it saves any cannot be told'}."
     )
 
 
@@ -134,11 +141,14 @@ def _fewer(found: Verdict) -> str:
 
 
 def _why(found: Verdict) -> str:
-    starts = found.facts.starts
-    shares = validated({start: found.score(start) for start in starts})
-    listed = ", ".join(f"{start} {percent(shares[start])} ({found.best[start]})" for start in starts)
-    simplest = " It is the simplest of those within one standard error of the best." if len(starts) > 2 else ""
-    prefers = "" if found.preferred else " Training from nothing is no worse than any of them there."
+    facts, best = found.facts, found.best
+    shares = validated({start: found.score(start) for start in facts.starts})
+    seen = [start for start in facts.starts if is_flattered(facts, start, best[start])]
+    apart = {start: "; not compared, as it saw these images" if start in seen else "" for start in facts.starts}
+    listed = ", ".join(f"{start} {percent(shares[start])} ({best[start]}{apart[start]})" for start in facts.starts)
+    of = "within one standard error of the best" + (" and better than nothing" if found.preferred else "")
+    simplest = f" It is the simplest of those {of}." if len(facts.starts) - len(seen) > 2 else ""
+    prefers = "" if found.preferred else " Training from nothing is no worse than any that was compared there."
     against = not found.preferred and found.gain.low > 0
     disagree = " The test images disagree with that: more images are needed." if against else ""
     return (

@@ -133,6 +133,22 @@ def test_that_no_pre_training_pays_is_said_only_if_that_is_sure_of_every_start()
     assert found.outcome == UNKNOWN and "(90 for pub+own) would pay cannot be told" in headline(found)
 
 
+def test_a_start_that_was_too_short_or_not_fine_tuned_is_not_said_not_to_pay():
+    """By validation own is best, on test images it gains nothing; pub may."""
+    made = {start: score(0.7, 4000, value) for start, value in zip(STARTS, (0.7, 0.5, 0.9))}
+    made["pub"] = score(0.7, 4000, 0.5, draw=1)  # other images are right
+    numbers = {(start, TUNED): {ALL: one} for start, one in made.items()} | {(start, FROZEN): {} for start in made}
+    known = facts(starts=list(made), epochs={"own": 2}, recipe_epochs={"own": 300}, labels={ALL: 500})
+    found = decide(numbers, images(4000), known)
+    assert (found.start, found.outcome, found.may_pay) == ("own", UNKNOWN, ["pub"])
+    words = "With all labels own with 2 of 300 epochs does not pay; whether pub does cannot be told"
+    assert headline(found) == words
+    assert "own with 2 of 300 epochs gains under 2" in paragraphs(found)["Until it can be told"]
+    numbers["own", FROZEN], numbers["own", TUNED] = numbers["own", TUNED], {}
+    known = facts(starts=list(made), epochs={"own": 300}, recipe_epochs={"own": 300}, labels={ALL: 500})
+    assert headline(decide(numbers, images(4000), known)).startswith("With all labels own frozen does not pay; whether")
+
+
 def test_the_test_images_choose_nothing():
     """Validation prefers own; the test images prefer pub by far. Own is the one that is judged."""
     shares = {"nothing": 0.5, "pub": 0.95, "own": 0.8, "pub+own": 0.5}
@@ -160,7 +176,7 @@ def test_a_pre_training_that_was_too_short_is_not_said_not_to_pay():
     shares = {"nothing": 0.8, "pub": 0.5, "own": 0.7, "pub+own": 0.5}
     found = decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 101}))
     assert found.outcome == UNKNOWN and "whether the epochs of the recipe (101 for own) would pay" in headline(found)
-    assert "train from nothing: own gains under 2" in paragraphs(found)["Until it can be told"]
+    assert "train from nothing: own with 50 of 101 epochs gains under 2" in paragraphs(found)["Until it can be told"]
     assert decide(table(shares, 2000), images(2000), facts(recipe_epochs={"own": 100})).outcome == "nothing"
     shares |= {"own": 0.801}  # preferred, and yet not by two points
     found = decide(table(shares, 20_000), images(20_000), facts(recipe_epochs={"own": 101}))
@@ -267,7 +283,18 @@ def test_a_start_that_validation_flatters_is_not_taken():
     known = facts(
         flattered=["own", "pub+own"], epochs={"own": 50, "pub+own": 50}, recipe_epochs={"own": 50, "pub+own": 50}
     )
-    assert decide(numbers, images(400), known).start == "pub"
+    found = decide(numbers, images(400), known)
+    assert found.start == "pub"
+    why = paragraphs(found)["Why this start"]
+    assert "pub+own 85.0 % (frozen; not compared, as it saw these images)" in why and "own 60.0 % (fine-tuned)," in why
+    assert why.endswith("It is the simplest of those within one standard error of the best and better than nothing.")
+    for start, validation in zip(STARTS, (0.7, 0.6, 0.6)):
+        numbers[start, FROZEN][ALL] = score(0.5, 400, validation)
+    for start in ("nothing", "own"):
+        numbers[start, TUNED][ALL] = numbers[start, FROZEN][ALL]
+    why = paragraphs(decide(numbers, images(400), known))["Why this start"]
+    assert why.endswith("Training from nothing is no worse than any that was compared there.")
+    numbers["pub", FROZEN][ALL] = score(0.78, 400)
     assert decide(numbers, images(400), facts(epochs=known.epochs)).start == "pub+own"  # with validation images apart
 
 
@@ -303,10 +330,15 @@ def test_what_was_not_compared_is_not_said_to_add_nothing():
         (0.2, "at most", 10),
         (0.1, "at most", 10),
         (0.81, "more than", 1000),
+        ("falls", "more than", 1000),  # 10 labels reach it, all do not
+        ("dips", "about", 10**2.5),  # 10 labels reach it, and 100 do not
     ],
 )
 def test_labels_needed(target, how, needed):
     points = [(1000, 0.8), (10, 0.2)] if target == 0.5 else [(10, 0.2), (100, 0.4), (1000, 0.8)]
+    if target in ("falls", "dips"):
+        points = [(10, 0.2), (100, -0.2), (1000, -0.2 if target == "falls" else 0.2)]
+        target = 0.0
     found = labels_needed(points, target)
     assert found == (how, pytest.approx(needed))
 
@@ -330,7 +362,11 @@ def test_labels_that_a_start_saves_in_words():
     words = paragraphs(decide(numbers, images(100), known))["Labels"]
     assert words.startswith("own needs at most 50 labels (95 %: at most 50 to ") and "at least 90 %" in words
     numbers["own", FROZEN][ALL] = score(0.61, 100)
-    assert "to more than 500)" in paragraphs(decide(numbers, images(100), known))["Labels"]
+    words = paragraphs(decide(numbers, images(100), known))["Labels"]
+    assert "to more than 500)" in words and words.endswith("all 500: whether it saves any cannot be told.")
+    numbers["own", FROZEN][ALL] = score(0.5, 100, 0.7)  # by chance 50 labels reach what all do not
+    words = paragraphs(decide(numbers, images(100), known))["Labels"]
+    assert words == "own saves no labels: even with all of them it does not reach training from nothing."
 
 
 def test_draws_of_few_labels_are_compared_with_all_seeds_of_nothing():
