@@ -8,7 +8,7 @@ import torch
 
 from ssl import files
 from ssl.checkpoints import about
-from ssl.console import say, table
+from ssl.console import counted, say, table
 from ssl.settings.command import command
 from ssl.worth import scores, words
 from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
@@ -56,7 +56,7 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
         kept = place.with_name("frozen.json")
         rows = files.json_object(kept).get("draws", []) if kept.is_file() else []
         if not rows or len(rows[0]["right"]) != counts.sum():  # an older version counted copies
-            say(f"judge       {start}, frozen, {len(found.draws)} draws of labels")
+            say(f"judge       {start}, frozen, {counted(len(found.draws), 'draw')} of labels")
             of_start = Features.load(place / "features.pt", splits, found.copies, device)
             rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
             files.write_text(files.json_text({"draws": rows}), kept)
@@ -81,7 +81,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         epochs={start: made.epochs[network.name] for start, network in trained.items()},
         recipe_epochs={start: network.recipe_epochs for start, network in trained.items()},
         left_out=agreed.left_out,
-        too_long=sum(len(_network(agreed, cell.network).starts) for cell in made.too_long),
+        too_long=sum(network.name == cell.network for cell in made.too_long for network in starts.values()),
         grouped=work.found.splits["test"].groups is not None,
         flattered=flattered,
         copies=len(work.found.copies),
@@ -94,7 +94,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
 def tell(verdict: Verdict) -> None:
     """Print the table and the verdict."""
     say("\n" + table(rows(verdict)))
-    say(f"{words.measure(verdict.test)} on {len(verdict.test)} test images; in brackets 95 % intervals")
+    say(f"{words.measure(verdict.test)} on {counted(len(verdict.test), 'test image')}; in brackets 95 % intervals")
     say(f"\n{words.headline(verdict)}.")
     for title, sentences in words.paragraphs(verdict).items():
         say("\n" + textwrap.fill(f"{title}. {sentences}", 100))
@@ -108,7 +108,7 @@ def next_step(verdict: Verdict, work: Work, agreed: Agreed, minutes: float) -> s
         missing = any(network.name not in made.epochs for network in agreed.networks)
         if short or missing or made.too_long:
             return f"the same command with --minutes {4 * minutes:g} and another --output_dir"
-        return "more test images: with these the difference cannot be seen"
+        return f"{words.more_images(verdict)}: with these the difference cannot be seen"
     start, use = (NOTHING, TUNED) if verdict.outcome == NOTHING else (verdict.start, verdict.use)
     network = starts[start]
     settings = work.tuning(network, start, Cell(network.name, ALL, 0)).settings
@@ -148,8 +148,8 @@ def against_nothing(verdict: Verdict) -> list[list[str]]:
     for start in verdict.facts.starts[1:]:
         for use in (FROZEN, TUNED):
             ours, nothing = verdict.table[start, use], verdict.table[NOTHING, use]
-            for count in ours.keys() & nothing.keys():
-                if ours[count].right.keys() & nothing[count].right.keys():
+            for count in verdict.facts.labels:
+                if count in ours and count in nothing and ours[count].right.keys() & nothing[count].right.keys():
                     gap = difference(ours[count], nothing[count], verdict.test)
                     found.append([f"{start}, {use}", heading(count, verdict.facts), words.points(gap), str(gap.seeds)])
     return found

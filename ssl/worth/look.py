@@ -15,9 +15,10 @@ from ssl.evaluation.intervals import numbered
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.worth.plan import DRAWS, Sizes
+from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL, HELD, Draw, called, can_tune, counts_for, draw
 
-FEW_TEST = 30  # test images, below which hardly any difference can be seen
+FEW_TEST = 30  # test images, if all weigh alike, below which hardly any difference can be seen
 FEW_GROUPS = 5  # the same of their groups
 UNEQUAL = 3  # times as many images of one class as of another: then every class counts alike
 
@@ -106,15 +107,16 @@ def _tell(found: Look) -> None:
     if found.balanced:
         say(f"measure     balanced accuracy: the largest class has over {UNEQUAL} times the images of the smallest")
     if found.copies:
-        say(f"test        *** {counted(len(found.copies), 'image')} are copies of other splits' and do not count ***")
-    if (few := len(test) - len(found.copies)) < FEW_TEST:
-        say(f"*** {few} test images are very few: only large differences can be seen ***")
+        say(f"test        *** not counted: {counted(len(found.copies), 'image')} that other splits have, too ***")
+    index = [i for i in range(len(test)) if test.sample_name(i) not in found.copies]
+    groups = numbered([test.groups and test.groups[i] for i in index])  # an image without a group is one of its own
+    judges = Judges(test.labels[index].numpy(), groups, found.balanced)
     if test.groups is not None:
-        groups = [test.groups[i] for i in range(len(test)) if test.sample_name(i) not in found.copies]
-        count = len(set(numbered(groups)))  # an image without a group is one of its own
-        say(f"groups      kept whole; the test images are of {count}, and the intervals count these, not images")
-        if count < FEW_GROUPS:
-            say(f"*** {counted(count, 'group')} of test images are very few: hardly any difference can be seen ***")
+        say(f"groups      kept whole; the test images are of {judges.count}, and the intervals count these, not images")
+    thing, few = ("image", FEW_TEST) if test.groups is None else ("group", FEW_GROUPS)
+    if judges.alike < few:
+        count = f"{counted(judges.count, f'test {thing}')}{judges.equal}"
+        say(f"*** very few: {count}. Only large differences can be seen ***")
     tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
         say(f"labels      with {missing} a class none can be held out: encoders are judged frozen only")

@@ -3,6 +3,7 @@
 import math
 import time
 
+from ssl.console import counted
 from ssl.evaluation import logistic
 from ssl.report import svg
 from ssl.report.markup import document, figure, folded_table, grid, key, table, text
@@ -21,7 +22,7 @@ def page(verdict: Verdict, agreed: Agreed, found: Look, following: str) -> str:
     paragraphs = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in told)
     head, *rows = answer.rows(verdict)
     measure = words.measure(verdict.test).capitalize()
-    caption = f"{measure} on {len(verdict.test)} test images; in brackets 95 % intervals"
+    caption = f"{measure} on {counted(len(verdict.test), 'test image')}; in brackets 95 % intervals"
     gaps = [[text(cell) for cell in row] for row in answer.against_nothing(verdict)]
     body = (
         f"<main><h1>{headline}</h1>"

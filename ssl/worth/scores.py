@@ -43,6 +43,21 @@ class Judges:
     def weights(self) -> np.ndarray:
         return weights(self.labels, self.balanced)
 
+    @property
+    def count(self) -> int:
+        """Of groups."""
+        return len(np.unique(self.groups))
+
+    @property
+    def alike(self) -> float:
+        """How many groups there would be, if all weighed alike. A patient who has all images of a class weighs much."""
+        return 1 / float((np.bincount(self.groups, self.weights()) ** 2).sum())
+
+    @property
+    def equal(self) -> str:
+        """The words for it where it is another number: ' (as many as 3.7 of equal weight)'."""
+        return f" (as many as {self.alike:.2g} of equal weight)" if self.alike < 0.95 * self.count else ""
+
     def subset(self, rows: np.ndarray) -> "Judges":
         return Judges(self.labels[rows], self.groups[rows], self.balanced)
 

@@ -39,7 +39,7 @@ def find(settings: ImageSettings, folder: str, judges: list[Images]) -> Images:
     taken = [path for path, takes in zip(more.paths, new & ~judging & ~in_train) if takes]
     if judging.any():
         count = counted(int(judging.sum()), "image")
-        say(f"unlabelled  *** {count} of {folder} are test or validation images: left out ***")
+        say(f"unlabelled  *** left out: {count} of {folder} that test or validation has, too ***")
     if not taken:
         raise UserError(f"unlabelled: all {len(more)} images of {folder} are among the images with labels already")
     say(f"unlabelled  {len(taken)} of {len(more)} images of {folder} join {len(train)} in pre-training")

@@ -57,7 +57,8 @@ def headline(found: Verdict) -> str:
             f"in these minutes{but}"
         )
     if found.outcome == UNKNOWN:
-        told = f"It cannot be told from {found.gain.images} test images whether pre-training pays with all labels"
+        images = counted(found.gain.images, "test image")
+        told = f"It cannot be told from {images} whether pre-training pays with all labels"
         between = f"{100 * found.gain.low:+.1f} to {100 * found.gain.high:+.1f} points"
         chance = 100 * min(max(found.gain.chance, 0.01), 0.99)
         return f"{told}: {start} gains {between}; the chance that it is better is {chance:.0f} %{but}"
@@ -166,11 +167,18 @@ def _others(found: Verdict) -> str:
     return "; ".join(listed) + "." if listed else ""
 
 
+def more_images(found: Verdict) -> str:
+    """What would show smaller differences."""
+    rarest = " of the rarest class" if found.test.balanced else ""
+    return f"more {'groups of ' if found.facts.grouped else ''}test images{rarest}"
+
+
 def _change(found: Verdict) -> str:
     facts, gain = found.facts, found.gain
-    in_groups = " in groups" if facts.grouped else ""
-    seen = f"With these {gain.images} test images{in_groups} and {counted(gain.seeds, 'seed')}"
-    words = [f"{seen}, a difference under {100 * gain.seen:.0f} points may be missed: more test images help."]
+    in_groups = f" in {counted(found.test.count, 'group')}" if facts.grouped else ""
+    these = f"{counted(gain.images, 'test image')}{in_groups}{found.test.equal} and {counted(gain.seeds, 'seed')}"
+    missed = f"a difference under {100 * gain.seen:.0f} points may be missed"
+    words = [f"With {these}, {missed if gain.seen < 1 else 'no difference can be seen'}: {more_images(found)} help."]
     if gain.seeds == 1:
         words.append(
             f"One seed was fine-tuned: between seeds a deviation of {100 * BETWEEN_SEEDS:g} points is assumed."
@@ -187,7 +195,7 @@ def _change(found: Verdict) -> str:
             f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
         )
     if facts.copies:
-        words.append(f"{counted(facts.copies, 'test image')} are training or validation images, too, and do not count.")
+        words.append(f"Not counted: {counted(facts.copies, 'test image')} that training or validation has, too.")
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:

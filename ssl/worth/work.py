@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ssl.checkpoints import torch_file
+from ssl.console import counted
 from ssl.encoders import build_encoder
 from ssl.evaluation import logistic
 from ssl.worth.jobs import Job
@@ -64,7 +65,7 @@ class Work:
         if network.weights is not None:
             settings |= {"lr": CONTINUED * network.lr, "init": network.weights}
         start = network.starts[1]
-        return self._job(f"pre-train {start}, {epochs} epochs", "train.py", f"{start}/pretrained", settings)
+        return self._job(f"pre-train {start}, {counted(epochs, 'epoch')}", "train.py", f"{start}/pretrained", settings)
 
     def features(self, network: Network, start: str) -> Job:
         settings = self.data | network.settings | {"image_size": network.judge_size, "protocol": "features"}

@@ -403,10 +403,23 @@ def test_what_is_missing_is_named():
     known = facts(recipe_epochs={"own": 90}, left_out=["imagenet: no network"], too_long=4, copies=2)
     shares = {start: 0.5 + 0.1 * (start == "own") for start in STARTS}
     words = paragraphs(decide(table(shares, 98), images(98), known))["What would change the answer"]
-    assert "With these 98 test images and 3 seeds, a difference under" in words
+    assert "With 98 test images and 3 seeds, a difference under" in words
     assert "own 50 epochs (the recipe: 90)" in words
-    assert "2 test images are training or validation images, too, and do not count" in words
+    assert "Not counted: 2 test images that training or validation has, too" in words
     assert "imagenet: no network" in words and "4 fine-tunings did not fit" in words
+
+
+def test_what_would_show_smaller_differences_is_what_the_interval_counts():
+    shares = dict.fromkeys(STARTS, 0.5) | {"own": 0.6}
+    few = images(60, groups=[0] * 30 + [*range(1, 31)], labels=[1] * 30 + [0] * 30, balanced=True)
+    words = paragraphs(decide(table(shares, 60), few, facts(grouped=True)))["What would change the answer"]
+    assert words.startswith("With 60 test images in 31 groups (as many as 3.9 of equal weight) and 3 seeds, a diff")
+    assert "may be missed: more groups of test images of the rarest class help." in words
+    one = images(60, groups=[7] * 60)
+    words = paragraphs(decide(table(shares, 60), one, facts(grouped=True)))["What would change the answer"]
+    assert words.startswith(
+        "With 60 test images in 1 group and 3 seeds, no difference can be seen: more groups of test"
+    )
 
 
 # Intervals --------------------------------------------------------------------------------------

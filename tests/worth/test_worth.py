@@ -211,7 +211,7 @@ def test_more_images_without_labels_join_and_test_images_among_them_do_not(
     folder = tmp_path / "out"
     compare(monkeypatch, pictures, "--minutes", 60, "--unlabelled", more, "--plan", "--output_dir", folder)
     said = capsys.readouterr().out
-    assert f"3 images of {more} are test or validation images: left out" in said
+    assert f"left out: 3 images of {more} that test or validation has, too" in said
     assert f"12 of 19 images of {more} join {len(train)}" in said
     assert len(list((folder / "images").iterdir())) == len(train) + 12
     assert scripts(quick) == ["train.py"] and str(folder / "images") in quick[0]
@@ -225,7 +225,7 @@ def test_validation_images_among_more_images_are_left_out(monkeypatch, capsys, q
     words = ["--minutes", 60, "--unlabelled", more, "--public", "none", "--plan", "--output_dir", tmp_path / "out"]
     compare(monkeypatch, data, *words)
     said = capsys.readouterr().out
-    assert f"2 images of {more} are test or validation images: left out" in said and "12 of 14 images" in said
+    assert f"left out: 2 images of {more} that test or validation has, too" in said and "12 of 14 images" in said
 
 
 @pytest.mark.parametrize("held", ["more/images", "own/images"])
@@ -414,6 +414,22 @@ def test_groups_that_are_the_classes_are_refused(monkeypatch, quick, tmp_path, p
     assert quick == []
 
 
+def test_groups_of_the_rare_class_are_few_although_groups_are_many(capsys):
+    """40 patients, one of whom has all test images of the rare class."""
+    splits = {}
+    for name, patients in (("train", 40), ("test", 40)):
+        own = [f"{name}{i}" for i in range(patients) for _ in range(5)]
+        marks = torch.tensor([int(i == 0) for i in range(patients) for _ in range(5)])
+        splits[name] = Images(
+            "folder", marks, ["a", "b"], paths=[f"{p}/{i}.png" for i, p in enumerate(own)], groups=own
+        )
+    for balanced, warned in ((True, True), (False, False)):
+        look._tell(look.Look(splits | {"val": None}, [], set(), balanced, True))
+        said = capsys.readouterr().out
+        assert "the test images are of 40" in said
+        assert ("very few: 40 test groups (as many as 3.9 of equal weight)" in said) is warned
+
+
 def folder_settings(path: Path, **more) -> ImageSettings:
     return ImageSettings("folder", str(path), **more)
 
@@ -425,7 +441,7 @@ def test_test_images_that_are_training_images_do_not_count(capsys, tmp_path):
         shutil.copy(train[number], test[number].with_name(f"copy{number}.png"))
     found = look.look(folder_settings(data), 1)
     assert {Path(name).name for name in found.copies} == {"copy0.png", "copy5.png"}
-    assert "2 images are copies of other splits' and do not count" in capsys.readouterr().out
+    assert "not counted: 2 images that other splits have, too" in capsys.readouterr().out
     names = {split: [of.sample_name(i) for i in range(len(of))] for split, of in found.splits.items() if of}
     parts = {
         split: {"features": torch.rand(len(own), 4), "labels": found.splits[split].labels, "names": own}
