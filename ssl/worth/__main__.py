@@ -110,7 +110,7 @@ def main() -> None:
     answer.tell(result)
     files.write_text(files.json_text(answer.as_json(result, of, agreed)), folder / "worth.json")
     following = answer.next_step(result, work, agreed, settings.minutes)
-    files.write_text(page.page(result, agreed, found, following), folder / "worth.html")
+    files.write_text(page.page(result, agreed, found, following, settings.unlabelled), folder / "worth.html")
     say(f"\npage        {folder / 'worth.html'}\nnumbers     {folder / 'worth.json'}")
     say(f"next        {following}")
     held.close()

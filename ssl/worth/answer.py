@@ -84,6 +84,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         too_long=sum(network.name == cell.network for cell in made.too_long for network in starts.values()),
         grouped=work.found.splits["test"].groups is not None,
         flattered=flattered,
+        saw_test=tuple(network.name for network in agreed.networks if network.saw_test),
         copies=len(work.found.copies),
     )
 
@@ -116,6 +117,7 @@ def next_step(verdict: Verdict, work: Work, agreed: Agreed, minutes: float) -> s
     settings = {name: value for name, value in settings.items() if name not in own}
     if use == FROZEN:
         settings |= {"freeze": True, "lr_backbone": None, "image_size": network.judge_size}
+        settings["short_side"] = work.data.get("short_side")  # features are of whole images
     return command("finetune.py", **settings)
 
 

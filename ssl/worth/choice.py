@@ -26,6 +26,7 @@ class Facts:
     too_long: int  # fine-tunings that did not fit into the minutes
     grouped: bool  # test images are in groups: patients, lesions, slides
     flattered: list[str]  # starts whose pre-training has seen the validation images, without their labels
+    saw_test: tuple[str, ...] = ()  # public weights that have seen test images, without labels
     copies: int = 0  # test images that do not count, as they are training images, too
 
 

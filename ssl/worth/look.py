@@ -1,6 +1,7 @@
 """Read the user's images and labels, draw labels, and refuse what cannot be answered, before anything is computed."""
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,9 +87,12 @@ def _pretraining_sees(settings: ImageSettings, val: Images | None) -> bool:
 
 
 def _copies(splits: dict[str, Images | None], root: str | None) -> frozenset[str]:
-    """The test images that are in another split, too, byte for byte or pixel for pixel."""
+    """The test images that are in another split, too: files byte for byte, images of arrays pixel for pixel."""
     present = {name: data for name, data in splits.items() if data is not None}
     if max(map(len, present.values())) > image_keys.MOST_FILES:
+        say(
+            f"test        over {image_keys.MOST_FILES:,} images: whether other splits have some, too, is not looked for"
+        )
         return frozenset()
     keys = {name: image_keys.find(data, root, ("file", "pixels")) for name, data in present.items()}
     test, found = keys.pop("test"), np.zeros(len(present["test"]), bool)
@@ -123,12 +127,13 @@ def _tell(found: Look) -> None:
 
 
 def identity(found: Look, root: str | None) -> dict[str, str]:
-    """Which images and labels these are."""
-    return {
-        name: f"{data.fingerprint(root)}, labels {data.label_checksum()}"
-        for name, data in found.splits.items()
-        if data is not None
-    }
+    """Which images, labels and groups these are."""
+    present = {name: data for name, data in found.splits.items() if data is not None}
+    of = {name: f"{data.fingerprint(root)}, labels {data.label_checksum()}" for name, data in present.items()}
+    for name, data in present.items():
+        if data.groups is not None:
+            of[f"grouping of {name}"] = f"{zlib.crc32(repr(list(data.groups)).encode()):08x}"
+    return of
 
 
 OF_FILES = {"value_range", "mean", "std", "max_bad_fraction", "preload", "short_side", "seed"}  # settings, of any files

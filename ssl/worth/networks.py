@@ -63,7 +63,7 @@ def public(work: Work, one: Public, image_size: int | None, train: Images, image
     recipe = _method(work, machine) | one.settings() | {"init": one.weights, "image_size": size}
     run = measure.short_run(work.short_run(one.name, recipe, steps=4))
     network = _network(one.name, one.weights, one.settings(), recipe, (size, judged), run, train, machine)
-    return replace(network, seen=one.seen)
+    return replace(network, seen=one.seen, saw_test=one.saw_test)
 
 
 def _method(work: Work, machine: Machine) -> dict:

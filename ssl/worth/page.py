@@ -15,8 +15,8 @@ from ssl.worth.look import Look
 from ssl.worth.verdict import Verdict
 
 
-def page(verdict: Verdict, agreed: Agreed, found: Look, following: str) -> str:
-    """The HTML. `following`: the command that follows from the verdict."""
+def page(verdict: Verdict, agreed: Agreed, found: Look, following: str, unlabelled: str | None) -> str:
+    """The HTML. `following`: the command that follows from the verdict. `unlabelled`: the folder of more images."""
     headline = text(words.headline(verdict))
     told = words.paragraphs(verdict).items()
     paragraphs = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in told)
@@ -32,7 +32,7 @@ def page(verdict: Verdict, agreed: Agreed, found: Look, following: str) -> str:
         f"<h2>Numbers</h2>{table(caption, head, [[text(cell) for cell in row] for row in rows])}"
         + folded_table("Every start against nothing, in the same use", ["Start", "Labels", "Difference", "Seeds"], gaps)
         + folded_table("k-NN on frozen features", head, _knn(verdict))
-        + f"<h2>How it was compared</h2>{_how(agreed, found)}</main>"
+        + f"<h2>How it was compared</h2>{_how(agreed, found, unlabelled)}</main>"
     )
     return document(headline, body)
 
@@ -72,8 +72,13 @@ def _knn(verdict: Verdict) -> list[list[str]]:
     return found
 
 
-def _how(agreed: Agreed, found: Look) -> str:
+def _how(agreed: Agreed, found: Look, unlabelled: str | None) -> str:
     made = agreed.plan
+    more = (
+        f", and those of {unlabelled} that are not among test and validation images, byte for byte"
+        if unlabelled
+        else ""
+    )
     rows = [
         [
             text(" and ".join(network.starts)),
@@ -88,7 +93,12 @@ def _how(agreed: Agreed, found: Look) -> str:
         f"{len(found.train)} training images and {len(found.splits['test']) - len(found.copies)} test images.",
         "All starts learn from the same draws of labels and are compared on the same test images.",
         f"The head of frozen encoders is {logistic.WORDS}.",
-        "Pre-training sees the training images without their labels, and no test image.",
+        f"Pre-training on your images sees the training images without their labels{more}, and no test image.",
+        *(
+            f"By the record of its run {one.name} has seen test images, without labels."
+            for one in agreed.networks
+            if one.saw_test
+        ),
         f"Planned for {made.minutes:.3g} minutes; plan.json has the times.",
         *(f"Left out: {reason}." for reason in agreed.left_out),
     ]

@@ -44,6 +44,7 @@ class Network:
     short_side: int | None
     speed: Speed
     seen: bool = False  # the public weights have seen the validation images
+    saw_test: bool = False  # and the test images, without labels
 
     @property
     def kind(self) -> str:

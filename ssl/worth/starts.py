@@ -38,7 +38,8 @@ class Public:
     encoder: str
     encoder_kwargs: dict
     stem: str
-    seen: bool = False  # whether they have seen the validation images, without or with labels
+    seen: bool = False  # whether they have seen the validation images
+    saw_test: bool = False  # and the test images, without labels
 
     def build(self, size: int, channels: int) -> nn.Module:
         """The encoder with these weights. Raises `UserError` where they do not fit."""
@@ -63,7 +64,7 @@ def find_public(
     found: list[Public] = []
     left_out: list[str] = []
     for word in asked if asked != ["none"] else []:
-        weights, _, encoder = word.partition("=")
+        weights, encoder = _parts(word)
         channels = splits["train"].channels
         if channels != 3 and not named:
             left_out.append(f"{weights}: it is for images of 3 channels, and yours have {channels}")
@@ -77,15 +78,23 @@ def find_public(
         else:
             one = _of_file(weights, encoder, found)
         learnt_from.check(one.weights, splits["test"], root)
-        used = {name: learnt_from.uses(one.weights, splits[name], root) for name in ("train", "val")}
+        used = {name: learnt_from.uses(one.weights, data, root) for name, data in splits.items()}
         if "labels" in used["train"] | used["val"]:
             raise UserError(
                 f"public: {weights} has learnt from labels of your images, so it cannot say what fewer labels would "
                 "bring; leave it out"
             )
         validates = "train" if splits["val"] is None else "val"  # a part of train, or a split of its own
-        found.append(replace(one, seen=bool(used[validates])))
+        found.append(replace(one, seen=bool(used[validates]), saw_test=bool(used["test"])))
     return found, left_out
+
+
+def _parts(word: str) -> tuple[str, str]:
+    """(name or file, its encoder or ''), of FILE=ENCODER. A file may have = in its path."""
+    if "=" not in word or Path(word).expanduser().exists():
+        return word, ""
+    weights, _, encoder = word.rpartition("=")
+    return weights, encoder
 
 
 def _of_file(path: str, encoder: str, others: list[Public]) -> Public:

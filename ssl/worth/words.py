@@ -194,6 +194,9 @@ def _change(found: Verdict) -> str:
         words.append(
             f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
         )
+    if facts.saw_test:
+        listed = " and ".join(facts.saw_test)
+        words.append(f"By the record of its run {listed} has seen test images: on others it may be worse.")
     if facts.copies:
         words.append(f"Not counted: {counted(facts.copies, 'test image')} that training or validation has, too.")
     if facts.left_out:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 import finetune
 from ssl.data.images import Images
 from ssl.settings import config
-from ssl.worth import answer, plan, splits
+from ssl.worth import answer, page, plan, splits
+from ssl.worth import work as work_module
 from ssl.worth.choice import FROZEN, TUNED, Facts
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
@@ -87,6 +89,33 @@ def test_the_command_is_the_fine_tuning_that_was_measured(work, outcome, start, 
 def test_a_start_that_was_better_frozen_is_used_frozen(work):
     found = parsed(following(work, "public", "pub", FROZEN))
     assert found.freeze and found.lr_backbone is None and found.image_size == 160
+
+
+def test_the_head_of_a_frozen_start_reads_whole_images_as_its_features_did(work, monkeypatch):
+    """Fine-tuning reduces them to twice its own size: here to 192 pixels, below the 224 of the head."""
+    reduced = dataclasses.replace(PUBLIC, short_side=192, judge_size=224)
+    monkeypatch.setattr(sys.modules[__name__], "PUBLIC", reduced)
+    monkeypatch.setattr(work_module, "holds_in_memory", lambda *cell: True)
+    assert parsed(following(work, "public", "pub", TUNED)).short_side == 192
+    found = parsed(following(work, "public", "pub", FROZEN))
+    assert (found.image_size, found.short_side) == (224, None)
+    work.data["short_side"] = 300  # the user's own
+    assert parsed(following(work, "public", "pub", FROZEN)).short_side == 300
+
+
+def test_the_page_says_which_images_were_seen(work):
+    made = Plan(30, 1, 3, 1, {"own": 50}, 1, [], 1, [], 0)
+    alone = page._how(Agreed([OWN, PUBLIC], made, []), work.found, None)
+    assert "the training images without their labels, and no test image." in alone and "has seen test" not in alone
+    saw = Agreed([OWN, dataclasses.replace(PUBLIC, saw_test=True)], made, [])
+    more = page._how(saw, work.found, "/more")
+    assert "without their labels, and those of /more that are not among test and validation images" in more
+    assert "pub has seen test images" in more and answer._facts(work, saw).saw_test == ("pub",)
+
+
+def test_what_is_left_out_is_counted_by_start(work):
+    made = Plan(30, 1, 3, 1, {"own": 50}, 1, [], 1, [Cell("own", ALL, 1), Cell("pub", ALL, 1)], 0)
+    assert answer._facts(work, Agreed([OWN, PUBLIC], made, [])).too_long == 3  # nothing, own, and pub alone
 
 
 def test_more_minutes_are_proposed_only_where_they_add_something(work):

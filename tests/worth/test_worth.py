@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, shapes
 from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
-from ssl.worth import jobs, look, measure, plan, scores, starts, unlabelled
+from ssl.worth import jobs, kept, look, measure, plan, scores, starts, unlabelled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -301,6 +302,14 @@ def test_published_weights_never_share_a_folder_with_files_of_the_comparison(tmp
     assert [public.name for public in found] == ["images_2", "labels_2", "lock_2", "measured_2", "own_2"]
 
 
+def test_a_file_may_have_equals_signs_in_its_path(tmp_path):
+    name, folder = "ssl.encoders.SmallConvNet", tmp_path / "lr=0.1"
+    folder.mkdir()
+    assert starts._parts(str(folder)) == (str(folder), "")
+    assert starts._parts(f"{folder}={name}") == (str(folder), name)
+    assert starts._parts(f"imagenet={name}") == ("imagenet", name) and starts._parts("imagenet") == ("imagenet", "")
+
+
 def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, tmp_path):
     """Drawn at another size they would be other images. The few steps of train.py that are measured are made up."""
     monkeypatch.setattr(shapes, "_IMAGES", {"train": 60, "test": 30})
@@ -430,6 +439,30 @@ def test_groups_of_the_rare_class_are_few_although_groups_are_many(capsys):
         assert ("very few: 40 test groups (as many as 3.9 of equal weight)" in said) is warned
 
 
+def test_copies_among_very_many_images_are_not_looked_for_and_that_is_said(monkeypatch, capsys, tmp_path):
+    data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (24, 0)}, size=24)
+    monkeypatch.setattr(image_keys, "MOST_FILES", 20)
+    assert not look.look(folder_settings(data), 1).copies
+    assert "over 20 images: whether other splits have some, too, is not looked for" in capsys.readouterr().out
+
+
+def test_another_grouping_is_another_comparison(tmp_path):
+    """A plan of an older version says nothing of groups: it stays."""
+    train = Images("folder", torch.arange(9) % 3, ["a", "b", "c"], paths=[""] * 9, groups=list("aabbccdde"))
+    found = look.Look({"train": train, "val": None, "test": train}, [], set(), False, True)
+    splits = found.splits | {"train": replace(train, groups=list("aabbccddd"))}
+    was, now = (look.identity(one, "") for one in (found, replace(found, splits=splits)))
+    assert {name for name in was if was[name] != now[name]} == {"grouping of train"}
+    older = {name: value for name, value in was.items() if "grouping" not in name}
+    agreed = kept.Agreed([], plan.Plan(1, 1, 1, 1, {}, 1, [], 1, [], 0), [])
+    (tmp_path / "nothing").mkdir()
+    for before, refused in ((older, False), (now, False), (was, True)):
+        kept.write(tmp_path / "plan.json", {"images": before}, agreed)
+        expected = pytest.raises(UserError, match="another grouping of train") if refused else contextlib.nullcontext()
+        with expected:
+            assert kept.read(tmp_path / "plan.json", {"images": now}) == agreed
+
+
 def folder_settings(path: Path, **more) -> ImageSettings:
     return ImageSettings("folder", str(path), **more)
 
@@ -482,6 +515,12 @@ def test_weights_of_the_users_own_runs_are_known_by_their_record(tmp_path):
     asked = [f"{tmp_path / 'theirs.pt'}={name}", f"{tmp_path / 'pixels' / 'encoder.pt'}={name}"]
     found, _ = starts.find_public(asked, True, True, splits, str(data))
     assert [public.seen for public in found] == [False, True]
+    assert [public.saw_test for public in found] == [False, False]
+    (tmp_path / "both").mkdir()
+    torch.save(build_encoder(name, 24)[0].state_dict(), tmp_path / "both" / "encoder.pt")
+    learnt_from.write(tmp_path / "both", None, [(splits["test"], "pixels")], [], str(data))
+    [public], _ = starts.find_public([f"{tmp_path / 'both' / 'encoder.pt'}={name}"], True, True, splits, str(data))
+    assert public.saw_test and not public.seen
     apart = class_folders(tmp_path / "apart", {"val": (12, 3)}, size=24)  # a split of its own, which none has seen
     splits["val"] = datasets.load("folder", str(apart / "val"), "all")
     found, _ = starts.find_public(asked, True, True, splits, str(data))
