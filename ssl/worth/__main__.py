@@ -95,7 +95,8 @@ def main() -> None:
         unlabelled.link(more, folder / "images")
     if agreed is None:
         with measure.beside(at_once - 1, work.threads, folder / "measured" / "beside.log"):
-            machine = networks.Machine(device, at_once, 60 * settings.minutes, measure.seconds_to_read(found.train))
+            read = measure.seconds_to_read(found.train, work.machine["workers"])
+            machine = networks.Machine(device, at_once, 60 * settings.minutes, read)
             agreed = agree(settings, origin["public"] != "default", found, work, machine, began)
         kept.write(folder / "plan.json", of, agreed)
     kept.tell(agreed, found)
@@ -128,7 +129,7 @@ def agree(
     settings: Settings, named: bool, found: look.Look, work: Work, machine: networks.Machine, began: float
 ) -> kept.Agreed:
     """Measure the networks, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
-    train, sizes = found.train, found.sizes()
+    train, sizes = found.train, dataclasses.replace(found.sizes(), preload=settings.preload)
     public, left_out = find_public(settings.public, named, machine.on_cpu, found.splits, settings.data_dir)
     own = networks.own(work, settings.image_size, train, machine)
     drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images

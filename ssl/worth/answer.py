@@ -15,7 +15,7 @@ from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
 from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
-from ssl.worth.plan import Cell, Network
+from ssl.worth.plan import Cell, tasks
 from ssl.worth.scores import Features, Judges
 from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
@@ -25,24 +25,17 @@ from ssl.worth.work import Work
 
 def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
     """All jobs: features of the weights that are there, pre-training with its features, then the fine-tunings."""
-    own = agreed.networks[0]
+    own, made, starts, found = agreed.networks[0], agreed.plan, agreed.starts(), []
     if not Path(work.weights(own, NOTHING)).is_file():
         work.write_untrained(own, work.found.train.channels, seed)
-    trained = {start for start, network in agreed.starts().items() if start == network.starts[1]}
-    found = [work.features(network, start) for start, network in agreed.starts().items() if start not in trained]
-    for start, network in agreed.starts().items():
-        if start in trained:
-            found += [work.pretraining(network, agreed.plan)]
-            found += [work.features(network, start)]
-    for cell in agreed.plan.cells:
-        work.write_list(cell)
-        pair = [start for start, network in agreed.starts().items() if network.name == cell.network]
-        found += [work.tuning(_network(agreed, cell.network), start, cell) for start in pair]
+    for task in tasks(agreed.networks, work.found.sizes(), made.epochs, made.cells):
+        network = starts[task.start]
+        if task.cell:
+            work.write_list(task.cell)
+            found.append(work.tuning(network, task.start, task.cell))
+        else:
+            found.append(work.pretraining(network, made) if task.makes else work.features(network, task.start))
     return found
-
-
-def _network(agreed: Agreed, name: str) -> Network:
-    return next(network for network in agreed.networks if network.name == name)
 
 
 def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ssl import files
-from ssl.data.cores import usable_cores
+from ssl.data.cores import auto_workers, usable_cores
 from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.memory import free_memory
@@ -43,7 +43,7 @@ class Speed:
     train: float  # an image forward and back, at the size of training
     check: float  # an image forward, at the size of training
     judge: float  # an image forward, at the size of judging
-    read: float  # an image from its file
+    read: float  # an image from its file, with all loader processes of a job
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def seconds_per_image(encoder: nn.Module, channels: int, size: int, device: torc
     return statistics.median(took[1:]) / len(x)
 
 
-def seconds_to_read(data: Images) -> float:
-    """Of an image from its file; 0 for images in memory."""
+def seconds_to_read(data: Images, workers: int | None) -> float:
+    """Of an image from its file, with so many loader processes; None: as a job settles them. 0 for images in memory."""
     if data.resident is not None:
         return 0.0
     chosen, began = list(evenly_spaced(len(data), READ)), time.perf_counter()
@@ -137,7 +137,7 @@ def seconds_to_read(data: Images) -> float:
             data.pixels(index)
         except BadImage:
             continue
-    return (time.perf_counter() - began) / len(chosen)
+    return (time.perf_counter() - began) / len(chosen) / max(1, auto_workers() if workers is None else workers)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Machine:
     device: torch.device
     at_once: int  # jobs that run side by side
     seconds: float  # that there are
-    read: float  # seconds to read an image
+    read: float  # seconds to read an image, with all loader processes of a job
 
     @property
     def on_cpu(self) -> bool:

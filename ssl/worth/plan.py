@@ -65,6 +65,7 @@ class Sizes:
     test: int
     classes: int
     of_draw: dict[int, tuple[int, int]]
+    preload: bool = False  # every job decodes all of them once
 
     @property
     def all(self) -> int:
@@ -96,11 +97,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """A job: its seconds, the start whose weights it makes, and the start whose weights it needs."""
+    """A job: its seconds, the start whose weights it makes, and the start whose weights it needs.
+
+    It is of `start`: its pre-training, if it makes weights; with a cell its fine-tuning; else its features.
+    """
 
     seconds: float
     makes: str = ""
     needs: str = ""
+    start: str = ""
+    cell: Cell | None = None
 
 
 def make(
@@ -158,18 +164,22 @@ def make(
 
 def tasks(networks: list[Network], sizes: Sizes, epochs: dict[str, int], cells: list[Cell]) -> list[Task]:
     """The jobs, in their order: features of weights that are there, pre-training with its features, fine-tunings."""
-    trained = [network for network in networks if network.name in epochs]
-    found = [Task(_features(network, sizes)) for network in networks]
-    for network in trained:
-        start = network.starts[1]
-        found += [Task(_pretrain_seconds(network, epochs[network.name]), makes=start)]
-        found += [Task(_features(network, sizes), needs=start)]
-    for cell in cells:
-        network = next(one for one in networks if one.name == cell.network)
-        simple, further = network.starts
-        found += [Task(_tune_seconds(network, simple, cell, sizes))]
-        if network in trained:
-            found += [Task(_tune_seconds(network, further, cell, sizes), needs=further)]
+    found = [Task(_features(network, sizes), start=network.starts[0]) for network in networks]
+    for network in networks:
+        if network.name in epochs:
+            start = network.starts[1]
+            found += [Task(_pretrain_seconds(network, epochs[network.name]), makes=start, start=start)]
+            found += [Task(_features(network, sizes), needs=start, start=start)]
+    return found + [task for cell in cells for task in _of_cell(cell, networks, sizes, epochs)]
+
+
+def _of_cell(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> list[Task]:
+    """Both starts, or the one that a network without pre-training has."""
+    network = next(one for one in networks if one.name == cell.network)
+    simple, further = network.starts
+    found = [Task(_tune_seconds(network, simple, cell, sizes), start=simple, cell=cell)]
+    if network.name in epochs:
+        found += [Task(_tune_seconds(network, further, cell, sizes), needs=further, start=further, cell=cell)]
     return found
 
 
@@ -201,25 +211,25 @@ def tune_epochs(network: Network, start: str, images: int) -> int:
 
 
 def cost(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> float:
-    """Seconds of a cell: of both starts, or of the one that a network without pre-training has."""
-    network = next(one for one in networks if one.name == cell.network)
-    starts = network.starts if network.name in epochs else network.starts[:1]
-    return sum(_tune_seconds(network, start, cell, sizes) for start in starts)
+    """Seconds of a cell."""
+    return sum(task.seconds for task in _of_cell(cell, networks, sizes, epochs))
 
 
 def _tune_seconds(network: Network, start: str, cell: Cell, sizes: Sizes) -> float:
     fit, held = sizes.of_draw[cell.count]
     speed, passes, held = network.speed, tune_epochs(network, start, fit), held or sizes.validation
     looks = passes * (fit * speed.train + held * speed.check) + sizes.test * speed.check
-    reads = min(sizes.all, passes * (fit + held)) + sizes.test
+    once = sizes.preload or holds_in_memory(network, sizes, cell)
+    reads = (sizes.all if once else passes * (fit + held)) + sizes.test
     return speed.start + looks + reads * speed.read
 
 
 def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
-    """Whether it is less work to decode all images once than those of the cell in every epoch: alike for both starts,
-    as images that are held are reduced."""
+    """Whether fine-tuning holds reduced images, as pre-training does, since it is less work to decode all images once
+    than those of the cell in every epoch: alike for both starts."""
     fit, held = sizes.of_draw[cell.count]
-    return sizes.all < tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
+    each = tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
+    return network.short_side is not None and sizes.all < each
 
 
 def _features(network: Network, sizes: Sizes) -> float:

@@ -98,7 +98,7 @@ class Work:
             "save_minutes": SAVE_MINUTES,
         }
         settings["patience"] = settings["epochs"]  # none: each has its whole schedule
-        if network.short_side and holds_in_memory(network, sizes, cell):
+        if holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
         what = f"fine-tune {start}, {called(cell.count)} labels a class, seed {cell.seed}"
         return self._job(what, "finetune.py", self.tuned_at(start, cell), settings, self._needs(network, start))

@@ -616,6 +616,14 @@ def test_jobs_run_side_by_side_where_cores_and_memory_reach(monkeypatch):
         assert measure.jobs_at_once(torch.device("cpu"), [images], None, True) == 1
 
 
+def test_loader_processes_of_a_job_share_the_reading(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: 12.0 * next(clock)))
+    monkeypatch.setattr(measure, "auto_workers", lambda: 3)
+    data = Images("folder", torch.zeros(12), ["one"], paths=["nowhere"] * 12)
+    assert [measure.seconds_to_read(data, workers) for workers in (0, 1, 2, None)] == [1, 1, 0.5, pytest.approx(1 / 3)]
+
+
 def test_other_processes_are_busy_while_the_machine_is_measured_and_end_with_it(monkeypatch, tmp_path):
     def start(*how) -> subprocess.Popen:
         begun.append(jobs.start_python(*how))
