@@ -90,9 +90,7 @@ def _copies(splits: dict[str, Images | None], root: str | None) -> frozenset[str
     """The test images that are in another split, too: files byte for byte, images of arrays pixel for pixel."""
     present = {name: data for name, data in splits.items() if data is not None}
     if max(map(len, present.values())) > image_keys.MOST_FILES:
-        say(
-            f"test        over {image_keys.MOST_FILES:,} images: whether other splits have some, too, is not looked for"
-        )
+        say(f"test        over {image_keys.MOST_FILES:,} images: copies of other splits' images are not looked for")
         return frozenset()
     keys = {name: image_keys.find(data, root, ("file", "pixels")) for name, data in present.items()}
     test, found = keys.pop("test"), np.zeros(len(present["test"]), bool)

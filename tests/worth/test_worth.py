@@ -443,7 +443,7 @@ def test_copies_among_very_many_images_are_not_looked_for_and_that_is_said(monke
     data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (24, 0)}, size=24)
     monkeypatch.setattr(image_keys, "MOST_FILES", 20)
     assert not look.look(folder_settings(data), 1).copies
-    assert "over 20 images: whether other splits have some, too, is not looked for" in capsys.readouterr().out
+    assert "over 20 images: copies of other splits' images are not looked for" in capsys.readouterr().out
 
 
 def test_another_grouping_is_another_comparison(tmp_path):
