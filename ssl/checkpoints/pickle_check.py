@@ -8,6 +8,7 @@ uncompressed records; that can be checked without loading them.
 import os
 import pickletools
 import re
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -39,8 +40,10 @@ def check_pickle(path: Path, any_names: bool = False) -> None:
                 _check_names(file, any_names)
             return
     with zipfile.ZipFile(path) as records:
+        _require_one_list(records.fp)
         entries = records.infolist()
-        if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        names = [entry.orig_filename.lower() for entry in entries]  # upper and lower case are the same to torch
+        if any(name.endswith("constants.pkl") for name in names):
             raise ValueError("it is a TorchScript program; save the state_dict() of its module")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its records are compressed; torch.save compresses nothing")
@@ -52,10 +55,26 @@ def check_pickle(path: Path, any_names: bool = False) -> None:
         damaged = records.testzip()  # torch.load ignores the checksums
         if damaged:
             raise ValueError(f"the checksum of {damaged} does not match")
-        for entry in entries:
-            if entry.filename.endswith("/data.pkl"):
+        for name, entry in zip(names, entries):
+            if name.endswith("/data.pkl"):
                 with records.open(entry) as file:
                     _check_names(file, any_names)
+
+
+def _require_one_list(file: BinaryIO) -> None:
+    """Raise ValueError unless the end of a zip file leads Python and torch to the same list of contents."""
+    begins = file.seek(-22, os.SEEK_END)  # the last record, which says where the list is
+    end = file.read()
+    length, start = struct.unpack("<2I", end[12:20])
+    file.seek(max(begins - 76, 0))
+    large = file.read(76)  # the records before it, for files beyond 4 GiB; torch.save always writes them
+    found = True
+    if large[56:60] == b"PK\6\7":
+        begins -= 76
+        length, start = struct.unpack("<2Q", large[40:56])
+        found = large[:4] == b"PK\6\6" and large[64:72] == struct.pack("<Q", begins)
+    if not (found and end[:4] == b"PK\5\6" and end[20:] == b"\0\0" and start + length == begins):
+        raise ValueError("its list of contents is not where its end says, or something follows it")
 
 
 def _is_tar(path: Path) -> bool:
@@ -67,14 +86,21 @@ def _is_tar(path: Path) -> bool:
 
 
 def _check_names(file: BinaryIO, any_names: bool) -> None:
-    """Read past one pickle without building objects. ValueError if it is too long or names something not plain."""
+    """Read past one pickle without building objects. ValueError if it is too long, or does what plain data never do.
+
+    With `any_names` the reader looks at names and calls.
+    """
+    top, kept = "", {}
     try:
         for opcode, argument, position in pickletools.genops(file):
             if position > LARGEST_PICKLE:
                 raise ValueError(f"its list of contents is longer than {LARGEST_PICKLE:,} bytes")
             if opcode.name == "FRAME" and argument > LARGEST_PICKLE:  # a frame is read into memory at once
                 raise ValueError("it claims to be larger than it is")
-            if any_names or opcode.name not in ("GLOBAL", "INST"):
+            if any_names:
+                continue
+            top = _on_top(opcode.name, argument, top, kept)
+            if opcode.name not in ("GLOBAL", "INST"):
                 continue
             if not (PLAIN.fullmatch(argument) or _is_type_of_number(argument)):
                 raise NotPlainData(argument.replace(" ", "."))
@@ -82,8 +108,30 @@ def _check_names(file: BinaryIO, any_names: bool) -> None:
         raise ValueError("it claims to be larger than memory") from None
 
 
+def _on_top(operation: str, argument: object, top: str, kept: dict[object, str]) -> str:
+    """What lies on the stack of a pickle after `operation`, where `top` lay: "call", "tuple", "()", or "", the rest.
+
+    A "call" may be a tensor, or a tuple may end with one. `set(tensor)` would make an object of each of its numbers;
+    in calls that `torch.save` writes, no tensor stands alone or last. `kept` is what was stored by number.
+    """
+    if (top == "call" and operation == "BUILD") or (top in ("call", "") and operation in ("REDUCE", "NEWOBJ")):
+        raise NotPlainData("a call that takes a tensor apart")
+    if operation.endswith("PUT"):
+        kept[argument] = top
+        return top
+    if operation.endswith("GET"):
+        return kept.get(argument, "call")
+    if operation == "EMPTY_TUPLE":
+        return "()"
+    if operation.startswith("TUPLE"):
+        return "call" if top == "call" else "tuple"
+    if operation == "REDUCE":
+        return "" if top == "()" else "call"
+    return "call" if operation in ("BINPERSID", "NEWOBJ", "BUILD") else ""
+
+
 class NotPlainData(ValueError):
-    """A pickle names something, its argument, that is neither a tensor nor a plain value."""
+    """A pickle holds something, its argument, that is neither a tensor nor a plain value."""
 
 
 def _is_type_of_number(name: str) -> bool:

@@ -56,11 +56,6 @@ class StandIn(dict):
     def __init__(self, name: str):
         self.name, self.state = name, None
 
-    def append(self, item) -> None:
-        """Ignore the items of a list or a set: they are not needed."""
-
-    extend = add = append
-
 
 class Unpickler(pickle._Unpickler):
     """Python's own unpickler, without imports, calls and attributes. `names`: the names that were replaced."""
@@ -81,10 +76,13 @@ class Unpickler(pickle._Unpickler):
         made = self.stack.pop()
         if isinstance(made, StandIn):
             self.stack.append(StandIn(made.name))
-        elif any(made is known for known in CALLED.values()):
-            self.stack.append(made(*arguments))
-        else:
+            return
+        if not any(made is known for known in CALLED.values()):
             raise pickle.UnpicklingError(f"it calls a {type(made).__name__}")
+        parts = arguments if made in (OrderedDict, set, torch.Size) else ()
+        if type(arguments) is not tuple or not all(isinstance(part, list | tuple) for part in parts):
+            raise pickle.UnpicklingError("it takes something apart that is no list")  # a tensor: an object per number
+        self.stack.append(made(*arguments))
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()  # arguments by name: no function of CALLED takes any
@@ -97,16 +95,46 @@ class Unpickler(pickle._Unpickler):
         elif type(self.stack[-1]) is not OrderedDict:  # its state, _metadata, holds versions of modules
             raise pickle.UnpicklingError(f"it sets attributes of a {type(self.stack[-1]).__name__}")
 
+    def _fill(self, kind: type, items: list) -> None:
+        """Put `items` into the list, set or dict on the stack. Of another object this would call a method."""
+        made = self.stack[-1]
+        if not isinstance(made, kind | StandIn):
+            raise pickle.UnpicklingError(f"it puts items into a {type(made).__name__}")
+        if kind is dict:
+            made.update(zip(items[::2], items[1::2]))
+        elif not isinstance(made, StandIn):  # which does not need the items of a list or a set
+            (made.extend if kind is list else made.update)(items)
+
+    def load_append(self) -> None:
+        self._fill(list, [self.stack.pop()])
+
+    def load_appends(self) -> None:
+        self._fill(list, self.pop_mark())
+
+    def load_additems(self) -> None:
+        self._fill(set, self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        self._fill(dict, [self.stack.pop(), value])
+
+    def load_setitems(self) -> None:
+        self._fill(dict, self.pop_mark())
+
     def load_binpersid(self) -> None:
-        kind, *rest = self.stack.pop()
-        if kind not in ("storage", "module"):  # before 2020 modules were saved with their source
+        what = self.stack.pop()
+        if type(what) is not tuple or what[0] not in ("storage", "module"):
             raise pickle.UnpicklingError("it refers to something that is no storage")
-        self.stack.append(self.persistent_load((kind, *rest)) if kind == "storage" else rest[0])
+        # before 2020 modules were saved with their source
+        self.stack.append(self.persistent_load(what) if what[0] == "storage" else what[1])
 
     dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_reduce
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BINPERSID[0]] = load_binpersid
+    dispatch[pickle.APPEND[0]], dispatch[pickle.APPENDS[0]] = load_append, load_appends
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = load_setitem, load_setitems
+    dispatch[pickle.ADDITEMS[0]] = load_additems
     for _opcode in (pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID):
         del dispatch[_opcode[0]]  # torch.save does not use it
 

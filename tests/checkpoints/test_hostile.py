@@ -131,15 +131,17 @@ def saved(value, **options) -> bytes:
     return file.getvalue()
 
 
-def with_pickle(content: bytes, compression=zipfile.ZIP_STORED, zeros: int | None = None) -> bytes:
-    """A file of PyTorch with another list of contents; `zeros`: and so many bytes of numbers."""
+def with_pickle(
+    content: bytes, compression=zipfile.ZIP_STORED, zeros: int | None = None, called: str = "data.pkl"
+) -> bytes:
+    """A file of PyTorch with another list of contents, `called` so; `zeros`: and so many bytes of numbers."""
     file = io.BytesIO()
     whole = zipfile.ZipFile(io.BytesIO(saved({"a": torch.arange(6.0).reshape(2, 3)})))
     with zipfile.ZipFile(file, "w", compression) as out:
         for name in whole.namelist():
             part = bytes(zeros) if zeros and name.endswith("data/0") else whole.read(name)
             part = content or part if name.endswith("data.pkl") else part
-            record = zipfile.ZipInfo(name)
+            record = zipfile.ZipInfo(name.replace("data.pkl", called))
             out.writestr(record, part, compression)
             record.external_attr = 0  # no mode, as torch writes it; the list of contents comes last
     return file.getvalue()
@@ -152,6 +154,13 @@ def pickled_tensor(size: bytes, stride: bytes, numel=b"K\6") -> bytes:
     )
 
 
+def tensor_of(size: bytes, stride: bytes) -> bytes:
+    """A tensor of the file's numbers, alone on the stack of a pickle."""
+    whole = pickled_tensor(size, stride)
+    return whole[whole.index(b"ctorch._utils") : -2]
+
+
+PAIRS, THREE = tensor_of(b"K\3K\2\x86", b"K\2K\1\x86"), tensor_of(b"K\3\x85", b"K\1\x85")
 HUGE = b"J\xff\xff\xff\x0f"  # 2^28 - 1
 PICKLES = {
     "stride 0": pickled_tensor(HUGE + HUGE + b"\x86", b"K\0K\0\x86"),
@@ -166,7 +175,12 @@ PICKLES = {
     "large integer": b"\x80\2\x8a\xff" + b"\x7f" * 255 + b".",
     "claims a long word": b"\x80\2X\xff\xff\xff\xf0abc",
     "unfinished": b"\x80\2}",
+    "set of a tensor": b"\x80\2cbuiltins\nset\n" + THREE + b"\x85R.",
+    "set of a kept tensor": b"\x80\2" + THREE + b"q\0cbuiltins\nset\n(h\0tR.",
+    "mapping of a tensor": b"\x80\2ccollections\nOrderedDict\n" + PAIRS + b"\x85R.",
+    "tensor of arguments": b"\x80\2ccollections\nOrderedDict\n" + tensor_of(b"K\1K\3K\2\x87", b"K\6K\2K\1\x87") + b"R.",
 }
+TAKEN_APART = [name for name in PICKLES if "of a" in name and "tensor" in name]
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -175,6 +189,40 @@ def test_what_claims_more_than_the_file_has_is_refused(tmp_path, name):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(UserError, match=rf"{file}: (refused|damaged)"):
             torch_file.load(tmp_path / file)
+
+
+@pytest.mark.parametrize("name", TAKEN_APART)
+def test_a_tensor_is_not_made_into_an_object_for_each_number(tmp_path, name):
+    torch.load(io.BytesIO(with_pickle(PICKLES[name])), weights_only=True)  # the control
+    (tmp_path / "x.pt").write_bytes(with_pickle(PICKLES[name]))
+    with pytest.raises(UserError, match="refused: it holds a call that takes a tensor apart"):
+        torch_file.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("called", ["data.pkl", "DATA.PKL", "Data.pkl"])
+def test_the_pickle_is_looked_at_in_upper_and_lower_case(tmp_path, called):
+    content = with_pickle(PICKLES["Tensor of no numbers"], called=called)
+    assert torch.load(io.BytesIO(content), weights_only=True).numel() > 2**27  # the control: torch finds it
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"refused: it holds torch\.Tensor,"):
+        torch_file.load(tmp_path / "x.pt")
+
+
+def test_a_file_with_two_lists_of_contents_is_refused(tmp_path):
+    """Python takes the list before the end; torch the one that the end points to, where two records are exchanged."""
+    content = saved({"a": torch.ones(9), "b": torch.zeros(9)})
+    end = bytearray(content[-98:])
+    (start,) = struct.unpack("<Q", end[48:56])
+    true = content[start:-98]
+    other = true.replace(b"data/0", b"data/x").replace(b"data/1", b"data/0").replace(b"data/x", b"data/1")
+    between = start + len(other)  # a second end of the list
+    end[48:56], end[64:72] = struct.pack("<Q", between + 56), struct.pack("<Q", between)
+    content = content[:start] + other + content[-98:-42] + true + end
+    assert zipfile.ZipFile(io.BytesIO(content)).testzip() is None
+    assert torch.load(io.BytesIO(content), weights_only=True)["b"].sum() == 9  # the control: of the other list
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match="not where its end says"):
+        torch_file.load(tmp_path / "x.pt")
 
 
 def test_pytorch_itself_takes_some_of_them():
@@ -204,7 +252,7 @@ def test_compressed_and_shifted_records_are_refused(tmp_path):
     with pytest.raises(UserError, match="compressed"):
         torch_file.load(tmp_path / "bomb.pt")
     (tmp_path / "two.pt").write_bytes(b"PK\3\4" + saved({"a": 1}))  # Python finds a zip file that torch does not see
-    with pytest.raises(UserError, match="begin elsewhere"):
+    with pytest.raises(UserError, match="not where its end says"):
         torch_file.load(tmp_path / "two.pt")
 
 

@@ -19,7 +19,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import TINY, TINY_STATE, Tiny, features, lively, put, tiny_layouts
-from test_hostile import PICKLES, Payload, old_format, saved, with_pickle
+from test_hostile import PICKLES, THREE, Payload, old_format, saved, with_pickle
 from torch import nn
 
 from ssl.checkpoints import pretrained, standins, torch_file
@@ -218,6 +218,11 @@ MISCHIEF = {
     "a frame of gigabytes": b"\x80\4\x95\0\0\0\0\1\0\0\0.",
     "a reference that is no storage": b"\x80\2X\1\0\0\0aX\1\0\0\0b\x86Q.",
     "a call of what is no name": b"\x80\2]X\1\0\0\0a\x85R.",
+    "a sum of tensors": b"\x80\2" + THREE + b"(" + THREE + b"\x90.",
+    "an item of a tensor": b"\x80\2" + THREE + b"K\0K\1s.",
+    "items of a tensor": b"\x80\2" + THREE + b"(K\0K\1u.",
+    "a size of a tensor": b"\x80\2ctorch\nSize\n" + THREE + b"\x85R.",
+    "a reference that is a tensor": b"\x80\2" + THREE + b"Q.",
     "a memory slot of gigabytes": b"\x80\2]r\xff\xff\xff\x7f.",
 }
 
