@@ -30,7 +30,7 @@ LONGEST = 5  # files, each of which extends the next
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: 1e-3 is a number, `no` and 12:30 are words, and a key may not be set twice."""
+    """YAML without its traps: 1e-3 is a number, 010 is ten, `no` and 12:30 are words, and no key may be set twice."""
 
     depth = 0
 
@@ -55,6 +55,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"{key.value!r} is set twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # YAML's 010 would be eight
 
 
 class _Dumper(yaml.SafeDumper):
@@ -181,7 +184,7 @@ def _rows_table(rows: list[dict]) -> str:
 
 
 def _from_arguments(cls, arguments: list[str]) -> dict:
-    """`--key value` and `--key=value`; a bare `--key` is true for a bool."""
+    """`--key value` and `--key=value`; a bare `--key` is true for a bool. Words are not YAML; [a, b] is."""
     kinds = typing.get_type_hints(cls)
     values: dict = {}
     position = 0
@@ -198,6 +201,7 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
         key = key.replace("-", "_")
         if key not in kinds:
             raise UserError(f"command line: unknown setting --{key}{hint(key, kinds)}")
+        following = [text]
         if not equals:
             following = []
             takes_many = typing.get_origin(plain(kinds[key])) in (list, tuple)
@@ -211,8 +215,10 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
         if key in values:
             raise UserError(f"command line: --{key} is given twice")
-        if kinds[key] == str | None and text in ("null", "none", "None"):
+        if kinds[key] in (str | None, list[str] | None) and text in ("null", "none", "None"):
             values[key] = None
+        elif plain(kinds[key]) == list[str] and not (len(following) == 1 and text.startswith("[")):
+            values[key] = following
         elif kinds[key] in (str, str | None):
             values[key] = text
         else:

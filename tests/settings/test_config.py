@@ -29,6 +29,7 @@ class Example:
     scale: tuple[float, float] = (0.1, 1.0)  # two numbers
     mean: tuple[float, float, float] | None = None  # three numbers, or not set
     probs: list[float] = field(default_factory=lambda: [1.0, 0.1])  # some numbers
+    labels: list[str] | None = None  # some words
     kwargs: dict = field(default_factory=lambda: {})  # arguments
 
 
@@ -57,6 +58,27 @@ def test_every_kind_of_value_is_read_from_the_command_line():
 def test_an_optional_list_takes_bare_words():
     assert parse("--mean", "0.5", "0.4", "0.3").mean == [0.5, 0.4, 0.3]
     assert parse("--mean", "null").mean is None
+
+
+@pytest.mark.parametrize(
+    "words", [["0012"], ["08", "1e3"], ["melanoma, invasive", "nv"], ["a #b"], ["a: b", "true"], ["'a'", "[b", "c]"]]
+)
+def test_words_of_a_list_are_taken_as_they_are(words):
+    assert parse("--labels", *words).labels == words
+    assert parse(f"--labels={words[0]}").labels == words[:1]
+
+
+def test_a_list_of_words_can_be_yaml_or_unset():
+    assert parse("--labels", "[a, 'b, c']").labels == ["a", "b, c"]
+    assert parse("--labels=[a]").labels == ["a"]
+    assert parse("--labels", "null").labels is None
+
+
+def test_whole_numbers_are_decimal(tmp_path):
+    (tmp_path / "a.yaml").write_text("epochs: 0064\nlr: 010\nprobs: [08, -010]\n")
+    read = parse("--config", str(tmp_path / "a.yaml"))
+    assert (read.epochs, read.lr, read.probs) == (64, 10.0, [8.0, -10.0])
+    assert parse("--epochs", "064").epochs == 64
 
 
 def test_dashes_and_false_are_understood():
