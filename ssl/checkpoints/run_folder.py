@@ -139,8 +139,8 @@ class RunFolder:
     def newest(self, is_ours: Callable[[object], bool]) -> dict | None:
         """The newest checkpoint that is whole and `is_ours`, on all ranks; None where the folder has none.
 
-        Damaged ones are named and renamed. Raises `UserError` where all are damaged: a run whose checkpoints cannot be
-        read must not start again from step 0.
+        Damaged ones are named and renamed. Raises `UserError` where all are damaged, or the system does not let one be
+        read: a run whose checkpoints cannot be read must not start again from step 0.
         """
         name = state = None
         if is_main():
@@ -163,6 +163,8 @@ class RunFolder:
                 if not is_ours(state):
                     others += 1
                     raise UserError(f"{path}: not a checkpoint of this script")
+            except torch_file.Unreadable:
+                raise
             except UserError as error:
                 problems.append(str(error))
                 continue

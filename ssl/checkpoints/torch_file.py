@@ -1,5 +1,6 @@
 """Save and load files of tensors: written whole or not at all, read without running their code."""
 
+import errno
 import os
 import pickle
 import zipfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ssl import files
+from ssl import failures, files
 from ssl.checkpoints import pickle_check, published, standins
 from ssl.errors import UserError, first_line
 
@@ -77,6 +78,10 @@ class Refused(UserError):
     """A file holds more than tensors and plain values."""
 
 
+class Unreadable(UserError):
+    """The system does not let a file be read; the file may be whole."""
+
+
 def load(path: str | Path, mmap: bool = False):
     """Load what `save` wrote, on the CPU. With `mmap` tensors stay in the file until they are used.
 
@@ -110,15 +115,13 @@ def load_foreign(path: str | Path) -> tuple[object, list[str]]:
 
 
 def _read(path: Path, read: Callable[[Path], object]):
-    """`read` the file at `path` and check the value. Every error but MemoryError becomes a `UserError`."""
+    """`read` the file at `path` and check the value. Every error but too little memory becomes a `UserError`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         value = read(path)
         pickle_check.check_value(value, path.stat().st_size)
         return value
-    except MemoryError:
-        raise
     except (pickle_check.NotPlainData, pickle.UnpicklingError) as error:
         known = isinstance(error, pickle_check.NotPlainData)
         what = f"it holds {error}," if known else "it is no PyTorch file, or holds what is"
@@ -127,6 +130,10 @@ def _read(path: Path, read: Callable[[Path], object]):
             "file of tensors and plain values (torch.save of a state_dict)"
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        if isinstance(error, MemoryError) or (failures.memory_of(error) and zipfile.is_zipfile(path)):
+            raise  # an old file, which is no zip file, may claim any size
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a seek to a wrong offset
+            raise Unreadable(f"{path}: cannot be read ({error.strerror}); check disk and permissions") from None
         raise UserError(
             f"{path}: damaged, or not a PyTorch file ({first_line(error)}). Expected a file written by torch.save"
         ) from None

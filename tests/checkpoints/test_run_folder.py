@@ -342,6 +342,24 @@ def test_a_damaged_newest_is_named_and_set_aside(run, capsys, damage):
     assert steps(run.folder) == [4, 3]  # the next save did not move the whole one out
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_a_whole_checkpoint_that_cannot_be_read_now_stays(run, monkeypatch, error):
+    save(run, 3)
+    save(run, 6)
+
+    def load(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        with pytest.raises((UserError, RuntimeError), match=r"cannot be read|can't allocate"):
+            run.newest(ours)
+    assert steps(run.folder) == [6, 3] and not list(run.folder.glob("*.damaged"))
+
+
 def test_where_all_are_damaged_the_run_is_not_begun_anew(run):
     save(run, 3)
     save(run, 6)

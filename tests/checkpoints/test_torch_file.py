@@ -1,6 +1,7 @@
 """Files of a run: whole or not there, and no stranger's code is run."""
 
 import contextlib
+import errno
 import os
 import pickle
 import zipfile
@@ -92,6 +93,34 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch_file.save(ruined, tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=r"holds NaN or Inf, in stem\.0\.weight"):
         pretrained.load_encoder(SmallResNet(4), tmp_path)
+
+
+NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 62914560 bytes")
+
+
+def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
+    torch_file.save({"a": 1}, tmp_path / "x.pt")
+    torch.save({"a": 1}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+
+    def load(*arguments, **options):
+        raise NO_MEMORY
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch_file.load(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="damaged"):  # its claims were not compared with its size
+        torch_file.load(tmp_path / "old.pt")
+
+
+def test_what_the_system_does_not_let_read_is_not_called_damage(tmp_path, monkeypatch):
+    torch_file.save({"a": 1}, tmp_path / "x.pt")
+
+    def load(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"x\.pt: cannot be read \(Input/output error\)"):
+        torch_file.load(tmp_path / "x.pt")
 
 
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):
