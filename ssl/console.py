@@ -14,11 +14,16 @@ from ssl.errors import CLEARED, on_failure, on_terminal, one_line
 
 
 def say(text: str = "") -> None:
-    """Print on rank 0, above any progress bar. A closed stdout is ignored."""
+    """Print on rank 0, above any progress bar. A closed stdout is ignored; what its encoding lacks is escaped."""
     with contextlib.suppress(OSError):
         if is_main():
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(_spelled(text), file=sys.stdout)
             sys.stdout.flush()
+
+
+def _spelled(text: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @functools.cache

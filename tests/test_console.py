@@ -85,6 +85,16 @@ def test_a_file_gets_lines_at_notes_alone(monkeypatch, clock, capsys):
     assert not sys.stderr.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", rb"79 \u2013 80, caf\udce9"), ("utf-8", "79 – 80, caf".encode() + rb"\udce9")]
+)
+def test_what_stdout_cannot_spell_is_escaped(monkeypatch, encoding, expected):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, errors="strict"))
+    console.say("79 – 80, caf\udce9")
+    assert written.getvalue() == expected + b"\n"
+
+
 @pytest.mark.parametrize("script", ["train.py", "finetune.py"])
 def test_every_step_moves_the_bar_of_a_script(tmp_path, script):
     images = class_folders(tmp_path / "images", {"train": (64, 0), "test": (21, 1)})
