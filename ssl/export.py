@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import files
-from ssl.checkpoints import pretrained, safetensors, torch_file
+from ssl.checkpoints import pretrained, safetensors, source_run, torch_file
 from ssl.checkpoints.restore import restore
 from ssl.console import say
 from ssl.distributed import be_alone
@@ -81,7 +81,7 @@ class Export:
     def normalisation(self) -> dict[str, list[float]]:
         """{mean, std} with which images in 0..1 were normalised in training; {} where they are not recorded."""
         found = {"mean": self.source.mean, "std": self.source.std}
-        if not Path(self.source.path).with_name("config.yaml").is_file():  # other people's files record nothing
+        if not source_run.settings_of(Path(self.source.path)):  # other people's files record nothing
             found = {name: found[name] or list(values) for name, values in zip(found, IMAGENET)}
         return found if all(found.values()) else {}
 

@@ -105,8 +105,8 @@ def run_settings(path: str | Path, kind: Kind | None = None, called: str | None 
     if known := published.find(path, called):
         return {"encoder": known.encoder, "stem": "imagenet"}
     path = torch_file.find_encoder(path)
-    if path.with_name("config.yaml").is_file():
-        return source_run.settings_of(path)
+    if own := source_run.settings_of(path):
+        return own
     content, _ = contents(path)
     if own := source_run.settings_of(path, content):
         return own

@@ -1,10 +1,12 @@
 """Read the settings, mean and std of the run that wrote a file of weights."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from ssl.checkpoints import run_reader, safetensors
+from ssl.errors import UserError
 from ssl.settings import config
 from ssl.settings.kinds import coerce
 from ssl.settings.shared import ImageSettings
@@ -12,10 +14,17 @@ from ssl.sources import datasets
 
 
 def settings_of(path: Path, content: object = None) -> dict:
-    """The run's settings: from config.yaml beside `path`, or from `content`, a checkpoint of ours; else {}."""
+    """The run's settings: from config.yaml beside `path`, or from `content`, a checkpoint of ours; else {}.
+
+    Other projects write a config.yaml, too: it counts beside a file that `wrote` knows, or if it looks like a run's.
+    """
     saved = path.with_name("config.yaml")
-    if saved.is_file():
+    if wrote(path):
         return config.read_yaml(saved)
+    with contextlib.suppress(UserError):
+        beside = config.read_yaml(saved)
+        if isinstance(beside.get("encoder"), str) and {"method", "freeze"} & beside.keys():
+            return beside
     own = content.get("settings") if isinstance(content, dict) and "model" in content else None
     return own if isinstance(own, dict) and "encoder" in own else {}
 

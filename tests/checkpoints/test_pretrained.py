@@ -124,6 +124,26 @@ def test_encoder_and_stem_follow_the_weights_unless_the_user_sets_them(tmp_path,
     assert about["name"] == "resnet18" and about["stem"] == "small" and source.format.startswith("Lightning")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 5\nmodel:\n  name: resnet50\n",
+        "defaults: &d\n  lr: 1\nmodel: *d\n",
+        "encoder:\n  name: resnet50\nmethod: byol\n",
+        "encoder: resnet50\nimage_size: 96\nmean: [0.1, 0.2, 0.3]\nstd: [0.1, 0.2, 0.3]\n",
+    ],
+)
+def test_the_config_yaml_of_another_project_says_nothing(tmp_path, text):
+    encoder, _ = build_encoder("resnet18", 224)
+    torch.save({"state_dict": put("backbone.", encoder.state_dict())}, tmp_path / "theirs.ckpt")
+    (tmp_path / "config.yaml").write_text(text)
+    _, source, about = restore.restore(tmp_path / "theirs.ckpt")
+    assert (about["name"], about["image_size"], about["stem"], source.mean) == ("resnet18", 224, "imagenet", None)
+    settings = {"method": "byol", "encoder": "resnet18", "image_size": 96}  # the control: of a run of ours
+    config.write_yaml(tmp_path / "config.yaml", settings)
+    assert restore.restore(tmp_path / "theirs.ckpt")[2]["image_size"] == 96
+
+
 def test_a_checkpoint_of_ours_alone_says_its_own_settings(tmp_path):
     small = SmallResNet(4, 2)
     own = {
@@ -221,7 +241,8 @@ def test_the_normalisation_of_a_run_comes_with_its_encoder(tmp_path):
 )
 def test_a_run_whose_encoder_kept_its_classifier_is_judged_with_it_or_not_at_all(tmp_path, encoder, kwargs):
     """As classes of torchvision had it in an earlier version."""
-    settings = dict(encoder=encoder, encoder_kwargs=kwargs, image_size=32, mean=[0.1] * 3, std=[0.2] * 3)
+    settings = dict(method="barlow_twins", encoder=encoder, encoder_kwargs=kwargs, image_size=32)
+    settings |= dict(mean=[0.1] * 3, std=[0.2] * 3)
     config.write_yaml(tmp_path / "config.yaml", settings)
     whole = build_encoder(encoder, 32, kwargs=kwargs | {"num_classes": 1000})[0].eval()
     torch_file.save(whole.state_dict(), tmp_path / "encoder.pt")
