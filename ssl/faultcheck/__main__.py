@@ -19,6 +19,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from ssl.checkpoints import torch_file
 from ssl.console import argument_parser, say, table
 from ssl.distributed import be_alone
@@ -147,11 +149,13 @@ def surroundings(folder: Path) -> str:
 def parse() -> argparse.Namespace:
     parser = argument_parser("ssl.faultcheck", __doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder, on the disk the job will use")
-    parser.add_argument("--processes", type=int, default=2, help="1 to 8, as torchrun's --nproc_per_node (default 2)")
+    parser.add_argument("--processes", type=int, help="1, 2, 4 or 8, on GPUs one each (default 2; 1 where is one GPU)")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of ranks in one run (default 5)")
     parser.add_argument("--seed", type=int, help="decides the moments of all faults (default: drawn, and printed)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
+    if options.processes is None:
+        options.processes = 1 if options.device != "cpu" and torch.cuda.device_count() == 1 else 2
     if options.processes not in (1, 2, 4, 8):
         raise UserError(f"processes: {options.processes} is none of 1, 2, 4, 8")
     if not 1 <= options.kills <= STEPS:

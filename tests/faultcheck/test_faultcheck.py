@@ -5,6 +5,7 @@ import random
 import sys
 
 import pytest
+import torch
 
 from ssl.checkpoints import torch_file
 from ssl.errors import UserError
@@ -31,6 +32,15 @@ def test_wrong_arguments_are_named(monkeypatch, tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
         check(monkeypatch, "--output_dir", tmp_path / "new", *arguments)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"), [("auto", 0, 2), ("auto", 1, 1), ("cuda", 1, 1), ("cpu", 1, 2), ("auto", 4, 2)]
+)
+def test_one_gpu_has_one_process(monkeypatch, tmp_path, device, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(sys, "argv", ["faultcheck", "--output_dir", str(tmp_path / "new"), "--device", device])
+    assert faultcheck.parse().processes == expected
 
 
 def test_a_folder_that_is_there_is_left_alone(monkeypatch, tmp_path):
