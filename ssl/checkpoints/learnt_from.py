@@ -241,7 +241,7 @@ def _tell_unknown(weights: str) -> None:
         say(f"learnt      {weights}: {published.saw(weights)}; these are not compared with your images")
         return
     run = {}
-    with contextlib.suppress(UserError):  # the weights may be gone
+    with contextlib.suppress(UserError, OSError):  # the weights may be gone, or the record name what is no path
         run = config.read_yaml(torch_file.find_encoder(weights).with_name("config.yaml"))
     if run.get("method") == "supcon" or run.get("balanced") or "freeze" in run:
         _warn(

@@ -16,7 +16,7 @@ import train
 from ssl.checkpoints import image_keys, learnt_from, torch_file
 from ssl.data import keys, prepare
 from ssl.data.images import Images, Paths
-from ssl.errors import UserError
+from ssl.errors import UserError, one_line
 from ssl.evaluation import classify
 from ssl.settings import config
 from ssl.sources import datasets
@@ -337,6 +337,15 @@ def test_where_there_is_no_record_that_is_said_and_said_on(tmp_path, capsys):
     for settings in ({"method": "supcon"}, {"method": "simclr", "balanced": True}, {"freeze": False}):
         config.write_yaml(alone / "config.yaml", settings)
         assert f"*** {alone} learnt from labels and has no trained_on.pt" in said(capsys, alone, test, root)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_unknown_weights_with_a_name_that_is_no_path_are_told(tmp_path, capsys, name):
+    root = tmp_path / "images"
+    alone = weights(tmp_path / "alone")
+    torch_file.save({"unknown": [name], "parts": []}, alone / "trained_on.pt")
+    words = said(capsys, alone, files(root, range(5)), root)
+    assert words == f"learnt      nothing is recorded of what {one_line(name)} learnt from\n"
 
 
 @pytest.mark.parametrize(
