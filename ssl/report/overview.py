@@ -94,7 +94,8 @@ def _continuing(run: Run) -> str | None:
         return f"the same command as before, on {processes} processes"
     folder = os.path.abspath(run.name)
     script = "finetune.py" if run.fine_tuned else "train.py"
-    return command(script, config=os.path.join(folder, "config.yaml"), output_dir=folder)
+    again = {"resume": "auto"} if run.settings.get("resume") == "none" else {}
+    return command(script, config=os.path.join(folder, "config.yaml"), output_dir=folder, **again)
 
 
 def _notes(run: Run) -> str:

@@ -29,7 +29,7 @@ def thin(points: Points, most: int = MOST_POINTS) -> Points:
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
     raw = (high - low) / about
-    if not (math.isfinite(raw) and raw > 0):
+    if not 1e-300 < raw < math.inf:  # below, a power of ten has few digits, or is zero
         return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)

@@ -377,6 +377,9 @@ def test_the_overview_says_where_when_and_how_to_continue(tmp_path):
     ):
         assert f'<th scope="row">{name}</th><td>{value}</td>' in text, name
     assert command in text.partition("Continue with")[2].partition("</td>")[0]
+    with open(folder / "config.yaml", "a") as file:
+        file.write("resume: none\n")
+    assert f"{command} --resume auto</code>" in make_page(folder)
     (folder / "status.json").write_text(json.dumps(status | {"state": "finished"}))
     (folder / "about.json").write_text("{}")
     older = make_page(folder)
@@ -446,7 +449,7 @@ def test_logarithmic_ticks_are_round():
     assert len(svg.log_ticks(-324, 324)) <= 8
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 4e-9), (1e6, 1e6 + 1), (-1e299, 1e299), (5, 5)])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 4e-9), (1e6, 1e6 + 1), (-1e299, 1e299), (5, 5), (0, 4e-323)])
 def test_ticks_are_few_round_and_within(low, high):
     found = svg.ticks(low, high)
     room = 1e-6 * (high - low)
