@@ -176,7 +176,7 @@ def test_a_class_that_a_strangers_folder_names_is_not_imported(small_run, tmp_pa
 def test_one_channel_is_read_off_the_weights(tmp_path, capsys):
     torch.save(lively(SmallResNet(4, 2, in_channels=1)).state_dict(), tmp_path / "encoder.pt")
     settings = {"encoder": "ssl.encoders.SmallResNet", "encoder_kwargs": {"width": 4, "stages": 2}, "image_size": 32}
-    config.write_yaml(tmp_path / "config.yaml", settings | {"dataset": "array"})
+    config.write_yaml(tmp_path / "config.yaml", settings | {"method": "barlow_twins", "dataset": "array"})
     export.main([str(tmp_path)])
     told = capsys.readouterr().out
     assert "encoder.safetensors: identical features" in told and "that train.py measured on its data" in told
