@@ -246,7 +246,7 @@ def main() -> None:
     feed = partial(training_batches, data, views, order, stop=last, workers=workers, device=device)
     log = TrainingLog(run, data, order, last, bad_images)
     session = TrainSession(settings, run, requests, bad_images, identity, state=state, feed=feed, log=log)
-    estimate.tell_pretraining(session, embed, workers, Model, last - first)
+    estimate.tell_pretraining(session, embed, workers, last - first)
     rehearse(model, lambda: embed.total(blank_batch(len(views), settings.batch_size, shape, device)))
     session.begin(before)
     del before

@@ -1,9 +1,7 @@
 """Say before the wait how long a training takes and how much memory it needs; refuse what the machine cannot hold."""
 
-import copy
 import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,21 +21,14 @@ from ssl.training.step_cost import Cost, Work, costs_of, grown
 from ssl.training.train_session import TrainSession
 
 SHORT = 60.0  # seconds: a training that is surely shorter is measured no further
-LONG = 12 * 3600.0  # seconds of a training on a CPU from which on smaller settings are proposed
-SMALLER = {"encoder": "resnet18", "image_size": 96}
+LONG = 12 * 3600.0  # seconds of a training on a CPU from which on smaller settings are advised
 
 
-def tell(
-    work: Work,
-    steps: int,
-    smaller: Callable[[Work], tuple[str, Work] | None] = lambda _: None,
-    may_end_early: bool = False,
-) -> float:
+def tell(work: Work, steps: int, may_end_early: bool = False) -> float:
     """Print how long `steps` steps take and how much memory they need. All ranks call it; no state changes.
 
     Returns the seconds of a step, 0 where no step is left. Raises `UserError`, on all ranks, if a CPU's memory cannot
-    hold them. If they take long on a CPU, the time of `smaller(work)` is printed too: (settings as words, their work),
-    or None.
+    hold them.
     """
     if steps <= 0:
         return 0.0
@@ -53,22 +44,16 @@ def tell(
     say(f"estimate    {most}{duration(steps * took)} on {where}{speed}, {memory_words(work, whole, machine)}")
     if work.on_cpu:
         require_memory(work, costs, machine)
-    if work.on_cpu and steps * took > LONG and (proposed := smaller(work)):
-        words, small = proposed
-        small_took = step_seconds(small, grown(_costs(small, steps, machine), work.order.batch_size), machine)
-        if small_took < took / 2:
-            say(f"            `{words}`: {duration(steps * small_took)}")
+    if work.on_cpu and steps * took > LONG:
+        say("            long for a CPU: a smaller encoder or --image_size is several times faster")
     return took
 
 
-def tell_pretraining(
-    session: TrainSession, embed: Embed, workers: int, build: Callable[..., nn.Module], steps: int
-) -> None:
-    """`tell` for train.py. `build(settings, channels)` makes a model."""
+def tell_pretraining(session: TrainSession, embed: Embed, workers: int, steps: int) -> None:
+    """`tell` for train.py."""
     state, log, settings = session.state, session.log, session.settings
     of_model = state.model, state.optimizer, embed.pixels, partial(embed.outputs, net=state.model)
-    work = Work(*of_model, log.data, embed.views, log.order, workers, settings.accumulate_mode)
-    tell(work, steps, partial(smaller, settings, embed, build))
+    tell(Work(*of_model, log.data, embed.views, log.order, workers, settings.accumulate_mode), steps)
 
 
 def tell_fine_tuning(
@@ -189,28 +174,3 @@ def require_memory(work: Work, costs: list[Cost], machine: Machine) -> None:
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:.{0 if count >= 1e10 else 1}f}"
-
-
-# Smaller settings -------------------------------------------------------------------
-
-
-def smaller(settings, embed: Embed, build: Callable[..., nn.Module], work: Work) -> tuple[str, Work] | None:
-    """Settings of train.py with a smaller encoder and smaller views, and their work; None if there are none.
-
-    `build(settings, channels)` makes a model.
-    """
-    changes = {}
-    if settings.encoder.startswith("resnet") and settings.encoder != SMALLER["encoder"] and not settings.init:
-        changes["encoder"] = SMALLER["encoder"]
-    if settings.image_size > SMALLER["image_size"]:
-        changes["image_size"] = SMALLER["image_size"]
-    if not changes or settings.encoder_kwargs:
-        return None
-    settings = dataclasses.replace(settings, **changes)
-    with torch.random.fork_rng([]):
-        model = build(settings, work.data.channels).to(memory_format=torch.channels_last)
-    views = [dataclasses.replace(view, size=settings.image_size) for view in work.views]
-    small = copy.copy(embed)
-    small.net, small.views = model, views
-    parts = {"model": model, "optimizer": None, "pixels": small.pixels, "outputs": small.outputs, "views": views}
-    return " ".join(f"--{name} {value}" for name, value in changes.items()), dataclasses.replace(work, **parts)

@@ -37,7 +37,7 @@ class Work:
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer | None
+    optimizer: torch.optim.Optimizer
     pixels: Callable[[Batch], list[Tensor]]
     outputs: Callable[[list[Tensor]], Sequence[Tensor]]
     data: Images
@@ -86,8 +86,7 @@ def measure(work: Work, images: int) -> Cost:
     clock, kept = _Clock(work.on_cpu), Kept(work.model)
     if not work.on_cpu:
         torch.cuda.reset_peak_memory_stats()
-    before = work.optimizer.state if work.optimizer else None
-    state = defaultdict(dict)
+    before, state = work.optimizer.state, defaultdict(dict)
     try:
         with unchanged(work.model):
             batch = work.read(images)
@@ -99,15 +98,13 @@ def measure(work: Work, images: int) -> Cost:
             clock.lap()
             set_gradients(work.model, loss)
             clock.lap()
-            if work.optimizer:
-                work.optimizer.state = state
-                step_aside(work.optimizer)
+            work.optimizer.state = state
+            step_aside(work.optimizer)
             clock.lap()
     finally:
         work.model.zero_grad(set_to_none=True)
-        if work.optimizer:
-            work.optimizer.state = before
-            vars(work.optimizer).pop("found_inf", None)
+        work.optimizer.state = before
+        vars(work.optimizer).pop("found_inf", None)
         if not work.on_cpu:
             torch.cuda.empty_cache()  # the training begins with memory in one piece
     return Cost(
