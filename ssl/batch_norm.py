@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl.distributed import all_gather, all_reduce, world_size
+from ssl.distributed import all_gather, sum_over_ranks, world_size
 from ssl.errors import UserError
 
 # A rank without rows says it has so many. With 0 the kernel that joins the ranks would divide by 0.
@@ -42,11 +42,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = (1, -1, *([1] * (x.ndim - 2)))
         wide = x if x.dtype == torch.float64 else x.float()
         count = wide.new_full((1,), x.numel() / x.shape[1])
-        total = all_reduce(torch.cat([wide.sum(axes), count]))
+        total = _Sum.apply(torch.cat([wide.sum(axes), count]))
         count = total[-1].detach()
         mean = total[:-1] / count
         centred = wide - mean.view(shape)
-        var = all_reduce(centred.square().sum(axes)) / count
+        var = _Sum.apply(centred.square().sum(axes)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 weight = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(mean.dtype)
@@ -56,6 +56,21 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum of `x` over all ranks. `x` does not change.
+
+    If the sum enters one global loss on every rank, `backward` gives the gradient of that loss by this rank's `x`.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return sum_over_ranks(x.detach().clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))
 
 
 class SyncBatchNormAct(SyncBatchNorm):

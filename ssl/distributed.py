@@ -213,28 +213,6 @@ def share_buffers(module: nn.Module) -> None:
         dist.broadcast(buffer, src=0)
 
 
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def all_reduce(x: Tensor) -> Tensor:
-    """Sum of `x` over all ranks. `x` does not change.
-
-    If the sum enters one global loss on every rank, `backward` gives the gradient of that loss by this rank's `x`.
-    """
-    return x if world_size() == 1 else _AllReduce.apply(x)
-
-
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of `x` over all ranks, written into `x`. No gradient."""
     if world_size() > 1:

@@ -134,10 +134,10 @@ def test_loader_workers_by_every_start_method(project):
 
 RANKS = """
 import torch
-from ssl.distributed import all_reduce, is_main, join, leave, rank
+from ssl.distributed import is_main, join, leave, rank, sum_over_ranks
 
 device = join("cpu")
-total = all_reduce(torch.tensor(rank() + 1.0))
+total = sum_over_ranks(torch.tensor(rank() + 1.0))
 if is_main():
     ssl.create_default_context()
     print("total", total.item())

@@ -110,13 +110,15 @@ def geometry(z: Sequence[Tensor], h: Tensor) -> dict[str, float]:
     return dict(zip(values, torch.stack(list(values.values())).tolist()))
 
 
-def loss_of_unrelated(method: str, rows: int, dim: int, lambd: float = 0.0, views: int = 2) -> float:
-    """The expected loss if the views of an image are as unrelated as those of different images.
+def barlow_twins_of_unrelated(rows: int, dim: int, lambd: float) -> float:
+    """Barlow Twins' expected loss if the views of an image are as unrelated as those of different images.
 
-    Barlow Twins: entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal samples),
-    so D terms of 1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1), for every pair of views. InfoNCE and SupCon: of N images
-    in V views all VN - 1 others are equally near, so log(VN - 1).
+    Entries of C are correlations of N unrelated samples, E[c²] = 1 / (N - 1) (exact for normal samples), so D terms of
+    1 + 1 / (N - 1) and D (D - 1) of λ / (N - 1), for every pair of views.
     """
-    if method == "barlow_twins":
-        return dim * (1 + (1 + lambd * (dim - 1)) / (rows - 1))
+    return dim * (1 + (1 + lambd * (dim - 1)) / (rows - 1))
+
+
+def info_nce_of_unrelated(rows: int, views: int) -> float:
+    """The same of InfoNCE and SupCon: of N images in V views all VN - 1 others are equally near, so log(VN - 1)."""
     return math.log(views * rows - 1)

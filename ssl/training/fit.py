@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ssl import distributed
 from ssl.checkpoints import resume
-from ssl.distributed import is_main, world_size
+from ssl.distributed import is_main, sum_over_ranks, world_size
 from ssl.settings import shared
 
 # Settings of finetune.py that may differ between a run and its continuation: they do not change what is learnt.
@@ -57,13 +56,13 @@ class Fit:
 
     def end_epoch(self) -> float:
         """The mean loss of the epoch's images, on all ranks. All ranks call it."""
-        loss = distributed.all_reduce(self.loss_sum).item() / self.loss_images
+        loss = sum_over_ranks(self.loss_sum).item() / self.loss_images
         self.loss_sum, self.loss_images = torch.zeros_like(self.loss_sum), 0
         return loss
 
     def share_loss(self) -> None:
         """Before the last save: rank 0, which saves, takes over the losses of all ranks. All ranks call it."""
-        self.loss_sum = distributed.all_reduce(self.loss_sum)
+        sum_over_ranks(self.loss_sum)
 
     def state_dict(self) -> dict:
         return {

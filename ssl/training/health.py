@@ -161,7 +161,7 @@ class Health:
         parts = self.criterion.parts
         if "on_diagonal" in parts:
             on, off = (parts[name].item() / dim for name in ("on_diagonal", "off_diagonal"))
-            expected = feature_spread.loss_of_unrelated("barlow_twins", batch, dim, self.criterion.lambd)
+            expected = feature_spread.barlow_twins_of_unrelated(batch, dim, self.criterion.lambd)
             return {
                 "on_diagonal": on,
                 "off_diagonal": off,
@@ -171,7 +171,7 @@ class Health:
             }
         if "contrastive_acc1" not in parts:
             return {}
-        expected = feature_spread.loss_of_unrelated("info_nce", batch, dim, views=views)
+        expected = feature_spread.info_nce_of_unrelated(batch, views)
         if self.criterion.base_temperature is not None:
             expected *= self.criterion.temperature / self.criterion.base_temperature
         return {"loss_of_unrelated": loss / expected}

@@ -104,14 +104,14 @@ def test_losses_of_unrelated_views_are_what_is_expected():
     for _ in range(50):
         criterion = BarlowTwinsLoss(lambd=0.01, check=False)
         parts += [criterion(*torch.randn(views, n, dim)) for views in (2, 4)]
-    expected = feature_spread.loss_of_unrelated("barlow_twins", n, dim, 0.01)
+    expected = feature_spread.barlow_twins_of_unrelated(n, dim, 0.01)
     assert float(torch.stack(parts).mean()) == pytest.approx(expected, rel=0.01)
     one_point = torch.ones(n, dim)  # nothing is nearer than anything
     labels = torch.arange(n) % 4
     for views in (2, 3, 8):
         z = [one_point] * views
         for loss in (InfoNCELoss(0.1)(*z), SupConLoss(0.1)(*z, labels)):
-            expected = feature_spread.loss_of_unrelated("simclr", n, dim, views=views)
+            expected = feature_spread.info_nce_of_unrelated(n, views)
             assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
