@@ -7,6 +7,7 @@ one graph of a network. A CPU does not have these kernels: there it adds up.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl.distributed import all_gather, sum_over_ranks, world_size
 from ssl.errors import UserError
@@ -15,7 +16,7 @@ from ssl.errors import UserError
 NO_ROWS = 1e-30
 
 
-class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """Batch norm of (N, C, ...) over the rows of all ranks. A rank may have more rows than another, or none.
 
     float16 and bfloat16 have statistics in float32. Raises ValueError for fewer than two dimensions.
@@ -58,21 +59,6 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out.to(x.dtype)
 
 
-class _Sum(torch.autograd.Function):
-    """Sum of `x` over all ranks. `x` does not change.
-
-    If the sum enters one global loss on every rank, `backward` gives the gradient of that loss by this rank's `x`.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return sum_over_ranks(x.detach().clone(memory_format=torch.contiguous_format))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))
-
-
 class SyncBatchNormAct(SyncBatchNorm):
     """BatchNormAct2d of timm over the rows of all ranks: batch norm, then its own `drop` and `act`."""
 
@@ -87,19 +73,24 @@ def synchronise(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        options = module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        synced = _synchronised_kind(module)(*options)
-        synced._parameters, synced._buffers = module._parameters, module._buffers  # the very same, frozen or not
-        synced._modules = module._modules
-        return synced.train(module.training)
-    for name, child in module.named_children():
-        setattr(module, name, synchronise(child))
-    return module
+    norms = {norm: _synchronised(norm) for norm in module.modules() if isinstance(norm, _BatchNorm)}
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():  # named_children() leaves out the second name of a module
+            if child in norms:
+                parent._modules[name] = norms[child]
+    return norms.get(module, module)
 
 
-def _synchronised_kind(norm: nn.modules.batchnorm._BatchNorm) -> type[SyncBatchNorm]:
-    plain = nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward
+def _synchronised(norm: _BatchNorm) -> SyncBatchNorm:
+    options = norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    synced = _synchronised_kind(norm)(*options)
+    synced._parameters, synced._buffers = norm._parameters, norm._buffers  # the very same, frozen or not
+    synced._modules = norm._modules
+    return synced.train(norm.training)
+
+
+def _synchronised_kind(norm: _BatchNorm) -> type[SyncBatchNorm]:
+    plain = _BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward
     if type(norm).forward in plain:
         return SyncBatchNorm
     if set(norm._modules) == {"drop", "act"}:
@@ -108,6 +99,21 @@ def _synchronised_kind(norm: nn.modules.batchnorm._BatchNorm) -> type[SyncBatchN
         f"encoder: its {type(norm).__name__} is a batch norm with a forward of its own, which is not known for several "
         "processes; run on one process, or pass --sync_bn false"
     )
+
+
+class _Sum(torch.autograd.Function):
+    """Sum of `x` over all ranks. `x` does not change.
+
+    If the sum enters one global loss on every rank, `backward` gives the gradient of that loss by this rank's `x`.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return sum_over_ranks(x.detach().clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))
 
 
 class _Kernels(torch.autograd.Function):

@@ -95,6 +95,26 @@ def do_conversion():
     return str(synced.weight.dtype), synced.weight.requires_grad, synced.weight is norm.weight, type(synced).__name__
 
 
+class Shared(nn.Module):
+    """A batch norm under two names, in a block under two names, and in a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm1d(6)
+        self.first = self.second = nn.Sequential(norm, nn.Identity(), norm)
+        self.third = nn.Sequential(norm)
+        self.register_module("nothing", None)
+
+
+def do_shared():
+    """What the names of a shared batch norm stand for, and how many there are. The guard must take their buffers."""
+    net = synchronise(Shared())
+    Guard(net, optimizer=None)
+    norms = [net.first[0], net.first[2], net.second[0], net.second[2], net.third[0]]
+    alone = nn.BatchNorm1d(6)
+    return [type(norm).__name__ for norm in norms], len(set(norms)), type(synchronise(alone)).__name__
+
+
 def do_refused():
     """What is said of a batch norm that computes something of its own."""
     try:
@@ -128,6 +148,7 @@ def do_everything():
     return {
         "conversion": do_conversion(),
         "refused": do_refused(),
+        "shared": do_shared(),
         **{("compiled", kind): do_compiled(KINDS[kind]) for kind in KINDS if world_size() == 2},
         **{(kind, name, shards): do_norm(KINDS[kind], name, shards) for kind, name in CASES for shards in SHARDS},
     }
@@ -171,6 +192,12 @@ def test_activations_of_timm_are_known():
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_converted_batch_norm_keeps_its_very_parameters(results, world):
     assert results[world][0]["conversion"] == ("torch.float64", False, True, "SyncBatchNorm")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_batch_norm_is_converted_once_under_all_its_names(results, world):
+    assert results[1][0]["shared"] == (["BatchNorm1d"] * 5, 1, "BatchNorm1d")
+    assert all(result["shared"] == (["SyncBatchNorm"] * 5, 1, "SyncBatchNorm") for result in results[world])
 
 
 @pytest.mark.parametrize("kind", KINDS)
