@@ -26,7 +26,7 @@ class Metrics:
         if not is_main():
             return
         try:
-            lines = path.read_text("utf-8", errors="replace").splitlines() if step and path.exists() else []
+            lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
             kept = [line for line in lines if _step(line) <= step and reached(json.loads(line))]
             write_text("".join(line + "\n" for line in kept), path)
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115, open as long as the run

@@ -607,6 +607,17 @@ def test_a_killed_run_is_judged_as_one_that_was_not(images, whole, tmp_path, mon
     assert not list(tmp_path.glob("*partial*"))
 
 
+@pytest.mark.parametrize("newest", ["checkpoint.1.pt", "checkpoint.2.pt"])  # written after that evaluation, before it
+def test_the_evaluation_before_the_first_step_is_there_once_after_a_kill(images, whole, tmp_path, newest):
+    learn(images, tmp_path, **JUDGED, max_steps=2, keep_checkpoints=3)
+    shutil.copy(tmp_path / newest, tmp_path / "saved")
+    state = torch_file.load(tmp_path / "saved")
+    assert state["step"] == 0 and state["judge"]["judged"] == (0 if newest == "checkpoint.1.pt" else -1)
+    put_back(tmp_path / "saved", tmp_path)
+    learn(images, tmp_path, **JUDGED)
+    assert judged(tmp_path) == judged(whole) and same(trained(tmp_path), trained(whole))
+
+
 def test_the_end_is_judged_after_a_stop_that_came_with_it(images, whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopping.StopRequests, "answer", lambda self: "SIGTERM" if patched(self) else None)
