@@ -9,13 +9,17 @@ Reading = dict[str, float]  # what health.Health measured at one step
 
 @dataclass(frozen=True)
 class Rule:
-    """Begins to hold when the last `readings` readings all show `sign`, and ends when none of so many does."""
+    """Begins to hold when the last `readings` readings all show `sign`, and ends when none of so many does.
+
+    A step that was left out moves nothing: its reading does not count, except for a rule `of_left_out`.
+    """
 
     name: str
     readings: int
     sign: Callable[[Reading], bool]
     words: Callable[[Reading], str]
     warm: bool = False  # readings during the warm-up do not count
+    of_left_out: bool = False
 
 
 def attainable(r: Reading) -> float:
@@ -125,6 +129,7 @@ RULES = (
             f"{100 * r['skipped']:.0f} % of the steps are left out because their gradient is not finite; use "
             "--amp bf16 or --amp off, or a lower lr"
         ),
+        of_left_out=True,
     ),
 )
 MEMORY = max(rule.readings for rule in RULES)
@@ -137,11 +142,12 @@ def judge(readings: list[Reading], holding: set[str]) -> tuple[list[tuple[str, s
     """
     begun, ended = [], []
     for rule in RULES:
-        signs = [_shows(rule, reading) for reading in readings[-rule.readings :]]
+        counted = [reading for reading in readings if rule.of_left_out or "gradient_norm" in reading]  # it is finite
+        signs = [_shows(rule, reading) for reading in counted[-rule.readings :]]
         if len(signs) < rule.readings:
             continue
         if rule.name not in holding and all(signs):
-            begun.append((rule.name, rule.words(readings[-1])))
+            begun.append((rule.name, rule.words(counted[-1])))
         elif rule.name in holding and not any(signs):
             ended.append(rule.name)
     return begun, ended

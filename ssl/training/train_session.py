@@ -77,6 +77,7 @@ class TrainSession(Session):
     def read_health(self, loss: Tensor, norm: Tensor) -> None:
         """Measure and judge the health of the run, and keep the encoder if it is the best."""
         state, settings = self.state, self.settings
+        self.log.write_bad_steps(state)  # so that `left_out` is known up to this step
         epoch = state.step / self.log.order.steps_per_epoch
         best = state.health.read(
             state.step,

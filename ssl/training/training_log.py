@@ -97,9 +97,13 @@ class TrainingLog:
 
         Raises `UserError` where too many images are.
         """
+        self.write_bad_steps(state)
+        return self.bad_images.agree()
+
+    def write_bad_steps(self, state: TrainState) -> None:
+        """List the bad steps since the last call. Waits for the device. All ranks call it."""
         # A float16 scaler tries how large a gradient may be: an overflow is then no fault, unless its scale is below 1.
         tries = state.scaler.is_enabled() and state.scaler.get_scale() >= 1
         for ago, ranks in state.guard.read(overflow_is_bad=not tries):
             step = state.step - ago
             self.bad_steps.write(step, state.retries, ranks, lambda at=step - 1: self.order.names(self.data, at))
-        return self.bad_images.agree()

@@ -51,6 +51,17 @@ def test_one_ranks_nan_costs_one_step_on_all(launched):
     assert status == 0 and other.digest() == run.digest()  # whoever's fault it was
 
 
+def test_health_knows_of_every_step_that_was_left_out_also_between_log_steps(new_run):
+    options = {"max_bad_steps": 20, "log_every": 16, "health_every": 2}
+    run = new_run(2, options=options, script=SCRIPT, environment={"SPOIL": "6,9,1,0"})
+    assert run.finish() == 0, run.printed()
+    read = {line["step"]: line["health_skipped"] for line in lines(run, "metrics.jsonl") if "health_skipped" in line}
+    assert read == {step: float(step in (8, 10)) for step in range(2, 17, 2)}
+    said = [(line["step"], line["words"][:9]) for line in lines(run, "health.jsonl") if line["rule"] == "skipping"]
+    assert said == [(10, "100 % of "), (14, "no longer")]
+    assert [bad["step"] for bad in lines(run, "bad_steps.jsonl")] == [7, 8, 9, 10]
+
+
 def test_control_without_the_guard_the_weights_are_lost(launched):
     run, status = launched("6,6,1,0", UNGUARDED="1")
     assert status != 0 and run.status()["state"] == "failed" and "not finite" in run.status()["reason"]

@@ -142,6 +142,7 @@ HEALTHY = {
     "skipped": 0.0,
     "warm": 1.0,
     "redundancy": 0.05,
+    "gradient_norm": 1.0,
 }
 SICK = {
     "dead_representation": {"representation_std": 0.0},
@@ -182,6 +183,18 @@ def test_a_single_bad_reading_or_one_within_the_warm_up_is_no_verdict():
         assert health_rules.judge([HEALTHY | SICK[name] | {"warm": 0.0}] * 3, set()) == ([], [])
 
 
+def test_a_step_that_was_left_out_begins_and_ends_no_rule_but_skipping():
+    left_out = HEALTHY | {"update_ratio_weights": 0.0, "skipped": 1.0}
+    del left_out["gradient_norm"]  # it was not finite
+    story = [HEALTHY | SICK["exploding"]] * 2 + [left_out] * 5 + [HEALTHY] * 3
+    holding, said = set(), []
+    for i in range(len(story)):
+        begun, ended = health_rules.judge(story[: i + 1][-health_rules.MEMORY :], holding)
+        said += [(i, which) for which, _ in begun] + [(i, f"end of {which}") for which in ended]
+        holding = holding - set(ended) | {which for which, _ in begun}
+    assert said == [(1, "exploding"), (3, "skipping"), (8, "end of exploding"), (8, "end of skipping")]
+
+
 @pytest.mark.parametrize(
     ("sign", "said", "not_said"),
     [
@@ -198,7 +211,7 @@ def test_what_is_called_too_large_is(sign, said, not_said):
 
 
 def test_a_value_that_is_missing_is_no_sign():
-    lost = {"warm": 1.0}
+    lost = {"warm": 1.0, "gradient_norm": 1.0}
     assert health_rules.judge([lost] * 3, set()) == ([], [])
 
 
