@@ -131,7 +131,7 @@ class Judge:
         values, device = {}, self.embed.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
-            net = copy.deepcopy(self.model).eval()
+            net = copied(self.model).eval()
             share_buffers(net)  # every rank has running statistics of its own; encoder.pt has those of rank 0
             if self._due(step, self.settings.eval_every):
                 values |= self._accuracies(net.encoder, alive)
@@ -209,6 +209,20 @@ class Judge:
     def reached(self, line: dict) -> bool:
         """Whether the checkpoint was written after this line of metrics.jsonl."""
         return not {"linear_acc1", "val_loss"} & set(line) or float(line["step"]) <= self.judged
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. Tensors of a forward pass, which torch would not copy, are there without their graph."""
+    found = [part for module in model.modules() for part in _of_forward(vars(module))]
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in found})
+
+
+def _of_forward(value: Any) -> list[Tensor]:
+    """The tensors within an attribute, list or dict that a forward pass has computed."""
+    if isinstance(value, Tensor):
+        return [value] if value.grad_fn is not None else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [x for part in parts for x in _of_forward(part)]
 
 
 def in_words(values: dict) -> str:

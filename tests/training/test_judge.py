@@ -184,9 +184,23 @@ def test_features_are_there_once_and_judged_as_copies_would_be(images, tmp_path,
 
 
 def test_control_without_the_copy_it_would_not_be_the_same(images, unjudged, tmp_path, monkeypatch):
-    monkeypatch.setattr(judging.copy, "deepcopy", lambda net: net)  # left in evaluation mode
+    monkeypatch.setattr(judging, "copied", lambda net: net)  # left in evaluation mode
     learn(images, tmp_path, **JUDGED, health_every="null")
     assert not same(trained(tmp_path)["model"], trained(unjudged)["model"])
+
+
+class Keeping(Dropping):
+    """It keeps tensors of its forward pass, each of which knows its graph."""
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        self.kept = [{"squared": self.last**2}]
+        return self.last
+
+
+def test_an_encoder_that_keeps_what_it_computed_is_judged_as_one_that_does_not(images, whole, tmp_path):
+    learn(images, tmp_path, encoder="test_judge.Keeping", **JUDGED)
+    assert judged(tmp_path)["lines"] == judged(whole)["lines"] and same(trained(tmp_path), trained(whole))
 
 
 @pytest.mark.parametrize("kept", [True, False])
