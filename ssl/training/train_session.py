@@ -92,12 +92,21 @@ class TrainSession(Session):
             self.run.keep_best(state.model.encoder.state_dict(), state.health.best)
 
     def judge_if_due(self) -> None:
-        """Judge the encoder by labels, or by the loss on validation images. A request to stop ends the judging."""
-        if self.asked or not self.state.judge.due(self.state.step):
+        """Judge the encoder by labels, or by the loss on validation images. A request to stop ends the judging.
+
+        Raises `UserError` where it cannot be judged. After a bad step that is said only: the run may yet go back.
+        """
+        state = self.state
+        if self.asked or not state.judge.due(state.step):
             return
-        with contextlib.suppress(Asked), self.log.paused():
-            self.state.judge.judge(self.state.step, self.log.metrics, self._go_on_judging)
-        if is_main() and not self.asked and self.run.saved_step == self.state.step:
+        try:
+            with contextlib.suppress(Asked), self.log.paused():
+                state.judge.judge(state.step, self.log.metrics, self._go_on_judging)
+        except UserError as error:
+            if not state.guard.last_step_was_bad():
+                raise
+            say(f"*** step {state.step} is not judged: {error} ***")
+        if is_main() and not self.asked and self.run.saved_step == state.step:
             self.save()  # the checkpoint of this step does not hold what was found
 
     def _go_on_judging(self) -> None:

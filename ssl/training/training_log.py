@@ -55,8 +55,10 @@ class TrainingLog:
     def paused(self) -> Iterator[None]:
         """The time within is not training, and does not count in the speed."""
         began = time.monotonic()
-        yield
-        self.since += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.since += time.monotonic() - began
 
     def data_wait(self, now: float | None = None) -> float:
         """The share, 0..1, of the time since the last line that was spent waiting for data."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import class_folders
 
 from ssl.checkpoints import torch_file
 from ssl.data.order import Order
@@ -81,6 +82,16 @@ def test_bad_steps_in_a_row_send_the_run_back_once_at_half_the_rate(launched):
         assert line["step"] == plain["step"]
         assert line["loss"] == plain["loss"] or line["step"] > 10  # the first step after going back has the old weights
         assert line["lr_weights"] == pytest.approx(plain["lr_weights"] * (1.0 if line["step"] <= 9 else 0.5), rel=1e-4)
+
+
+def test_an_evaluation_among_bad_steps_does_not_end_a_run_that_would_go_back(new_run, tmp_path):
+    labelled = class_folders(tmp_path / "labelled", {"train": (IMAGES, 0), "val": (20, 1)})
+    options = {"max_bad_steps": 3, "eval_every": 1, "data_dir": labelled}
+    run = new_run(2, options=options, script=SCRIPT, environment={"SPOIL": "10,999,1,0"})
+    assert run.finish() == 0 and finite(run), run.printed()
+    assert "step 12 is not judged: the network gives NaN or Inf" in run.printed()
+    assert "3 steps in a row, up to step 13" in run.printed() and "going back to step 9" in run.printed()
+    assert [line["step"] for line in lines(run, "metrics.jsonl") if "linear_acc1" in line] == [12]
 
 
 def test_a_run_that_diverges_again_ends_and_says_what_was_first(launched):

@@ -36,7 +36,7 @@ from ssl.evaluation.intervals import wilson
 from ssl.evaluation.metrics import share
 from ssl.files import json_lines
 from ssl.sources import datasets, validation
-from ssl.training import health, judging, stopping, watchdog
+from ssl.training import guard, health, judging, stopping, watchdog
 from ssl.training.forward import Embed
 from ssl.training.log import Metrics
 
@@ -532,6 +532,24 @@ def test_its_views_are_the_same_every_time_and_no_trainings(images, tmp_path, mo
     )
     assert not torch.equal(of_training.index, first[0].index)
     assert not set(map(tuple, of_training.views[0][1].tolist())) & set(map(tuple, first[0].views[0][1].tolist()))
+
+
+class Undefined(Dropping):
+    """NaN in evaluation mode alone."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else math.nan)
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_features_that_are_not_finite_end_a_run_unless_its_last_step_was_bad(
+    images, tmp_path, monkeypatch, capsys, bad
+):
+    monkeypatch.setattr(guard.Guard, "last_step_was_bad", lambda self: bad)  # then it goes back, or leaves them behind
+    with contextlib.nullcontext() if bad else pytest.raises(UserError, match="NaN or Inf"):
+        learn(images, tmp_path, encoder="test_judge.Undefined", eval_every=1, epochs=2)
+    assert capsys.readouterr().out.count("is not judged: the network gives NaN or Inf") == (2 if bad else 0)
+    assert not any("linear_acc1" in line for line in json_lines(tmp_path / "metrics.jsonl"))
 
 
 def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
