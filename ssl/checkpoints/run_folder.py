@@ -6,6 +6,7 @@ the disk is full, and the save is tried again.
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -136,15 +137,16 @@ class RunFolder:
 
     # Continuing -----------------------------------------------------------------------
 
-    def newest(self, is_ours: Callable[[object], bool]) -> dict | None:
+    def newest(self, is_ours: Callable[[object], bool], up_to: float = math.inf) -> dict | None:
         """The newest checkpoint that is whole and `is_ours`, on all ranks; None where the folder has none.
 
-        Damaged ones are named and renamed. Raises `UserError` where all are damaged, or the system does not let one be
-        read: a run whose checkpoints cannot be read must not start again from step 0.
+        One of a step after `up_to` is taken only where there is no other. Damaged ones are named and renamed. Raises
+        `UserError` where all are damaged, or the system does not let one be read: a run whose checkpoints cannot be
+        read must not start again from step 0.
         """
         name = state = None
         if is_main():
-            name, state = self._newest(is_ours)
+            name, state = self._newest(is_ours, up_to)
         name = broadcast_object(name)
         if name is not None and state is None:
             path = self.folder / name
@@ -154,9 +156,10 @@ class RunFolder:
         barrier()  # the next save renames files that another rank may still read
         return state
 
-    def _newest(self, is_ours: Callable[[object], bool]) -> tuple[str | None, dict | None]:
+    def _newest(self, is_ours: Callable[[object], bool], up_to: float) -> tuple[str | None, dict | None]:
         """(file name, content) of `newest`, on rank 0."""
-        found, problems, others = torch_file.kept(self.folder), [], 0
+        found, problems, others = torch_file.kept(self.folder), {}, 0
+        later: tuple[str, dict] | None = None
         for path in found:
             try:
                 state = torch_file.load(path)
@@ -166,18 +169,23 @@ class RunFolder:
             except torch_file.Unreadable:
                 raise
             except UserError as error:
-                problems.append(str(error))
+                problems[path] = str(error)
                 continue
-            for worse, problem in zip(found, problems):  # or the next save would keep them, and remove whole ones
+            if state["step"] > up_to:
+                later = later or (path.name, state)
+                continue
+            for worse, problem in problems.items():  # or the next save would keep them, and remove whole ones
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
                 say(f"*** {one_line(problem)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
             return path.name, state
+        if later:
+            return later
         if found and others == len(found):
             raise UserError(f"output_dir: {self.folder} holds a run of another script; choose another --output_dir")
         if found or any(self.folder.glob("checkpoint*.pt.damaged")):
             raise UserError(
                 f"output_dir: {self.folder} has checkpoints, but none is whole, and the run does not start again over "
-                f"them ({'; '.join(problems)}). Put back a copy, or choose another --output_dir"
+                f"them ({'; '.join(problems.values())}). Put back a copy, or choose another --output_dir"
             )
         return None, None
 

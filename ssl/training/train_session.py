@@ -139,6 +139,8 @@ class TrainSession(Session):
     def go_back(self, diverged: Diverged) -> None:
         """Go back to the newest checkpoint, and on from there with learning rates times `retry_lr`.
 
+        One that a stop wrote among the bad steps is taken only where there is no other.
+
         Raises `UserError` where the run has gone back before, or has no checkpoint.
         """
         slower = f"lr × {self.settings.retry_lr:g}"
@@ -147,7 +149,7 @@ class TrainSession(Session):
         self.batches.close()
         self.log.close(self.state)
         self.run.settle()
-        newest = self.run.newest(CHECKPOINT.fits)
+        newest = self.run.newest(CHECKPOINT.fits, up_to=self.state.step - self.state.guard.bad_in_a_row)
         if newest is None:
             raise UserError(f"{diverged}, and no checkpoint could be saved. {DIVERGED}")
         self._load(newest)

@@ -363,6 +363,18 @@ def test_a_whole_checkpoint_that_cannot_be_read_now_stays(run, monkeypatch, erro
     assert steps(run.folder) == [6, 3] and not list(run.folder.glob("*.damaged"))
 
 
+def test_one_after_a_step_is_taken_only_where_there_is_no_other_and_stays(run, capsys):
+    run.keep = 3
+    for step in (3, 6, 8):
+        save(run, step)
+    assert steps(run.folder) == [8, 6, 3]
+    assert [run.newest(ours, up_to)["step"] for up_to in (9, 8, 7, 6, 5, 2)] == [8, 8, 6, 6, 3, 8]
+    assert steps(run.folder) == [8, 6, 3] and "damaged" not in capsys.readouterr().out
+    (run.folder / "checkpoint.1.pt").write_bytes(b"")
+    assert run.newest(ours, 6)["step"] == 3
+    assert steps(run.folder) == [8, 3] and "set aside as checkpoint.1.pt.damaged" in capsys.readouterr().out
+
+
 def test_where_all_are_damaged_the_run_is_not_begun_anew(run):
     save(run, 3)
     save(run, 6)

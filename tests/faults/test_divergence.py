@@ -84,6 +84,16 @@ def test_bad_steps_in_a_row_send_the_run_back_once_at_half_the_rate(launched):
         assert line["lr_weights"] == pytest.approx(plain["lr_weights"] * (1.0 if line["step"] <= 9 else 0.5), rel=1e-4)
 
 
+def test_a_run_that_was_stopped_among_bad_steps_goes_back_to_before_them(new_run):
+    options = {"max_bad_steps": 4, "max_steps": 12}
+    run = new_run(2, options=options, script=SCRIPT, environment={"SPOIL": "10,999,1,0"})
+    assert run.finish() == 0 and run.status()["saved_step"] == 12  # steps 11 and 12 were bad
+    run.options["max_steps"] = 16
+    assert run.finish() == 0 and finite(run), run.printed()
+    assert "4 steps in a row, up to step 14" in run.printed() and "going back to step 9" in run.printed()
+    assert run.status()["state"] == "finished" and not list(run.folder.glob("*.damaged"))
+
+
 def test_an_evaluation_among_bad_steps_does_not_end_a_run_that_would_go_back(new_run, tmp_path):
     labelled = class_folders(tmp_path / "labelled", {"train": (IMAGES, 0), "val": (20, 1)})
     options = {"max_bad_steps": 3, "eval_every": 1, "data_dir": labelled}
