@@ -1,7 +1,7 @@
 """The words of a verdict: a headline, what the start gains, why it was chosen, what would change the answer."""
 
 from ssl.console import counted
-from ssl.worth.choice import USES, is_flattered, kind, not_tuned, too_short, validated
+from ssl.worth.choice import FROZEN, TUNED, USES, is_flattered, kind, not_tuned, too_short, validated
 from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL
@@ -138,7 +138,19 @@ def _fewer(found: Verdict) -> str:
         f"{percent(one.nothing.value)} ({one.uses[1]}), {points(one.gap)}"
         for one in found.few
     ]
-    return f"{found.start} against nothing. {'; '.join(listed)}." if listed else ""
+    return f"{found.start} against nothing. {'; '.join(listed)}.{_better_frozen(found)}" if listed else ""
+
+
+def _better_frozen(found: Verdict) -> str:
+    """With which numbers of labels the fine-tuned start would better be used frozen, as the test images say."""
+    table, start, listed = found.table, found.start, []
+    for count in [one.count for one in found.few if one.uses[0] == TUNED]:
+        scores = [table.get((start, use), {}).get(count) for use in (FROZEN, TUNED)]
+        if all(scores) and difference(*scores, found.test).low > 0:
+            listed.append(f"{counted(count, 'label')} a class ({percent(level(scores[0], found.test).value)})")
+    if not listed:
+        return ""
+    return f" On the test images it is surely better frozen with {' and '.join(listed)}: validation cannot choose that."
 
 
 def _why(found: Verdict) -> str:

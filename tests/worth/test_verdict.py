@@ -307,6 +307,21 @@ def test_with_few_labels_the_use_is_that_with_all():
     assert choice.best_use(numbers, facts(), "pub", 5) == FROZEN
 
 
+def test_a_start_that_is_better_frozen_with_few_labels_is_said_so():
+    numbers = table({"nothing": 0.7, "own": 0.8}, 400)
+    of_few = {"nothing": (0.1, 0.12), "own": (0.54, 0.15)}  # frozen, fine-tuned
+    for start, shares in of_few.items():
+        for use, share in zip((FROZEN, TUNED), shares):
+            numbers[start, use][5] = score(share, 400)
+    found = decide(numbers, images(400), facts(starts=["nothing", "own"]))
+    said = paragraphs(found)["With fewer labels"]
+    assert "15.0 % (fine-tuned) against 12.0 % (fine-tuned)" in said
+    assert "surely better frozen with 5 labels a class (54.0 %): validation cannot choose that" in said
+    numbers["own", FROZEN][5] = score(0.16, 400)  # not surely
+    said = paragraphs(decide(numbers, images(400), facts(starts=["nothing", "own"])))["With fewer labels"]
+    assert "frozen with" not in said
+
+
 def test_what_was_not_compared_is_not_said_to_add_nothing():
     shares = {"nothing": 0.5, "pub": 0.9, "own": 0.5}
     found = decide(table(shares, 400), images(400), facts(starts=list(shares)))
