@@ -21,6 +21,7 @@ from ssl.data.tables import first_few
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
 from ssl.settings import config
+from ssl.sources.identity import OtherImages
 
 FILE = "trained_on.pt"
 USES = ("labels", "pixels", "choice")  # learnt from with labels; without; an epoch was chosen on them
@@ -102,8 +103,12 @@ def set_apart(load: Callable[[str], Images | None]) -> list[Images]:
     """The splits val and test, if the data set has them. `load` takes the name of a split. All ranks call it."""
     found = []
     for split in ("val", "test"):
-        with contextlib.suppress(UserError):
+        try:
             found.append(load(split))
+        except OtherImages:
+            raise
+        except UserError:  # there is no such split
+            continue
     return [data for data in found if data is not None]
 
 

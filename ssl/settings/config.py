@@ -215,7 +215,8 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
         if key in values:
             raise UserError(f"command line: --{key} is given twice")
-        if kinds[key] in (str | None, list[str] | None) and text in ("null", "none", "None"):
+        unset = {str | None: ("null", "none", "None"), list[str] | None: ("null",)}  # none may be a class
+        if text in unset.get(kinds[key], ()):
             values[key] = None
         elif plain(kinds[key]) == list[str] and not (len(following) == 1 and text.startswith("[")):
             values[key] = following

@@ -101,11 +101,15 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
     data is not there or not as expected, or if a rank finds other images than the first.
     """
     require_fitting(settings)
-    data = _read(settings, split)
-    if data is not None:
-        require_distinct(data.classes, data.name)
-        data = make_resident(data, settings.value_range)
-    require_same_images({split: data}, settings.data_dir)
+    data = problem = None
+    try:
+        data = _read(settings, split)
+        if data is not None:
+            require_distinct(data.classes, data.name)
+            data = make_resident(data, settings.value_range)
+    except UserError as error:  # perhaps on this rank alone
+        problem = error
+    require_same_images({split: problem or data}, settings.data_dir)
     return None if data is None else _held(data, settings)
 
 

@@ -45,7 +45,7 @@ def tell(work: Work, steps: int, may_end_early: bool = False) -> float:
     if work.on_cpu:
         require_memory(work, costs, machine)
     if work.on_cpu and steps * took > LONG:
-        say("            long for a CPU: a smaller encoder or --image_size is several times faster")
+        say("            long for a CPU: a smaller encoder or --image_size takes less")
     return took
 
 

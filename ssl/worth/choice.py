@@ -83,13 +83,13 @@ def standard_error(score: Score, beside: dict[str, Score]) -> float:
 
 
 def _error(score: Score, seed: int) -> float:
-    """Of a draw: from the longer side of its interval, which is of its measure, over images or groups. Where an older
-    folder has no interval, that of a share of so many images."""
+    """Of a draw: from the longer side of its interval, which is of its measure, over images or groups. It is at most
+    half of all, as for one group. Where an older folder has no interval, that of a share of so many images."""
     share, held = score.validation[seed], max(score.held, 1)
     if seed not in score.interval:
         return math.sqrt(max(share * (1 - share), 1 / held) / held)
     low, high = score.interval[seed]
-    return max(high - share, share - low) / NORMAL_95 if (low, high) != (0, 1) else math.inf  # one group says nothing
+    return max(high - share, share - low) / NORMAL_95
 
 
 def too_short(facts: Facts) -> list[str]:

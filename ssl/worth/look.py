@@ -1,7 +1,6 @@
 """Read the user's images and labels, draw labels, and refuse what cannot be answered, before anything is computed."""
 
 import dataclasses
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from ssl.errors import UserError
 from ssl.evaluation.intervals import numbered
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
+from ssl.sources.identity import groups_checksum, identity_of
 from ssl.worth.plan import DRAWS, Sizes
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL, HELD, Draw, called, can_tune, counts_for, draw
@@ -127,11 +127,8 @@ def _tell(found: Look) -> None:
 def identity(found: Look, root: str | None) -> dict[str, str]:
     """Which images, labels and groups these are."""
     present = {name: data for name, data in found.splits.items() if data is not None}
-    of = {name: f"{data.fingerprint(root)}, labels {data.label_checksum()}" for name, data in present.items()}
-    for name, data in present.items():
-        if data.groups is not None:
-            of[f"grouping of {name}"] = f"{zlib.crc32(repr(list(data.groups)).encode()):08x}"
-    return of
+    groupings = {f"grouping of {name}": groups_checksum(data) for name, data in present.items() if data.groups}
+    return {name: identity_of(data, root) for name, data in present.items()} | groupings
 
 
 OF_FILES = {"value_range", "mean", "std", "max_bad_fraction", "preload", "short_side", "seed"}  # settings, of any files

@@ -1,5 +1,6 @@
 """Ranks that find other images than rank 0 are told so, all of them, before they could wait for each other."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from PIL import Image
 from spawn import on_ranks
 
+from ssl.checkpoints import learnt_from
 from ssl.errors import UserError
 from ssl.settings.shared import LabelSettings
 from ssl.sources import datasets, every_image
@@ -30,10 +32,11 @@ def lack(root: Path) -> None:
 
 
 def lack_validation(root: Path) -> None:
-    for path in (root / "val").glob("*/*"):
-        path.unlink()
-    for path in [*(root / "val").iterdir(), root / "val"]:
-        path.rmdir()
+    shutil.rmtree(root / "val")
+
+
+def lack_test(root: Path) -> None:
+    shutil.rmtree(root / "test")
 
 
 def cannot_read(root: Path) -> None:
@@ -54,6 +57,7 @@ def errors(change: Callable[[Path], None]) -> list[str]:
         for load in (
             lambda: [datasets.load_as(settings, split) for split in ("train", "val", "test")],
             lambda: every_image.load(settings),
+            lambda: learnt_from.set_apart(lambda split: datasets.load_as(settings, split)),
         ):
             try:
                 load()
@@ -64,20 +68,21 @@ def errors(change: Callable[[Path], None]) -> list[str]:
 
 
 def all_errors() -> list[list[str]]:
-    return [errors(change) for change in (leave, lack, lack_validation, cannot_read, other_class)]
+    return [errors(change) for change in (leave, lack, lack_validation, lack_test, cannot_read, other_class)]
 
 
 def test_ranks_that_find_other_images_are_told_on_all(tmp_path):
     results = on_ranks(all_errors, [1, 3], tmp_path)
-    assert results[1] == [[["", ""]] * 5]
+    assert results[1] == [[["", "", ""]] * 6]
     assert results[3][0] == results[3][1] == results[3][2]
     same, *others = results[3][0]
-    assert same == ["", ""]
+    assert same == ["", "", ""]
     for words, split, here, there in (
         (others[0], "train", "6 images", "5 images"),
         (others[1], "val", "2 images", "none"),
-        (others[2], "train", "6 images", "5 images"),
-        (others[3], "train", "6 images", "6 images"),
+        (others[2], "val", "2 images", "none"),  # it is the test split, where there is no other
+        (others[3], "train", "6 images", "5 images"),
+        (others[4], "train", "6 images", "6 images"),
     ):
-        for told in words:
+        for told in words[: 2 if split == "train" else 3]:
             assert f"those of {split} are on rank 0: {here}" in told and f"; on rank 1: {there}" in told

@@ -72,6 +72,7 @@ def test_a_list_of_words_can_be_yaml_or_unset():
     assert parse("--labels", "[a, 'b, c']").labels == ["a", "b, c"]
     assert parse("--labels=[a]").labels == ["a"]
     assert parse("--labels", "null").labels is None
+    assert parse("--labels", "none").labels == ["none"]  # a class may be called so
 
 
 def test_whole_numbers_are_decimal(tmp_path):

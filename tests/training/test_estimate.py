@@ -189,7 +189,7 @@ def told(monkeypatch, capsys, seconds: float, **machine) -> str:
 def test_a_long_training_is_told_with_what_makes_it_shorter(monkeypatch, capsys):
     first, second = told(monkeypatch, capsys, 10.0).splitlines()
     assert first == "estimate    about 44 h on this CPU (0.1 samples/s), 1.0 of 2.0 GB memory"
-    assert second.strip() == "long for a CPU: a smaller encoder or --image_size is several times faster"
+    assert second.strip() == "long for a CPU: a smaller encoder or --image_size takes less"
     assert told(monkeypatch, capsys, 1.0).count("\n") == 1  # four hours are not long
     assert told(monkeypatch, capsys, 1e-4) == "estimate    under a minute on this CPU, 1.0 of 2.0 GB memory\n"
     assert "1.0 GB memory" in told(monkeypatch, capsys, 1.0, free=memory.UNKNOWN)
