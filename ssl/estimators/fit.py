@@ -31,6 +31,8 @@ def fit(model, train, val, resume: bool) -> None:
     device = distributed.join(model.device)
     if resume and model.unsaved:
         raise UserError(f"resume: the file could not hold {', '.join(sorted(model.unsaved))}; pass them to load")
+    if resume and model.loaded == {}:
+        raise UserError("resume: the file could not hold the state of optimizer or scheduler; call fit without resume")
     kept = dict(model.__dict__)
     if not resume and model.step:
         model._build()

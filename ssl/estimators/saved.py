@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import math
+import pickle
 
 import numpy as np
 from torch import nn
 
 from ssl.checkpoints import torch_file
 from ssl.checkpoints.run_folder import copied
+from ssl.console import say
 from ssl.distributed import broadcast_object, rank
 from ssl.encoders import is_known
 from ssl.errors import UserError, one_line
@@ -40,11 +42,25 @@ def write(model, path) -> None:
     problem = None
     if rank() == 0:  # where no group was joined, each process writes
         try:
-            torch_file.save(content, path)
-        except (OSError, RuntimeError) as error:
+            _save(content, path)
+        except (OSError, RuntimeError, *NOT_PLAIN) as error:
             problem = f"{path} cannot be written ({error})"
     if problem := broadcast_object(problem):
         raise UserError(f"save: {problem}")
+
+
+NOT_PLAIN = (TypeError, AttributeError, pickle.PicklingError)  # of a value that no file can hold
+
+
+def _save(content: dict, path) -> None:
+    """Write the file, with {} for a state of optimizer and scheduler that no file can hold."""
+    try:
+        torch_file.save(content, path)
+    except NOT_PLAIN as error:
+        if not content["progress"]:
+            raise
+        torch_file.save(content | {"progress": {}}, path)
+        say(f"*** save: no file can hold the state of optimizer or scheduler ({error}); a fit cannot resume ***")
 
 
 KINDS = dict(

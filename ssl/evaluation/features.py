@@ -179,7 +179,7 @@ class SplitWriter:
 def _save(value, path: Path) -> None:
     try:
         torch_file.save(value, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         raise UserError(
             f"features: {path} cannot be written ({error}); an earlier features.pt is unchanged. Make room, or set "
             "--output_dir"

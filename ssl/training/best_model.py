@@ -31,7 +31,7 @@ def write_best(place: Path, best: dict) -> None:
     try:
         if best and is_main():
             torch_file.save(best, place / "best.pt")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         raise UserError(
             f"output_dir: cannot write {place / 'best.pt'} ({error}); make room, the same command continues"
         ) from None

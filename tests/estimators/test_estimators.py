@@ -959,6 +959,49 @@ def test_numbers_of_numpy_are_saved_and_a_missing_folder_is_told(tmp_path):
         model.save(tmp_path / "nowhere" / "model.pt")
 
 
+class Kept(Encoder):
+    """What its state_dict holds beside the weights is `extra`."""
+
+    extra = None
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Rate:
+    def __init__(self, kept):
+        self.kept = kept
+
+    def __call__(self, step):
+        return 1.0
+
+
+@pytest.mark.parametrize("kept", [frozenset([1]), lambda: None, (i for i in ())], ids=["frozenset", "lambda", "other"])
+def test_the_weights_are_saved_where_no_file_can_hold_the_state_of_the_schedule(kept, tmp_path, capsys):
+    path, encoder = tmp_path / "model.pt", Kept()
+    optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
+    parts = dict(optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, Rate(kept)))
+    model = make(encoder=encoder, **parts).fit(numbers())
+    capsys.readouterr()
+    model.save(path)
+    assert capsys.readouterr().out.count("no file can hold the state of optimizer or scheduler") == 1
+    for _ in range(2):
+        loaded = BarlowTwins.load(path, encoder=Kept(), views=noisy)
+        assert torch.equal(weights(loaded), weights(model)) and loaded.step == 15
+        with pytest.raises(UserError, match=r"resume: .*the state of optimizer or scheduler; call fit without resume"):
+            BarlowTwins.load(path, encoder=encoder, views=noisy, **parts).fit(numbers(), resume=True)
+        loaded.save(path)
+    assert loaded.fit(numbers()).step == 15
+    path.unlink()
+    encoder.extra = kept  # and the network's
+    with pytest.raises(UserError, match=r"^save: .*model\.pt cannot be written"):
+        model.save(path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_encoder_of_ours_needs_no_naming(tmp_path):
     images = torch.rand(8, 2, 8, 8)
     model = make(encoder=SmallResNet, encoder_kwargs=dict(width=4, stages=1, in_channels=2), max_epochs=1).fit(images)

@@ -140,6 +140,12 @@ def test_an_unfinished_first_writing_does_not_look_whole(tmp_path, monkeypatch):
         features.load(tmp_path)
 
 
+def test_what_a_file_cannot_hold_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"features: .*features\.pt cannot be written .*frozenset is neither"):
+        features.finish(tmp_path, {}, ["a"], "", {"unknown": frozenset()})
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_others_are_not_removed(tmp_path):
     (tmp_path / "features-old.pt").write_text("precious")
     write(tmp_path), write(tmp_path, seed=5)

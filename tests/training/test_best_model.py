@@ -7,6 +7,12 @@ from ssl.errors import UserError
 from ssl.training import best_model
 
 
+def test_what_a_file_cannot_hold_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"output_dir: cannot write .*best\.pt .*frozenset is neither a tensor nor"):
+        best_model.write_best(tmp_path, {"settings": frozenset()})
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_that_have_not_ended_are_not_tested(tmp_path):
     for name in ("seed_10", "seed_2", "seed_11"):
         (tmp_path / name).mkdir()
