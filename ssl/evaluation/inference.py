@@ -17,6 +17,11 @@ from ssl.distributed import gather_objects, gather_rows, world_size
 from ssl.encoders import reads
 from ssl.errors import UserError, one_line
 
+
+class NotFinite(UserError):
+    """The network gives NaN or Inf. All ranks raise it, of the same outputs."""
+
+
 Net = nn.Module | Callable[[Tensor], Tensor]  # maps normalised pixels (n, C, size, size) to outputs (n, F)
 
 
@@ -48,7 +53,7 @@ def outputs(net: Net, data: Images, how: Reading, title: str | None = None) -> t
 
     Returns (outputs, read, bad). `bad` {path: reason} are the files that could not be read, on every rank; `read` (N,)
     is false for them, and their outputs mean nothing. `title` names the progress bar; None: there is none. Raises
-    `UserError`, on every rank, for outputs that are NaN or Inf.
+    `NotFinite`, on every rank, for outputs that are NaN or Inf.
     """
     found, read, unread, done = None, torch.zeros(len(data), dtype=torch.bool), {}, 0
     for h, own, bad in stream(net, data, how, title):
@@ -163,14 +168,14 @@ def judged_size(encoder: nn.Module, data: Images, trained: int) -> int:
 
 
 def _require_finite(outputs: Tensor, read: Tensor, data: Images, start: int) -> None:
-    """Raise `UserError`, on every rank, for NaN or Inf in outputs (n, F) of the images from number `start` on.
+    """Raise `NotFinite`, on every rank, for NaN or Inf in outputs (n, F) of the images from number `start` on.
 
     Images that could not be read, by `read` (n,), do not count.
     """
     bad = read & ~outputs.isfinite().all(1)
     if bad.any():
         first, count = start + int(bad.nonzero()[0]), int(bad.sum())
-        raise UserError(
+        raise NotFinite(
             f"the network gives NaN or Inf for {count} of {len(outputs)} images, first for "
             f"{one_line(data.sample_name(first))}; such outputs cannot be judged. Most likely the training diverged: "
             "look at the loss in metrics.jsonl, and take an earlier checkpoint. Or mean and std are not those of the "

@@ -11,6 +11,7 @@ from ssl.console import say
 from ssl.data.worker import Batch
 from ssl.distributed import is_main
 from ssl.errors import UserError
+from ssl.evaluation.inference import NotFinite
 from ssl.training.diverged import Diverged
 from ssl.training.session import Session
 from ssl.training.state import CHECKPOINT, TrainState
@@ -94,7 +95,8 @@ class TrainSession(Session):
     def judge_if_due(self) -> None:
         """Judge the encoder by labels, or by the loss on validation images. A request to stop ends the judging.
 
-        Raises `UserError` where it cannot be judged. After a bad step that is said only: the run may yet go back.
+        Raises `UserError` where it cannot be judged. After a bad step, features that are not finite are told only: the
+        run may yet go back.
         """
         state = self.state
         if self.asked or not state.judge.due(state.step):
@@ -102,7 +104,7 @@ class TrainSession(Session):
         try:
             with contextlib.suppress(Asked), self.log.paused():
                 state.judge.judge(state.step, self.log.metrics, self._go_on_judging)
-        except UserError as error:
+        except NotFinite as error:  # on all ranks; another error may be of one rank alone
             if not state.guard.last_step_was_bad():
                 raise
             say(f"*** step {state.step} is not judged: {error} ***")

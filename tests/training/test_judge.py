@@ -552,6 +552,18 @@ def test_features_that_are_not_finite_end_a_run_unless_its_last_step_was_bad(
     assert not any("linear_acc1" in line for line in json_lines(tmp_path / "metrics.jsonl"))
 
 
+def test_after_a_bad_step_images_that_cannot_be_read_end_a_run_still(images, tmp_path, monkeypatch):
+    """Perhaps one rank alone cannot read them: if it went on, it would wait for the others and they for it."""
+
+    def unreadable(*_):
+        raise UserError("a dozen images in a row cannot be read")
+
+    monkeypatch.setattr(guard.Guard, "last_step_was_bad", lambda self: True)
+    monkeypatch.setattr(judging, "whole_loss", unreadable)
+    with pytest.raises(UserError, match="a dozen images in a row"):
+        learn(images, tmp_path, ssl_val_interval=1, epochs=2)
+
+
 def test_images_that_cannot_be_read_are_left_out_and_told(images, tmp_path, capsys):
     mean, std = datasets.IMAGENET
     how = settings(image_size=8, eval_every=None, mean=mean, std=std)
