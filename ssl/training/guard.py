@@ -23,6 +23,7 @@ class Guard:
         self.buffers = _join_buffers(model)
         self.before = [buffer.clone() for buffer in self.buffers]
         self.record: list[Tensor] = []  # of each step since the last `read`: is it bad, is the loss bad on this rank
+        self.last_bad = False  # the last step that was read changed nothing
         self.bad_in_a_row = 0  # bad steps in a row, up to the last step that was read
         self.total = 0  # bad steps in all
         self.left_out = 0  # steps that changed nothing; these include the overflows of a float16 scaler
@@ -54,8 +55,8 @@ class Guard:
         self.optimizer.found_inf = bad
 
     def last_step_was_bad(self) -> bool:
-        """Waits for the device."""
-        return bool(self.record[-1][0]) if self.record else self.bad_in_a_row > 0
+        """Whether the last step changed nothing, also by an overflow of a float16 scaler. Waits for the device."""
+        return bool(self.record[-1][0]) if self.record else self.last_bad
 
     def read(self, overflow_is_bad: bool = True) -> list[tuple[int, list[int]]]:
         """The bad steps since the last call: (how many steps ago, ranks whose loss was not finite).
@@ -67,6 +68,7 @@ class Guard:
         everyone = gather_objects(bad_losses) if any(bad) else []  # `bad` is the same on all ranks
         steps, found = len(self.record), []
         self.left_out += int(sum(bad))
+        self.last_bad = bool(bad[-1]) if bad else self.last_bad
         self.record = []
         for i in range(steps):
             ranks = [rank for rank, bad_losses in enumerate(everyone) if bad_losses[i]]
@@ -81,12 +83,19 @@ class Guard:
         return torch.stack(self.record, 1) if self.record else torch.zeros(2, 0)
 
     def state_dict(self) -> dict:
-        return {"record": self._recorded(), "row": self.bad_in_a_row, "total": self.total, "left_out": self.left_out}
+        return {
+            "record": self._recorded(),
+            "last_bad": self.last_bad,
+            "row": self.bad_in_a_row,
+            "total": self.total,
+            "left_out": self.left_out,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         device = self.optimizer.param_groups[0]["params"][0].device
         self.record = list(state["record"].to(device).unbind(1))
         self.bad_in_a_row, self.total, self.left_out = state["row"], state["total"], state.get("left_out", 0)
+        self.last_bad = state.get("last_bad", self.bad_in_a_row > 0)  # older checkpoints do not say
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

@@ -121,6 +121,24 @@ def test_with_a_scaler_a_gradient_alone_is_no_fault():
     assert (parts[2].bad_in_a_row, parts[2].total) == (1, 1)
 
 
+def test_whether_the_last_step_was_bad_does_not_depend_on_a_reading_or_a_save():
+    for how in ("gradient", "nan", None):
+        parts, other = make(), make()
+        step(*parts, seed=0, loss=SPOILT[how or "nan"])
+        parts[2].read(overflow_is_bad=False)
+        step(*parts, seed=0, loss=SPOILT.get(how, lambda loss: loss))
+        for _ in range(3):
+            assert parts[2].last_step_was_bad() == (how is not None)
+            other[2].load_state_dict(parts[2].state_dict())
+            assert other[2].last_step_was_bad() == (how is not None)
+            parts[2].read(overflow_is_bad=False)  # an overflow of a scaler is no fault, but left the step out
+    state = parts[2].state_dict()
+    del state["last_bad"]  # as earlier versions wrote it
+    for row in (0, 1):
+        other[2].load_state_dict(state | {"row": row})
+        assert other[2].last_step_was_bad() == (row == 1)
+
+
 def test_what_has_not_been_read_survives_a_save(tmp_path):
     one, other = make(), make()
     step(*one, seed=0, loss=SPOILT["nan"])
