@@ -159,7 +159,7 @@ class RunFolder:
     def _newest(self, is_ours: Callable[[object], bool], up_to: float) -> tuple[str | None, dict | None]:
         """(file name, content) of `newest`, on rank 0."""
         found, problems, others = torch_file.kept(self.folder), {}, 0
-        later: tuple[str, dict] | None = None
+        chosen: tuple[str, dict] | None = None
         for path in found:
             try:
                 state = torch_file.load(path)
@@ -171,15 +171,15 @@ class RunFolder:
             except UserError as error:
                 problems[path] = str(error)
                 continue
-            if state["step"] > up_to:
-                later = later or (path.name, state)
-                continue
+            if chosen is None or state["step"] <= up_to:
+                chosen = path.name, state
+            if state["step"] <= up_to:
+                break
+        if chosen:
             for worse, problem in problems.items():  # or the next save would keep them, and remove whole ones
                 os.replace(worse, worse.with_name(worse.name + ".damaged"))
-                say(f"*** {one_line(problem)}; set aside as {worse.name}.damaged, continuing from {path.name} ***")
-            return path.name, state
-        if later:
-            return later
+                say(f"*** {one_line(problem)}; set aside as {worse.name}.damaged, continuing from {chosen[0]} ***")
+            return chosen
         if found and others == len(found):
             raise UserError(f"output_dir: {self.folder} holds a run of another script; choose another --output_dir")
         if found or any(self.folder.glob("checkpoint*.pt.damaged")):

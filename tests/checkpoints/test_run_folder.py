@@ -375,6 +375,19 @@ def test_one_after_a_step_is_taken_only_where_there_is_no_other_and_stays(run, c
     assert steps(run.folder) == [8, 3] and "set aside as checkpoint.1.pt.damaged" in capsys.readouterr().out
 
 
+def test_damaged_ones_are_set_aside_where_only_a_later_one_is_whole_too(run, capsys):
+    run.keep = 4
+    for step in (3, 6, 8, 9):
+        save(run, step)
+    for name in ("checkpoint.pt", "checkpoint.2.pt"):
+        (run.folder / name).write_bytes(b"")
+    assert run.newest(ours, up_to=2)["step"] == 8
+    assert capsys.readouterr().out.count("continuing from checkpoint.1.pt ***") == 2
+    for step in (10, 11):
+        save(run, step)
+    assert steps(run.folder) == [11, 10, 8, 3]  # the next saves moved no whole one out
+
+
 def test_where_all_are_damaged_the_run_is_not_begun_anew(run):
     save(run, 3)
     save(run, 6)
