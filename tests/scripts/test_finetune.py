@@ -30,6 +30,7 @@ from ssl.evaluation import features
 from ssl.evaluation.intervals import wilson
 from ssl.report import page
 from ssl.settings import config
+from ssl.sources.labelled import choose_labels
 from ssl.training import best_model, start
 
 
@@ -473,7 +474,7 @@ def test_cosine_by_epoch_is_that_of_torch():
 def test_without_a_split_of_its_own_validation_is_cut_from_train_by_the_run_s_seed(images):
     train = finetune.datasets.load("folder", str(images), "train")
     settings = small_settings(train_percent=50.0, val_fraction=0.2)
-    parts = {seed: finetune.choose_labels(settings, {"train": train, "val": None}, seed) for seed in (0, 1)}
+    parts = {seed: choose_labels(settings, {"train": train, "val": None}, seed) for seed in (0, 1)}
     for fit, val in parts.values():
         assert (len(fit), len(val)) == (24, 6) and torch.bincount(val.labels).tolist() == [2, 2, 2]
         assert not set(fit.paths) & set(val.paths)

@@ -9,6 +9,7 @@ import torch
 import finetune
 from ssl.data.images import Images
 from ssl.errors import UserError
+from ssl.sources.labelled import choose_labels
 from ssl.training import early_stopping
 
 
@@ -75,7 +76,7 @@ def test_what_is_watched_may_be_the_auc():
     labels = torch.tensor([0, 1, 1, 0])
     splits = {"train": Images("folder", labels, ["a", "b"]), "val": Images("folder", labels[:1], ["a", "b"])}
     with pytest.raises(UserError, match="needs validation images of every class"):  # before training
-        finetune.choose_labels(settings, splits, 0)
-    finetune.choose_labels(finetune.Settings(), splits, 0)
+        choose_labels(settings, splits, 0)
+    choose_labels(finetune.Settings(), splits, 0)
     with pytest.raises(UserError, match="undefined; they need every class"):
         early_stopping.best_of([{"epoch": 1, "val_loss": 0.1, "val_auc": "undefined"}], settings)
