@@ -16,6 +16,9 @@ from typing import BinaryIO
 
 import torch
 
+from ssl.checkpoints import pickle_calls
+from ssl.checkpoints.pickle_calls import NotPlainData
+
 LARGEST_PICKLE = 100_000_000  # bytes of the file's structure; the numbers of the tensors are stored elsewhere
 MOST_VALUES = 10_000_000
 DEEPEST = 100  # levels of lists in lists
@@ -90,7 +93,7 @@ def _check_names(file: BinaryIO, any_names: bool) -> None:
 
     With `any_names` the reader looks at names and calls.
     """
-    top, kept = "", {}
+    stacks, kept = [[]], {}
     try:
         for opcode, argument, position in pickletools.genops(file):
             if position > LARGEST_PICKLE:
@@ -99,39 +102,11 @@ def _check_names(file: BinaryIO, any_names: bool) -> None:
                 raise ValueError("it claims to be larger than it is")
             if any_names:
                 continue
-            top = _on_top(opcode.name, argument, top, kept)
-            if opcode.name not in ("GLOBAL", "INST"):
-                continue
-            if not (PLAIN.fullmatch(argument) or _is_type_of_number(argument)):
+            if opcode.name in ("GLOBAL", "INST") and not (PLAIN.fullmatch(argument) or _is_type_of_number(argument)):
                 raise NotPlainData(argument.replace(" ", "."))
+            pickle_calls.follow(opcode, argument, stacks, kept)
     except (MemoryError, OverflowError):  # little memory is needed here, so the file lies about a size
         raise ValueError("it claims to be larger than memory") from None
-
-
-def _on_top(operation: str, argument: object, top: str, kept: dict[object, str]) -> str:
-    """What lies on the stack of a pickle after `operation`, where `top` lay: "call", "tuple", "()", or "", the rest.
-
-    A "call" may be a tensor, or a tuple may end with one. `set(tensor)` would make an object of each of its numbers;
-    in calls that `torch.save` writes, no tensor stands alone or last. `kept` is what was stored by number.
-    """
-    if (top == "call" and operation == "BUILD") or (top in ("call", "") and operation in ("REDUCE", "NEWOBJ")):
-        raise NotPlainData("a call that takes a tensor apart")
-    if operation.endswith("PUT"):
-        kept[argument] = top
-        return top
-    if operation.endswith("GET"):
-        return kept.get(argument, "call")
-    if operation == "EMPTY_TUPLE":
-        return "()"
-    if operation.startswith("TUPLE"):
-        return "call" if top == "call" else "tuple"
-    if operation == "REDUCE":
-        return "" if top == "()" else "call"
-    return "call" if operation in ("BINPERSID", "NEWOBJ", "BUILD") else ""
-
-
-class NotPlainData(ValueError):
-    """A pickle holds something, its argument, that is neither a tensor nor a plain value."""
 
 
 def _is_type_of_number(name: str) -> bool:

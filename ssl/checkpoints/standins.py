@@ -30,6 +30,10 @@ def _parameter(tensor, *_) -> Tensor:
     return tensor
 
 
+def _are_lists(parts: list | tuple) -> bool:
+    return all(isinstance(part, list | tuple) for part in parts)
+
+
 # The only functions that are ever called. They make tensors, and containers.
 CALLED = {
     "collections.OrderedDict": OrderedDict,
@@ -80,7 +84,8 @@ class Unpickler(pickle._Unpickler):
         if not any(made is known for known in CALLED.values()):
             raise pickle.UnpicklingError(f"it calls a {type(made).__name__}")
         parts = arguments if made in (OrderedDict, set, torch.Size) else ()
-        if type(arguments) is not tuple or not all(isinstance(part, list | tuple) for part in parts):
+        pairs = parts if made is OrderedDict else ()  # a list of them
+        if type(arguments) is not tuple or not _are_lists(parts) or not all(map(_are_lists, pairs)):
             raise pickle.UnpicklingError("it takes something apart that is no list")  # a tensor: an object per number
         self.stack.append(made(*arguments))
 
@@ -125,6 +130,9 @@ class Unpickler(pickle._Unpickler):
         what = self.stack.pop()
         if type(what) is not tuple or what[0] not in ("storage", "module"):
             raise pickle.UnpicklingError("it refers to something that is no storage")
+        parts = [part for where in what[2:] for part in (where if isinstance(where, tuple) else (where,))]
+        if not all(isinstance(part, str | bytes | int | None) for part in parts):
+            raise pickle.UnpicklingError("it refers to a storage by what is neither a name nor a number")
         # before 2020 modules were saved with their source
         self.stack.append(self.persistent_load(what) if what[0] == "storage" else what[1])
 

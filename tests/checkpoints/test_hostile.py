@@ -3,6 +3,7 @@
 Each promise has its control beside it: what the same file does where the mechanism is not asked.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -161,6 +162,7 @@ def tensor_of(size: bytes, stride: bytes) -> bytes:
 
 
 PAIRS, THREE = tensor_of(b"K\3K\2\x86", b"K\2K\1\x86"), tensor_of(b"K\3\x85", b"K\1\x85")
+TWO = tensor_of(b"K\2\x85", b"K\1\x85")
 HUGE = b"J\xff\xff\xff\x0f"  # 2^28 - 1
 PICKLES = {
     "stride 0": pickled_tensor(HUGE + HUGE + b"\x86", b"K\0K\0\x86"),
@@ -178,6 +180,15 @@ PICKLES = {
     "set of a tensor": b"\x80\2cbuiltins\nset\n" + THREE + b"\x85R.",
     "set of a kept tensor": b"\x80\2" + THREE + b"q\0cbuiltins\nset\n(h\0tR.",
     "mapping of a tensor": b"\x80\2ccollections\nOrderedDict\n" + PAIRS + b"\x85R.",
+    "set of a tensor, another operation between": b"\x80\2cbuiltins\nset\n" + THREE + b"\x80\2\x85R.",
+    "mapping of a list of tensors": b"\x80\2ccollections\nOrderedDict\n]" + TWO + b"a\x85R.",
+    "attributes of a list of tensors": b"\x80\2ccollections\nOrderedDict\n)R]" + TWO + b"ab.",
+    "storage of any size": b"\x80\2ctorch.storage\nUntypedStorage\n\x8a\x08"
+    + (10**15).to_bytes(8, "little")
+    + b"\x85R.",
+    "numbers counted by a tensor": b"\x80\2(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0aX\3\0\0\0cpu"
+    + tensor_of(HUGE + HUGE + b"\x86", b"K\0K\0\x86")
+    + b"tQ.",
     "tensor of arguments": b"\x80\2ccollections\nOrderedDict\n" + tensor_of(b"K\1K\3K\2\x87", b"K\6K\2K\1\x87") + b"R.",
 }
 TAKEN_APART = [name for name in PICKLES if "of a" in name and "tensor" in name]
@@ -195,8 +206,56 @@ def test_what_claims_more_than_the_file_has_is_refused(tmp_path, name):
 def test_a_tensor_is_not_made_into_an_object_for_each_number(tmp_path, name):
     torch.load(io.BytesIO(with_pickle(PICKLES[name])), weights_only=True)  # the control
     (tmp_path / "x.pt").write_bytes(with_pickle(PICKLES[name]))
-    with pytest.raises(UserError, match="refused: it holds a call that takes a tensor apart"):
+    with pytest.raises(
+        UserError, match=r"refused: it holds a(n unexpected BUILD| call that torch.save does not write),"
+    ):
         torch_file.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["storage of any size", "numbers counted by a tensor"])
+def test_a_file_does_not_ask_for_memory(tmp_path, name):
+    """Else a file by others would be told as a lack of memory, and the user sent to look for more."""
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.load(io.BytesIO(with_pickle(PICKLES[name])), weights_only=True)  # the control
+    (tmp_path / "x.pt").write_bytes(with_pickle(PICKLES[name]))
+    for load in (torch_file.load, torch_file.load_foreign):
+        with pytest.raises(UserError, match=r"x\.pt: refused"):
+            load(tmp_path / "x.pt")
+
+
+def calls_with_a_tensor(rng: random.Random) -> bytes:
+    """A pickle of a few operations in any order, on tensors and on what may be called."""
+    names = [f"c{name}\n".encode() for name in ("builtins\nset", "collections\nOrderedDict", "collections\nCounter")]
+    others = [b"ctorch\nSize\n", b"]", b"}", b")", b"(", b"q\0", b"h\0", b"\x80\2", b"K\1"]
+    ends = [b"\x85", b"\x86", b"t", b"a", b"e", b"s", b"u", b"b", b"\x81"]
+    return (
+        b"\x80\2"
+        + rng.choice(names)
+        + b"".join(
+            rng.choice([[TWO], [PAIRS], names, others, ends, ends, [b"\x85R"], [b"R"]][rng.randrange(8)])
+            for _ in range(rng.randrange(2, 8))
+        )
+        + b"R."
+    )
+
+
+def test_no_pickle_that_is_taken_goes_through_a_tensor(tmp_path, monkeypatch):
+    gone_through, by_torch, taken = [], 0, 0
+    through = torch.Tensor.__iter__
+    monkeypatch.setattr(torch.Tensor, "__iter__", lambda self: gone_through.append(1) or through(self))
+    rng = random.Random(0)
+    for _ in range(800):
+        content = with_pickle(calls_with_a_tensor(rng))
+        with contextlib.suppress(Exception):
+            torch.load(io.BytesIO(content), weights_only=True)
+        by_torch += bool(gone_through)
+        gone_through.clear()
+        (tmp_path / "x.pt").write_bytes(content)
+        with contextlib.suppress(UserError):
+            torch_file.load_foreign(tmp_path / "x.pt")
+            taken += 1
+        assert not gone_through, content
+    assert by_torch > 9 and taken > 9  # the control
 
 
 @pytest.mark.parametrize("called", ["data.pkl", "DATA.PKL", "Data.pkl"])
