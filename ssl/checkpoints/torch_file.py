@@ -115,7 +115,7 @@ def load_foreign(path: str | Path) -> tuple[object, list[str]]:
 
 
 def _read(path: Path, read: Callable[[Path], object]):
-    """`read` the file at `path` and check the value. Every error but too little memory becomes a `UserError`."""
+    """`read` the file at `path` and check the value. Every error becomes a `UserError`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -131,7 +131,8 @@ def _read(path: Path, read: Callable[[Path], object]):
         ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         if isinstance(error, MemoryError) or (failures.memory_of(error) and zipfile.is_zipfile(path)):
-            raise  # an old file, which is no zip file, may claim any size
+            # a zip file claims no more than it holds; an old file may claim any size
+            raise Unreadable(f"{path}: too little memory to read it now; it may be whole. Free some memory") from None
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a seek to a wrong offset
             raise Unreadable(f"{path}: cannot be read ({error.strerror}); check disk and permissions") from None
         raise UserError(
