@@ -3,7 +3,7 @@
 import zlib
 
 from ssl.data.images import Images
-from ssl.distributed import gather_objects
+from ssl.distributed import gather_objects, world_size
 from ssl.errors import UserError
 
 
@@ -27,7 +27,8 @@ def require_same_images(splits: dict[str, Images | UserError | None], data_dir: 
     Batches of other images would be no batches of one training, and ranks with fewer of them would be waited for. What
     could not be read is given as its error, which is raised if all ranks have the same.
     """
-    first, *others = gather_objects({name: _described(data, data_dir) for name, data in splits.items()})
+    own = {name: _described(data, data_dir) for name, data in splits.items()} if world_size() > 1 else {}
+    first, *others = gather_objects(own)
     for rank, found in enumerate(others, 1):
         for name in {**first, **found}:
             here, there = first.get(name, "none"), found.get(name, "none")

@@ -11,12 +11,11 @@ from ssl.console import counted, say
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
 from ssl.errors import UserError
-from ssl.evaluation.intervals import numbered
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.sources.identity import groups_checksum, identity_of
 from ssl.worth.plan import DRAWS, Sizes
-from ssl.worth.scores import Judges
+from ssl.worth.scores import judges_of
 from ssl.worth.splits import ALL, HELD, Draw, called, can_tune, counts_for, draw
 
 FEW_TEST = 30  # test images, if all weigh alike, below which hardly any difference can be seen
@@ -111,8 +110,7 @@ def _tell(found: Look) -> None:
     if found.copies:
         say(f"test        *** not counted: {counted(len(found.copies), 'image')} that other splits have, too ***")
     index = [i for i in range(len(test)) if test.sample_name(i) not in found.copies]
-    groups = numbered([test.groups and test.groups[i] for i in index])  # an image without a group is one of its own
-    judges = Judges(test.labels[index].numpy(), groups, found.balanced)
+    judges = judges_of(test, index, found.balanced)
     if test.groups is not None:
         say(f"groups      kept whole; the test images are of {judges.count}, and the intervals count these, not images")
     thing, few = ("image", FEW_TEST) if test.groups is None else ("group", FEW_GROUPS)

@@ -11,11 +11,9 @@ from torch import Tensor
 from ssl import files
 from ssl.data.images import Images
 from ssl.evaluation import features, intervals, logistic, metrics, predictions, probes
-from ssl.evaluation.feature_rows import Rows, statistics
+from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.intervals import Groups
 from ssl.worth.splits import Draw
-
-Samples = tuple[Rows, Tensor]  # features of images, and their labels
 
 
 @dataclass
@@ -102,13 +100,17 @@ class Features:
         return cls(rows, statistics(rows)[0], place, validation, labelled("test")[0])
 
 
+def judges_of(test: Images, index: list[int], balanced: bool) -> Judges:
+    """The test images `index`. One without a group is a group of its own."""
+    groups = intervals.numbered([(test.groups and test.groups[i]) or None for i in index])
+    return Judges(test.labels[index].numpy(), groups, balanced)
+
+
 def readable_test(path: Path, test: Images, balanced: bool, copies: frozenset[str]) -> tuple[Judges, np.ndarray]:
     """The test images that have features at `path`, and which of them count, (N,) bool: those that are no `copies`."""
     known = set(features.load(path).splits["test"].paths)
     index = [i for i in range(len(test)) if test.sample_name(i) in known]
-    groups = intervals.numbered([(test.groups and test.groups[i]) or None for i in index])
-    judges = Judges(test.labels[index].numpy(), groups, balanced)
-    return judges, np.array([test.sample_name(i) not in copies for i in index])
+    return judges_of(test, index, balanced), np.array([test.sample_name(i) not in copies for i in index])
 
 
 # Frozen -----------------------------------------------------------------------------------
