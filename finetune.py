@@ -255,7 +255,8 @@ def end_epoch(settings: Settings, trial: Trial, fit: Fit, session: FitSession, l
     session.watchdog.pause()  # while no step is made
     distributed.share_buffers(fit.model)
     fit.model.eval()
-    epoch |= classify.validate(fit.model, trial.val, settings, fit.device)
+    if early_stopping.is_validated(epoch["epoch"], settings):
+        epoch |= classify.validate(fit.model, trial.val, settings, fit.device)
     early_stopping.require_finite(epoch)
     fit.history.append(epoch)
     log.write(fit, speed, bad_images)

@@ -30,14 +30,18 @@ class EpochLog:
         epoch = fit.history[-1]
         lrs = {f"lr_{group['name']}": group["lr"] for group in fit.optimizer.param_groups}
         self.metrics.write(step=fit.step, **epoch, **lrs, samples_per_second=speed, bad_images=bad_images)
-        auc = epoch["val_auc"] if isinstance(epoch["val_auc"], str) else f"{epoch['val_auc']:.3f}"
-        low, high = epoch["val_acc1_interval"]
-        self.progress.update(
-            fit.step,
-            f"epoch {epoch['epoch']}  loss {epoch['train_loss']:.4g}  val loss {epoch['val_loss']:.4g}  auc {auc}  "
-            f"acc {epoch['val_acc1']:.3f} ({low:.2f}–{high:.2f})  lr {lrs['lr_head']:.3g}",
-        )
+        words = f"epoch {epoch['epoch']}  loss {epoch['train_loss']:.4g}  {_validation(epoch)}lr {lrs['lr_head']:.3g}"
+        self.progress.update(fit.step, words)
 
     def close(self) -> None:
         self.progress.close()
         self.metrics.close()
+
+
+def _validation(epoch: dict) -> str:
+    """What the line says of the validation images; nothing, if the epoch was not validated."""
+    if "val_loss" not in epoch:
+        return ""
+    auc = epoch["val_auc"] if isinstance(epoch["val_auc"], str) else f"{epoch['val_auc']:.3f}"
+    low, high = epoch["val_acc1_interval"]
+    return f"val loss {epoch['val_loss']:.4g}  auc {auc}  acc {epoch['val_acc1']:.3f} ({low:.2f}–{high:.2f})  "

@@ -95,16 +95,20 @@ def main() -> None:
         unlabelled.link(more, folder / "images")
     if agreed is None:
         with measure.beside(at_once - 1, work.threads, folder / "measured" / "beside.log"):
-            read = measure.seconds_to_read(found.train, work.machine["workers"])
-            machine = networks.Machine(device, at_once, 60 * settings.minutes, read)
+            workers = work.machine["workers"]
+            read = measure.seconds_to_read(found.train, workers)
+            machine = networks.Machine(device, at_once, 60 * settings.minutes, workers, read)
             agreed = agree(settings, origin["public"] != "default", found, work, machine, began)
         kept.write(folder / "plan.json", of, agreed)
+    found = found.limited(agreed.most)
+    work = dataclasses.replace(work, found=found)
     kept.tell(agreed, found)
     if settings.plan:
         return
 
     # Do
-    run_all(answer.jobs(work, agreed, settings.seed or 0), at_once)
+    run_all(answer.jobs(work, agreed, settings.seed or 0), at_once, until=began + 60 * settings.minutes)
+    agreed = answer.without_undone(work, agreed)
 
     # Judge, and say what it means
     result = answer.judge(work, agreed, device)
@@ -129,22 +133,29 @@ def agree(
     settings: Settings, named: bool, found: look.Look, work: Work, machine: networks.Machine, began: float
 ) -> kept.Agreed:
     """Measure the networks, and plan. `named`: the user has named the public weights. `began`: when the clock began."""
-    train, sizes = found.train, dataclasses.replace(found.sizes(), preload=settings.preload)
+    train, images = found.train, found.sizes().all
     public, left_out = find_public(settings.public, named, machine.on_cpu, found.splits, settings.data_dir)
     own = networks.own(work, settings.image_size, train, machine)
     drawn = own.judge_size if settings.dataset in datasets.MADE else None  # at another size they are other images
     size = settings.image_size or drawn
-    some = [own, *(networks.public(work, one, size, train, sizes.all, machine) for one in public)]
-    cells = [
-        cell
-        for cell in plan.order_of_use(some, list(found.labels()), settings.seeds)
-        if (cell.count, cell.seed) in found.tunable
-    ]
+    some = [own, *(networks.public(work, one, size, train, images, machine) for one in public)]
     spent = time.monotonic() - began
-    labels = sum(len(one.fit) for one in found.draws)
     flops = plan.HEAD_FLOPS["cpu"] * usable_cores() if machine.on_cpu else plan.HEAD_FLOPS["cuda"]
-    made = plan.make(machine.seconds, spent, some, sizes, cells, labels, flops, machine.at_once)
-    return kept.Agreed(some, made, left_out)
+
+    def made(of: look.Look) -> plan.Plan:
+        cells = plan.order_of_use(some, list(of.labels()), settings.seeds)
+        cells = [cell for cell in cells if (cell.count, cell.seed) in of.tunable]
+        labels = sum(len(one.fit) for one in of.draws)
+        sizes = dataclasses.replace(of.sizes(), preload=settings.preload)
+        return plan.make(machine.seconds, spent, some, sizes, cells, labels, flops, machine.at_once)
+
+    largest = int(torch.bincount(train.labels).max())
+    for most in (None, *(count for count in plan.MOST if count < largest)):
+        try:
+            return kept.Agreed(some, made(found.limited(most)), left_out, most)
+        except UserError as error:
+            too_few = error
+    raise too_few
 
 
 def check(settings: Settings) -> None:

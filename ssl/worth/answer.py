@@ -1,7 +1,7 @@
 """Do what was planned, and answer: the jobs in their order, the scores of their results, the verdict and the table."""
 
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
 from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
-from ssl.worth.plan import Cell, tasks
+from ssl.worth.plan import Cell, duration, of_cells, tasks
 from ssl.worth.scores import Features, Judges
 from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
@@ -26,16 +26,34 @@ from ssl.worth.work import Work
 def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
     """All jobs: features of the weights that are there, pre-training with its features, then the fine-tunings."""
     own, made, starts, found = agreed.networks[0], agreed.plan, agreed.starts(), []
+    sizes = work.found.sizes()
     if not Path(work.weights(own, NOTHING)).is_file():
         work.write_untrained(own, work.found.train.channels, seed)
-    for task in tasks(agreed.networks, work.found.sizes(), made.epochs, made.cells):
+    for task in tasks(agreed.networks, sizes, made.epochs, made.cells):
         network = starts[task.start]
         if task.cell:
             work.write_list(task.cell)
-            found.append(work.tuning(network, task.start, task.cell))
+            job = work.tuning(network, task.start, task.cell)
+            if task.cell != made.cells[0]:  # without the first there is no answer
+                rest = of_cells([task.cell], agreed.networks, sizes, made.epochs)
+                rest = rest[[one.start for one in rest].index(task.start) :]
+                job = replace(job, seconds=duration(rest, made.at_once))
+            found.append(job)
         else:
             found.append(work.pretraining(network, made) if task.makes else work.features(network, task.start))
     return found
+
+
+def without_undone(work: Work, agreed: Agreed) -> Agreed:
+    """With the fine-tunings that were left out among those that took too long: of both starts, if one has none."""
+
+    def done(cell: Cell) -> bool:
+        starts = [start for start, network in agreed.starts().items() if network.name == cell.network]
+        return all(work.tuning(agreed.starts()[start], start, cell).done() for start in starts)
+
+    cells = [cell for cell in agreed.plan.cells if done(cell)]
+    undone = [cell for cell in agreed.plan.cells if cell not in cells]
+    return replace(agreed, plan=replace(agreed.plan, cells=cells, too_long=[*undone, *agreed.plan.too_long]))
 
 
 def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:

@@ -4,6 +4,7 @@ A job whose result is there is not run again. One that was stopped goes on from 
 side where the plan says so.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ssl import files
-from ssl.console import say
+from ssl.console import counted, say
 from ssl.errors import UserError
 from ssl.settings.command import ROOT, flags
 from ssl.signals import die_with_parent
@@ -32,6 +33,7 @@ class Job:
     settings: dict[str, object]
     threads: int | None = None  # of its process; None: as it settles itself
     needs: Path | None = None  # the folder of the job that makes its weights
+    seconds: float | None = None  # that its comparison still takes from its start on; None: it is always run
 
     def done(self) -> bool:
         """Whether its result is there: features.pt, which is written last, or a run that has ended by itself."""
@@ -79,27 +81,36 @@ class Running:
     began: float
 
 
-def run_all(jobs: list[Job], at_once: int = 1) -> None:
+def run_all(jobs: list[Job], at_once: int = 1, until: float = math.inf) -> None:
     """Run the jobs in their order, at most `at_once` side by side, and say so.
 
-    A job waits for the one that makes its weights; the next one goes first. Raises `UserError` of the first job that
-    fails. Then, or at Ctrl-C, the others save and end.
+    A job waits for the one that makes its weights; the next one goes first. One whose comparison cannot end `until`
+    then, on the clock of `time.monotonic`, is left out. Raises `UserError` of the first job that fails. Then, or at
+    Ctrl-C, the others save and end.
     """
     waiting = [(f"[{number}/{len(jobs)}]", job) for number, job in enumerate(jobs, 1) if not job.done()]
     running: list[Running] = []
+    left_out = 0
     try:
         while waiting or running:
             undone = {job.folder for _, job in waiting} | {one.job.folder for one in running}
             ready = [(label, job) for label, job in waiting if job.needs not in undone]
-            for label, job in ready[: at_once - len(running)]:
+            for label, job in ready:
+                if len(running) == at_once:
+                    break
+                waiting.remove((label, job))
+                if job.seconds is not None and time.monotonic() + job.seconds > until:
+                    left_out += 1
+                    continue
                 say(f"{label} {job.what}")
                 running.append(Running(label, job, job.start(), time.monotonic()))
-                waiting.remove((label, job))
             time.sleep(LOOK)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 one.job.check(one.process.returncode)
                 say(f"{one.label} done in {time.monotonic() - one.began:.0f} s")
+        if left_out:
+            say(f"*** {counted(left_out, 'job')} left out: no minutes are left; the same command makes them ***")
     finally:
         _stop([one.process for one in running])
 

@@ -10,17 +10,18 @@ from ssl.errors import UserError
 from ssl.worth.look import Look
 from ssl.worth.measure import Speed
 from ssl.worth.plan import Cell, Network, Plan
-from ssl.worth.splits import called
+from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """The networks, the plan, and the public weights that are not at hand."""
+    """The networks, the plan, the public weights that are not at hand, and the labels of each class at most."""
 
     networks: list[Network]
     plan: Plan
     left_out: list[str]
+    most: int | None = None
 
     def starts(self) -> dict[str, Network]:
         """{start: its network}, the simplest first: nothing, public weights, own, own after public weights."""
@@ -58,7 +59,7 @@ def read(path: Path, of: dict) -> Agreed | None:
             part: [Cell(**cell) for cell in content["plan"][part]] for part in ("cells", "too_long")
         }
         some = [Network(**one | {"speed": Speed(**one["speed"])}) for one in content["networks"]]
-        return Agreed(some, Plan(**made), content["left_out"])
+        return Agreed(some, Plan(**made), content["left_out"], content["most"])
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is not a plan of this version of ssl.worth; name another --output_dir") from None
 
@@ -85,6 +86,9 @@ def tell(agreed: Agreed, found: Look) -> None:
         )
     for words in agreed.left_out:
         say(f"left out    {words}")
+    if agreed.most is not None:
+        of = f"{found.labels()[ALL]} of {len(found.train)} labels, {agreed.most} of each class at most"
+        say(f"labels      *** the minutes are too few for all: `all` stands for {of} ***")
     beside = f", up to {made.at_once} jobs side by side; each one's minutes, summed" if made.at_once > 1 else ""
     say(f"plan        {made.total:.0f} of {made.minutes:.3g} minutes, measured on this machine{beside}:")
     labels = ", ".join(map(called, found.labels()))

@@ -1,7 +1,7 @@
 """Read the user's images and labels, draw labels, and refuse what cannot be answered, before anything is computed."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Look:
     balanced: bool
     seen: bool  # pre-training sees the validation images, without their labels
     copies: frozenset[str] = frozenset()  # test images that are training or validation images, too: they do not count
+    seeds: int = 1  # of fine-tunings, at most
 
     @property
     def train(self) -> Images:
@@ -44,6 +45,10 @@ class Look:
     def labels(self) -> dict[int, int]:
         """{labels a class: labels together}, few first, as the first seed has them."""
         return {one.count: len(one.chosen) for one in self.draws if one.seed == 0}
+
+    def limited(self, most: int | None) -> "Look":
+        """With at most so many labels of each class, which ALL then stands for; None: with all."""
+        return replace(self, **_draws(self.train, self.seeds, self.splits["val"] is not None, most))
 
     def sizes(self) -> Sizes:
         train, val, test = (self.splits[name] for name in ("train", "val", "test"))
@@ -64,18 +69,25 @@ def look(settings: ImageSettings, seeds: int) -> Look:
         held_out(train, HELD, 0)  # raises where groups and classes are the same
     per_class = torch.bincount(train.labels)
     balanced = bool(per_class.max() > UNEQUAL * per_class.min())
-    draws = [
-        draw(train, count, seed, val is not None)
-        for count in counts_for(train.labels)
-        for seed in range(seeds if count == ALL else max(seeds, DRAWS))
-    ]
-    tunable = {(one.count, one.seed) for one in draws if can_tune(one, train.labels, val is not None)}
+    copies, sees = _copies(splits, settings.data_dir), _pretraining_sees(settings, val)
     alike = datasets.shown_alike(settings, splits)
-    found = Look(alike, draws, tunable, balanced, _pretraining_sees(settings, val), _copies(splits, settings.data_dir))
+    drawn = _draws(train, seeds, val is not None)
+    found = Look(alike, balanced=balanced, seen=sees, copies=copies, seeds=seeds, **drawn)
     if len(found.copies) == len(splits["test"]):
         raise UserError("data_dir: all test images are copies of training or validation images: none can judge")
     _tell(found)
     return found
+
+
+def _draws(train: Images, seeds: int, own_validation: bool, most: int | None = None) -> dict:
+    """The fields `draws` and `tunable` of a `Look`."""
+    draws = [
+        draw(train, count, seed, own_validation, most)
+        for count in counts_for(train.labels, most)
+        for seed in range(seeds if count == ALL else max(seeds, DRAWS))
+    ]
+    tunable = {(one.count, one.seed) for one in draws if can_tune(one, train.labels, own_validation)}
+    return {"draws": draws, "tunable": tunable}
 
 
 def _pretraining_sees(settings: ImageSettings, val: Images | None) -> bool:

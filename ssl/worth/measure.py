@@ -38,12 +38,14 @@ SIDE = 96  # pixels of training at most, where none are named; a job holds image
 class Speed:
     """Seconds with one network on this machine."""
 
-    start: float  # of a run of train.py until its first step; other scripts take about as long
+    begin: float  # of a run of train.py until its first step, with images that it holds in memory
+    start: float  # the same without these; other scripts take about as long
     epoch: float  # of pre-training
     train: float  # an image forward and back, at the size of training
     check: float  # an image forward, at the size of training
     judge: float  # an image forward, at the size of judging
     read: float  # an image from its file, with all loader processes of a job
+    hold: float  # an image from its file, reduced as it is held in memory; 0 where none is held
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class ShortRun:
     """Of a few steps of train.py: the settings that it has settled, seconds until its first step and of an epoch."""
 
     settled: dict
-    start: float
+    begin: float
     epoch: float
+    images: float  # about so many
 
 
 def jobs_at_once(device: torch.device, images: list[Images], size: int | None, preload: bool) -> int:
@@ -104,8 +107,9 @@ def short_run(job: Job) -> ShortRun:
     about = files.json_object(job.folder / "about.json")
     rate = statistics.median(rates[len(rates) // 2 :])
     stepping = sum(about["global_batch"] / one for one in rates)
-    epoch = lines[-1]["step"] / lines[-1]["epoch"] * about["global_batch"] / rate
-    return ShortRun(config.read_yaml(job.folder / "config.yaml"), max(took - stepping, 1.0), epoch)
+    images = lines[-1]["step"] / lines[-1]["epoch"] * about["global_batch"]
+    settled = config.read_yaml(job.folder / "config.yaml")
+    return ShortRun(settled, max(took - stepping, 1.0), images / rate, images)
 
 
 def seconds_per_image(encoder: nn.Module, channels: int, size: int, device: torch.device, training: bool) -> float:

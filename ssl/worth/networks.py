@@ -31,7 +31,8 @@ class Machine:
     device: torch.device
     at_once: int  # jobs that run side by side
     seconds: float  # that there are
-    read: float  # seconds to read an image, with all loader processes of a job
+    workers: int | None  # loader processes of a job; None: as it settles itself
+    read: float  # seconds to read an image, with all of these
 
     @property
     def on_cpu(self) -> bool:
@@ -99,6 +100,8 @@ def _network(
         measure.seconds_per_image(encoder, train.channels, side, machine.device, training)
         for side, training in ((size, True), (size, False), (judged, False))
     ]
-    speed = Speed(run.start, run.epoch, *timed, machine.read)
-    of_recipe = (run.settled[key] for key in ("lr", "epochs", "short_side"))
-    return Network(name, weights, settings, recipe, size, judged, width, *of_recipe, speed)
+    lr, epochs, short_side = (run.settled[key] for key in ("lr", "epochs", "short_side"))
+    hold = measure.seconds_to_read(replace(train, short_side=short_side), machine.workers) if short_side else 0.0
+    start = max(run.begin - run.images * hold, min(run.begin, 1.0))
+    speed = Speed(run.begin, start, run.epoch, *timed, machine.read, hold)
+    return Network(name, weights, settings, recipe, size, judged, width, lr, epochs, short_side, speed)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ssl.errors import UserError
+from ssl.training.early_stopping import validated_every
 from ssl.worth.measure import Speed
 from ssl.worth.splits import ALL
 from ssl.worth.starts import NOTHING, OWN
@@ -19,6 +20,7 @@ SPARE = 0.9  # of the minutes are planned: measured speeds are not exact
 MOST_EPOCHS = 1000  # of pre-training, as published runs on so few images have
 FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
 FEW = (5, 20)  # labels a class of fine-tunings, after all labels
+MOST = (2000, 1000, 500, 200, 100, 50)  # labels a class that `all` may stand for, where all of them take too long
 DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
 # Images that fine-tuning shows, and bounds of its epochs: fewer from public weights, which have less to learn, and
 # twice as many from nothing, which has had no pre-training. With 12,000 and 10 epochs neither had learnt its images: on
@@ -146,8 +148,9 @@ def make(
             enough *= 1.02
         raise UserError(
             f"minutes: {seconds / 60:.3g} are too few: on this machine the least that can answer takes about "
-            f"{(spent + heads + enough) / SPARE / 60:.2g}: features of {sizes.all} images, one epoch of pre-training, "
-            "and one fine-tuning from nothing and from it. Pass more --minutes, or fewer images"
+            f"{math.ceil((spent + heads + enough) / SPARE / 60)}: features of {sizes.all} images, one epoch of "
+            "pre-training, and one fine-tuning from nothing and from it. Pass more --minutes, fewer images, or smaller "
+            "ones (python -m ssl.data.prepare)"
         )
     epochs = pretraining(left)
     taken: list[Cell] = []
@@ -156,10 +159,11 @@ def make(
             taken.append(cell)
     too_long = [cell for cell in cells if cell not in taken]
     pretrain = sum(_pretrain_seconds(network, epochs[network.name]) for network in networks if network.name in epochs)
-    tune, more = (sum(cost(cell, networks, sizes, epochs) for cell in some) / 60 for some in (taken, too_long))
+    tune, more = (sum(task.seconds for task in of_cells(some, networks, sizes, epochs)) for some in (taken, too_long))
     total = (duration(tasks(networks, sizes, epochs, taken), at_once) + heads) / 60
     frozen = (features + heads) / 60
-    return Plan(seconds / 60, at_once, total, frozen, epochs, pretrain / 60, taken, tune, too_long, more / at_once)
+    of_tuning = taken, tune / 60, too_long, more / 60 / at_once
+    return Plan(seconds / 60, at_once, total, frozen, epochs, pretrain / 60, *of_tuning)
 
 
 def tasks(networks: list[Network], sizes: Sizes, epochs: dict[str, int], cells: list[Cell]) -> list[Task]:
@@ -170,7 +174,12 @@ def tasks(networks: list[Network], sizes: Sizes, epochs: dict[str, int], cells: 
             start = network.starts[1]
             found += [Task(_pretrain_seconds(network, epochs[network.name]), makes=start, start=start)]
             found += [Task(_features(network, sizes), needs=start, start=start)]
-    return found + [task for cell in cells for task in _of_cell(cell, networks, sizes, epochs)]
+    return found + of_cells(cells, networks, sizes, epochs)
+
+
+def of_cells(cells: list[Cell], networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> list[Task]:
+    """The fine-tunings, in their order."""
+    return [task for cell in cells for task in _of_cell(cell, networks, sizes, epochs)]
 
 
 def _of_cell(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> list[Task]:
@@ -210,26 +219,29 @@ def tune_epochs(network: Network, start: str, images: int) -> int:
     return epochs * (FROM_NOTHING if start == NOTHING else 1)
 
 
-def cost(cell: Cell, networks: list[Network], sizes: Sizes, epochs: dict[str, int]) -> float:
-    """Seconds of a cell."""
-    return sum(task.seconds for task in _of_cell(cell, networks, sizes, epochs))
-
-
 def _tune_seconds(network: Network, start: str, cell: Cell, sizes: Sizes) -> float:
+    speed, (trained, checked) = network.speed, _looks(network, start, cell, sizes)
+    looks = trained * speed.train + (checked + sizes.test) * speed.check
+    if sizes.preload:
+        reads = sizes.all * speed.read
+    elif holds_in_memory(network, sizes, cell):
+        reads = sizes.all * speed.hold
+    else:
+        reads = (trained + checked) * speed.read
+    return speed.start + looks + reads + sizes.test * speed.read
+
+
+def _looks(network: Network, start: str, cell: Cell, sizes: Sizes) -> tuple[int, int]:
+    """How many images a fine-tuning reads (to learn from, to validate on), all epochs together."""
     fit, held = sizes.of_draw[cell.count]
-    speed, passes, held = network.speed, tune_epochs(network, start, fit), held or sizes.validation
-    looks = passes * (fit * speed.train + held * speed.check) + sizes.test * speed.check
-    once = sizes.preload or holds_in_memory(network, sizes, cell)
-    reads = (sizes.all if once else passes * (fit + held)) + sizes.test
-    return speed.start + looks + reads * speed.read
+    epochs = tune_epochs(network, start, fit)
+    return epochs * fit, math.ceil(epochs / validated_every(epochs)) * (held or sizes.validation)
 
 
 def holds_in_memory(network: Network, sizes: Sizes, cell: Cell) -> bool:
     """Whether fine-tuning holds reduced images, as pre-training does, since it is less work to decode all images once
     than those of the cell in every epoch: alike for both starts."""
-    fit, held = sizes.of_draw[cell.count]
-    each = tune_epochs(network, network.starts[1], fit) * (fit + (held or sizes.validation))
-    return network.short_side is not None and sizes.all < each
+    return network.short_side is not None and sizes.all < sum(_looks(network, network.starts[1], cell, sizes))
 
 
 def _features(network: Network, sizes: Sizes) -> float:
@@ -243,7 +255,7 @@ def _heads(network: Network, sizes: Sizes, labels: int, flops: float) -> float:
 
 
 def _pretrain_seconds(network: Network, epochs: int) -> float:
-    return network.speed.start + epochs * network.speed.epoch
+    return network.speed.begin + epochs * network.speed.epoch
 
 
 def _pretraining(networks: list[Network], seconds: float, at_once: int) -> dict[str, int]:
@@ -252,7 +264,7 @@ def _pretraining(networks: list[Network], seconds: float, at_once: int) -> dict[
     while able:
         share = seconds / math.ceil(len(able) / at_once)
         fits = {
-            network.name: min(MOST_EPOCHS, int((share - network.speed.start) / network.speed.epoch)) for network in able
+            network.name: min(MOST_EPOCHS, int((share - network.speed.begin) / network.speed.epoch)) for network in able
         }
         few = [n for n in able if fits[n.name] < (1 if n.weights is None else FEWEST_EPOCHS)]
         if not few:

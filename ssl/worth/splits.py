@@ -17,7 +17,7 @@ from ssl.data.images import Images
 
 HELD = 0.2  # of every class of a draw
 COUNTS = (1, 5, 20)  # labels a class, besides all
-ALL = 0  # stands for all labels
+ALL = 0  # stands for all labels, or for as many of each class as the minutes are enough for
 DISTINCT = 0.75  # a draw with a larger share of all labels is not made: it would say what all labels say
 
 
@@ -40,16 +40,20 @@ def called(count: int) -> str:
     return "all" if count == ALL else str(count)
 
 
-def counts_for(labels: Tensor) -> list[int]:
-    """The numbers of labels a class that are worth measuring: those that are clearly fewer than all, and ALL."""
-    per_class = torch.bincount(labels)
-    few = [count for count in COUNTS if int(per_class.clamp(max=count).sum()) <= DISTINCT * len(labels)]
+def counts_for(labels: Tensor, most: int | None = None) -> list[int]:
+    """The numbers of labels a class that are worth measuring: those that are clearly fewer than all, and ALL, which is
+    `most` of each class if that is set."""
+    per_class = torch.bincount(labels).clamp(max=most or len(labels))
+    few = [count for count in COUNTS if int(per_class.clamp(max=count).sum()) <= DISTINCT * int(per_class.sum())]
     return [*few, ALL]
 
 
-def draw(train: Images, count: int, seed: int, own_validation: bool) -> Draw:
-    """`count` images of every class, or all that it has. Nothing is held out where there is a validation split."""
-    chosen = few_of_classes(train.labels, count or len(train), seed)
+def draw(train: Images, count: int, seed: int, own_validation: bool, most: int | None = None) -> Draw:
+    """`count` images of every class, or all that it has; of ALL at most `most` of each class.
+
+    Nothing is held out where there is a validation split.
+    """
+    chosen = few_of_classes(train.labels, count or most or len(train), seed)
     if own_validation:
         return Draw(count, seed, chosen, chosen[:0])
     groups = None if train.groups is None else [train.groups[i] for i in chosen.tolist()]

@@ -32,6 +32,18 @@ def test_the_last_epoch_may_be_taken_whatever_validation_says():
         finetune.check(finetune.Settings(watch="last", dataset="shapes"))
 
 
+def test_validation_that_chooses_nothing_is_made_about_twenty_times_and_at_the_end():
+    for epochs in (1, 7, 20, 39, 40, 61, 1000):
+        last, loss = (finetune.Settings(watch=watch, epochs=epochs) for watch in ("last", "loss"))
+        made = [epoch for epoch in range(1, epochs + 1) if early_stopping.is_validated(epoch, last)]
+        assert made[-1] == epochs and min(epochs, 20) <= len(made) < 40
+        assert len(made) == -(-epochs // early_stopping.validated_every(epochs))
+        assert all(early_stopping.is_validated(epoch, loss) for epoch in range(1, epochs + 1))
+    some = [{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": 1.0, "val_loss": 9.0, "val_auc": 0.1}]
+    for watch in ("loss", "auc"):  # --resume_force may change what chooses
+        assert early_stopping.best_of(some, finetune.Settings(watch=watch))["epoch"] == 2
+
+
 @pytest.mark.parametrize("watch", ["loss", "last"])
 def test_more_epochs_than_there_are_to_make_are_all(watch):
     """As --resume_force leaves them where it sets fewer."""

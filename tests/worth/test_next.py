@@ -24,7 +24,7 @@ from ssl.worth.verdict import UNKNOWN, Verdict
 from ssl.worth.work import PUBLIC_LR, TUNING, Work
 
 SETTINGS = {"encoder": "ssl.encoders.SmallConvNet", "encoder_kwargs": None, "stem": "auto"}
-SPEED = Speed(5, 4, 2e-3, 1e-3, 1e-3, 2e-3)
+SPEED = Speed(5, 5, 4, 2e-3, 1e-3, 1e-3, 2e-3, 0)
 OWN = Network("own", None, SETTINGS, {}, 48, 64, 128, 2e-3, 50, None, SPEED)
 PUBLIC = Network("pub", "/weights/pub.pth", SETTINGS, {}, 96, 160, 128, 2e-3, 50, None, SPEED)
 
@@ -123,3 +123,17 @@ def test_more_minutes_are_proposed_only_where_they_add_something(work):
     assert "--minutes 120" in following(
         work, UNKNOWN, "own", TUNED, too_long=0, recipe_epochs={"own": 51, "pub+own": 50}
     )
+
+
+def test_fine_tunings_that_were_left_out_count_as_too_long_for_both_starts(work):
+    draws = [splits.draw(work.found.train, count, seed, False) for count, seed in [(ALL, 0), (5, 0), (5, 1)]]
+    work = dataclasses.replace(work, found=dataclasses.replace(work.found, draws=draws))
+    cells = [Cell("own", ALL, 0), Cell("own", 5, 0), Cell("own", 5, 1), Cell("pub", ALL, 0)]
+    more = Cell("pub", 5, 0)
+    agreed = Agreed([OWN, PUBLIC], Plan(30, 1, 3, 1, {"own": 50}, 1, cells, 1, [more], 0), [])
+    for start, cell in [("nothing", cells[0]), ("own", cells[0]), ("nothing", cells[1]), ("pub", cells[3])]:
+        work.tuned_at(start, cell).mkdir(parents=True)
+        (work.tuned_at(start, cell) / "status.json").write_text('{"state": "finished"}')
+    found = answer.without_undone(work, agreed)
+    assert found.plan.cells == [cells[0], cells[3]]  # pub has no other start
+    assert found.plan.too_long == [cells[1], cells[2], more]

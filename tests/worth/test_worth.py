@@ -6,6 +6,7 @@ Jobs of most tests run in forked processes (`forked`); where they are killed or 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, shapes
 from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
-from ssl.worth import jobs, kept, look, measure, plan, scores, starts, unlabelled
+from ssl.worth import jobs, kept, look, measure, plan, scores, splits, starts, unlabelled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -348,6 +349,35 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
         assert [task.needs for task in planned] == [job.needs.parent.name if job.needs else "" for job in asked]
         makes = [job.folder.parent.name if job.folder.name == "pretrained" else "" for job in asked]
         assert [task.makes for task in planned] == makes and "theirs+own" in makes
+
+
+def test_where_all_labels_take_too_long_fewer_of_each_class_stand_for_them(
+    monkeypatch, capsys, quick, tmp_path, pictures
+):
+    def make(seconds, spent, networks, sizes, *rest):
+        if sum(sizes.of_draw[splits.ALL]) > 30:
+            raise UserError("minutes: too few")
+        return made(seconds, spent, networks, sizes, *rest)
+
+    def stop(some: list[jobs.Job], *how, **until):
+        raise InterruptedError
+
+    made = plan.make
+    monkeypatch.setattr(plan, "make", make)
+    monkeypatch.setattr(plan, "MOST", (1000, 12, 8))
+    monkeypatch.setattr(worth, "run_all", stop)
+    words = [pictures, "--minutes", 60, "--seeds", 1, "--public", "none", "--output_dir", tmp_path / "out"]
+    for _ in range(2):  # the plan is made, and read
+        with pytest.raises(InterruptedError):
+            compare(monkeypatch, *words)
+        said = capsys.readouterr().out
+        assert re.search(r"`all` stands for 24 of \d+ labels, 8 of each class at most", said)
+        lists = {path.stem: path.read_text().split() for path in (tmp_path / "out" / "labels").iterdir()}
+        assert len(lists["labels_all_seed_0"]) == 24 and set(lists["labels_5_seed_0"]) < set(lists["labels_all_seed_0"])
+    assert len(quick) == 1  # only the measuring
+    monkeypatch.setattr(plan, "MOST", (12,))
+    with pytest.raises(UserError, match="minutes: too few"):
+        compare(monkeypatch, *words[:-1], tmp_path / "other")
 
 
 def test_a_process_of_a_group_is_refused(monkeypatch, quick, pictures):
