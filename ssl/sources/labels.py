@@ -62,8 +62,8 @@ def require_classes(data: Images, data_dir: str | None) -> None:
     """Raise `UserError` unless every image has one of at least two classes."""
     if not data.classes or bool((data.labels < 0).any()):
         raise UserError(
-            f"data_dir: {data_dir} has images without labels; judging needs class folders, or a class number for every "
-            f"image of an array file: {NO_LABELS}"
+            f"data_dir: {data_dir} has images without labels; judging needs class folders, a table's --label_column, "
+            f"or a class number for every image of an array file: {NO_LABELS}"
         )
     if len(data.classes) < 2:
         raise UserError(f"data_dir: {data_dir} has images of one class, {data.classes[0]!r}; there is nothing to tell")
@@ -87,9 +87,11 @@ def require_each(data: Images, least: int, why: str) -> None:
             f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}. Add images, "
             "or choose other splits"
         )
-    if int(counts.min()) < least:
-        name, count = data.classes[int(counts.argmin())], int(counts.min())
-        raise UserError(f"class {name!r} has {count} training images to use; {why}")
+    few = {name: count for name, count in zip(data.classes, counts.tolist()) if count < least}
+    if few:
+        name, *others = few
+        more = f" (and {len(others)} more have too few: {first_few(others)})" if others else ""
+        raise UserError(f"class {name!r} has {few[name]} training images to use{more}; {why}")
 
 
 def require_named(major: list[str] | None, classes: list[str]) -> None:

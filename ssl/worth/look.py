@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from ssl.checkpoints import image_keys
 from ssl.console import counted, say
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
+from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
@@ -123,8 +125,18 @@ def _tell(found: Look) -> None:
         say(f"test        *** not counted: {counted(len(found.copies), 'image')} that other splits have, too ***")
     index = [i for i in range(len(test)) if test.sample_name(i) not in found.copies]
     judges = judges_of(test, index, found.balanced)
+    counts_of = torch.bincount(test.labels, minlength=len(test.classes)).tolist()
+    untested = [name for name, count in zip(test.classes, counts_of) if not count]
+    if untested:
+        say(f"test        *** no test image of {first_few(untested)}: the answer is of the other classes ***")
     if test.groups is not None:
         say(f"groups      kept whole; the test images are of {judges.count}, and the intervals count these, not images")
+    elif shared := sorted(_inner_folders(train) & _inner_folders(test)):
+        say(
+            f"*** training and test images share {counted(len(shared), 'folder')} below the classes, as {shared[0]}. "
+            "If these are videos, patients or slides, all starts look better than they are: name them in a table, by "
+            "--csv and --group_column ***"
+        )
     thing, few = ("image", FEW_TEST) if test.groups is None else ("group", FEW_GROUPS)
     if judges.alike < few:
         count = f"{counted(judges.count, f'test {thing}')}{judges.equal}"
@@ -132,6 +144,16 @@ def _tell(found: Look) -> None:
     tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
         say(f"labels      with {missing} a class none can be held out: encoders are judged frozen only")
+
+
+def _inner_folders(data: Images) -> set[str]:
+    """The folders below those of the classes that images are in: CLASS/FOLDER."""
+    found = set()
+    for path, label in zip(data.paths or (), data.labels.tolist()):
+        folders, name = Path(path).parts[:-1], data.classes[label]
+        if name in folders[:-1]:
+            found.add("/".join(folders[folders.index(name) :]))
+    return found
 
 
 def identity(found: Look, root: str | None) -> dict[str, str]:

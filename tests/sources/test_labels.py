@@ -108,6 +108,10 @@ def test_a_class_absent_from_train_is_named():
         labels.require_each(images([0, 0, 2]), 1, "")
     with pytest.raises(UserError, match="class 'owl' has 1 training images to use; two are needed"):
         labels.require_each(images([0, 0, 1, 1, 2]), 2, "two are needed")
+    with pytest.raises(
+        UserError, match=r"class 'cat' has 1 training images to use \(and 1 more have too few: 'owl'\);"
+    ):
+        labels.require_each(images([0, 1, 1, 2]), 2, "two are needed")
 
 
 @pytest.mark.parametrize(

@@ -469,6 +469,22 @@ def test_groups_of_the_rare_class_are_few_although_groups_are_many(capsys):
         assert ("very few: 40 test groups (as many as 3.9 of equal weight)" in said) is warned
 
 
+def test_folders_that_splits_share_and_classes_that_are_not_tested_are_named(capsys):
+    def images(*paths: str) -> Images:
+        marks = torch.tensor([["ants", "bees"].index(path.split("/")[2]) for path in paths])
+        return Images("folder", marks, ["ants", "bees"], paths=list(paths))
+
+    train = images(
+        "/train/ants/video1/1.png", "/train/ants/video2/1.png", "/train/bees/1.png", "/train/bees/video1/1.png"
+    )
+    shared = "/test/ants/video1/2.png", "/test/ants/video1/3.png"
+    for test, warned in [(shared, True), (("/test/ants/1.png", "/test/bees/1.png", "/test/bees/video3/1.png"), False)]:
+        look._tell(look.Look({"train": train, "val": None, "test": images(*test)}, [], set(), False, True))
+        said = capsys.readouterr().out
+        assert ("share 1 folder below the classes, as ants/video1. If" in said) is warned
+        assert ("no test image of 'bees'" in said) is warned
+
+
 def test_copies_among_very_many_images_are_not_looked_for_and_that_is_said(monkeypatch, capsys, tmp_path):
     data = class_folders(tmp_path / "data", {"train": (24, 0), "test": (24, 0)}, size=24)
     monkeypatch.setattr(image_keys, "MOST_FILES", 20)
