@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl.augment import View, apply, crop_boxes, crop_resize, draw, same_operations, to_unit
 from ssl.data.images import Images
-from ssl.data.order import Order
+from ssl.data.order import Order, batch_seed
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
 from ssl.distributed import rank, world_size
 from ssl.errors import UserError, first_line
@@ -86,7 +86,7 @@ def _resident_batches(
                 parts = [crop_resize(*part, view.size) for part in zip(chosen.split(most), boxes.split(most))]
                 shown.append((torch.cat(parts), sent(params, device)))
             labels = sent(data.labels[index], device)
-            yield Batch(shown, sent(index, device), labels, order.batch_seed(step, micro, rank()))
+            yield Batch(shown, sent(index, device), labels, batch_seed(order, step, micro, rank()))
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

@@ -63,38 +63,30 @@ class Order:
         places = [self.indices(step, m % self.accumulate, m // self.accumulate)[1].tolist() for m in micro_batches]
         return [data.sample_name(index) for rows in places for index in rows]
 
-    def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        """The seed of what a model draws (dropout) on this micro-batch, the same on any rank and after any resume."""
-        return hash32(self.seed, step, rank * self.accumulate + micro, 0xFFFE)
-
 
 @dataclass(frozen=True)
-class SequentialOrder:
-    """`count` images in order, from number `first` on, once an epoch. The first of them fill up the last batch.
+class FixedOrder:
+    """The images `index` (n,) in this order, once an epoch. The first of them fill up the last batch.
 
-    Global batch b holds the images first + b · G to first + (b + 1) · G - 1, rank by rank.
+    Global batch b of an epoch holds those at the places b · G to (b + 1) · G - 1 of `index`, rank by rank.
     """
 
-    count: int
+    index: Tensor
     batch_size: int
     world_size: int
     seed: int
     accumulate: int = 1
-    first: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.count // (self.batch_size * self.world_size))
+        return -(-len(self.index) // (self.batch_size * self.world_size))
 
     def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
         """(epoch, indices, repeats) of `step`, as in `Order`. An image that fills up the last batch looks the same."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = (batch * self.world_size + rank) * self.batch_size
-        index = self.first + torch.arange(start, start + self.batch_size) % self.count
+        index = self.index[torch.arange(start, start + self.batch_size) % len(self.index)]
         return epoch, index, torch.zeros_like(index)
-
-    def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        return hash32(self.seed, step, rank, 0xFFFE)
 
 
 @dataclass(frozen=True)
@@ -126,8 +118,10 @@ class Shares:
         places = self._places(rank) % len(index)
         return epoch, index[places], repeats[places]
 
-    def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        return hash32(self.seed, step, rank, 0xFFFE)
+
+def batch_seed(order: Order | FixedOrder | Shares, step: int, micro: int, rank: int) -> int:
+    """The seed of what a model draws (dropout) on this micro-batch, the same on any rank and after any resume."""
+    return hash32(order.seed, step, rank * order.accumulate + micro, 0xFFFE)
 
 
 def hash32(seed: int, epoch: int, index: int, stream: int) -> int:

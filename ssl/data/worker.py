@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ssl.augment import View, crop_boxes, draw, to_unit
 from ssl.data.decode import BadImage, reduction_to
 from ssl.data.images import Images
-from ssl.data.order import Order, stand_in
+from ssl.data.order import Order, batch_seed, stand_in
 from ssl.errors import UserError
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -67,7 +67,7 @@ class TrainingFiles(Dataset):
             for crop, of_view in zip(crops, shown):
                 of_view.append(crop)
         pairs = [(torch.stack(of_view), params) for of_view, (_, params) in zip(shown, draws)]
-        return Batch(pairs, index, self.data.labels[index], self.order.batch_seed(*place), bad)
+        return Batch(pairs, index, self.data.labels[index], batch_seed(self.order, *place), bad)
 
     def _readable(self, index: int, draws: list[Tensor], bad: list[tuple[str, str]]) -> tuple[int, list[Tensor]]:
         """(index, crops) of an image, or of its first replacement that can be read. Unreadable ones go to `bad`."""

@@ -12,7 +12,7 @@ from ssl.console import Progress
 from ssl.data.bad_images import tell_left_out
 from ssl.data.images import Images
 from ssl.data.loader import finish, plain_batches, training_batches
-from ssl.data.order import SequentialOrder
+from ssl.data.order import FixedOrder
 from ssl.distributed import gather_objects, gather_rows, world_size
 from ssl.encoders import reads
 from ssl.errors import UserError, one_line
@@ -124,7 +124,7 @@ def mean_over_views(
     """
     rows = range(len(data)) if rows is None else rows
     batch_size = min(how.batch_size, -(-len(rows) // world_size()))
-    order = SequentialOrder(len(rows), batch_size, world_size(), seed, first=rows.start)
+    order = FixedOrder(torch.arange(rows.start, rows.stop), batch_size, world_size(), seed)
     statistics = how.statistics()
     steps = copies * order.steps_per_epoch
     parts, index, unread = [], [], {}

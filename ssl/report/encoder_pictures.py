@@ -23,12 +23,13 @@ from ssl.console import say
 from ssl.data.cores import auto_workers
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
+from ssl.data.order import FixedOrder
 from ssl.distributed import join
 from ssl.errors import UserError
 from ssl.evaluation import inference
 from ssl.evaluation.neighbours import nearest
 from ssl.report import projections
-from ssl.report.view_page import OTHER, ROWS, SAME, FixedOrder, page
+from ssl.report.view_page import OTHER, ROWS, SAME, page
 from ssl.settings.kinds import coerce
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
@@ -150,7 +151,7 @@ def embeddings(
     mean, std = (torch.tensor(values, device=device) for values in statistics)
     z: list[list[Tensor]] = [[] for _ in views]
     for index in torch.tensor(evenly_spaced(len(data), EMBEDDED)).split(64):
-        for batch in training_batches(data, views, FixedOrder(index, 0), 0, 1, workers=0, device=device):
+        for batch in training_batches(data, views, FixedOrder(index, len(index), 1, 0), 0, 1, workers=0, device=device):
             for of_view, x in zip(z, finish(batch, views, mean, std)):
                 of_view.append(net(x).float().cpu())
     return [torch.cat(of_view) for of_view in z]

@@ -1,7 +1,6 @@
 """Draw pages of images as PNG: the views that a run trains on, and the neighbours of images."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from ssl.console import say
 from ssl.data.decode import BadImage
 from ssl.data.images import Images, evenly_spaced
 from ssl.data.loader import finish, training_batches
+from ssl.data.order import FixedOrder
 from ssl.errors import UserError
 from ssl.files import write_bytes
 
@@ -21,21 +21,6 @@ ROWS = 8  # of a page
 SHOWN = 6  # views of an image, of several epochs if one has fewer
 SIDE = 112  # pixels of an image on a page
 SAME, OTHER = (0.0, 0.447, 0.698), (0.902, 0.624, 0.0)  # frames: blue and orange, also told apart by the colour-blind
-
-
-@dataclass(frozen=True)
-class FixedOrder:
-    """An order whose every epoch is one batch, the images `index`, with the views that training makes of them."""
-
-    index: Tensor
-    seed: int
-    accumulate: int = 1
-
-    def indices(self, step: int, micro: int, rank: int) -> tuple[int, Tensor, Tensor]:
-        return step, self.index, torch.zeros_like(self.index)
-
-    def batch_seed(self, step: int, micro: int, rank: int) -> int:
-        return 0
 
 
 def views_of(
@@ -46,7 +31,8 @@ def views_of(
     They are the views of a run with this seed in its first epochs, before normalisation. Raises `UserError` where no
     image can be read.
     """
-    order = FixedOrder(torch.tensor(evenly_spaced(len(data), ROWS)), seed)
+    index = torch.tensor(evenly_spaced(len(data), ROWS))
+    order = FixedOrder(index, len(index), 1, seed)
     statistics = [torch.tensor(values) for values in (mean, std)]
     back_mean, back_std = (values.view(-1, 1, 1) for values in statistics)
     shown = []
