@@ -10,11 +10,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ssl import files
 from ssl.checkpoints import torch_file
@@ -135,28 +133,11 @@ class SmallRun:
     def digest(self, metrics: bool = True) -> str:
         """A checksum of the run's end: weights, optimizer, step and, with `metrics`, every line of metrics.jsonl."""
         state = torch_file.load(self.folder / "checkpoint.pt")
-        sha = hashlib.sha256()
-        for part in ("model", "optimizer", "scaler", "step"):
-            _feed(sha, state[part])
+        found = [state[part] for part in ("model", "optimizer", "scaler", "step")]
         for line in (self.folder / "metrics.jsonl").read_text().splitlines() if metrics else []:
-            values = json.loads(line)
-            _feed(sha, {k: values[k] for k in sorted(values) if k not in TIMES})
-        return sha.hexdigest()
-
-
-def _feed(sha: Any, value: object) -> None:
-    if isinstance(value, Tensor):
-        sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            sha.update(repr(key).encode())
-            _feed(sha, item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(sha, item)
-    else:
-        sha.update(repr(value).encode())
+            found.append({name: value for name, value in json.loads(line).items() if name not in TIMES})
+        plain = lambda x: [str(x.dtype), x.shape, x.numpy().tobytes().hex()]  # noqa: E731
+        return hashlib.sha256(json.dumps(found, sort_keys=True, default=plain).encode()).hexdigest()
 
 
 def make_images(folder: Path) -> Path:
