@@ -35,7 +35,7 @@ from ssl.data.values import tell_values
 from ssl.distributed import is_main
 from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
-from ssl.evaluation import classify, predict, predictions
+from ssl.evaluation import classify, inference, predict, predictions
 from ssl.schedules import plateau, warmup_cosine
 from ssl.settings import auto, config, ranges
 from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings, ViewSettings
@@ -370,9 +370,9 @@ def score(settings: Settings, model: Model, best: dict, test: Images, folder: Pa
     return {"seed": best["seed"], "best": best["best"], "test": found}
 
 
-def copies_of(settings: Settings, best: dict) -> classify.Copies | None:
+def copies_of(settings: Settings, best: dict) -> inference.Copies | None:
     """The random views whose scores are averaged; None where the plain image is scored."""
-    return classify.Copies(settings.copies, random_view(settings), best["seed"]) if settings.copies > 1 else None
+    return inference.Copies(settings.copies, random_view(settings), best["seed"]) if settings.copies > 1 else None
 
 
 def load_model(settings: Settings, best: dict, path: Path, channels: int, device: torch.device) -> Model:

@@ -5,31 +5,21 @@ the same result.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl.augment import View
 from ssl.console import say
 from ssl.data.images import Images
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError
 from ssl.evaluation import inference, metrics, plots
+from ssl.evaluation.inference import Copies
 from ssl.evaluation.predictions import write_predictions
 
 Predict = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Test-time augmentation: a score is the mean of the probabilities of `count` random views of the image."""
-
-    count: int
-    view: View
-    seed: int
 
 
 def of_image(predict: Predict) -> Predict:
@@ -42,7 +32,7 @@ def mean_of_copies(
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """The log-probabilities of the means over copies, as of `inference.mean_over_views`."""
     found, read, bad = inference.mean_over_views(
-        lambda x: predict(x).double().softmax(1), data, copies.view, copies.count, copies.seed, how, title, rows
+        lambda x: predict(x).double().softmax(1), data, copies, how, title, rows
     )
     return found.clamp(min=1e-300).log(), read, bad
 

@@ -47,6 +47,15 @@ class Reading:
         return [torch.tensor(values, device=self.device) for values in (self.mean, self.std)]
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Test-time augmentation: an output is the mean over `count` random views of the image."""
+
+    count: int
+    view: View
+    seed: int
+
+
 @torch.no_grad()
 def outputs(net: Net, data: Images, how: Reading, title: str | None = None) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Outputs (N, F), in float32 or wider, of all images, not augmented, in order, on every rank.
@@ -110,33 +119,31 @@ def shown(batches: Iterator, total: int, each: int, unit: str, title: str | None
 def mean_over_views(
     net: Net,
     data: Images,
-    view: View,
-    copies: int,
-    seed: int,
+    copies: Copies,
     how: Reading,
     title: str | None = None,
     rows: range | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """As `outputs`, but the mean of `net` over `copies` random views of every image (test-time augmentation).
+    """As `outputs`, but the mean of `net` over random views of every image. The view gives the size.
 
-    The view gives the size. View c of image i is drawn from (seed, c, i): batches and processes change nothing. `rows`:
-    of these consecutive images alone.
+    View c of image i is drawn from (seed, c, i): batches and processes change nothing. `rows`: of these consecutive
+    images alone.
     """
     rows = range(len(data)) if rows is None else rows
     batch_size = min(how.batch_size, -(-len(rows) // world_size()))
-    order = FixedOrder(torch.arange(rows.start, rows.stop), batch_size, world_size(), seed)
+    order = FixedOrder(torch.arange(rows.start, rows.stop), batch_size, world_size(), copies.seed)
     statistics = how.statistics()
-    steps = copies * order.steps_per_epoch
+    steps = copies.count * order.steps_per_epoch
     parts, index, unread = [], [], {}
-    batches = training_batches(data, [view], order, 0, steps, workers=how.workers, device=how.device)
+    batches = training_batches(data, [copies.view], order, 0, steps, workers=how.workers, device=how.device)
     for batch in shown(batches, steps, 1, "batch", title):
-        (x,) = finish(batch, [view], *statistics)
+        (x,) = finish(batch, [copies.view], *statistics)
         counts = [len(x)] * world_size()
         parts.append(gather_rows(_wide(net(x)), counts))
         index.append(gather_rows(batch.index.to(how.device), counts))
         unread |= dict(batch.bad)
-    found = torch.cat(parts).view(copies, -1, parts[0].shape[1])[:, : len(rows)]
-    index = torch.cat(index).view(copies, -1)[:, : len(rows)]
+    found = torch.cat(parts).view(copies.count, -1, parts[0].shape[1])[:, : len(rows)]
+    index = torch.cat(index).view(copies.count, -1)[:, : len(rows)]
     # The loader shows another image in place of a file that cannot be read.
     read = (index == torch.arange(rows.start, rows.stop, device=how.device)).all(0)
     found = found.mean(0)

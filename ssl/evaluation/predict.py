@@ -14,7 +14,8 @@ from ssl.data.values import tell_values
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
 from ssl.evaluation import inference
-from ssl.evaluation.classify import Copies, Predict, mean_of_copies, of_image
+from ssl.evaluation.classify import Predict, mean_of_copies, of_image
+from ssl.evaluation.inference import Copies
 from ssl.evaluation.predictions import Row, write_rows
 
 AT_ONCE = 1000  # images whose copies are in memory

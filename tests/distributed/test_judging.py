@@ -106,18 +106,12 @@ def ruined() -> list[str]:
     data.resident[4], data.resident[7] = 255, 0
     how = inference.Reading(size=12, batch_size=8, workers=0, device=CPU, **STATISTICS)
     settings = evaluate.Settings(image_size=12, seed=0, workers=0, batch_size=8, **STATISTICS)
+    view = evaluate.View(12, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0, flip=0)
     told = []
     for judge in (
         lambda: inference.outputs(net, data, how),
         lambda: list(inference.stream(net, data, how)),
-        lambda: inference.mean_over_views(
-            net,
-            data,
-            evaluate.View(12, jitter_prob=0, grayscale=0, blur_prob=0, solarize_prob=0, flip=0),
-            2,
-            seed=0,
-            how=how,
-        ),
+        lambda: inference.mean_over_views(net, data, inference.Copies(2, view, seed=0), how),
         lambda: evaluate.linear_evaluation(module, 8, images(30, 2), data, settings, CPU),
     ):
         try:

@@ -29,7 +29,7 @@ def test_the_mean_over_views_is_that_of_views_made_one_by_one(images, source):
     view = View(24, (0.5, 1.0), vertical_flip=0.5, rotation=20.0, blur_prob=0.0)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.2]
     how = inference.Reading(24, 8, 0, mean, std, torch.device("cpu"))
-    found, read, bad = inference.mean_over_views(Net(), data, view, 4, 5, how)
+    found, read, bad = inference.mean_over_views(Net(), data, inference.Copies(4, view, 5), how)
     assert found.shape == (21, 3) and bool(read.all()) and not bad
     expected = torch.zeros(21, 3)
     for copy in range(4):
@@ -49,7 +49,7 @@ def test_an_image_that_cannot_be_read_is_not_judged_by_another(images, tmp_path)
     how = inference.Reading(32, 8, 0, [0.0] * 3, [1.0] * 3, torch.device("cpu"))
     for _, read, bad in (
         inference.outputs(Net(), data, how),
-        inference.mean_over_views(Net(), data, View(32, blur_prob=0.0), 2, 0, how),
+        inference.mean_over_views(Net(), data, inference.Copies(2, View(32, blur_prob=0.0), 0), how),
     ):
         assert read.tolist() == [i != 4 for i in range(21)] and list(bad) == [str(paths[4])]
 
