@@ -95,11 +95,11 @@ class _Layerwise(Optimizer):
     parameters of one group.
     """
 
-    def __init__(self, params, *, lr, weight_decay, exclude_bias_and_norm, maximize, foreach, **own):
+    def __init__(self, params, *, lr, weight_decay, exclude_bias_and_norm, foreach, **own):
         for name, value in dict(lr=lr, weight_decay=weight_decay).items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        own |= dict(exclude_bias_and_norm=exclude_bias_and_norm, maximize=maximize, foreach=foreach)
+        own |= dict(exclude_bias_and_norm=exclude_bias_and_norm, foreach=foreach)
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, **own))
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class _Layerwise(Optimizer):
             for adapt in (True, False):
                 chosen = [p for p in params if (every or (weights and p.ndim > 1)) == adapt]
                 for some in [chosen] if together and chosen else [[p] for p in chosen]:
-                    grads = [_as_laid_out(-p.grad if group["maximize"] else p.grad, p) for p in some]
+                    grads = [_as_laid_out(p.grad, p) for p in some]
                     found_inf = getattr(self, "found_inf", None)
                     if found_inf is not None:
                         found_inf = found_inf.to(some[0].device, torch.float32)
@@ -164,7 +164,6 @@ class LARS(_Layerwise):
         trust_coefficient: float = 0.001,
         *,
         exclude_bias_and_norm: bool = True,
-        maximize: bool = False,
         foreach: bool | None = None,
     ):
         if not momentum >= 0:
@@ -178,7 +177,6 @@ class LARS(_Layerwise):
             weight_decay=weight_decay,
             trust_coefficient=trust_coefficient,
             exclude_bias_and_norm=exclude_bias_and_norm,
-            maximize=maximize,
             foreach=foreach,
         )
 
@@ -225,7 +223,6 @@ class LAMB(_Layerwise):
         weight_decay: float = 0.0,
         *,
         exclude_bias_and_norm: bool = True,
-        maximize: bool = False,
         foreach: bool | None = None,
     ):
         if not all(0 <= beta < 1 for beta in betas):
@@ -239,7 +236,6 @@ class LAMB(_Layerwise):
             eps=eps,
             weight_decay=weight_decay,
             exclude_bias_and_norm=exclude_bias_and_norm,
-            maximize=maximize,
             foreach=foreach,
         )
 

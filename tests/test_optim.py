@@ -124,7 +124,7 @@ def test_lamb_without_adaptation_is_adam():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_at_once_is_one_at_a_time(cls, exclude, dtype):
     one, all_ = some_parameters(dtype), some_parameters(dtype)
-    settings = dict(lr=0.1, weight_decay=0.1, exclude_bias_and_norm=exclude, maximize=True)
+    settings = dict(lr=0.1, weight_decay=0.1, exclude_bias_and_norm=exclude)
     slow, fast = cls(one, foreach=False, **settings), cls(all_, foreach=True, **settings)
     for step in range(4):
         for params, optimizer in ((one, slow), (all_, fast)):
@@ -286,12 +286,11 @@ def test_a_state_of_another_memory_format_is_continued(name):
 
 @BOTH
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("shape", [(3, 4), (6,)])
-def test_a_gradient_of_another_memory_layout_counts_by_its_numbers(cls, foreach, maximize, shape):
+def test_a_gradient_of_another_memory_layout_counts_by_its_numbers(cls, foreach, shape):
     def stepped(given):
         p = nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).view(shape))
-        optimizer = cls([p], lr=0.1, weight_decay=0.1, maximize=maximize, foreach=foreach)
+        optimizer = cls([p], lr=0.1, weight_decay=0.1, foreach=foreach)
         for seed in range(2):
             p.grad = given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
             optimizer.step()
@@ -312,24 +311,10 @@ def test_a_group_added_later_runs_at_its_own_rate():
 
 
 @BOTH
-def test_maximize_is_minimising_the_negative(cls):
-    up, down = some_parameters(), some_parameters()
-    ascent = cls(up, lr=0.1, weight_decay=0.1, maximize=True)
-    descent = cls(down, lr=0.1, weight_decay=0.1)
-    for step in range(3):
-        give(up, some_gradients(step))
-        give(down, [-g for g in some_gradients(step)])
-        ascent.step()
-        descent.step()
-    assert all(torch.equal(a, b) for a, b in zip(up, down))
-
-
-@BOTH
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("maximize", [False, True])
-def test_step_leaves_gradients_unchanged(cls, maximize, foreach):
+def test_step_leaves_gradients_unchanged(cls, foreach):
     params = some_parameters()
-    optimizer = cls(params, lr=0.1, weight_decay=0.1, maximize=maximize, foreach=foreach)
+    optimizer = cls(params, lr=0.1, weight_decay=0.1, foreach=foreach)
     for step in range(2):
         give(params, some_gradients(step))
         optimizer.step()
