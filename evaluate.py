@@ -25,7 +25,6 @@ from ssl.augment import View
 from ssl.checkpoints import inherit, learnt_from, pretrained, published, source_run, torch_file
 from ssl.console import Progress, say
 from ssl.data import preload
-from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import finish, training_batches
 from ssl.data.order import Order, Shares
@@ -223,12 +222,7 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
 def fill(settings: Settings, run: dict) -> None:
     """Fill what is unset from the run of --model_path, else with defaults. Raises `UserError` for impossible values."""
     inherit.fill(settings, run)
-    if settings.dataset is None and settings.data_dir is None:
-        say("*** No data set is named, here or by the run: judging on the EMBEDDED demonstration set `shapes`. ***")
-    datasets.resolve(settings)
-    settings.encoder = settings.encoder or "resnet50"
-    settings.stem, settings.seed = settings.stem or "auto", settings.seed or 0
-    settings.workers = auto_workers() if settings.workers is None else settings.workers
+    inherit.defaults(settings, "judging on")
     ranges.check(settings)
 
 

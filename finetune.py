@@ -28,7 +28,6 @@ from ssl.checkpoints import about, inherit, learnt_from, pretrained, resume, run
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
 from ssl.data.bad_images import BadImages
-from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.data.loader import training_batches
 from ssl.data.values import tell_values
@@ -444,14 +443,8 @@ def predict_only(settings: Settings, origin: dict[str, str]) -> None:
 
 def check(settings: Settings) -> None:
     """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
-    if settings.dataset is None and settings.data_dir is None:
-        say("*** No data set is named, here or by the run: using the EMBEDDED demonstration set `shapes`. ***")
-    datasets.resolve(settings)
-    settings.encoder = settings.encoder or "resnet50"
-    settings.stem = settings.stem or "auto"
-    settings.seed = settings.seed or 0
+    inherit.defaults(settings, "using")
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
-    settings.workers = auto_workers() if settings.workers is None else settings.workers
     settings.major = settings.major or MAJOR.get(settings.dataset)
     settings.warmup_epochs = auto.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)

@@ -11,6 +11,7 @@ from torch import nn
 from ssl.checkpoints import pretrained, published, restore
 from ssl.checkpoints.source_run import value
 from ssl.console import say
+from ssl.data.cores import auto_workers
 from ssl.data.images import Images
 from ssl.distributed import broadcast_object
 from ssl.errors import UserError
@@ -38,6 +39,16 @@ def fill(settings: Any, run: dict) -> None:
     )
     if settings.dataset in datasets.MADE and not own_data:
         _take(settings, run, ["image_size"])  # the size at which the run drew them
+
+
+def defaults(settings: Any, doing: str) -> None:
+    """Fill what no run has filled. `doing`: what is done with the images, "using" or "judging on"."""
+    if settings.dataset is None and settings.data_dir is None:
+        say(f"*** No data set is named, here or by the run: {doing} the EMBEDDED demonstration set `shapes`. ***")
+    datasets.resolve(settings)
+    settings.encoder = settings.encoder or "resnet50"
+    settings.stem, settings.seed = settings.stem or "auto", settings.seed or 0
+    settings.workers = auto_workers() if settings.workers is None else settings.workers
 
 
 def _take(settings: Any, run: dict, names: Iterable[str]) -> None:
