@@ -99,19 +99,24 @@ def holds(path: Path, text: str) -> bool:
 def json_object(path: Path) -> dict:
     """The JSON object that a file of ours holds; {} where there is none, or it cannot be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parsed(path.read_text("utf-8")) or {}
+    except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def json_lines(path: Path) -> list[dict]:
     """The JSON objects of a file with one in each line; none where there is no file. A line cut short is left out."""
-    found = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [value for value in found if isinstance(value, dict)]
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    return [value for value in map(parsed, lines) if value is not None]
+
+
+def parsed(text: str | bytes) -> dict | None:
+    """The JSON object that `text` is; None where it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def json_text(value) -> str:

@@ -1,6 +1,5 @@
 """Read the folder of a run for a report: also half-written, of a run that goes on, or from anybody."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from ssl.checkpoints import alive
 from ssl.errors import UserError
+from ssl.files import parsed
 from ssl.settings import config
 
 LARGEST_LOG = 256 << 20  # bytes of metrics.jsonl that are read, from its beginning
@@ -187,14 +187,11 @@ def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
     """The JSON objects of a file with one in each line. Other lines are counted in `missing`."""
     broken = 0
     for line in _content(path, LARGEST_LOG, missing, needed).splitlines():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            yield value
-        else:
+        value = parsed(line)
+        if value is None:
             broken += 1
+        else:
+            yield value
     if broken:
         missing.append(f"{path.name}: {broken} lines cannot be read")
 
@@ -202,16 +199,10 @@ def _objects(path: Path, missing: list[str], needed: bool) -> Iterator[dict]:
 def json_object(path: Path, missing: list[str], needed: bool) -> dict:
     """The JSON object that is a file; {} where it cannot be read, which `missing` then says."""
     content = _content(path, LARGEST_TEXT, missing, needed)
-    if not content:
-        return {}
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    value = parsed(content) if content else {}
+    if value is None:
         missing.append(f"{path.name} cannot be read")
-        return {}
-    return value
+    return value or {}
 
 
 def _content(path: Path, limit: int, missing: list[str], needed: bool) -> bytes:

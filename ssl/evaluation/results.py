@@ -44,7 +44,8 @@ def steps_of(path: Path, encoder: nn.Module) -> int | None:
     The checkpoint with these very weights says it; for encoder_best.pt it is best.json.
     """
     if path.name == "encoder_best.pt":
-        return _step_of_best(path.with_name("best.json"))
+        step = files.json_object(path.with_name("best.json")).get("step")
+        return step if isinstance(step, int) else None
     for kept in [path, *torch_file.kept(path.parent)]:
         try:
             state = torch_file.load(kept, mmap=True)
@@ -53,15 +54,6 @@ def steps_of(path: Path, encoder: nn.Module) -> int | None:
         if isinstance(state, dict) and isinstance(state.get("step"), int) and _holds(state.get("model"), encoder):
             return state["step"]
     return None
-
-
-def _step_of_best(path: Path) -> int | None:
-    try:
-        best = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    step = best.get("step") if isinstance(best, dict) else None
-    return step if isinstance(step, int) else None
 
 
 def _holds(model, encoder: nn.Module) -> bool:
