@@ -35,26 +35,15 @@ def step_decay(step: int, milestones: Sequence[int], rate: float = 0.1) -> float
     return rate ** sum(step >= milestone for milestone in milestones)
 
 
-def plateau(
-    values: Sequence[float],
-    factor: float = 0.1,
-    patience: int = 10,
-    threshold: float = 1e-4,
-    mode: str = "min",
-    floor: float = 0.0,
-) -> float:
+def plateau(values: Sequence[float], factor: float = 0.1, patience: int = 10, floor: float = 0.0) -> float:
     """`factor` for each time that `values`, one an epoch, had no new best for more than `patience` epochs.
 
-    A value is a new best if it is better than the old one by the share `threshold`, as in
-    `torch.optim.lr_scheduler.ReduceLROnPlateau`. Better is less for mode 'min', more for 'max'. The result is at least
-    `floor`. NaN is never a best. Raises ValueError for another mode.
+    A value is a new best if it is less than the old one by a share of 1e-4, as in
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`. The result is at least `floor`. NaN is never a best.
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
-    best, bad, result = math.inf if mode == "min" else -math.inf, 0, 1.0
+    best, bad, result = math.inf, 0, 1.0
     for value in values:
-        better = value < best * (1 - threshold) if mode == "min" else value > best * (1 + threshold)
-        best, bad = (value, 0) if better else (best, bad + 1)
+        best, bad = (value, 0) if value < best * (1 - 1e-4) else (best, bad + 1)
         if bad > patience:
             result, bad = max(result * factor, floor), 0
     return result
