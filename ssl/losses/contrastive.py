@@ -1,7 +1,7 @@
 """InfoNCE, the loss of SimCLR (Chen et al. 2020), and SupCon, its supervised form (Khosla et al. 2020)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,12 @@ class _ContrastiveLoss(nn.Module):
         self.temperature, self.base_temperature, self.check = temperature, base_temperature, check
         self.parts: dict[str, Tensor] = {}
 
+    def _call(self, function: Callable, *views: Tensor, **labels: Tensor) -> Tensor:
+        settings = dict(temperature=self.temperature, base_temperature=self.base_temperature, check=self.check)
+        loss, acc1, acc5 = function(*views, **labels, **settings)
+        self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
+        return loss
+
     def extra_repr(self) -> str:
         base = "" if self.base_temperature is None else f", base_temperature={self.base_temperature}"
         return f"temperature={self.temperature}{base}"
@@ -31,10 +37,7 @@ class InfoNCELoss(_ContrastiveLoss):
     """
 
     def forward(self, *views: Tensor) -> Tensor:
-        settings = dict(temperature=self.temperature, base_temperature=self.base_temperature, check=self.check)
-        loss, acc1, acc5 = info_nce(*views, **settings)
-        self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
-        return loss
+        return self._call(info_nce, *views)
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -42,10 +45,7 @@ class SupConLoss(_ContrastiveLoss):
 
     def forward(self, *views_and_labels: Tensor) -> Tensor:
         *views, labels = views_and_labels
-        settings = dict(temperature=self.temperature, base_temperature=self.base_temperature, check=self.check)
-        loss, acc1, acc5 = sup_con(*views, labels=labels, **settings)
-        self.parts = {"contrastive_acc1": acc1, "contrastive_acc5": acc5}
-        return loss
+        return self._call(sup_con, *views, labels=labels)
 
 
 def info_nce(
