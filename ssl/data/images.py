@@ -69,6 +69,11 @@ class Images:
     held: Held | None = None
     value_range: Range | None = None
 
+    @classmethod
+    def of_files(cls, paths: Sequence[str]) -> "Images":
+        """Files without labels."""
+        return cls("folder", torch.full((len(paths),), -1), [], paths=Paths(paths))
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -139,7 +139,7 @@ def _tree(folder: Path) -> Images:
     files = images_below(folder, "data_dir")
     paths = [str(folder / path) for path in files]
     if any(len(path.parts) == 1 for path in files):
-        return Images("folder", torch.full((len(files),), -1), [], paths=Paths(paths))
+        return Images.of_files(paths)
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
     for entry in folders_in(folder):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ssl.data.images import Images, Paths
+from ssl.data.images import Images
 from ssl.data.tables import read_table
 from ssl.errors import UserError
 from ssl.settings.shared import DATA, ImageSettings
@@ -59,7 +59,7 @@ def _listed(settings: ImageSettings) -> Images:
     else:
         expected = "a folder" if settings.csv is not None else "a folder, an image or an array (.npy, .npz)"
         raise UserError(f"predict: {path} is not {expected}")
-    return Images("folder", torch.full((len(found),), -1), [], paths=Paths(found))
+    return Images.of_files(found)
 
 
 def _array(path: Path, settings: ImageSettings) -> Images:

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ssl.checkpoints import image_keys
 from ssl.console import counted, say
-from ssl.data.images import Images, Paths
+from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.settings.shared import ImageSettings
@@ -29,7 +28,7 @@ def find(settings: ImageSettings, folder: str, judges: list[Images]) -> Images:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"unlabelled: {folder} is not a folder; expected one with images, nested or not")
-    more = _of_files([str(root.resolve() / path) for path in images_below(root, "unlabelled")])
+    more = Images.of_files([str(root.resolve() / path) for path in images_below(root, "unlabelled")])
     keys, of_train, *of_judges = (image_keys.find(one, "", ["file"])["file"] for one in (more, train, *judges))
     judging, in_train = (np.isin(keys, known[known > 0]) for known in (np.concatenate(of_judges), of_train))
     _, first = np.unique(keys, return_index=True)
@@ -43,11 +42,7 @@ def find(settings: ImageSettings, folder: str, judges: list[Images]) -> Images:
     if not taken:
         raise UserError(f"unlabelled: all {len(more)} images of {folder} are among the images with labels already")
     say(f"unlabelled  {len(taken)} of {len(more)} images of {folder} join {len(train)} in pre-training")
-    return _of_files([*train.paths, *taken])
-
-
-def _of_files(paths: list[str]) -> Images:
-    return Images("folder", torch.full((len(paths),), -1), [], paths=Paths(paths))
+    return Images.of_files([*train.paths, *taken])
 
 
 def link(data: Images, place: Path) -> None:
