@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -119,6 +120,11 @@ class Progress:
 def counted(count: int, thing: str) -> str:
     """'1 step', '2 steps'."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def some_of(names: Sequence[str], count: int = 3) -> str:
+    """The first `count` names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def table(rows: list[list[str]]) -> str:

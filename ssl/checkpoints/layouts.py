@@ -1,12 +1,13 @@
 """The formats of other people's checkpoints: a table, and which of its rows a file is."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ssl.console import some_of
 from ssl.errors import UserError
 
 Kind = Literal[
@@ -232,8 +233,3 @@ def unnumbered(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     numbered = (name.partition(".") for name in weights)
     named = {f"{NUMBERED.get(head, head)}.{rest}": w for (head, _, rest), w in zip(numbered, weights.values())}
     return named if len(named) == len(weights) else weights  # else the file has both names of a weight
-
-
-def some_of(names: Sequence[str], count: int = 3) -> str:
-    """The first `count` names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl.checkpoints import published, safetensors, source_run, torch_file
-from ssl.checkpoints.layouts import WRAPPERS, Kind, recognise, some_of, unnumbered
-from ssl.console import say
+from ssl.checkpoints.layouts import WRAPPERS, Kind, recognise, unnumbered
+from ssl.console import say, some_of
 from ssl.encoders import resnet_of
 from ssl.errors import UserError, one_line
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from ssl.console import Progress, say
+from ssl.console import Progress, counted, say
 from ssl.distributed import rank
 
 MUCH = 0.3  # share of the time: if waiting for data takes more, the last line says what to do
@@ -77,4 +77,4 @@ class FitProgress:
         words = ", ".join(f"{share:.0%} {what}" for what, share in shares.items() if share >= 0.005)
         if shares["waiting for data"] > MUCH and self.workers == 0:
             words += "; with num_workers other processes make the batches meanwhile"
-        say(f"fit: {steps} step{'s' * (steps > 1)} in {tqdm.format_interval(seconds)}: {words}")
+        say(f"fit: {counted(steps, 'step')} in {tqdm.format_interval(seconds)}: {words}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl import files
+from ssl.console import counted
 from ssl.data.cores import usable_cores
 from ssl.data.images import Images
 from ssl.data.memory import free_memory
@@ -122,9 +123,8 @@ def _batch_and_length(settings, data: Images, build: Build, device: torch.device
     elif settings.accumulate == "auto":
         found["accumulate"] = 1, "the batch size is set"
     if on_cpu:
-        cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
         each = 3 * settings.views * used.flops / 1e9
-        why = f"{len(data)} images, {how}{each:.2g} GFLOP each, {cores}: about five minutes"
+        why = f"{len(data)} images, {how}{each:.2g} GFLOP each, {counted(machine.cores, 'core')}: about five minutes"
         why += f"; at least {auto.LEAST_EPOCHS}, at most {auto.MOST_EPOCHS}"
         found["epochs"] = auto.epochs_on_cpu(len(data), settings.image_size, machine, used, settings.views), why
     return found

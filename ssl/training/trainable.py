@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.errors import UserError, one_line
 from ssl.training.forward import unchanged
 
@@ -39,8 +39,7 @@ def freeze_unused(model: nn.Module, result: Callable[[], Tensor]) -> None:
     for parameter in unused.values():
         parameter.requires_grad_(False)
     if unused:
-        names = ", ".join(list(unused)[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-        say(f"not used    {one_line(names)}: no sample reaches these parameters; they stay as they are")
+        say(f"not used    {one_line(some_of(list(unused)))}: no sample reaches these parameters; they stay as they are")
 
 
 def _representations(encoder: nn.Module, images: Tensor) -> Tensor:
