@@ -2,6 +2,7 @@
 
 import json
 import time
+from statistics import median_high
 
 from ssl.checkpoints import run_reader
 from ssl.checkpoints.run_reader import SPEED, Run, finite, names_of_curves
@@ -104,16 +105,13 @@ def _throughput(runs: list[Run]) -> str:
     for i, run in enumerate(runs):
         if not run.curves:
             continue
-        rate, wait = (_median([value for _, value in run.curves.get(name, [])]) for name in SPEED)
+        curves = [run.curves.get(name) for name in SPEED]
+        rate, wait = (median_high(value for _, value in points) if points else None for points in curves)
         share = "-" if wait is None else f"{100 * wait:.1f} %"
         rows.append([key(i) + text(run.short_name), number(rate), share, number(run.about.get("processes"))])
     head = ["Run", "Samples a second (median)", "Waiting for data (median)", "Processes"]
     drawn = [figures.curve(runs, name) for name in SPEED if any(name in run.curves for run in runs)]
     return table("Speed", head, rows) + "<p></p>" + grid(drawn)
-
-
-def _median(values: list[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
 
 
 def _settings(runs: list[Run]) -> str:
