@@ -304,8 +304,8 @@ def judge(
     settings: Settings,
     protocols: list[str],
     head: HeadSettings,
-    asked: card.Asked | None = None,
-    groups: card.GroupsOf = card.NO_GROUPS,
+    asked: card.Asked | None,
+    groups: card.GroupsOf,
 ) -> dict:
     """Results of the protocols probe, knn, fixed and, if something is `asked`, card.
 

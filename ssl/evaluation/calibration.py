@@ -26,11 +26,11 @@ def expected_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> float
     return float(gap.abs().sum()) / len(confidence)
 
 
-def error_of_perfect(confidence: Tensor, bins: int = BINS, seed: int = 0) -> float:
+def error_of_perfect(confidence: Tensor, seed: int = 0) -> float:
     """The mean error that such confidences (N,) would show if they were exactly true. It is above 0, as N is finite."""
     generator, confidence = torch.Generator().manual_seed(seed), confidence.double().cpu()
     draws = (torch.rand(len(confidence), generator=generator, dtype=torch.float64) < confidence for _ in range(DRAWS))
-    return sum(expected_error(confidence, right, bins) for right in draws) / DRAWS
+    return sum(expected_error(confidence, right) for right in draws) / DRAWS
 
 
 def temperature(scores: Tensor, labels: Tensor) -> float | None:

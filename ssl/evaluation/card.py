@@ -29,7 +29,6 @@ NO_IMAGES = "they need the images, which a features file does not hold; pass --m
 
 Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
 GroupsOf = Mapping[str, Groups | None]  # of train and of test
-NO_GROUPS: GroupsOf = {"train": None, "test": None}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Asked:
 
 
 def groups_of(splits: Mapping[str, Images | Split]) -> GroupsOf:
-    return {name: splits[name].groups for name in NO_GROUPS}
+    return {name: splits[name].groups for name in ("train", "test")}
 
 
 def ask(splits: Mapping[str, Images | Split], changed: corruptions.Changed | str) -> Asked:

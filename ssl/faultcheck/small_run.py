@@ -172,9 +172,9 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def gone(pids: list[int], patience: float = 90.0) -> None:
-    """Wait until all processes have ended. Raises `UserError` if one stays."""
-    end = time.monotonic() + patience
+def gone(pids: list[int]) -> None:
+    """Wait until all processes have ended. Raises `UserError` if one stays longer than 90 s."""
+    end = time.monotonic() + 90
     while alive := [pid for pid in pids if _stat(pid)[0] not in "ZX"]:
         if time.monotonic() > end:
             raise UserError(f"process {alive[0]} was left behind by a run that ended")

@@ -14,11 +14,11 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 12, 28, 34
 Points = Sequence[tuple[float, float]]
 
 
-def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most `most` points of a curve: the lowest and the highest of each of equal parts, in order."""
-    if len(points) <= most:
+def thin(points: Points) -> Points:
+    """At most MOST_POINTS of a curve: the lowest and the highest of each of equal parts, in order."""
+    if len(points) <= MOST_POINTS:
         return points
-    kept, parts = [], most // 2
+    kept, parts = [], MOST_POINTS // 2
     for part in range(parts):
         piece = points[part * len(points) // parts : (part + 1) * len(points) // parts]
         at = {min(range(len(piece)), key=lambda i: piece[i][1]), max(range(len(piece)), key=lambda i: piece[i][1])}
@@ -26,15 +26,15 @@ def thin(points: Points, most: int = MOST_POINTS) -> Points:
     return kept
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
-    raw = (high - low) / about
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
+    raw = (high - low) / 5
     if not 1e-300 < raw < math.inf:  # below, a power of ten has few digits, or is zero
         return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, first + 2 * about) if i * step <= high + 1e-9 * step]
+    return [i * step for i in range(first, first + 10) if i * step <= high + 1e-9 * step]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

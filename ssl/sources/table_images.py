@@ -72,7 +72,7 @@ def _read(root: Path, settings: DataSettings) -> tuple[Images, list[str] | None]
     )
     if splits is None:
         return all_images, None
-    _require_known(csv, splits, settings.split_column)
+    _require_known(splits, settings.split_column)
     return all_images, [split_of(splits[row]) for row in order]
 
 
@@ -106,7 +106,7 @@ def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tu
     return [-1 if label is None else int(label in settings.positive) for label in labels], BINARY
 
 
-def _require_known(csv: str, splits: list[str], column: str | None) -> None:
+def _require_known(splits: list[str], column: str | None) -> None:
     """Raise `UserError` for a cell that names no split."""
     unknown = [(row, value) for row, value in enumerate(splits, 1) if split_of(value) is None]
     if unknown:

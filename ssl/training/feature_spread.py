@@ -36,10 +36,10 @@ def effective_rank(x: Tensor) -> Tensor:
     return torch.where(spread, torch.special.entr(share).sum().exp(), 0.0)
 
 
-def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
-    """RankMe (Garrido et al. 2023, eq. 1): as `effective_rank`, of rows not centred, with `eps` added to each share."""
+def rankme(x: Tensor) -> Tensor:
+    """RankMe (Garrido et al. 2023, eq. 1): as `effective_rank`, of rows not centred, with 1e-7 added to each share."""
     sigma = singular_values(x)
-    share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + eps
+    share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return torch.special.entr(share).sum().exp()
 
 

@@ -167,7 +167,8 @@ def test_a_probe_of_many_classes_that_needs_too_much_memory_says_so_not_image_si
     monkeypatch.setattr(probes, "fit_heads", hungry)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         if script == "evaluate.py":
-            evaluate.judge(rows, rows, 20_000, evaluate.Settings(seed=0), ["probe"], fixed_head.HeadSettings())
+            settings, head, groups = evaluate.Settings(seed=0), fixed_head.HeadSettings(), {"train": None, "test": None}
+            evaluate.judge(rows, rows, 20_000, settings, ["probe"], head, None, groups)
         else:
             judging.accuracies(rows, rows, 20_000, None, 0, lambda: None)
     words = failures.explain(caught.value)
