@@ -19,7 +19,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import warnings
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 
 from ssl import files
 from ssl.checkpoints import pretrained, safetensors, source_run, torch_file
+from ssl.checkpoints.layouts import some_of
 from ssl.checkpoints.restore import restore
 from ssl.console import say
 from ssl.distributed import be_alone
@@ -44,6 +44,7 @@ from ssl.settings import config
 from ssl.sources.datasets import IMAGENET
 
 Target = Literal["torchvision", "safetensors", "timm", "onnx"]
+OF_TIMM = ("model.safetensors", "config.json")  # the files of timm/
 
 
 @dataclass
@@ -138,13 +139,8 @@ def prove(theirs: Tensor, ours: Tensor, target: str, exactly: bool = True) -> st
 
 
 def to_torchvision(export: Export, path: Path) -> str:
-    torch_file.save(export.weights(), path)
-    return prove_torchvision(export, path)
-
-
-def prove_torchvision(export: Export, path: Path) -> str:
-    """Say how features agree if torchvision reads the weights at `path`."""
     name = export.called("torchvision")
+    torch_file.save(export.weights(), path)
     plain = torchvision.models.get_model(name, weights=None, **size_argument(name, export.about["image_size"]))
     outcome = without_classifier(plain, name).load_state_dict(torch.load(path, weights_only=True), strict=False)
     if outcome.missing_keys or outcome.unexpected_keys:
@@ -177,9 +173,9 @@ def to_timm(export: Export, path: Path) -> str:
         },
     }
     path.mkdir()
-    weights = path / "model.safetensors"
+    weights, config_json = (path / file for file in OF_TIMM)
     safetensors.write(export.weights(), weights, {"format": "pt"})
-    (path / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    config_json.write_text(json.dumps(about, indent=2) + "\n")
     if importlib.util.find_spec("timm") is None:
         return "unchecked: timm is not installed"
     import timm
@@ -253,22 +249,30 @@ TARGETS = {
 
 def write(name: Target, export: Export, folder: Path) -> str:
     """Write the encoder for the target `name`; return the path and the proof in words. After an error nothing stays."""
-    source = Path(export.source.path)
-    if name == "torchvision" and source.name == "encoder.pt":
-        return f"{source}: it has this format already: {prove_torchvision(export, source)}"
     convert, file = TARGETS[name]
     path = folder / file
+    _require_replaceable(path, Path(export.source.path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_abandoned(folder.glob(f"{files.PARTIAL}*"))
         with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=folder) as unfinished:
             words = convert(export, Path(unfinished) / file)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+            for part in OF_TIMM if path.is_dir() else ():
+                (path / part).unlink(missing_ok=True)
             os.replace(Path(unfinished) / file, path)
     except OSError as error:
         raise UserError(f"output_dir: cannot write {path} ({error})") from None
     return f"{path}: {words}"
+
+
+def _require_replaceable(path: Path, source: Path) -> None:
+    """Raise `UserError` where an export to `path` would remove `source`, which was read, or what is no export."""
+    there = list(path.iterdir()) if path.is_dir() else [path]
+    if any(source.exists() and file.exists() and file.samefile(source) for file in there):
+        raise UserError(f"output_dir: {path} would replace {source}, which was read; name another folder")
+    others = [file.name for file in there if path.is_dir() and file.name not in OF_TIMM]
+    if others:
+        raise UserError(f"output_dir: {path} holds {some_of(others)}, which no export has written; name another folder")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -83,11 +83,18 @@ def expected(folder: Path, x: torch.Tensor) -> torch.Tensor:
 # torchvision, timm, torch.hub -------------------------------------------------------------
 
 
-def test_encoder_pt_is_torchvisions_already(resnet_run, capsys):
-    before = sorted(os.listdir(resnet_run))
-    export.main([str(resnet_run), "--to", "torchvision"])
-    assert "encoder.pt: it has this format already: identical features" in capsys.readouterr().out
-    assert sorted(os.listdir(resnet_run)) == before
+def test_a_runs_encoder_has_torchvisions_names(resnet_run, tmp_path, capsys):
+    export.main([str(resnet_run), "--to", "torchvision", "--output_dir", str(tmp_path / "out")])
+    assert "encoder.torchvision.pt: identical features" in capsys.readouterr().out
+    written = torch.load(tmp_path / "out" / "encoder.torchvision.pt", weights_only=True)
+    assert written.keys() == torch.load(resnet_run / "encoder.pt", weights_only=True).keys()
+
+
+def test_a_torchvision_file_called_encoder_pt_is_exported_without_its_classifier(tmp_path, capsys):
+    torch.save(lively(torchvision.models.resnet18()).state_dict(), tmp_path / "encoder.pt")
+    export.main([str(tmp_path / "encoder.pt"), "--image_size", "64", "--to", "torchvision"])
+    assert "encoder.torchvision.pt: identical features" in capsys.readouterr().out
+    assert not any("fc" in name for name in torch.load(tmp_path / "encoder.torchvision.pt", weights_only=True))
 
 
 def test_a_foreign_file_becomes_torchvisions(resnet_run, tmp_path, capsys):
@@ -342,6 +349,34 @@ def test_any_damage_is_one_clear_error_or_other_numbers(tmp_path_factory, change
 
 
 # What is refused --------------------------------------------------------------------------
+
+
+@needs("safetensors")
+def test_a_folder_of_somebody_elses_stays(resnet_run):
+    """An export writes timm/: a clone of timm is called so, too. The control: an earlier export is replaced."""
+    theirs = resnet_run / "timm" / "models"
+    theirs.mkdir(parents=True)
+    (theirs / "mine.py").write_text("mine")
+    with pytest.raises(UserError, match=r"timm holds models, which no export has written; name another folder"):
+        export.main([str(resnet_run), "--to", "timm"])
+    assert (theirs / "mine.py").read_text() == "mine"
+    out = resnet_run / "out"
+    for _ in range(2):
+        export.main([str(resnet_run), "--to", "timm", "--output_dir", str(out)])
+        assert sorted(os.listdir(out)) == ["timm"] and len(os.listdir(out / "timm")) == 2
+
+
+@needs("safetensors")
+def test_the_file_that_was_read_stays(tmp_path):
+    state = lively(torchvision.models.resnet18()).state_dict()
+    (tmp_path / "timm").mkdir()
+    for file, target in (("encoder.safetensors", "safetensors"), ("timm/model.safetensors", "timm")):
+        safetensors.write(state, tmp_path / file, {"format": "pt"})
+        before = (tmp_path / file).read_bytes()
+        for path in (tmp_path / file, Path(os.path.relpath(tmp_path / file))):
+            with pytest.raises(UserError, match=r"would replace .*safetensors, which was read; name another folder"):
+                export.main([str(path), "--to", target, "--output_dir", str(tmp_path)])
+        assert (tmp_path / file).read_bytes() == before
 
 
 @pytest.mark.parametrize("target", ["torchvision", "timm"])
