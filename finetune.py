@@ -130,9 +130,9 @@ def main() -> None:
     all_train, test = splits["train"], splits["test"]
     ranges.check_channels(settings, all_train.channels)
     first = trials.make(settings, folder, splits, number=0)
+    longest = settings.epochs * trials.longest_epoch(first, settings, folder, splits)  # steps of a run, at most
     if settings.init:
         learnt_from.check(settings.init, test, settings.data_dir, chooses=first.val)
-    longest = settings.epochs * first.order.steps_per_epoch  # steps of a run, at most
 
     # Model
     torch.manual_seed(settings.seed)

@@ -25,8 +25,17 @@ class Trial:
 def make(settings, folder: Path, splits: dict[str, Images | None], number: int) -> Trial:
     """The trial of this number; `splits` as of `load_splits`. Raises `UserError` where it would have too few images."""
     seed = settings.seed + number
-    train, val = choose_labels(settings, splits, seed)
-    return Trial(number, seed, folder_of(settings, folder, number), train, val, _order(settings, train, seed))
+    try:
+        train, val = choose_labels(settings, splits, seed)
+        return Trial(number, seed, folder_of(settings, folder, number), train, val, _order(settings, train, seed))
+    except UserError as error:
+        raise UserError(f"seed {seed}: {error}" if settings.runs > 1 else str(error)) from None
+
+
+def longest_epoch(first: Trial, settings, folder: Path, splits: dict[str, Images | None]) -> int:
+    """Steps of an epoch of the longest trial. Where one cannot be made, this raises before any is trained."""
+    later = (make(settings, folder, splits, number).order for number in range(1, settings.runs))
+    return max([first.order.steps_per_epoch, *(order.steps_per_epoch for order in later)])
 
 
 def folder_of(settings, folder: Path, number: int) -> Path:

@@ -380,6 +380,21 @@ def test_runs_whose_seeds_leave_different_numbers_of_training_images(images, tmp
     assert test["acc1_interval"][0] < low and high < test["acc1_interval"][1]  # Student's t makes it wider at least
 
 
+def test_a_seed_that_cannot_be_trained_is_named_before_the_first_is(images, tmp_path):
+    """Of seven patients seeds 0 to 2 hold out images of every class, and seed 3 does not."""
+    names = [path.relative_to(images) for path in sorted(images.glob("train/*/*.png"))]
+    rows = [f"{name},{name.parent.name},train,p{i % 20 % 7}" for i, name in enumerate(names)]
+    tests = [path.relative_to(images) for path in images.glob("test/*/*.png")]
+    rows += [f"{name},{name.parent.name},test,t{name.stem}" for name in tests]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,split,patient", *rows]))
+    columns = {"label_column": "label", "split_column": "split", "group_column": "patient"}
+    how = tiny(runs=4, train_percent=10, watch="auc", batch_size=2, epochs=1, **columns)
+    folder = tmp_path / "run"
+    done = run("finetune.py", *how, data_dir=images, csv=tmp_path / "table.csv", output_dir=folder, check=False)
+    assert done.returncode == 2 and "seed 3: watch: auc needs validation images of every class" in done.stderr
+    assert not list(folder.glob("seed_*"))
+
+
 def test_a_run_is_not_continued_with_other_labels_of_the_same_images(images, tmp_path):
     table = tmp_path / "table.csv"
     rows = [(str(path.relative_to(images)), path.parent.name, path.parts[-3]) for path in images.glob("*/*/*.png")]
