@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ssl import distributed, failures, files, optim
 from ssl.augment import View
 from ssl.batch_norm import synchronise
-from ssl.checkpoints import about, inherit, learnt_from, pretrained, resume, run_folder
+from ssl.checkpoints import about, inherit, learnt_from, overwritten, pretrained, resume, run_folder
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import say
 from ssl.data.bad_images import BadImages
@@ -400,7 +400,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     models, home, device = begin_with(settings, origin)
     folder = Path(settings.output_dir or home / f"test_{datasets.called(settings)}")
     places = {path: folder if len(models) == 1 else folder / path.parent.name for path in models}
-    best_model.require_no_run([folder, *places.values()])
+    overwritten.require_no_run([folder, *places.values()])
 
     split = "all" if own_data else "test"  # all images of other data, except those that are kept for training
     data = datasets.load_labelled(settings, split)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ssl import files
-from ssl.checkpoints import alive, torch_file
+from ssl.checkpoints import alive, overwritten, torch_file
 from ssl.checkpoints.lock import lock
 from ssl.console import say
 from ssl.distributed import barrier, broadcast_object, is_main
@@ -34,7 +34,7 @@ DIVERGED = "training has diverged: lower --lr, lengthen --warmup_epochs, set --c
 class RunFolder:
     """A folder that this run alone uses until its process ends. All ranks make one; rank 0 writes.
 
-    Raises `UserError` where the folder cannot be written or another run uses it.
+    Raises `UserError` where the folder cannot be written, another run uses it, or weights in it would be lost.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -53,6 +53,7 @@ class RunFolder:
         self.tried = time.monotonic()
         self.made = files.missing_folders(folder)  # by this start
         if is_main():
+            overwritten.require_no_weights(folder)
             try:
                 self.lock = lock(folder / "lock")
                 partial = folder.glob(f"*{files.PARTIAL}*")  # older versions put the name of the file before it

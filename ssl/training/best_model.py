@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -145,19 +144,6 @@ def identity(settings, model: nn.Module, test: Images, split: str = "test") -> d
 
 
 # Where a test is written ----------------------------------------------------------------
-
-
-def require_no_run(places: Iterable[Path]) -> None:
-    """Raise `UserError`, on rank 0, where one of the folders holds a run: a test would write over its files."""
-    for folder in places if is_main() else ():
-        path = folder / "config.yaml"
-        of_run = path.is_file() and not config.read_yaml(path).get("test_only")
-        weights = any((folder / name).is_file() for name in ("best.pt", "encoder.pt"))
-        if of_run or weights or torch_file.kept(folder):
-            raise UserError(
-                f"output_dir: {folder} holds a run, and a test would write over its files; name another folder with "
-                "--output_dir"
-            )
 
 
 def begin_test(folder: Path, settings, tests: list[dict]) -> RunFolder:

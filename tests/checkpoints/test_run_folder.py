@@ -101,6 +101,28 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
         RunFolder(tmp_path / "file" / "run", 2)
 
 
+@pytest.mark.parametrize("name", ["encoder.pt", "best.pt", "encoder_best.pt"])
+def test_weights_without_a_checkpoint_are_not_written_over(tmp_path, name):
+    """They may be all that was kept of a run, or somebody else's. Again and again: nothing of a start stays behind."""
+    (tmp_path / name).write_text("weights")
+    (tmp_path / "config.yaml").write_text("encoder: resnet50")
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"holds {name} and no checkpoint .* name another folder"):
+            RunFolder(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "config.yaml"])
+
+
+def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_and_one_that_saved_none_does(tmp_path):
+    run = RunFolder(tmp_path / "run", 2)
+    torch_file.save({}, run.folder / "best.pt")  # as finetune.py after an epoch; then it was killed
+    again = RunFolder(run.folder, 2)
+    save(again, 3)
+    for path in torch_file.kept(run.folder):
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds encoder.pt and best.pt and no checkpoint"):
+        RunFolder(run.folder, 2)
+
+
 def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ABANDONED", -1)
     for name in (".partial-0123", "checkpoint.pt.partial-1"):  # the second is of an older version
