@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ssl import files
 from ssl.checkpoints import pretrained, safetensors, source_run, torch_file
-from ssl.checkpoints.layouts import some_of
+from ssl.checkpoints.layouts import ESTIMATOR, some_of
 from ssl.checkpoints.restore import restore
 from ssl.console import say
 from ssl.distributed import be_alone
@@ -82,7 +82,8 @@ class Export:
     def normalisation(self) -> dict[str, list[float]]:
         """{mean, std} with which images in 0..1 were normalised in training; {} where they are not recorded."""
         found = {"mean": self.source.mean, "std": self.source.std}
-        if not source_run.settings_of(Path(self.source.path)):  # other people's files record nothing
+        of_ours = source_run.settings_of(Path(self.source.path)) or self.source.format == ESTIMATOR
+        if not of_ours:  # other people's files record nothing
             found = {name: found[name] or list(values) for name, values in zip(found, IMAGENET)}
         return found if all(found.values()) else {}
 
@@ -292,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"encoder     {export.about['name']}, {h.shape[1]} features, weights of {export.source}")
     say(f"checksum    {checksum(h)} of its features of two fixed images")
     pixels = " ".join(f"{name} {values}" for name, values in export.normalisation().items())
-    say(f"images      in 0..1, normalised with {pixels or 'the mean and std that train.py measured on its data'}")
+    say(f"images      in 0..1, normalised with {pixels or 'the mean and std of its training, which are not recorded'}")
     for name in dict.fromkeys(settings.to):
         say(f"{name:<11} {write(name, export, folder)}")
 

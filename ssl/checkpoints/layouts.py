@@ -40,11 +40,14 @@ class Format(NamedTuple):
     doubt: str = ""  # what else it may be, if the names cannot tell
 
 
+ESTIMATOR = "what an estimator of ours saved"
 # The first format that fits is taken, so those with clearer marks come first.
 FORMATS = (
     Format(
         "a checkpoint of ours", ("ours",), ("model",), ("encoder.",), marks=r"settings$", leftover=r"projector\.|head\."
     ),
+    # {estimator, encoder, params, model: encoder.*, projector.*, progress, step, …} of ssl.estimators
+    Format(ESTIMATOR, ("ours",), ("model",), ("encoder.",), marks=r"estimator$", leftover=r"projector\."),
     # {epoch, model: module.backbone.*, module.projector.*, module.bn.*, optimizer}
     Format(
         "Barlow Twins' checkpoint.pth",

@@ -37,7 +37,7 @@ def require_known(encoder: str | None, encoder_kwargs: dict | None) -> None:
     if not is_known(encoder or ""):
         kwargs = quoted(json.dumps(encoder_kwargs or {}))
         raise UserError(
-            f"encoder: the run's config.yaml names {encoder!r}, and importing that runs its code. If you "
+            f"encoder: the run's config.yaml, or the file, names {encoder!r}, and importing that runs its code. If you "
             f"trust it, pass --encoder {quoted(str(encoder))} --encoder_kwargs {kwargs}"
         )
 

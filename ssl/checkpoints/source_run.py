@@ -16,7 +16,8 @@ from ssl.sources import datasets
 def settings_of(path: Path, content: object = None) -> dict:
     """The run's settings: from config.yaml beside `path`, or from `content`, a checkpoint of ours; else {}.
 
-    Other projects write a config.yaml, too: it counts beside a file that `wrote` knows, or if it looks like a run's.
+    What an estimator saved says its encoder, unless that came built. Other projects write a config.yaml, too: it counts
+    beside a file that `wrote` knows, or if it looks like a run's.
     """
     saved = path.with_name("config.yaml")
     if wrote(path):
@@ -26,6 +27,9 @@ def settings_of(path: Path, content: object = None) -> dict:
         if isinstance(beside.get("encoder"), str) and {"method", "freeze"} & beside.keys():
             return beside
     own = content.get("settings") if isinstance(content, dict) and "model" in content else None
+    params = content.get("params") if isinstance(content, dict) and "estimator" in content else None
+    if isinstance(params, dict) and content.get("instance") is False:
+        own = {"encoder": content.get("encoder"), "encoder_kwargs": params.get("encoder_kwargs")}
     return own if isinstance(own, dict) and "encoder" in own else {}
 
 

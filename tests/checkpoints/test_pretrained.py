@@ -1,5 +1,6 @@
 """Other people's checkpoints: recognised by their names, taken whole or refused, and their code not run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from torch import nn
 import evaluate
 import finetune
 import train
+from ssl import export
 from ssl.checkpoints import inherit, pretrained, restore, torch_file
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
+from ssl.estimators import SimCLR
 from ssl.settings import config
+
+SMALL = {"width": 4, "stages": 2}
 
 # Recognised and taken -------------------------------------------------------------------
 
@@ -53,6 +58,22 @@ def test_every_format_is_recognised_and_its_encoder_computes_the_same(tmp_path, 
     assert told.get(name, "") in (*source.left_out, "") and (source.left_out == ()) == (
         name in ("encoder.pt", "compiled")
     )
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_what_an_estimator_saved_is_read_with_its_encoder(tmp_path, capsys, built):
+    """Built by the estimator, the file says how; else the shapes say it."""
+    width = 512 if built else 16
+    encoder = copy.deepcopy(RESNET18) if built else SmallResNet
+    sizes = dict(proj_input_dim=width, proj_hidden_dim=8, proj_output_dim=8, encoder_kwargs=None if built else SMALL)
+    model = SimCLR(encoder, **sizes, views=lambda x: x, batch_size=4, max_epochs=1, verbose=False)
+    model.fit(torch.rand(4, 3, 32, 32)).save(tmp_path / "est.pt")
+    network, source, about = restore.restore(tmp_path / "est.pt")
+    assert torch.equal(features(network), features(model.encoder))
+    assert (source.format, source.mean) == ("what an estimator of ours saved", None)
+    assert about["name"] == ("resnet18" if built else "ssl.encoders.small.SmallResNet")
+    export.main([str(tmp_path / "est.pt")])
+    assert "images      in 0..1, normalised with the mean and std of its training, which are" in capsys.readouterr().out
 
 
 @pytest.mark.data
