@@ -92,6 +92,7 @@ class Estimator(Params):
         self.steps_per_epoch: int | None = None  # None: not known, before a fit or from a file of an earlier version
         self.runner: nn.Module | None = None  # during fit on several processes: the DDP module of `net`
         self.loaded: dict | None = None  # state of optimizer and scheduler in the file that was loaded
+        self.scaling: dict = {}  # the state of the float16 scaler after the last step
         self.unsaved: set[str] = set()  # arguments of the optimizer that this file could not hold
         self.seed = int(torch.randint(2**31, ()) if self.random_state is None else self.random_state)
         given = self._params["encoder"]

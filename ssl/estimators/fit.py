@@ -89,6 +89,9 @@ class _Fit:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         if before:
             optimization.load_state(model, before)
+        model.scaling = (before or {}).get("scaler", {})
+        if model.scaling:
+            self.scaler.load_state_dict(model.scaling)
         model.loaded = None
         self.guard = Guard(model.net, model.optimizer)
         self.unread: list[dict[str, Tensor]] = []
@@ -245,6 +248,7 @@ class _Fit:
             found = {"steps": 1} | values
             model.epoch_sums = {name: model.epoch_sums.get(name, 0) + value for name, value in found.items()}
         if made == len(bad):
+            model.scaling = self.scaler.state_dict()
             return None
         model.step -= len(bad) - made
         return UserError(
@@ -257,7 +261,7 @@ class _Fit:
     def _validate(self, batches: int | None = None) -> float:
         """The mean loss of all batches, or of the first `batches`."""
         model = self.model
-        model.net.eval()
+        distributed.share_buffers(model.net.eval())
         runner, model.runner = model.runner, None
         with self.progress.spending("validating"), drawn_from(model.seed):
             some = islice(self.validation.once(), batches)

@@ -126,7 +126,7 @@ def _changes_every_step(model) -> bool:
 
 
 def state(model) -> dict | None:
-    """The state of optimizer and scheduler, in the loaded file or after the last fit; None before any fit."""
+    """The state of optimizer, scheduler and float16 scaler, in the loaded file or after the last fit; None before any fit."""
     if model.loaded is not None or model.step == 0:
         return model.loaded
     scheduler = model.lr_scheduler
@@ -135,6 +135,7 @@ def state(model) -> dict | None:
         "kind": type(model.optimizer).__name__,
         "optimizer": model.optimizer.state_dict(),
         "lr_scheduler": scheduler.state_dict() if given and scheduler is not None else None,
+        "scaler": model.scaling,
     }
 
 

@@ -33,7 +33,7 @@ def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
             "using this estimator."
         )
     device = distributed.join(model.device)
-    to_device(model.net, device).eval()
+    distributed.share_buffers(to_device(model.net, device).eval())
     reading = dict(num_workers=model.num_workers, pin_memory=device.type == "cuda")
     parts, on_device, seen = [], [], []
     for batch in in_order(data, model.batch_size, targets, **reading):

@@ -89,6 +89,32 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
 
 
+class OwnStatistics(nn.Sequential):
+    """An encoder whose running statistics are each rank's own in training."""
+
+    def __init__(self):
+        norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        super().__init__(nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), nn.Linear(6, 8))
+
+
+def transform_and_save(path):
+    """(running mean in the validation, features, features by the file) of this rank."""
+    sizes = dict(proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=1, random_state=0, device="cpu")
+    model = BarlowTwins(OwnStatistics, views=noisy, batch_size=4, **sizes)
+    x = 3 + torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    seen = []
+    model.validation_step = lambda *batch: seen.append(model.encoder[1].running_mean.clone()) or {"loss": 0.0}
+    h = model.fit(x, TensorDataset(x)).fit(x).transform(x)
+    model.save(path / "model.pt")
+    return [seen[0], h, BarlowTwins.load(path / "model.pt", encoder=OwnStatistics).transform(x)]
+
+
+def test_all_processes_validate_and_transform_with_one_encoder(tmp_path):
+    (seen, h, loaded), (others, *_) = on_ranks(partial(transform_and_save, tmp_path), [2], tmp_path)[2]
+    assert torch.equal(seen, others) and seen.abs().min() > 0.1
+    assert torch.equal(h, loaded)
+
+
 def save_and_say(path):
     """Whether this rank is the one that prints and writes, and whether it wrote the file of an estimator."""
     os.environ["RANK"] = "1"  # of a job around this group

@@ -863,6 +863,26 @@ def test_a_float16_scaler_leaves_steps_out_until_its_scale_is_right():
     assert weights(model).isfinite().all() and not torch.equal(weights(model), start)
 
 
+class Loud(BarlowTwins):
+    """Its loss is so large that a new float16 scaler leaves out some ten steps."""
+
+    def training_step(self, batch, number=0, loader=0):
+        out = super().training_step(batch, number)
+        return out | {"loss": out["loss"] * 30}
+
+
+def test_a_resumed_fit_knows_the_scale_of_float16(tmp_path):
+    how = dict(precision="fp16", device="cpu", max_epochs=4)
+    whole, stopped = make(Loud, **how).fit(numbers()), make(Loud, **how)
+    stop_at(stopped, 17, numbers())
+    stopped.save(tmp_path / "model.pt")
+    loaded = Loud.load(tmp_path / "model.pt", encoder=Encoder, views=noisy)
+    for model in (copy.deepcopy(stopped), stopped, loaded):
+        assert torch.equal(weights(model.fit(numbers(), resume=True)), weights(whole))
+    made = max(int(state["step"]) for state in whole.optimizer.state.values())
+    assert 0 < made < 17 < whole.step
+
+
 def test_after_a_loss_that_is_not_finite_nothing_changes_under_a_float16_scaler_either():
     options = dict(precision="fp16", device="cpu", lr_scheduler="none")
     model, start = make(**options), weights(make())
