@@ -36,13 +36,13 @@ def hold_out(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
 def split_validation(
     labels: Tensor, fraction: float, seed: int, groups: Sequence[str | None] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation): `fraction` of every class, at random by `seed`, and at least one image of every
-    class that has two.
+    """Indices (train, validation): `fraction` of every class, at random by `seed`; at least one image of every class
+    that has two, and one always stays.
 
     With `groups`, whole groups are taken, which come as near to the fraction as they can.
     """
     if groups is None:
-        held = first_of_classes(labels, seed, lambda count: round(count * fraction) or int(count > 1))
+        held = first_of_classes(labels, seed, lambda count: min(max(1, round(count * fraction)), count - 1))
     else:
         held = hold_out_groups(labels, groups, fraction, seed)
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]

@@ -77,6 +77,7 @@ class Estimator(Params):
         self.loss = self._make_loss()
         if OF_THE_NETWORK & changed:
             self._build()
+        self.unsaved = self.unsaved - changed
         if self.step == 0:
             self._hold(self._params["optimizer"], self._params["lr_scheduler"])
 
@@ -165,7 +166,8 @@ class Estimator(Params):
         train: a loader of batches `[X1, X2]` or `([X1, X2], y)`, with `num_views` views; or samples: a tensor, array,
         list or Dataset. Of samples, `views` (sample -> view) makes the batches; it is called `num_views` times for each
         sample, with other random numbers. It gets tensors and arrays as float32. A view depends on (random_state,
-        epoch, index) alone if `views` draws from torch, numpy or random.
+        epoch, index) alone if `views` draws from torch, numpy or random. Without num_workers samples and views may be
+        on the GPU.
         val: likewise, a DataLoader or Dataset. Anything else, such as the labels that a Pipeline passes, is ignored.
 
         In a process group, or in a process that torchrun started, the batch is that of all processes together.

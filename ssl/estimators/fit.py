@@ -17,7 +17,7 @@ from ssl.errors import UserError
 from ssl.estimators import arguments, optimization
 from ssl.estimators.network import to_device
 from ssl.estimators.progress import FitProgress
-from ssl.estimators.samples import FromLoader, FromSamples, are_samples, drawn_from
+from ssl.estimators.samples import FromLoader, FromSamples, are_samples, drawn_from, how_to_read
 from ssl.training import trainable
 from ssl.training.forward import rehearse
 from ssl.training.guard import Guard, gradient_norm
@@ -100,7 +100,7 @@ class _Fit:
         model = self.model
         if not are_samples(data):
             return FromLoader(data, model.seed, limit)
-        reading = dict(num_workers=model.num_workers, pin_memory=self.device.type == "cuda")
+        reading = how_to_read(model.num_workers, self.device)
         return FromSamples(data, model.views, model.num_views, model.batch_size, model.seed, limit, **reading)
 
     def run(self) -> None:

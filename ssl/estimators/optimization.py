@@ -126,7 +126,7 @@ def _changes_every_step(model) -> bool:
 
 
 def state(model) -> dict | None:
-    """The state of optimizer, scheduler and float16 scaler, in the loaded file or after the last fit; None before any fit."""
+    """What a fit continues from besides weights and step, in the loaded file or after the last fit; None before any."""
     if model.loaded is not None or model.step == 0:
         return model.loaded
     scheduler = model.lr_scheduler

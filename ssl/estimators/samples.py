@@ -4,11 +4,12 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from itertools import islice
+from numbers import Number
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from ssl.data.order import Order, hash32
 from ssl.distributed import rank, world_size
@@ -46,8 +47,12 @@ def readable(value):
     return value
 
 
+NUMBERS = Tensor | np.ndarray | Number | list | tuple
+
+
 class Samples(Dataset):
-    """Samples by number, as `views` and encoders get them. Those of tensors and arrays are copies, in float32.
+    """Samples by number, as `views` and encoders get them. Those of tensors, arrays and lists are copies, in float32;
+    what a list holds that is no number, such as paths, is passed on.
 
     `alone`: where a Dataset gives (sample, label, ...), give the sample alone.
     """
@@ -60,7 +65,7 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int):
         item = self.data[index]
-        if not isinstance(self.data, Dataset):
+        if isinstance(item, NUMBERS) and not isinstance(self.data, Dataset):
             return torch.as_tensor(readable(item)).to(torch.float32, copy=True)
         if isinstance(item, list | tuple):
             return readable(item[0]) if self.alone else [readable(part) for part in item]
@@ -103,10 +108,16 @@ def limited(batches: int, limit: int | float | None) -> int:
     return min(batches, max(1, int(batches * limit)) if isinstance(limit, float) else int(limit))
 
 
+def how_to_read(workers: int, device: torch.device) -> dict:
+    """Arguments of a DataLoader of samples. What is on the GPU already cannot be pinned; no worker sends such."""
+    return dict(num_workers=workers, pin_memory=device.type == "cuda" and workers > 0)
+
+
 class FromSamples:
     """Batches of views of samples. The order depends on (seed, epoch) alone, a view on (seed, epoch, index) alone.
 
-    `reading`: num_workers and pin_memory of a DataLoader.
+
+    `reading`: `how_to_read`.
     """
 
     def __init__(
@@ -167,8 +178,8 @@ class FromLoader:
             ) from None
         if isinstance(loader, DataLoader) and world_size() == 1 and _ends_in_one(loader):
             raise UserError("the loader's last batch is one sample; give the DataLoader drop_last=True")
-        same_on_all = type(getattr(loader, "sampler", None)) in (RandomSampler, SequentialSampler)
-        if world_size() > 1 and same_on_all:
+        plain = (BatchSampler, RandomSampler, SequentialSampler)  # others may give every process its own share
+        if world_size() > 1 and all(type(sampler) in plain for sampler in self._samplers()):
             raise UserError(
                 "train: every process would train on the same batches; give the loader a "
                 "torch.utils.data.DistributedSampler, or pass samples and views instead of a loader"
@@ -180,18 +191,31 @@ class FromLoader:
 
     def epoch(self, epoch: int, first: int) -> Iterator:
         """As `FromSamples.epoch`. The batches before number `first` are read and dropped."""
-        sampler = getattr(self.loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        for sampler in self._samplers():
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         return islice(self._batches(epoch), first, self.steps_per_epoch)
 
     def once(self) -> Iterator:
         return self._batches(0)
 
+    def _samplers(self) -> list:
+        """What says which samples the loader reads: the batch sampler, if it has one, and what is within.
+
+        A DataLoader that was given a batch sampler also has a `sampler`, which it does not ask.
+        """
+        batches = getattr(self.loader, "batch_sampler", None)
+        found = [getattr(self.loader, "sampler", None) if batches is None else batches]
+        while isinstance(found[-1], BatchSampler):
+            found.append(found[-1].sampler)
+        return found
+
     def _batches(self, epoch: int) -> Iterator:
         torch.default_generator.manual_seed(hash32(self.seed, epoch, rank(), 4))
         np.random.seed(hash32(self.seed, epoch, rank(), 5))
         random.seed(hash32(self.seed, epoch, rank(), 6))
+        if getattr(self.loader, "persistent_workers", False):
+            self.loader._iterator = None  # new workers draw from the seed; those of before would go on as they left off
         return iter(self.loader)
 
 

@@ -20,7 +20,7 @@ from ssl.distributed import gather_rows, rank, world_size
 from ssl.errors import UserError
 from ssl.estimators.batch import describe
 from ssl.estimators.network import to_device
-from ssl.estimators.samples import Samples, are_samples
+from ssl.estimators.samples import Samples, are_samples, how_to_read
 
 AT_ONCE = 1 << 26  # numbers (256 MiB) that go from the device to the CPU together: the host waits for each copy
 
@@ -34,7 +34,7 @@ def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
         )
     device = distributed.join(model.device)
     distributed.share_buffers(to_device(model.net, device).eval())
-    reading = dict(num_workers=model.num_workers, pin_memory=device.type == "cuda")
+    reading = how_to_read(model.num_workers, device)
     parts, on_device, seen = [], [], []
     for batch in in_order(data, model.batch_size, targets, **reading):
         if targets:

@@ -258,6 +258,8 @@ class Event:
 
 
 def pin_memory(self: torch.Tensor, *_) -> torch.Tensor:
+    if self.device.type == "cuda":
+        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
     pinned = self.clone()
     pinned.pinned = True
     return pinned

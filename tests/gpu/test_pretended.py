@@ -240,10 +240,15 @@ for encoder, conv, expected in ((SmallResNet(4, 1), "stem.0", True), (Viewing(),
     model = SimCLR(encoder, None, 8, 8, 8, max_epochs=1, views=lambda x: x, batch_size=32, device="cuda")
     assert model.fit(samples).transform(samples).shape == (64, 8)
     assert formats == {{expected}}, (conv, formats)
+
+how = dict(max_epochs=1, views=lambda x: x, batch_size=32, random_state=0, device="cuda")
+here, there = (SimCLR(SmallResNet, {{"width": 4, "stages": 1}}, 8, 8, 8, **how).fit(x).transform(x)
+               for x in (samples, samples.to("cuda")))
+assert torch.equal(here, there)
 """
 
 
-def test_images_of_an_estimator_are_channels_last_for_encoders_we_know_alone(tmp_path):
+def test_images_of_an_estimator_may_be_on_it_and_are_channels_last_for_encoders_we_know_alone(tmp_path):
     script = tmp_path / "formats.py"
     script.write_text(FORMATS.format(root=str(running.ROOT)))
     run(tmp_path / "events.json", script)
