@@ -240,6 +240,7 @@ def fine_tune(settings: Settings, trial: Trial, fit: Fit, embed: Embed, session:
 
         if fit.step % order.steps_per_epoch == 0:
             end_epoch(settings, trial, fit, session, log)
+        session.save_if_due(fit)
     session.watchdog.pause()
     batches.close()
     log.close()
@@ -247,7 +248,7 @@ def fine_tune(settings: Settings, trial: Trial, fit: Fit, embed: Embed, session:
 
 
 def end_epoch(settings: Settings, trial: Trial, fit: Fit, session: FitSession, log: EpochLog) -> None:
-    """Validate, log the epoch, keep its weights if they are the best, and save if it is time."""
+    """Validate, log the epoch, and keep its weights if they are the best."""
     epoch = {"epoch": fit.step // trial.order.steps_per_epoch, "train_loss": fit.end_epoch()}
     speed = log.images_per_second(fit, trial.order.global_batch)
     bad_images = session.bad_images.agree()
@@ -269,7 +270,6 @@ def end_epoch(settings: Settings, trial: Trial, fit: Fit, session: FitSession, l
             "whole": trial.val.resident is not None,  # how --predict shows images
         }
         best_model.write_best(trial.folder, fit.best)
-    session.save_if_due(fit)
     log.start_clock(fit)
 
 

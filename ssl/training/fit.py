@@ -61,8 +61,10 @@ class Fit:
         return loss
 
     def share_loss(self) -> None:
-        """Before the last save: rank 0, which saves, takes over the losses of all ranks. All ranks call it."""
+        """Before a save: rank 0, which saves, takes over the losses of all ranks. All ranks call it."""
         sum_over_ranks(self.loss_sum)
+        if not is_main():
+            self.loss_sum.zero_()
 
     def state_dict(self) -> dict:
         return {

@@ -11,8 +11,12 @@ class FitSession(Session):
     """One for all runs of a fine-tuning. All ranks call all of it."""
 
     def save_if_due(self, fit: Fit) -> None:
-        if is_main() and self.run.due(self.settings.save_minutes):
-            self.save(fit)
+        """Save, also in the midst of an epoch: all ranks know whether a save was due when the step began."""
+        if self.requests.due and not self.asked:  # else `end_run` saves
+            fit.share_loss()
+            self.bad_images.agree()
+            if is_main():
+                self.save(fit)
 
     def end_run(self, fit: Fit) -> None:
         """Save what this run has reached. If the process was asked to stop, it ends here."""

@@ -35,7 +35,7 @@ class Session:
 
     def read(self, batches: Iterator[Batch], step: int, micro_batches: int = 1) -> list[Batch]:
         """This rank's micro-batches, with which `step` becomes `step` + 1."""
-        self.requests.ask()
+        self.requests.ask(self.run.due(self.settings.save_minutes))
         self.watchdog.beat(step, "reading data")
         read = [next(batches) for _ in range(micro_batches)]
         for batch in read:

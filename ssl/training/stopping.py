@@ -30,6 +30,8 @@ EX_TEMPFAIL = 75  # exit status of sysexits.h: try again
 class StopRequests:
     """Receives requests from now on. All ranks call `ask` at the beginning of a step and `answer` at its end.
 
+    Since `answer`, `due` says on all ranks whether one of them said in `ask` that a save is due.
+
     A second signal ends the process at once (status 128 + its number), unless it comes within ECHO seconds of the
     first. When torchrun dies, its ranks get SIGTERM. Ranks wait for each other up to `patience` minutes.
     """
@@ -67,12 +69,12 @@ class StopRequests:
                 tell(f"{signal.Signals(number).name} again: leaving at once")
                 os._exit(128 + number)
 
-    def ask(self) -> None:
-        """Begin to ask all ranks whether one has a request. The exchange runs while the step computes."""
+    def ask(self, due: bool = False) -> None:
+        """Begin to ask all ranks whether one has a request, or a save due. The exchange runs while a step computes."""
         if is_main() and time.monotonic() - self.looked > 1:
             self.looked = time.monotonic()
             self.file_seen = self.file_seen or os.path.exists(self.file)
-        self.asked = torch.tensor([self.heard or self.file_seen * STOP_FILE])
+        self.asked = torch.tensor([self.heard or self.file_seen * STOP_FILE, int(due)])
         if self.group is not None:
             self.pending = dist.all_reduce(self.asked, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
@@ -80,7 +82,7 @@ class StopRequests:
         """What asked any rank to stop before this step began, the same words on all ranks; None: go on."""
         if self.pending is not None:
             self.pending.wait()
-        number = int(self.asked)
+        number, self.due = self.asked.tolist()
         if number == STOP_FILE:
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)

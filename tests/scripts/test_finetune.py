@@ -271,6 +271,20 @@ def asked(self):
 stopping.StopRequests.answer = asked
 finetune.main()
 """
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import finetune
+from ssl.training.fit_session import FitSession
+save = FitSession.save_if_due
+def save_and_be_killed(self, fit):
+    save(self, fit)
+    self.run.settle()  # the save has ended
+    if fit.step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+FitSession.save_if_due = save_and_be_killed
+finetune.main()
+"""
 NO_REHEARSAL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -278,6 +292,22 @@ import finetune
 finetune.rehearse = lambda *arguments: None
 finetune.main()
 """
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_kill_in_the_midst_of_an_epoch_costs_no_more_than_the_steps_since_the_last_save(
+    images, encoder, tmp_path, processes
+):
+    (tmp_path / "killed.py").write_text(KILLED)
+    how = tiny(data_dir=images, init=encoder, batch_size=12 // processes, save_minutes=1e-6)
+    run("finetune.py", *how, output_dir=tmp_path / "whole", processes=processes)
+    run(tmp_path / "killed.py", *how, output_dir=tmp_path / "cut", processes=processes, check=False)
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    assert (state["step"], state["loss_images"]) == (7, 24)  # two of the five steps of epoch 1
+    run("finetune.py", *how, output_dir=tmp_path / "cut", processes=processes)
+    whole, cut = ([entry["train_loss"] for entry in history(tmp_path / name)] for name in ("whole", "cut"))
+    assert whole == cut
+    assert torch.equal(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("processes", [1, 4])
