@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ssl.distributed import gather_rows
 from ssl.errors import UserError
-from ssl.estimators import arguments, fit, lightning, optimization, saved, transform
+from ssl.estimators import fit, optimization, saved, transform
 from ssl.estimators.batch import describe, split_on_all_ranks
 from ssl.estimators.network import Network, batch_to
 from ssl.estimators.samples import are_samples
@@ -66,12 +66,6 @@ class Estimator(Params):
         raise NotImplementedError
 
     # Arguments ------------------------------------------------------------------------
-
-    def _translated(self, changes: dict) -> dict:
-        return lightning.translated(changes)
-
-    def _check(self, params: dict) -> None:
-        arguments.check(params)
 
     def _apply(self, changed: set[str]) -> None:
         self.loss = self._make_loss()

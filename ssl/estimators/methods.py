@@ -40,22 +40,7 @@ class BarlowTwins(Estimator):
         lr_scheduler_kwargs=None,
         **kwargs,
     ):
-        super().__init__(
-            encoder=encoder,
-            encoder_kwargs=encoder_kwargs,
-            proj_input_dim=proj_input_dim,
-            proj_hidden_dim=proj_hidden_dim,
-            proj_output_dim=proj_output_dim,
-            lambd=lambd,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
-            optimizer_kwargs=optimizer_kwargs,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_kwargs=lr_scheduler_kwargs,
-            **kwargs,
-        )
+        super().__init__(locals())
 
     def _make_loss(self) -> nn.Module:
         return BarlowTwinsLoss(self.lambd)
@@ -89,22 +74,7 @@ class SimCLR(Estimator):
         lr_scheduler_kwargs=None,
         **kwargs,
     ):
-        super().__init__(
-            encoder=encoder,
-            encoder_kwargs=encoder_kwargs,
-            proj_input_dim=proj_input_dim,
-            proj_hidden_dim=proj_hidden_dim,
-            proj_output_dim=proj_output_dim,
-            temperature=temperature,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
-            optimizer_kwargs=optimizer_kwargs,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_kwargs=lr_scheduler_kwargs,
-            **kwargs,
-        )
+        super().__init__(locals())
 
     def _make_loss(self) -> nn.Module:
         return InfoNCELoss(self.temperature)

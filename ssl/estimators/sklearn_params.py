@@ -6,23 +6,28 @@ from typing import ClassVar
 import numpy as np
 
 from ssl.errors import UserError, nearest
+from ssl.estimators import arguments, lightning
 
 
 class Params:
     """The arguments of the constructor are attributes, and `get_params` returns the objects that were given.
 
     A class defines EXTRA, {name: default} of the arguments that its signature sums up as **kwargs; REPLACED, names of
-    the arguments whose attribute holds what was made from them, and cannot be assigned; `_check(params)`, which raises
-    an error for values that cannot work; `_apply(changed)`, which puts the arguments of these names into effect.
+    the arguments whose attribute holds what was made from them, and cannot be assigned; `_apply(changed)`, which puts
+    the arguments of these names into effect.
     """
 
     EXTRA: ClassVar[dict] = {}
     REPLACED: ClassVar[set] = set()
 
-    def __init__(self, **given):
-        """Raises `UserError` for an argument that does not exist."""
+    def __init__(self, given: dict):
+        """`given`: `locals()` of the constructor, so that it need not name its arguments twice.
+
+        Raises `UserError` for an argument that does not exist.
+        """
         self._params: dict = {}  # what is in effect
-        self.set_params(**self._defaults() | given)
+        named = {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
+        self.set_params(**self._defaults() | named | given["kwargs"])
 
     def __setattr__(self, name: str, value) -> None:
         if name in self.REPLACED:
@@ -47,7 +52,7 @@ class Params:
         Arguments that were assigned as attributes, `model.max_epochs = 3`, take effect here, too. One that has its
         present value changes nothing.
         """
-        changes = self._translated(self._assigned()) | self._translated(changes)
+        changes = lightning.translated(self._assigned()) | lightning.translated(changes)
         known = self._defaults()
         for name in changes:
             if name not in known:
@@ -56,7 +61,7 @@ class Params:
                     f"there are {', '.join(known)}"
                 )
         wanted = self.get_params() | changes
-        self._check(wanted)
+        arguments.check(wanted)
         changed = {name for name in changes if name not in self._params or not _same(wanted[name], self._params[name])}
         before = dict(self.__dict__)
         try:
@@ -68,10 +73,6 @@ class Params:
             self.__dict__.update(before)
             raise
         return self
-
-    def _translated(self, changes: dict) -> dict:
-        """`changes`, with the names of another library replaced by ours."""
-        return changes
 
     def _assigned(self) -> dict:
         """Arguments that were assigned as attributes, and dicts that were changed in place, not in effect yet."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from spawn import on_ranks
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 from ssl.distributed import broadcast_object, is_main, rank, world_size
 from ssl.errors import UserError
@@ -87,6 +87,24 @@ def test_two_processes_learn_and_transform_as_one(tmp_path):
     assert last_lines[0][0].startswith("fit: 15 steps in ") and last_lines[1][0].startswith("fit: 15 steps in ")
     assert last_lines[2] == []  # rank 1 prints nothing
     assert one["features"].shape == (41, 8) and pytest.approx(0) != float(one["features"].std())
+
+
+def fit_by_batch_sampler():
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    sizes = dict(proj_input_dim=8, proj_hidden_dim=8, proj_output_dim=8, max_epochs=1, random_state=0, device="cpu")
+    said = []
+    for sampler in (DistributedSampler(x, world_size(), rank()), RandomSampler(x)):
+        loader = DataLoader(TensorDataset(x, x), batch_sampler=BatchSampler(sampler, 8, True))
+        try:
+            said.append(BarlowTwins(Encoder, **sizes).fit(loader).step)
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_batch_sampler_may_share_the_samples_out(tmp_path):
+    for learnt, refused in on_ranks(fit_by_batch_sampler, [2], tmp_path)[2]:
+        assert learnt == 2 and "every process would train on the same batches" in refused
 
 
 class OwnStatistics(nn.Sequential):

@@ -718,6 +718,65 @@ def test_a_fit_that_was_interrupted_in_a_validation_ends_as_one_that_was_not(sch
     assert model.history == whole.history and len(told) == len(whole.history) - (step - 1) // 5
 
 
+def test_what_a_file_could_not_hold_may_be_set_after_load(tmp_path):
+    how = dict(optimizer=torch.optim.RMSprop, lr_scheduler="none")
+    model = make(**how, max_steps=7).fit(numbers())
+    model.save(tmp_path / "model.pt")
+    loaded = BarlowTwins.load(tmp_path / "model.pt", encoder=Encoder, views=noisy, max_steps=-1)
+    with pytest.raises(UserError, match="could not hold optimizer"):
+        loaded.fit(numbers(), resume=True)
+    loaded.set_params(optimizer=torch.optim.RMSprop).fit(numbers(), resume=True)
+    assert torch.equal(weights(loaded), weights(make(**how).fit(numbers())))
+
+
+def test_paths_may_be_samples(tmp_path):
+    for number, x in enumerate(numbers(16)):
+        np.save(tmp_path / f"{number}.npy", x.numpy())
+    paths = [tmp_path / f"{number}.npy" for number in range(16)]
+    found = make(views=lambda path: noisy(torch.from_numpy(np.load(path)))).fit(paths)
+    assert torch.equal(weights(found), weights(make().fit(numbers(16))))
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Views that the workers draw."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        x = numbers(16)[index]
+        return noisy(x), noisy(x)
+
+
+def test_workers_that_live_on_draw_as_new_ones_do():
+    def learnt(persistent):
+        loader = DataLoader(Drawn(), batch_size=8, num_workers=1, persistent_workers=persistent)
+        return loader, weights(make().fit(loader))
+
+    _, expected = learnt(False)
+    loader, once = learnt(True)
+    assert torch.equal(once, expected)
+    assert torch.equal(weights(make().fit(loader)), expected)  # the same loader again
+
+
+class Sharded(torch.utils.data.BatchSampler):
+    """A user's batch sampler; its sampler is told of the epochs."""
+
+
+def test_a_batch_sampler_is_told_the_epoch():
+    class Told(torch.utils.data.SequentialSampler):
+        epochs = ()
+
+        def set_epoch(self, epoch):
+            self.epochs += (epoch,)
+
+    for kind in (torch.utils.data.BatchSampler, Sharded):
+        sampler = Told(range(16))
+        data = TensorDataset(numbers(16), numbers(16))
+        make().fit(DataLoader(data, batch_sampler=kind(sampler, 8, False)))
+        assert sampler.epochs == (0, 1, 2)
+
+
 def test_what_is_changed_between_fit_and_resume_counts(tmp_path):
     lrs = []
     model = make(callbacks=lambda model, epoch, metrics: lrs.append(metrics["lr"])).fit(numbers())

@@ -180,6 +180,14 @@ def test_what_is_held_out_keeps_its_groups():
     assert Counter(train.groups) + Counter(held.groups) == Counter(data.groups)
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_class_keeps_an_image_to_learn_from_however_much_is_held_out(groups):
+    of = torch.tensor([0] * 10 + [1] * 2 + [2])
+    names = [str(i) for i in range(13)] if groups else None
+    train, held = (torch.bincount(of[part], minlength=3).tolist() for part in split_validation(of, 0.8, 0, names))
+    assert (train, held) == ([2, 1, 1], [8, 1, 0])
+
+
 def test_where_nothing_can_be_held_out_it_is_said():
     one_group_a_class = Images("folder", torch.tensor([0, 0, 1, 1]), ["a", "b"], groups=["p", "p", "q", "q"])
     with pytest.raises(UserError, match="no image of the 4 can be held out for validation"):
