@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked_run import ForkedRun
 
 from ssl.faultcheck.small_run import TRAIN, SmallRun, make_images
 
@@ -35,14 +36,14 @@ def new_run(images, tmp_path) -> Callable[..., SmallRun]:
 
     def new_run(processes: int = 2, name: str = "run", **how) -> SmallRun:
         options = {"max_steps": LENGTH, **how.pop("options", {})}
-        return SmallRun(tmp_path / name, images, processes, options, **how)
+        return ForkedRun(tmp_path / name, images, processes, options, **how)
 
     return new_run
 
 
 @pytest.fixture(scope="session")
 def undisturbed(images, tmp_path_factory) -> Callable[..., SmallRun]:
-    """undisturbed(processes, steps) is such a run that nothing has befallen."""
+    """undisturbed(processes, steps) is such a run that nothing has befallen, started by python or torchrun itself."""
     made: dict[tuple[int, int], SmallRun] = {}
 
     def run(processes: int = 2, steps: int = LENGTH) -> SmallRun:

@@ -24,6 +24,17 @@ def test_to_look_does_not_change_what_is_seen(new_run, undisturbed, options):
     assert run.digest(metrics=False) == undisturbed(1).digest(metrics=False)
 
 
+def test_four_views_are_continued_to_the_same_bits(new_run, undisturbed):
+    whole, run = (new_run(name=name, options={"views": 4}) for name in ("whole", "parts"))
+    whole.finished()
+    run.options["max_steps"] = 7
+    run.finished()
+    run.options["max_steps"] = whole.options["max_steps"]
+    run.finished()
+    assert "continuing at step 7 of 16" in run.printed()
+    assert run.digest() == whole.digest() != undisturbed().digest()
+
+
 def test_another_number_of_processes_continues_the_same_run(new_run, undisturbed):
     """Four, then two, then one: the same images in the same views, so the same losses, to rounding."""
     run = new_run(4, options={"max_steps": 5})

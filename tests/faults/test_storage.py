@@ -6,9 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from forked_run import ForkedRun
 from waiting import wait_for_save
 
 from ssl.checkpoints import torch_file
@@ -22,19 +25,26 @@ def newest(run: SmallRun) -> int:
     return torch_file.load(torch_file.kept(run.folder)[0])["step"]
 
 
-@pytest.fixture
-def half(new_run) -> SmallRun:
-    """A run of one process that was stopped after step 8; steps 8 and 6 are kept."""
-    run = new_run(1, options={"max_steps": 8})
+@pytest.fixture(scope="module")
+def until_8(images, tmp_path_factory) -> Path:
+    """The folder of a run of one process that ended after step 8; steps 8 and 6 are kept."""
+    run = ForkedRun(tmp_path_factory.mktemp("half") / "run", images, 1, {"max_steps": 8})
     run.finished()
-    run.options["max_steps"] = 16
+    return run.folder
+
+
+@pytest.fixture
+def half(new_run, until_8) -> SmallRun:
+    """The same run to be continued to step 16, in a folder of its own."""
+    run = new_run(1)
+    shutil.copytree(until_8, run.folder)
     return run
 
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(half, undisturbed, chance):
     kinds = ["with a flipped bit", "cut short", "emptied", "foreign"]
     for kind in kinds:
-        run = SmallRun(half.folder.with_name(kind.replace(" ", "_")), half.images, 1, half.options)
+        run = replace(half, folder=half.folder.with_name(kind.replace(" ", "_")))
         shutil.copytree(half.folder, run.folder)
         path = run.folder / "checkpoint.pt"
         if kind == "foreign":
