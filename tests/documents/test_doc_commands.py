@@ -67,6 +67,12 @@ PLACES = {
     "/path/to/small": "smaller",
     "/path/to/scans": "scans",
 }
+PUBLISHED = {  # file: (network, how its names are)
+    "moco_v2_800ep_pretrain.tar": ("resnet50", "moco"),
+    "moco_v2_800ep_pretrain.pth.tar": ("resnet50", "moco"),
+    "simclr_r50_800.pth": ("resnet50", "simclr, converted"),
+    "r18.ckpt": ("resnet18", "solo-learn"),
+}
 SMALL = {
     "train.py": dict(
         encoder="ssl.encoders.SmallResNet",
@@ -92,27 +98,31 @@ def command_lines(document: Path) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+def named(document: Path) -> set[str]:
+    """The words of its commands that run here; files and folders under their names here."""
+    lines = filter(runs_here, command_lines(document))
+    return {PLACES.get(word, word) for line in lines for word in shlex.split(line, comments=True)}
+
+
 @pytest.fixture
-def desk(tmp_path, monkeypatch) -> Path:
-    """A folder with everything that the commands name."""
+def desk(document, tmp_path, monkeypatch) -> Path:
+    """A folder with what the commands of the document name."""
     monkeypatch.chdir(tmp_path)
+    words = named(document)
+    for name in ("configs", "ssl"):
+        Path(name).symlink_to(ROOT / name)
     for seed, folder in ((0, "images"), (10, "other")):
         class_folders(Path(folder), {"train": (60, seed), "val": (6, seed + 1), "test": (6, seed + 2)}, size=80)
     table = [f"{path.relative_to('images')},{path.parent.name}" for path in sorted(Path("images").rglob("*.png"))]
     Path("labels.csv").write_text("\n".join(["image,diagnosis", *table, ""]))
-    pixels = render(torch.arange(80) % 3, 32, 3)
-    for i, hospital in enumerate(("A1", "A2", "GI", "HN", "BH", "BH")):  # slides of 16 patches, of two classes
-        noise = np.random.default_rng(i).integers(0, 200, (560, 560, 3), dtype=np.uint8)
-        for folder, image in (("SLIDES", noise), ("MASKS", np.repeat(np.arange(2, dtype=np.uint8), 280)[:, None])):
-            Path(folder).mkdir(exist_ok=True)
-            image = np.broadcast_to(image, (560, 560)) if folder == "MASKS" else image
-            Image.fromarray(np.ascontiguousarray(image)).save(Path(folder, f"TCGA-{hospital}-A0{i}-DX1.png"))
-    Path("region_GTcodes.csv").write_text("main_classes,GT_code\ntumor,0\nstroma,1\n")
-    Path("scans").mkdir()
-    for i in range(20):
-        scan = np.random.default_rng(i).integers(0, 4096, (80, 80), dtype=np.uint16)
-        Image.fromarray(scan).save(Path("scans", f"{i}.png"))
-    images, labels = pixels.permute(0, 2, 3, 1).numpy(), np.arange(80) % 3
+    if "SLIDES" in words:
+        make_slides()
+    if "scans" in words:
+        Path("scans").mkdir()
+        for i in range(20):
+            scan = np.random.default_rng(i).integers(0, 4096, (80, 80), dtype=np.uint16)
+            Image.fromarray(scan).save(Path("scans", f"{i}.png"))
+    images, labels = render(torch.arange(80) % 3, 32, 3).permute(0, 2, 3, 1).numpy(), np.arange(80) % 3
     np.save("microscope.npy", images)
     splits = {
         f"{split}_{what}": value
@@ -120,17 +130,29 @@ def desk(tmp_path, monkeypatch) -> Path:
         for what, value in (("images", images), ("labels", labels))
     }
     np.savez("pathmnist.npz", **splits)
-    published = {}
-    for name in ("resnet50", "resnet18"):
-        weights = torchvision.models.get_model(name).state_dict()
-        published[name] = layouts({key: value for key, value in weights.items() if not key.startswith("fc.")})
-    for name in ("moco_v2_800ep_pretrain.tar", "moco_v2_800ep_pretrain.pth.tar"):
-        torch.save(published["resnet50"]["moco"][0], name)
-    torch.save(published["resnet50"]["simclr, converted"][0], "simclr_r50_800.pth")
-    torch.save(published["resnet18"]["solo-learn"][0], "r18.ckpt")
-    for name in ("configs", "ssl"):
-        Path(name).symlink_to(ROOT / name)
+    for name, (network, layout) in PUBLISHED.items():
+        if name in words:
+            weights = torchvision.models.get_model(network).state_dict()
+            trunk = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+            torch.save(layouts(trunk)[layout][0], name)
+    for folder in ("runs/first", "runs/mine"):
+        if words & {folder, "runs"}:
+            perform(f"python train.py --data_dir images --output_dir {folder}")
+    if "torchvision" in words:
+        whole = "--encoder resnet18 --encoder_kwargs {} --stem imagenet"  # what torchvision and timm have, too
+        perform(f"python train.py --data_dir images --output_dir runs/resnet {whole}")
     return tmp_path
+
+
+def make_slides() -> None:
+    """Of 16 patches, of two classes."""
+    for i, hospital in enumerate(("A1", "A2", "GI", "HN", "BH", "BH")):
+        noise = np.random.default_rng(i).integers(0, 200, (560, 560, 3), dtype=np.uint8)
+        for folder, image in (("SLIDES", noise), ("MASKS", np.repeat(np.arange(2, dtype=np.uint8), 280)[:, None])):
+            Path(folder).mkdir(exist_ok=True)
+            image = np.broadcast_to(image, (560, 560)) if folder == "MASKS" else image
+            Image.fromarray(np.ascontiguousarray(image)).save(Path(folder, f"TCGA-{hospital}-A0{i}-DX1.png"))
+    Path("region_GTcodes.csv").write_text("main_classes,GT_code\ntumor,0\nstroma,1\n")
 
 
 def perform(line: str) -> None:
@@ -194,11 +216,6 @@ def runs_here(line: str) -> bool:
     "document", [d for d in DOCUMENTS if any(map(runs_here, command_lines(d)))], ids=lambda path: path.name
 )
 def test_the_commands_of_a_document_run_in_their_order(document, desk):
-    perform("python train.py --data_dir images --output_dir runs/first")
-    perform("python train.py --data_dir images --output_dir runs/mine")
-    if "ssl.export" in document.read_text("utf-8"):
-        whole = "--encoder resnet18 --encoder_kwargs {} --stem imagenet"  # what torchvision and timm have, too
-        perform(f"python train.py --data_dir images --output_dir runs/resnet {whole}")
     for line in filter(runs_here, command_lines(document)):
         perform(line)
 

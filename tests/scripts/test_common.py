@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from drawn import class_folders
-from running import ROOT, run
+from running import ROOT, options, run
 
 import evaluate
 import finetune
@@ -27,7 +27,11 @@ def test_the_demo_leaves_the_promised_table(tmp_path):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
-    done = subprocess.run([tmp_path / "scripts" / "demo", "--max_steps", "2"], capture_output=True, text=True)
+    demo = tmp_path / "scripts" / "demo"
+    assert demo.read_text().count("--random_init\n") == 1
+    demo.write_text(demo.read_text().replace("--random_init\n", "--random_init --probe_epochs 2\n"))
+    words = options(max_steps=2, encoder="ssl.encoders.SmallConvNet", encoder_kwargs="{width: 4, stages: 1, grid: 2}")
+    done = subprocess.run([demo, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "runs" / "demo" / "results.json").read_text())
     assert table.pop("of")["data"]["test_images"] == 4000

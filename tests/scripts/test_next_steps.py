@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from drawn import class_folders
@@ -26,17 +27,18 @@ def hint(printed: str, name: str) -> str:
     return line[12:]
 
 
-def shell(line: str, folder: Path) -> str:
-    """What a printed command prints: bash runs it, with this Python under the name `python`."""
+def shell(line: str, folder: Path, start: bool = False) -> str:
+    """What a printed command prints. bash reads it; its `python` is this Python, or hands its words to forked.py."""
     (folder / "bin").mkdir(exist_ok=True)
     python = folder / "bin" / "python"
-    if not python.exists():
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-    path = f"{python.parent}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    python.write_text("#!/bin/sh\n" + (f'exec {sys.executable} "$@"\n' if start else "printf '%s\\0' \"$@\"\n"))
+    python.chmod(0o755)
+    env = os.environ | forked.PLAIN | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    if not start:
+        done = forked.run(*done.stdout.split("\0")[:-1])
+        assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -51,7 +53,7 @@ def journey(tmp_path_factory) -> tuple[Path, str]:
 
 def test_the_commands_from_training_to_export_work_as_printed(journey):
     home, printed = journey
-    judged = shell(f"{hint(printed, 'judge it')} --protocol knn {QUICK}", home)
+    judged = shell(f"{hint(printed, 'judge it')} --protocol knn {QUICK}", home, start=True)
     assert (home / "my run" / "results.json").is_file()
     assert hint(judged, "fine-tune") == hint(printed, "fine-tune")
     quick = f"--epochs 1 --batch_size 12 {QUICK} --output_dir '{home / 'tuned run'}'"
