@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import chunk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -428,10 +429,6 @@ def test_any_damaged_image_is_pixels_or_a_bad_image(tmp_path_factory, content, c
         assert error.reason.isprintable() and error.reason
     finally:
         decoding.LARGEST_IMAGE = limit
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width, height, *chunks: bytes) -> bytes:

@@ -1,12 +1,11 @@
 """Files that cannot be shown never stop a run, hang a rank or let ranks drift, until they are too many."""
 
 import json
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
+from drawn import hollow_png
 from PIL import Image
 from running import metrics, run, tiny, weights
 
@@ -16,16 +15,6 @@ from ssl.data.loader import training_batches
 from ssl.data.order import Order, stand_in
 from ssl.errors import UserError
 from ssl.sources import datasets
-
-
-def bomb() -> bytes:
-    """A PNG of a few bytes that claims to be 60,000 × 60,000 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 def picture(path, number: int, side: int):
@@ -48,7 +37,8 @@ def ruin(root) -> list[str]:
     """Spoil four training images and one test image, each in its own way; their paths."""
     chosen = [root / "train" / "ab"[i % 2] / f"{i:02}.png" for i in (3, 10, 17, 31)]
     chosen.append(root / "test" / "b" / "05.png")
-    for path, content in zip(chosen, (b"", b"text", bomb(), chosen[3].read_bytes()[:200], b"\x89PNG\r\n\x1a\n")):
+    bomb = hollow_png(60_000, 60_000)
+    for path, content in zip(chosen, (b"", b"text", bomb, chosen[3].read_bytes()[:200], b"\x89PNG\r\n\x1a\n")):
         path.write_bytes(content)
     return [str(path) for path in chosen]
 

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from drawn import chunk, hollow_png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -66,9 +67,6 @@ def test_the_transparent_level_of_grey_becomes_white_at_any_depth(tmp_path, bits
     most, count = 2**bits - 1, 8
     levels = np.linspace(0, most, count).round().astype(int)
     packed = int("".join(f"{level:0{bits}b}" for level in levels), 2).to_bytes(count * bits // 8, "big")
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     for clear in {*levels.tolist()}:
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", count, 1, bits, 0, 0, 0, 0))
@@ -150,10 +148,6 @@ def test_control_pillow_alone_fails_on_such_exif(tmp_path):
             ImageOps.exif_transpose(Image.open(path))
 
 
-def chunk(kind: bytes, body: bytes, whole: bool = True) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ (not whole))
-
-
 NOISE = np.random.default_rng(0).bytes(2_000_000)
 
 
@@ -195,19 +189,9 @@ def jpeg() -> bytes:
     return file.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds almost nothing."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>not found</html>", jpeg()[:500], jpeg()[:-200], png_header(20_000, 20_000), png_header(8, 8)],
+    [b"", b"<html>not found</html>", jpeg()[:500], jpeg()[:-200], hollow_png(20_000, 20_000), hollow_png(8, 8)],
     ids=["empty", "html", "cut early", "cut late", "bomb", "hollow"],
 )
 def test_a_ruined_file_is_named_by_its_path(tmp_path, content):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from drawn import picture
 
 from ssl.data import listing
 from ssl.errors import UserError
@@ -15,8 +15,7 @@ from ssl.sources import datasets, lookup
 
 def pictures(root: Path, *names: str) -> None:
     for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (70, 70), (number, 0, 0)).save(root / name)
+        picture(root / name, (number, 0, 0))
 
 
 def failing(monkeypatch, call: str, place: Path, code: int) -> None:

@@ -1,5 +1,8 @@
 """Few labels: the head is scikit-learn's, the draws are nested and paired, the interval is Student's."""
 
+from functools import partial
+
+import drawn
 import pytest
 import torch
 from scipy import stats
@@ -10,12 +13,7 @@ from ssl.evaluation import few_shot, logistic
 from ssl.evaluation.feature_rows import Rows, statistics
 from ssl.sources import labels as of_sources
 
-
-def blobs(count, seed, width=12, classes=4, spread=1.6):
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) + 3
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+blobs = partial(drawn.blobs, middle=3)
 
 
 def draws_of(labels, shots, seed):

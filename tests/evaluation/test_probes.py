@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawn import blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -11,13 +12,6 @@ from ssl.evaluation import metrics
 from ssl.evaluation.feature_rows import Rows
 from ssl.evaluation.intervals import wilson
 from ssl.evaluation.probes import fit_heads, hold_out_tenth, knn, probe
-
-
-def blobs(count, seed, width=12, classes=4, spread=1.6):
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
 
 
 def test_probe_is_as_good_as_logistic_regression():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn import picture
 
 from ssl.data import keys, prepare
 from ssl.data.hold_out import split_validation
@@ -18,11 +18,6 @@ from ssl.sources import datasets
 from ssl.sources.cut import TENTH, test_images
 
 test_images.__test__ = False  # it is no test
-
-
-def picture(path: Path, colour: tuple[int, int, int] = (0, 0, 0), size: int = 70) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (size, size), colour).save(path)
 
 
 def folders(root: Path, each: int = 60) -> Path:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import finetune
 from ssl.errors import UserError
@@ -29,11 +29,6 @@ def write(path: Path, rows, delimiter=",") -> Path:
 def isic_rows(names, prefix=""):
     """Every third is a melanoma."""
     return [HEADER, *([prefix + n, float(i % 3 == 0), *"00000000", int(i % 3 == 0)] for i, n in enumerate(names))]
-
-
-def picture(path: Path, color=(1, 2, 3)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (80, 70), color).save(path)
 
 
 def isic2019(root: Path) -> tuple[str, str]:

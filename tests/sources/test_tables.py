@@ -8,9 +8,9 @@ import unicodedata
 
 import pytest
 import torch
+from drawn import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from running import ROOT, run, tiny
 
 from ssl.data import tables
@@ -35,9 +35,7 @@ def refusal(call, *arguments) -> str:
 
 def pictures(root, names):
     for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (70, 70), (number, 0, 0)).save(path)
+        picture(root / name, (number, 0, 0))
 
 
 # Reading -----------------------------------------------------------------------
