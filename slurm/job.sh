@@ -74,8 +74,9 @@ repeatable() {
   exit 1
 }
 
+# On a full disk the log may take no line; that must decide nothing.
 say() {
-  echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((restarts + 1)): $*"
+  echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((restarts + 1)): $*" || true
 }
 
 # The value of --output_dir among the arguments.

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from cluster import wait_for
@@ -39,6 +40,7 @@ class Fake:
     preempted: str = "None"
     restarts: int = 0
     name: str = "name"
+    log: int | TextIO = subprocess.PIPE
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
@@ -56,7 +58,7 @@ class Fake:
         return subprocess.Popen(
             ["bash", ROOT / "slurm" / script, *arguments],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
+            stdout=self.log,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -180,6 +182,18 @@ def test_a_signal_to_the_batch_script_stops_the_run_by_its_stop_file(tmp_path, n
     said = fake.end(process)
     assert fake.requeued() == ["64321"] and process.returncode == 0, said
     assert "asking the run to save and stop" in said and not (run / "stop").exists()
+
+
+def test_a_log_on_a_full_disk_decides_nothing(tmp_path):
+    run = tmp_path / "run"
+    stop = f"until [ -e '{run}/stop' ]; do sleep 0.05; done"
+    with open("/dev/full", "w") as log:
+        fake = Fake(tmp_path, f"mkdir '{run}'; {stop}; {leaves(run, 'preempted', 80, 0)}", log=log)
+        process = fake.start("train.sbatch", "--output_dir", str(run))
+        wait_for(run.exists, "the run", 30)
+        process.send_signal(signal.SIGUSR1)
+        fake.end(process)
+    assert fake.requeued() == ["64321"] and process.returncode == 0
 
 
 @pytest.mark.parametrize("script", ["train", "finetune"])
