@@ -17,7 +17,7 @@ from ssl.errors import CLEARED, on_failure, on_terminal, one_line
 def say(text: str = "") -> None:
     """Print on rank 0, above any progress bar. A closed stdout is ignored; what its encoding lacks is escaped."""
     with contextlib.suppress(OSError):
-        if is_main():
+        if is_main() and sys.stdout is not None:  # it is None where it was closed before the start
             tqdm.write(_spelled(text), file=sys.stdout)
             sys.stdout.flush()
 
@@ -56,7 +56,8 @@ class _Bar(tqdm):
     @property
     def format_dict(self) -> dict:
         found = super().format_dict
-        return found | {"ncols": found["ncols"] and max(found["ncols"] - 3, 1)}
+        known = (found["ncols"] or 0) > 0  # a terminal that does not know its width says 0, and tqdm takes 1 from it
+        return found | {"ncols": max(found["ncols"] - 3, 1) if known else None}
 
 
 _bars: weakref.WeakSet[_Bar] = weakref.WeakSet()

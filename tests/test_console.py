@@ -1,7 +1,12 @@
 """The progress bar moves by time, whatever is logged, and a file gets lines as before."""
 
+import ast
 import io
+import pty
+import struct
 import sys
+import termios
+from fcntl import ioctl
 
 import pytest
 from drawn import class_folders
@@ -93,6 +98,33 @@ def test_what_stdout_cannot_spell_is_escaped(monkeypatch, encoding, expected):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, errors="strict"))
     console.say("79 – 80, caf\udce9")
     assert written.getvalue() == expected + b"\n"
+
+
+def test_a_stdout_that_was_closed_before_the_start_is_ignored(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    console.say("nobody hears this")
+
+
+def test_only_say_and_tell_print():
+    """They take a stdout or stderr that is closed or full."""
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "ssl").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
+    }
+    assert found == {"ssl/errors.py"}
+
+
+@pytest.mark.parametrize("columns", [0, 1, 80])
+def test_the_bar_shows_its_numbers_on_a_terminal_of_unknown_width(monkeypatch, clock, columns):
+    leader, follower = pty.openpty()
+    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = console.Progress(100, 0)
+        assert b"0/100" in screen.read(4096)
+        progress.close()
 
 
 @pytest.mark.parametrize("script", ["train.py", "finetune.py"])

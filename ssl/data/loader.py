@@ -20,7 +20,7 @@ from ssl.data.images import Images
 from ssl.data.order import Order, batch_seed
 from ssl.data.worker import Batch, PlainFiles, TrainingFiles
 from ssl.distributed import rank, world_size
-from ssl.errors import UserError, first_line
+from ssl.errors import UserError, first_line, tell
 from ssl.signals import begin_worker, signals_held
 
 RESTARTS = 3  # how often killed workers are replaced in a run
@@ -132,10 +132,7 @@ def _worker_batches(files: Dataset, keys: Sequence, workers: int, device: torch.
                     "reason is too little memory, or too little space in /dev/shm. Run the same command with fewer "
                     "--workers"
                 ) from None
-            print(
-                f"*** rank {rank()}: {len(dead)} of {workers} loader workers died; new ones are started ***",
-                flush=True,
-            )
+            tell(f"*** rank {rank()}: {len(dead)} of {workers} loader workers died; new ones are started ***")
         finally:
             end_workers()
             atexit.unregister(end_workers)
