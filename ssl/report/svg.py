@@ -146,8 +146,8 @@ def scatter(points: Points, groups: Sequence[int], title: str, labels: tuple[str
 
 
 def number(value: float) -> str:
-    """At most four digits: 0.001, 12, 3.5e+06."""
-    return f"{value:.4g}"
+    """At most four digits: 0.001, 12, 3.5e+06; of a whole number, a count, all of them."""
+    return str(value) if isinstance(value, int) and abs(value) < 10**15 else f"{value:.4g}"
 
 
 def numbers(values: Sequence[float]) -> list[str]:
