@@ -161,13 +161,19 @@ def _validated(run: Run, of: str) -> Iterable[Line]:
                 cells = _measured(line, "val_") | {"n": _word(line.get("val_n"))}
                 yield f"epoch {_word(line.get('epoch'))} ({which}){of}", cells
         return
+    head = run.settings.get("eval_head")
     if last:
-        cells = {"k-NN": _share(last, "knn_acc1"), "linear probe": _share(last, "linear_acc1")}
+        cells = {"k-NN": _share(last, "knn_acc1"), _column(head): _share(last, "linear_acc1")}
         yield f"epoch {_word(last.get('epoch'))} (the last){of}", cells | {"n": _word(last.get("judged_n"))}
     if run.best.get("chosen_by") == "linear_acc1":
         found = {"linear_acc1": run.best.get("value"), "linear_acc1_interval": run.best.get("interval")}
-        cells = {"linear probe": _share(found, "linear_acc1"), "n": _word(run.best.get("n"))}
+        cells = {_column(run.best.get("head", head)): _share(found, "linear_acc1"), "n": _word(run.best.get("n"))}
         yield f"epoch {_word(run.best.get('epoch'))} (encoder_best.pt){of}", cells
+
+
+def _column(head: object) -> str:
+    """The name of what `eval_head` asks for. An earlier version had no such setting, and the probe."""
+    return results.COLUMNS["fixed" if head == "fixed" else "probe"]
 
 
 # Numbers ----------------------------------------------------------------------------------

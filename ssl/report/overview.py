@@ -33,7 +33,7 @@ def _facts(run: Run) -> dict[str, str]:
     last = {name: points[-1][1] for name, points in run.curves.items()}
     script = "finetune.py" if run.fine_tuned else f"train.py, {settings.get('method')}" if settings else None
     at = f"{status['step']} of {status.get('of', '?')}" if "step" in status else None
-    chosen_by = str(run.best.get("chosen_by")).replace("linear_acc1", "the probe on validation images")
+    chosen_by = str(run.best.get("chosen_by")).replace("linear_acc1", "the linear head on validation images")
     best = f"step {run.best.get('step')}, by {chosen_by}" if run.best else None
     ended = "Ended" if status.get("state") in ("finished", "failed", "preempted") else "Last sign"
     loss = last.get("loss", last.get("train_loss"))

@@ -109,11 +109,14 @@ class Judge:
         values = self._values(step, alive)
         epoch = round(step / self.order.steps_per_epoch, 4)
         self.judged, self.values = step, {"epoch": epoch} | values
-        if values.get("linear_acc1", -1) > self.best.get("value", -1):
+        head = self.settings.eval_head
+        best = self.best if self.best.get("head", head) == head else {}  # another head's accuracy compares with none
+        if values.get("linear_acc1", -1) > best.get("value", -1):
             self.best = {
                 "step": step,
                 "epoch": epoch,
                 "chosen_by": "linear_acc1",
+                "head": head,
                 "value": values["linear_acc1"],
                 "interval": values["linear_acc1_interval"],
                 "n": values["judged_n"],
@@ -195,7 +198,7 @@ class Judge:
         if self.best:
             value = percent({"value_interval": self.best.get("interval", [0, 1])} | self.best, "value")
             path = self.run.folder / "encoder_best.pt"
-            head = {"protocol": "fixed"} if self.settings.eval_head == "fixed" else {}
+            head = {"protocol": "fixed"} if self.best.get("head", self.settings.eval_head) == "fixed" else {}
             say(f"best        {path}: linear {value} at epoch {self.best['epoch']:g}")
             say(f"judge best  {command('evaluate.py', model_path=path, **head)}")
 

@@ -718,6 +718,7 @@ def test_the_best_encoder_is_kept_and_the_first_of_equals(images, tmp_path, monk
         "step": 8,
         "epoch": 2.0,
         "chosen_by": "linear_acc1",
+        "head": "probe",
         "value": 0.5,
         "interval": wilson(10, 20),
         "n": 20,
@@ -730,6 +731,15 @@ def test_the_best_encoder_is_kept_and_the_first_of_equals(images, tmp_path, monk
     assert "epoch 2  k-NN 25.0 % (11.2–46.9)  linear 50.0 % (29.9–70.1), train 100.0 %" in printed
     assert f"best        {tmp_path / 'encoder_best.pt'}: linear 50.0 % (29.9–70.1) at epoch 2" in printed
     assert (tmp_path / "evaluation.png").stat().st_size > 1000
+
+
+def test_the_best_of_one_head_is_not_compared_with_anothers(images, tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.75, 0.5, 0.25])
+    how = JUDGED | {"eval_at_start": "false"}
+    learn(images, tmp_path, **how, max_steps=5)
+    learn(images, tmp_path, **how | {"eval_head": "fixed"})
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["step"], best["head"], best["value"]) == (8, "fixed", 0.5)
 
 
 def test_a_best_that_cannot_be_written_is_tried_again_and_never_called_another(images, tmp_path, monkeypatch, capsys):
