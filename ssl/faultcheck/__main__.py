@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from ssl import failures
 from ssl.checkpoints import torch_file
 from ssl.console import argument_parser, say, table
 from ssl.distributed import be_alone
@@ -80,16 +81,22 @@ def stopped(run: SmallRun, chance: random.Random, number: int) -> str:
 
 
 def disk_full(run: SmallRun, chance: random.Random) -> str:
-    """Let no file of this run grow beyond half a checkpoint, as on a full disk."""
-    saved = preempt(run, chance.randint(5, 15))
+    """Let no file of this run grow beyond half a checkpoint, as on a full disk, once it trains.
+
+    Not before: the limit holds for shared memory, too, of which NCCL makes files when it begins.
+    """
+    before = preempt(run, chance.randint(5, 15))
     limit = (run.folder / "checkpoint.pt").stat().st_size // 2
-    process = run.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = launch(run, before + 1)
+    for rank in ranks(process):
+        resource.prlimit(rank, resource.RLIMIT_FSIZE, (limit, limit))
     if run.finish(process) == 0 or run.step() != STEPS:
         raise UserError(f"with a full disk the run went to step {run.step()} and did not end with an error")
-    if torch_file.load(torch_file.kept(run.folder)[0])["step"] != saved:
-        raise UserError("with a full disk the last checkpoint was changed")
+    saved = torch_file.load(torch_file.kept(run.folder)[0])["step"]
+    if not before <= saved < STEPS:
+        raise UserError(f"with a full disk the last checkpoint is of step {saved}")
     run.finished()
-    return f"full from step {saved}: trained to the end, ended with an error, and saved when there was room"
+    return f"full after the save of step {saved}: trained to the end, ended with an error, saved when there was room"
 
 
 def damaged(run: SmallRun, chance: random.Random, how: str) -> str:
@@ -208,5 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("faultcheck"):
+    with one_line_errors("faultcheck", failures.explain):
         main()

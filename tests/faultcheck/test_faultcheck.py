@@ -63,13 +63,25 @@ def test_trials_end_in_the_undisturbed_weights_and_a_broken_promise_is_seen(monk
         torch_file.save(state, run.folder / "checkpoint.pt")
         return "a weight that is a little off"
 
+    # NCCL makes a file in shared memory when it begins. A disk that is full has room for it.
+    (tmp_path / "begins.py").write_text(
+        "import runpy, sys, tempfile\n"
+        "tempfile.TemporaryFile().truncate(9_637_888)\n"
+        f"sys.path[0] = {str(small_run.TRAIN.parent)!r}\n"
+        f"runpy.run_path({str(small_run.TRAIN)!r}, run_name='__main__')\n"
+    )
+
+    def disk_full(run) -> str:
+        run.script = tmp_path / "begins.py"
+        return all_trials["disk full"](run)
+
     all_trials = faultcheck.trials(1, chance)
-    trials = {name: all_trials[name] for name in ("ranks killed", "disk full")} | {"broken": broken}
+    trials = {"ranks killed": all_trials["ranks killed"], "disk full": disk_full, "broken": broken}
     with pytest.raises(UserError, match=r"1 of 3 trials failed; their runs are in .*new"):
         check(monkeypatch, "--output_dir", tmp_path / "new", "--processes", 1, "--device", "cpu", trials=trials)
     said = capsys.readouterr().out
     assert "ranks killed: identical, 1 times SIGKILL of a rank" in said
-    assert "disk full: identical, full from step" in said
+    assert "disk full: identical, full after the save of step" in said
     assert "broken: DIFFERENT, a weight that is a little off" in said
     assert "64 MiB written and flushed in" in said
     assert sorted(os.listdir(tmp_path / "new")) == ["broken", "broken.log", "images", "undisturbed", "undisturbed.log"]
