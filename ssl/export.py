@@ -31,7 +31,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl import files
+from ssl import failures, files
 from ssl.checkpoints import pretrained, safetensors, source_run, torch_file
 from ssl.checkpoints.layouts import ESTIMATOR, some_of
 from ssl.checkpoints.restore import restore
@@ -299,6 +299,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("export"):
+    with one_line_errors("export", failures.explain):
         be_alone()
         main()

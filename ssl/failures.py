@@ -1,6 +1,7 @@
-"""Say what a failure of the machine means and what to do: no memory, or processes that cannot reach each other."""
+"""Say what a failure of the machine means and what to do: no memory, a disk, processes that do not reach each other."""
 
 import contextlib
+import errno
 import os
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ NO_NCCL_MEMORY = (
     "Failed to CUDA calloc",
     "Failed to CUDA malloc",
 )  # in the last line of an error of NCCL
+OF_A_DISK = set("EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EIO ESTALE ENAMETOOLONG ELOOP".split())  # it refuses a file
 _advice: list[Callable[[], str]] = []  # at most one
 
 
@@ -54,6 +56,8 @@ def explain(error: Exception) -> str | None:
             f"{' '.join(torch.cuda.get_arch_list()) or 'no GPU'}); install the one for your GPU, as "
             "https://pytorch.org/get-started/locally says, or pass --device cpu"
         )
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno) in OF_A_DISK:
+        return f"{error.filename}: {error.strerror}" if error.filename else first
     if "does not have a deterministic implementation" in words:
         return f"deterministic: {first.split('. ')[0]}. Leave --deterministic out, or choose another encoder"
     if "connectFullMesh failed" in words:
@@ -70,10 +74,12 @@ def explain(error: Exception) -> str | None:
             "the same on every node, and that the port is free there and open between the nodes. On one machine, leave "
             "address and port to --gpus or torchrun --standalone"
         )
+    lost = f"the processes lost each other ({first}). If another rank has failed, its error is the reason"
+    if isinstance(error, RuntimeError) and "gloo/transport/" in first:  # what Gloo raises is a plain RuntimeError
+        return lost
     if isinstance(error, dist.DistBackendError):
         return (
-            f"the processes lost each other ({first}). If another rank has failed, its error is the reason. If not, "
-            "set NCCL_DEBUG=INFO to hear more from NCCL. Frequent reasons: the network interface (set "
+            f"{lost}. If not, set NCCL_DEBUG=INFO to hear more from NCCL. Frequent reasons: the network interface (set "
             "NCCL_SOCKET_IFNAME), too little /dev/shm in a container, two processes on one GPU"
         )
     return None
@@ -86,7 +92,8 @@ def memory_of(error: Exception) -> str | None:
     nccl = isinstance(error, dist.DistBackendError) and any(word in line for line in last for word in NO_NCCL_MEMORY)
     if isinstance(error, torch.OutOfMemoryError) or nccl or any(word in words for word in NO_GPU_MEMORY):
         return _gpu()
-    if isinstance(error, MemoryError) or any(word in words for word in NO_MEMORY):
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if no_memory or any(word in words for word in NO_MEMORY):
         return "this machine"
     return None
 

@@ -62,11 +62,18 @@ def remove_start(folder: Path, names: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to. At the end it takes the place of `path`; after an error it is removed."""
+    """A new file beside `path` to write to. At the end it takes the place of `path`; after an error it is removed.
+
+    An OSError of the system then names `path`.
+    """
     partial = path.with_name(PARTIAL + secrets.token_hex(8))
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(partial)):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -63,11 +63,11 @@ class Run:
 
 def find(folder: Path, depth: int = DEEPEST) -> list[Path]:
     """`folder`, if it is a run folder; else the run folders below it, by name; [] where there are none."""
-    if any((folder / name).is_file() for name in MARKS):
+    if any(os.path.isfile(folder / name) for name in MARKS):  # not Path.is_file, which raises where it may not look
         return [folder]
     try:
         with os.scandir(folder) as entries:
-            inner = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+            inner = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry)]
     except OSError:  # it may not be read
         return []
     return [run for path in sorted(inner) for run in find(path, depth - 1)] if depth else []

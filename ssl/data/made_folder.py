@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from ssl import files
+from ssl import failures, files
 from ssl.console import Progress
 from ssl.data.cores import core_share
 from ssl.data.decode import decode
@@ -119,6 +119,6 @@ def write(path: Path, content: bytes, shape: tuple | None = None, time_stamp: in
 
 def run(command: str, work: Callable):
     """What `work` returns. An error is printed as one line, with exit status 2. To a shell Ctrl-C is status 130."""
-    with one_line_errors(command):
+    with one_line_errors(command, failures.explain):
         be_alone()
         return work()

@@ -13,6 +13,7 @@ python -m ssl.report runs
 
 from pathlib import Path
 
+from ssl import failures
 from ssl.checkpoints import run_reader
 from ssl.console import argument_parser, counted, say
 from ssl.distributed import be_alone
@@ -80,5 +81,5 @@ def make_pictures(folders: list[Path], given: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("report"):
+    with one_line_errors("report", failures.explain):
         main()

@@ -1,6 +1,5 @@
 """Disks that fill, break and vanish: training goes on where it can, and no checkpoint is lost."""
 
-import ctypes
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked_run import ForkedRun
+from running import without_roots_rights
 from waiting import wait_for_save
 
 from ssl.checkpoints import torch_file
@@ -95,13 +95,6 @@ def test_a_full_disk_stops_no_training_and_loses_no_step(new_run, undisturbed, a
         assert run.digest() == undisturbed(1).digest()
     finally:
         subprocess.run(["umount", "-l", run.folder], check=True)
-
-
-def without_roots_rights() -> None:
-    """In a child before exec: file permissions hold for root, too."""
-    drop, override, read_search = 24, 1, 2
-    for capability in (override, read_search):
-        ctypes.CDLL(None).prctl(drop, capability)
 
 
 def test_a_folder_that_becomes_read_only(new_run, undisturbed, altered):

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import browser
 import pytest
 import torch
+from running import without_roots_rights
 
 from ssl.checkpoints import run_reader
 from ssl.errors import UserError
@@ -336,6 +337,29 @@ def test_accuracies_are_the_terminals_table_and_validation_stands_apart(tmp_path
     assert "epoch 2 (encoder_best.pt)</th><td>90.0 % (80.0–95.0)</td>" in validation
 
 
+def test_a_fixed_head_is_not_called_the_probe(tmp_path):
+    def judged(name, head, **best):
+        folder = write_run(tmp_path / name)
+        with open(folder / "config.yaml", "a") as file:
+            file.write(f"eval_head: {head}\n")
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 300, "epoch": 3, "judged_n": 50, "linear_acc1": 0.8}) + "\n")
+        best = {"step": 200, "epoch": 2, "chosen_by": "linear_acc1", "value": 0.9, "n": 50} | best
+        (folder / "best.json").write_text(json.dumps(best))
+        return folder
+
+    page = make_page(judged("fixed", "fixed"))
+    assert "fixed head" in page and "probe" not in page.partition("<caption")[2].partition("All ")[0]
+    text = without_heads(make_page(judged("one", "probe"), judged("two", "fixed", head="probe")))
+    validation = text[text.index("Validation: ") :].partition("</table>")[0].replace(" class=dash", "")
+    for row in (
+        "epoch 3 (the last), one</th><td>80.0 %</td><td>-</td><td>-</td><td>50</td>",
+        "epoch 3 (the last), two</th><td>-</td><td>-</td><td>80.0 %</td><td>50</td>",
+        "epoch 2 (encoder_best.pt), two</th><td>90.0 %</td><td>-</td><td>-</td><td>50</td>",
+    ):
+        assert row in validation, validation
+
+
 def test_a_fine_tuning_has_its_curves_and_no_health(tmp_path):
     (tmp_path / "config.yaml").write_text("freeze: false\nval_fraction: 0.1\n")
     lines = [
@@ -456,6 +480,12 @@ def test_ticks_are_few_round_and_within(low, high):
     assert 1 <= len(found) <= 11 and all(low - room <= tick <= high + room for tick in found)
 
 
+def test_a_count_has_all_its_digits():
+    assert [svg.number(n) for n in (12, 50_000, 123_499)] == ["12", "50000", "123499"]
+    assert [svg.number(x) for x in (0.00123456, 12.0, 3_456_789.0)] == ["0.001235", "12", "3.457e+06"]
+    assert svg.number(10**200) == "1e+200"
+
+
 def test_the_numbers_at_an_axis_differ():
     assert svg.numbers([2.3022, 2.3024, 2.3026]) == ["2.3022", "2.3024", "2.3026"]
     assert svg.numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
@@ -543,10 +573,16 @@ def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path, monke
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 
 
-def test_it_runs_as_a_module_beside_the_standard_one(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "status.json").write_text("{}")
-    done = subprocess.run([sys.executable, "-m", "ssl.report", str(folder)], capture_output=True, text=True)
+def test_it_runs_as_a_module_beside_the_standard_one_and_skips_what_it_may_not_enter(tmp_path):
+    for name in ("run", "private"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}")
+    (tmp_path / "private").chmod(0)
+    (tmp_path / "link").symlink_to("x" * 300)
+    command = [sys.executable, "-m", "ssl.report"]
+    how = {"capture_output": True, "text": True, "preexec_fn": without_roots_rights}
+    done = subprocess.run([*command, tmp_path], **how)
     assert done.returncode == 0, done.stderr
-    assert "<h1>Run run</h1>" in (folder / "report.html").read_text("utf-8")
+    assert "<h1>Run run</h1>" in (tmp_path / "report.html").read_text("utf-8")
+    done = subprocess.run([*command, tmp_path / "private" / "run"], **how)
+    assert (done.returncode, done.stderr) == (2, f"report: error: {tmp_path}/private/run: Permission denied\n")
