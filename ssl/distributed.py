@@ -39,7 +39,7 @@ def is_main() -> bool:
 
     A script asks also before it joins the group and after it has left it: then it is rank 0 of torchrun.
     """
-    return (rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0
+    return (rank() if dist.is_initialized() else int(os.environ.get("RANK") or 0)) == 0
 
 
 def alone_environment() -> dict[str, str]:
@@ -70,7 +70,7 @@ def start(
 
     `deterministic`: True for the same bits every time, False for a GPU's fastest kernels, None for PyTorch's choice.
     """
-    if gpus is not None and "RANK" not in os.environ:
+    if gpus is not None and not os.environ.get("RANK"):
         start_processes(gpus)
     place = join(device, patience)
     if deterministic is not None:
@@ -91,7 +91,7 @@ def join(device: str = "auto", patience: float = 10) -> torch.device:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGTERM)
     place = _place(device)
-    if "RANK" in os.environ and not dist.is_initialized():
+    if os.environ.get("RANK") and not dist.is_initialized():
         if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise UserError(
                 f"RANK is in the environment, but {', '.join(missing)} {'are' if missing[1:] else 'is'} not: start "
@@ -113,7 +113,7 @@ def _place(device: str) -> torch.device:
         return torch.device("cpu")
     if device != "cuda":
         raise UserError(f"device: {device!r} is none of auto, cpu, cuda")
-    local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local_rank, count = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
     if local_rank >= count:
         raise UserError(
             f"process {local_rank} on this machine wants a GPU of its own, but PyTorch sees {count}"

@@ -80,7 +80,7 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
         os.kill(os.getpid(), signal.SIGINT)  # ends the process so that a shell's loop ends, too
     except Exception as error:
         words = str(error) if isinstance(error, UserError) else explain(error)
-        rank = int(os.environ.get("RANK", 0))
+        rank = int(os.environ.get("RANK") or 0)
         if words is None:
             _tell_failure(one_line(f"{script}: rank {rank}: {type(error).__name__}: {error}"))
             raise
@@ -101,7 +101,7 @@ def one_line_errors(script: str, explain: Callable[[Exception], str | None] = la
 
 def _tell_last(line: str) -> None:
     """Print on stderr, after all of stdout."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     tell(line)
 

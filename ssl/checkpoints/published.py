@@ -161,7 +161,7 @@ def fetch(weights: Published) -> Path:
     Raises the same `UserError` on all ranks where a download fails.
     """
     path, trouble = weights.path(), None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if int(os.environ.get("LOCAL_RANK") or 0) == 0:
         try:
             if not path.is_file():
                 _download(weights, path)

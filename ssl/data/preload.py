@@ -43,7 +43,7 @@ def hold(data: Images, size: int, short_side: int | None = None) -> Images:
     table = _measure(data, size)
     table[:, 0] = table.nbytes + np.concatenate([[0], table[:-1, 1].cumsum()])
     need = int(table.nbytes + table[:, 1].sum())
-    local = int(os.environ.get("LOCAL_RANK", 0))  # the ranks of a machine have consecutive numbers
+    local = int(os.environ.get("LOCAL_RANK") or 0)  # the ranks of a machine have consecutive numbers
     reduced = f", short side {data.short_side} pixels at most" if data.short_side else ""
     say(f"preload     decoding {len(data)} images{reduced}, {need / 1e9:.2g} GB, into memory")
     fd, trouble = -1, shortage(need)
@@ -159,7 +159,7 @@ def _fill(shared: mmap.mmap, table: np.ndarray, data: Images) -> None:
                 memory[start : start + size] = held
                 rows[index] = start, size, height, width
 
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local, count = int(os.environ.get("LOCAL_RANK") or 0), int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     for _ in in_threads(read, range(local, len(data), count), core_share()):
         pass
 

@@ -1,5 +1,6 @@
 """The errors of somebody's first hour: what went wrong, and what to do, in a line."""
 
+import errno
 import functools
 import re
 import shutil
@@ -220,6 +221,18 @@ def test_memory_of_a_gpu_is_known_by_every_name(error):
             RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error"),
             "GLOO_SOCKET_IFNAME",
         ),
+        (
+            RuntimeError("[../gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7"),
+            "If another rank has failed, its error is the reason",
+        ),
+        (
+            RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation"),
+            "the processes lost each other",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/run"), "/a/run: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), "/a/b: File name too long"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory on this machine: "),
         (dist.DistNetworkError("Gloo connectFullMesh failed with timed out connecting"), "GLOO_SOCKET_IFNAME"),
         (
             RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"),
@@ -231,7 +244,7 @@ def test_memory_of_a_gpu_is_known_by_every_name(error):
         ),
     ],
 )
-def test_failures_of_network_and_installation_are_told_apart(error, expected):
+def test_failures_of_the_machine_are_told_apart(error, expected):
     words = failures.explain(error)
     assert expected in words and "\n" not in words
 
@@ -243,6 +256,13 @@ def test_other_errors_of_a_gpu_keep_their_traceback(error):
     assert failures.explain(error) is None
 
 
-def test_a_fault_of_the_program_keeps_its_traceback():
-    with pytest.raises(KeyError), one_line_errors("train.py", failures.explain):
-        raise KeyError("ours")
+@pytest.mark.parametrize("fault", [KeyError("ours"), FileNotFoundError(errno.ENOENT, "No such file", "a")], ids=str)
+def test_a_fault_of_the_program_keeps_its_traceback(fault):
+    with pytest.raises(type(fault)), one_line_errors("train.py", failures.explain):
+        raise fault
+
+
+def test_a_rank_that_is_empty_is_none(monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("LOCAL_RANK", "")
+    assert distributed.is_main() and distributed.start(device="cpu").type == "cpu" and not dist.is_initialized()
