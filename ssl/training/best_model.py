@@ -186,7 +186,7 @@ def _is_of(result: object, test: dict) -> bool:
 
 
 def report(found: list[dict], folder: Path) -> None:
-    """Write results.json, and print the last lines. With several runs: their mean ± their standard deviation."""
+    """Print the results, and write results.json. With several runs: their mean ± their standard deviation."""
     if not is_main():
         return
     if len(found) == 1:
@@ -196,12 +196,12 @@ def report(found: list[dict], folder: Path) -> None:
         summary = {"mean": metrics.over_runs([one["test"] for one in found]), "runs": found}
         seeds = f", {len(found)} seeds"
         rows = _rows_of_mean(summary["mean"])
-    files.write_text(json_text(summary), folder / "results.json")
     say("\n" + table(rows))
     groups = found[0]["test"].get("groups")
     of = f" of {counted(groups, 'group')}" if groups else ""
     how = "; intervals over groups" if groups and len(found) == 1 else ""
     say(f"n = {found[0]['test']['images']} test images{of}{seeds}{how}\n")
+    files.write_text(json_text(summary), folder / "results.json")
     say(f"results     {folder / 'results.json'}")
 
 

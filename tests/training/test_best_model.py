@@ -13,6 +13,15 @@ def test_what_a_file_cannot_hold_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_numbers_are_printed_also_where_they_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "results.json").mkdir()
+    test = {"images": 400, "loss": 0.5, "acc1": 0.8125} | dict.fromkeys(best_model.SHOWN[2:])
+    with pytest.raises(OSError, match=r"results\.json"):
+        best_model.report([{"test": test}], tmp_path)
+    said = capsys.readouterr().out
+    assert "0.8125" in said and "n = 400 test images" in said
+
+
 def test_runs_that_have_not_ended_are_not_tested(tmp_path):
     for name in ("seed_10", "seed_2", "seed_11"):
         (tmp_path / name).mkdir()
