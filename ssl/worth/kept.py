@@ -46,8 +46,7 @@ def read(path: Path, of: dict) -> Agreed | None:
         before = content["of"]
         for part, values in of.items():
             for name in values.keys() | before[part].keys():
-                now = values.get(name)
-                was = before[part].get(name, now)  # an older plan may not say it
+                was, now = before[part].get(name), values.get(name)
                 if was != now:
                     if not (path.parent / NOTHING).exists():
                         return None

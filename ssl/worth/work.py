@@ -32,6 +32,7 @@ TUNING = {
 PUBLIC_LR = 1e-4  # of the encoder in fine-tuning from public weights
 CONTINUED = 0.1  # times the recipe's learning rate, where pre-training goes on from public weights
 METHOD = {  # what results of one comparison must have in common, as JSON has it
+    "version": 2,  # of the files that are left in its folder
     "fine-tuning": TUNING | {"public_lr": PUBLIC_LR, "seen": SEEN, "from_nothing": FROM_NOTHING},
     "epochs": {kind: list(bounds) for kind, bounds in EPOCHS.items()},
     "frozen": logistic.WORDS,

@@ -33,6 +33,7 @@ from ssl.sources import datasets, shapes
 from ssl.sources.shapes import render
 from ssl.worth import __main__ as worth
 from ssl.worth import jobs, kept, look, measure, plan, scores, splits, starts, unlabelled
+from ssl.worth.work import METHOD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -493,7 +494,7 @@ def test_copies_among_very_many_images_are_not_looked_for_and_that_is_said(monke
 
 
 def test_another_grouping_is_another_comparison(tmp_path):
-    """A plan of an older version says nothing of groups: it stays."""
+    """And so is one that says nothing of groups, or of the version of its files."""
     train = Images("folder", torch.arange(9) % 3, ["a", "b", "c"], paths=[""] * 9, groups=list("aabbccdde"))
     found = look.Look({"train": train, "val": None, "test": train}, [], set(), False, True)
     splits = found.splits | {"train": replace(train, groups=list("aabbccddd"))}
@@ -502,11 +503,15 @@ def test_another_grouping_is_another_comparison(tmp_path):
     older = {name: value for name, value in was.items() if "grouping" not in name}
     agreed = kept.Agreed([], plan.Plan(1, 1, 1, 1, {}, 1, [], 1, [], 0), [])
     (tmp_path / "nothing").mkdir()
-    for before, refused in ((older, False), (now, False), (was, True)):
+    for before, refused in ((older, True), (now, False), (was, True)):
         kept.write(tmp_path / "plan.json", {"images": before}, agreed)
-        expected = pytest.raises(UserError, match="another grouping of train") if refused else contextlib.nullcontext()
+        expected = pytest.raises(UserError, match="another grouping of t") if refused else contextlib.nullcontext()
         with expected:
             assert kept.read(tmp_path / "plan.json", {"images": now}) == agreed
+    method = {"held_out": METHOD["held_out"]}
+    kept.write(tmp_path / "plan.json", {"method": method}, agreed)
+    with pytest.raises(UserError, match="another version"):
+        kept.read(tmp_path / "plan.json", {"method": method | {"version": METHOD["version"]}})
 
 
 def folder_settings(path: Path, **more) -> ImageSettings:
