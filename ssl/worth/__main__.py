@@ -114,7 +114,7 @@ def main() -> None:
     result = answer.judge(work, agreed, device)
     answer.tell(result)
     files.write_text(files.json_text(answer.as_json(result, of, agreed)), folder / "worth.json")
-    following = answer.next_step(result, work, agreed, settings.minutes)
+    following = answer.next_step(result, work, agreed)
     files.write_text(page.page(result, agreed, found, following, settings.unlabelled), folder / "worth.html")
     say(f"\npage        {folder / 'worth.html'}\nnumbers     {folder / 'worth.json'}")
     say(f"next        {following}")

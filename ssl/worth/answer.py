@@ -1,7 +1,9 @@
 """Do what was planned, and answer: the jobs in their order, the scores of their results, the verdict and the table."""
 
 import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -11,12 +13,12 @@ from ssl.checkpoints import about
 from ssl.console import counted, say, table
 from ssl.settings.command import command
 from ssl.worth import scores, words
-from ssl.worth.choice import FROZEN, TUNED, Facts, Table, kind
+from ssl.worth.choice import FROZEN, TUNED, USES, Facts, Table, kind
 from ssl.worth.intervals import difference, level
 from ssl.worth.jobs import Job
 from ssl.worth.kept import Agreed
 from ssl.worth.plan import Cell, duration, of_cells, tasks
-from ssl.worth.scores import Features, Judges
+from ssl.worth.scores import Features, Judges, Score
 from ssl.worth.splits import ALL, called
 from ssl.worth.starts import NOTHING
 from ssl.worth.verdict import UNKNOWN, Verdict, decide
@@ -66,7 +68,7 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
     for start, place in places.items():
         kept = place.with_name("frozen.json")
         rows = files.json_object(kept).get("draws", []) if kept.is_file() else []
-        if not rows or len(rows[0]["right"]) != counts.sum():  # an older version counted copies
+        if not rows:
             say(f"judge       {start}, frozen, {counted(len(found.draws), 'draw')} of labels")
             of_start = Features.load(place / "features.pt", splits, found.copies, device)
             rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
@@ -78,7 +80,7 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
             if cell.network == network.name:
                 place = work.tuned_at(start, cell)
                 rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, counts, found.train.classes))
-        judged[start, TUNED] = scores.gather(rows)
+        judged[start, TUNED] = scores.gather(rows, judged[start, FROZEN])
     return decide(judged, test.subset(counts), _facts(work, agreed))
 
 
@@ -105,24 +107,18 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
 
 def tell(verdict: Verdict) -> None:
     """Print the table and the verdict."""
-    say("\n" + table(rows(verdict)))
-    say(f"{words.measure(verdict.test)} on {counted(len(verdict.test), 'test image')}; in brackets 95 % intervals")
+    say("\n" + table(rows(verdict, accuracy)))
+    say(textwrap.fill(f"{words.caption(verdict.test)}.", 100))
     say(f"\n{words.headline(verdict)}.")
     for title, sentences in words.paragraphs(verdict).items():
         say("\n" + textwrap.fill(f"{title}. {sentences}", 100))
 
 
-def next_step(verdict: Verdict, work: Work, agreed: Agreed, minutes: float) -> str:
-    """What follows from the verdict: the command that fine-tunes the start as it was measured, or what is missing."""
-    made, starts, facts = agreed.plan, agreed.starts(), verdict.facts
-    if verdict.outcome == UNKNOWN:
-        short = any(facts.epochs[start] < facts.recipe_epochs[start] for start in facts.epochs)
-        missing = any(network.name not in made.epochs for network in agreed.networks)
-        if short or missing or made.too_long:
-            return f"the same command with --minutes {4 * minutes:g} and another --output_dir"
-        return f"{words.more_images(verdict)}: with these the difference cannot be seen"
-    start, use = (NOTHING, TUNED) if verdict.outcome == NOTHING else (verdict.start, verdict.use)
-    network = starts[start]
+def next_step(verdict: Verdict, work: Work, agreed: Agreed) -> str:
+    """The command that fine-tunes the answer, or what to take until it can be told, as it was measured."""
+    outcome = verdict.meanwhile if verdict.outcome == UNKNOWN else verdict.outcome
+    start, use = (NOTHING, TUNED) if outcome == NOTHING else (verdict.start, verdict.use)
+    network = agreed.starts()[start]
     settings = work.tuning(network, start, Cell(network.name, ALL, 0)).settings
     own = {"train_files", "save_minutes", *work.machine}  # of the comparison: all labels need no list
     settings = {name: value for name, value in settings.items() if name not in own}
@@ -132,15 +128,14 @@ def next_step(verdict: Verdict, work: Work, agreed: Agreed, minutes: float) -> s
     return command("finetune.py", **settings)
 
 
-def rows(verdict: Verdict) -> list[list[str]]:
+def rows(verdict: Verdict, cell: Callable[[Score, Judges], str], uses: Iterable[str] = USES) -> list[list[str]]:
     """A head, then a row for each start and use, a column for each number of labels."""
     counts = list(verdict.facts.labels)
     found = [["", *(heading(count, verdict.facts) for count in counts)]]
-    for start in verdict.facts.starts:
-        for use in (FROZEN, TUNED):
-            of_use = verdict.table[start, use]
-            if of_use:
-                found.append([f"{start}, {use}", *(_cell(of_use.get(count), verdict.test) for count in counts)])
+    for start, use in product(verdict.facts.starts, uses):
+        if of_use := verdict.table[start, use]:
+            cells = (cell(of_use[count], verdict.test) if count in of_use else "-" for count in counts)
+            found.append([f"{start}, {use}", *cells])
     return found
 
 
@@ -148,9 +143,7 @@ def heading(count: int, facts: Facts) -> str:
     return f"all {facts.labels[count]} labels" if count == ALL else f"{count} a class"
 
 
-def _cell(score: scores.Score | None, test: Judges) -> str:
-    if score is None:
-        return "-"
+def accuracy(score: Score, test: Judges) -> str:
     found = level(score, test)
     return f"{words.percent(found.value)} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
@@ -168,15 +161,19 @@ def against_nothing(verdict: Verdict) -> list[list[str]]:
     return found
 
 
+def _numbers(score: Score, test: Judges) -> dict:
+    """What worth.json says of a score. What could be seen is of differences, and so is a chance."""
+    found = asdict(level(score, test))
+    of_level = {name: found[name] for name in ("value", "low", "high", "seeds", "images")}
+    return of_level | {"validation": score.validation, "knn": score.knn}
+
+
 def as_json(verdict: Verdict, of: dict, agreed: Agreed) -> dict:
     """worth.json: every number, and what it is of."""
     test = verdict.test
     numbers = {
         start: {
-            use: {
-                called(count): asdict(level(score, test)) | {"validation": score.validation, "knn": score.knn}
-                for count, score in verdict.table[start, use].items()
-            }
+            use: {called(count): _numbers(score, test) for count, score in verdict.table[start, use].items()}
             for use in (FROZEN, TUNED)
         }
         for start in verdict.facts.starts
@@ -186,6 +183,7 @@ def as_json(verdict: Verdict, of: dict, agreed: Agreed) -> dict:
             "outcome": verdict.outcome,
             "start": verdict.start,
             "kind": kind(verdict.start),
+            "why": verdict.why or None,
             "meanwhile": verdict.meanwhile if verdict.outcome == UNKNOWN else None,
             "use": verdict.use,
             "headline": words.headline(verdict),

@@ -1,6 +1,5 @@
 """Which start to take, and in which use: chosen on validation images alone."""
 
-import math
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -84,17 +83,14 @@ def standard_error(score: Score, beside: dict[str, Score]) -> float:
 
 def _error(score: Score, seed: int) -> float:
     """Of a draw: from the longer side of its interval, which is of its measure, over images or groups. It is at most
-    half of all, as for one group. Where an older folder has no interval, that of a share of so many images."""
-    share, held = score.validation[seed], max(score.held, 1)
-    if seed not in score.interval:
-        return math.sqrt(max(share * (1 - share), 1 / held) / held)
-    low, high = score.interval[seed]
+    half of all, as for one group."""
+    share, (low, high) = score.validation[seed], score.interval[seed]
     return max(high - share, share - low) / NORMAL_95
 
 
-def too_short(facts: Facts) -> list[str]:
-    """The starts whose pre-training was much shorter than the recipe's: what they do not bring says little."""
-    return [start for start, epochs in facts.epochs.items() if epochs < SHORT * facts.recipe_epochs[start]]
+def too_short(facts: Facts, part: float = SHORT) -> list[str]:
+    """The starts whose pre-training was shorter than this part of the recipe's: what they do not bring says little."""
+    return [start for start, epochs in facts.epochs.items() if epochs < part * facts.recipe_epochs[start]]
 
 
 def not_tuned(table: Table, facts: Facts) -> list[str]:
@@ -102,8 +98,8 @@ def not_tuned(table: Table, facts: Facts) -> list[str]:
     return [start for start in facts.starts if TUNED not in measured(table, start, ALL)]
 
 
-def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
-    """(the pre-trained start to take, whether validation prefers it to nothing).
+def choose(scores: dict[str, Score], starts: list[str]) -> str:
+    """The pre-trained start to take.
 
     It is the simplest one within one standard error of the best (Breiman et al. 1984), and better than nothing where
     the best is better than nothing.
@@ -113,4 +109,11 @@ def choose(scores: dict[str, Score], starts: list[str]) -> tuple[str, bool]:
     top = max(trained, key=found.__getitem__)
     near = [start for start in trained if found[start] >= found[top] - standard_error(scores[top], scores)]
     better = [start for start in near if found[start] > found[NOTHING]]
-    return (better or near)[0], bool(better)
+    return (better or near)[0]
+
+
+def lead(scores: dict[str, Score], start: str) -> float:
+    """How many standard errors, of the better one, a start is before nothing on validation images; below 0: behind."""
+    found = validated(scores)
+    better = max(NOTHING, start, key=found.__getitem__)
+    return (found[start] - found[NOTHING]) / standard_error(scores[better], scores)

@@ -2,8 +2,8 @@
 
 import math
 import time
+from statistics import fmean
 
-from ssl.console import counted
 from ssl.evaluation import logistic
 from ssl.report import svg
 from ssl.report.markup import document, figure, folded_table, grid, key, table, text
@@ -12,6 +12,7 @@ from ssl.worth.choice import FROZEN, TUNED
 from ssl.worth.intervals import level
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
+from ssl.worth.scores import Judges, Score
 from ssl.worth.verdict import Verdict
 
 
@@ -20,18 +21,17 @@ def page(verdict: Verdict, agreed: Agreed, found: Look, following: str, unlabell
     headline = text(words.headline(verdict))
     told = words.paragraphs(verdict).items()
     paragraphs = "".join(f"<h3>{text(title)}</h3><p>{_whole(sentences)}</p>" for title, sentences in told)
-    head, *rows = answer.rows(verdict)
-    measure = words.measure(verdict.test).capitalize()
-    caption = f"{measure} on {counted(len(verdict.test), 'test image')}; in brackets 95 % intervals"
-    gaps = [[text(cell) for cell in row] for row in answer.against_nothing(verdict)]
+    head, *rows = answer.rows(verdict, answer.accuracy)
+    knn = answer.rows(verdict, _knn, [FROZEN])[1:]
+    gaps = _cells(answer.against_nothing(verdict))
     body = (
         f"<main><h1>{headline}</h1>"
         f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M %Z")} by python -m ssl.worth</p>'
         f"{paragraphs}<h3>Next</h3><p><code>{_whole(following)}</code></p>"
         f"<h2>Learning curves</h2>{_legend(verdict)}{grid([_curves(verdict, use) for use in (FROZEN, TUNED)])}"
-        f"<h2>Numbers</h2>{table(caption, head, [[text(cell) for cell in row] for row in rows])}"
+        f"<h2>Numbers</h2>{table(words.caption(verdict.test), head, _cells(rows))}"
         + folded_table("Every start against nothing, in the same use", ["Start", "Labels", "Difference", "Seeds"], gaps)
-        + folded_table("k-NN on frozen features", head, _knn(verdict))
+        + folded_table("k-NN on frozen features", head, _cells(knn))
         + f"<h2>How it was compared</h2>{_how(agreed, found, unlabelled)}</main>"
     )
     return document(headline, body)
@@ -63,13 +63,12 @@ def _curves(verdict: Verdict, use: str) -> str:
     return figure(f"<b>{text(title)}</b>, with 95 % intervals", drawn)
 
 
-def _knn(verdict: Verdict) -> list[list[str]]:
-    found = []
-    for start in verdict.facts.starts:
-        of_start = verdict.table[start, FROZEN]
-        means = [list(of_start[count].knn.values()) for count in verdict.facts.labels]
-        found.append([text(start), *(f"{100 * sum(values) / len(values):.1f} %" for values in means)])
-    return found
+def _cells(rows: list[list[str]]) -> list[list[str]]:
+    return [[text(cell) for cell in row] for row in rows]
+
+
+def _knn(score: Score, test: Judges) -> str:
+    return words.percent(fmean(score.knn.values()))
 
 
 def _how(agreed: Agreed, found: Look, unlabelled: str | None) -> str:

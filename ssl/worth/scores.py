@@ -13,7 +13,7 @@ from ssl.data.images import Images
 from ssl.evaluation import features, intervals, logistic, metrics, predictions, probes
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.intervals import Groups
-from ssl.worth.splits import Draw
+from ssl.worth.splits import ALL, Draw
 
 
 @dataclass
@@ -22,9 +22,10 @@ class Score:
 
     right: dict[int, np.ndarray] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)  # accuracy on the validation images
+    interval: dict[int, list[float]] = field(default_factory=dict)  # of `validation`, 95 %
     held: int = 0  # validation images of a seed
     knn: dict[int, float] = field(default_factory=dict)  # accuracy of k-NN on the test images
-    interval: dict[int, list[float]] = field(default_factory=dict)  # of `validation`; an older folder may have none
+    draws: dict[int, np.ndarray] = field(default_factory=dict)  # with few labels: `right` of the frozen encoder
 
 
 @dataclass(frozen=True)
@@ -161,24 +162,25 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, counts: np.nd
     best = files.json_object(folder / "results.json")["best"]
     right = "".join(str(int(row["label"] == row["predicted"])) for row, does in zip(rows, counts) if does)
     name = f"val_{_called(test.balanced)}"
-    words = {"right": right, "validation": best[name], "interval": best.get(f"{name}_interval")}
+    words = {"right": right, "validation": best[name], "interval": best[f"{name}_interval"]}
     return {"count": count, "seed": seed, **words, "held": best["val_n"]}
 
 
 # Together ---------------------------------------------------------------------------------
 
 
-def gather(judged: list[dict]) -> dict[int, Score]:
-    """{labels a class: Score} of the draws of one start, used in one way."""
+def gather(judged: list[dict], frozen: dict[int, Score] | None = None) -> dict[int, Score]:
+    """{labels a class: Score} of the draws of one start, used in one way. `frozen`: its scores if that is another."""
     found: dict[int, Score] = {}
     for one in judged:
         score = found.setdefault(one["count"], Score())
         score.right[one["seed"]] = np.frombuffer(one["right"].encode(), np.uint8) == ord("1")
         if one["validation"] is not None:
             score.validation[one["seed"]] = one["validation"]
+            score.interval[one["seed"]] = one["interval"]
             score.held = max(score.held, one["held"])
-            if one.get("interval") is not None:
-                score.interval[one["seed"]] = one["interval"]
         if one.get("knn") is not None:
             score.knn[one["seed"]] = one["knn"]
+    for count in found.keys() - {ALL}:
+        found[count].draws = (frozen or found)[count].right
     return found

@@ -1,17 +1,20 @@
 """The words of a verdict: a headline, what the start gains, why it was chosen, what would change the answer."""
 
 from ssl.console import counted
-from ssl.worth.choice import FROZEN, TUNED, USES, is_flattered, kind, not_tuned, too_short, validated
+from ssl.worth.choice import USES, Facts, is_flattered, kind, not_tuned, too_short, validated
 from ssl.worth.intervals import BETWEEN_SEEDS, Estimate, difference, level
 from ssl.worth.scores import Judges
 from ssl.worth.splits import ALL
 from ssl.worth.starts import NOTHING, OWN
-from ssl.worth.verdict import UNKNOWN, WORTH, Verdict, gaps, labels_needed
+from ssl.worth.verdict import CHANCE, OTHERS, SHORT, UNKNOWN, UNTUNED, VALIDATION, WORTH, Verdict, gaps, labels_needed
+
+SEEDS = "more seeds"
 
 
 def paragraphs(found: Verdict) -> dict[str, str]:
     """{title: sentences}"""
     words = {
+        "What is compared": _compared(found.facts),
         "Until it can be told": _meanwhile(found),
         "What it gains": _gain(found),
         "Labels": _labels(found),
@@ -32,47 +35,68 @@ def points(found: Estimate) -> str:
     return f"{100 * found.value:+.1f} points (95 %: {100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
+def caption(test: Judges) -> str:
+    return (
+        f"{measure(test).capitalize()} on {counted(len(test), 'test image')}; in brackets 95 % intervals. Differences "
+        "are of the same images and draws of labels: they can be sure where these intervals overlap"
+    )
+
+
 def measure(test: Judges) -> str:
     return "balanced accuracy" if test.balanced else "accuracy"
 
 
 def headline(found: Verdict) -> str:
-    facts, start = found.facts, found.start
-    sure = [f"{one.count}" for one in found.few if one.tuned and one.gap.low > 0]
-    but = f"; with {' or '.join(sure)} labels a class {start} is better" if sure else ""
-    small = found.gain.high < WORTH
-    if found.outcome == UNKNOWN and small and found.may_pay:
-        others = " or ".join(found.may_pay)
-        return f"With all labels {_as_measured(found)} does not pay; whether {others} does cannot be told{but}"
-    if found.outcome == UNKNOWN and small and (short := too_short(facts)):
-        whole = ", ".join(f"{facts.recipe_epochs[one]} for {one}" for one in short)
-        return (
-            f"With all labels {_as_measured(found)} does not pay; whether the epochs of the recipe ({whole}) would pay "
-            f"cannot be told{but}"
-        )
-    if found.outcome == UNKNOWN and small:
-        untuned = ", ".join(not_tuned(found.table, facts))
-        return (
-            f"It cannot be told whether pre-training pays with all labels: {untuned} could not be fine-tuned with them "
-            f"in these minutes{but}"
-        )
-    if found.outcome == UNKNOWN:
-        images = counted(found.gain.images, "test image")
-        told = f"It cannot be told from {images} whether pre-training pays with all labels"
-        between = f"{100 * found.gain.low:+.1f} to {100 * found.gain.high:+.1f} points"
-        chance = 100 * min(max(found.gain.chance, 0.01), 0.99)
-        return f"{told}: {start} gains {between}; the chance that it is better is {chance:.0f} %{but}"
+    facts, start, but = found.facts, found.start, _with_few(found)
     if found.outcome == NOTHING:
         some = any(kind(one) == "public" for one in facts.starts)
         which = "not all published weights were compared" if some else "published weights were not compared"
         missing = f"; {which}" if facts.left_out else ""
         return f"Train from nothing: pre-training does not pay with all labels{but}{missing}"
+    if found.outcome == UNKNOWN:
+        return f"{_doubt(found)}{but}"
     public, use = start.removesuffix("+own"), USES[found.use]
     return {
         OWN: f"Pre-train on your images, and use the encoder {use}",
         "public": f"Start from {public}, {use}{_further(found, public)}",
         "public+own": f"Continue {public} on your images without labels, and use it {use}",
     }[found.outcome]
+
+
+def _doubt(found: Verdict) -> str:
+    """That it cannot be told, and why."""
+    facts, start, gain = found.facts, found.start, found.gain
+    unknown = "whether pre-training pays with all labels"
+    gains = f"{_means(start)} gains {100 * gain.low:+.1f} to {100 * gain.high:+.1f} points over training from nothing"
+    chance = f"{100 * min(max(gain.chance, 0.01), 0.99):.0f} %"
+    small = f"With all labels {_as_measured(found)} does not pay"
+    others, untuned = " or ".join(found.may_pay), ", ".join(not_tuned(found.table, facts))
+    whole = ", ".join(f"{facts.recipe_epochs[one]} for {one}" for one in too_short(facts))
+    return {
+        CHANCE: f"It cannot be told from {counted(gain.images, 'test image')} {unknown}: {gains}; the chance that "
+        f"it is better is {chance}",
+        VALIDATION: f"It cannot be told {unknown}: on the test images {gains}, but on the validation images training "
+        "from nothing is better",
+        OTHERS: f"{small}; whether {others} does cannot be told",
+        SHORT: f"{small}; whether the epochs of the recipe ({whole}) would pay cannot be told",
+        UNTUNED: f"It cannot be told {unknown}: {untuned} could not be fine-tuned with them in these minutes",
+    }[found.why]
+
+
+def _means(start: str) -> str:
+    """The start, with what it is if its name does not say it."""
+    more = {OWN: " (pre-trained on your images)", "public+own": " (pre-trained further on your images)"}
+    return f"{start}{more.get(kind(start), '')}"
+
+
+def _with_few(found: Verdict) -> str:
+    """What is surely better than nothing with few labels."""
+    sure: dict[tuple[str, str], list[str]] = {}
+    for one in found.few:
+        if one.tuned and one.best_gap.low > 0:
+            sure.setdefault(one.best, []).append(str(one.count))
+    listed = [f"with {' or '.join(counts)} labels a class {start} ({use})" for (start, use), counts in sure.items()]
+    return "".join(f"; {words} is better" for words in listed)
 
 
 def _as_measured(found: Verdict) -> str:
@@ -91,17 +115,39 @@ def _further(found: Verdict, public: str) -> str:
     return ": pre-training on your images adds nothing that is sure" if added.low <= 0 else ""
 
 
+def _compared(facts: Facts) -> str:
+    """What the names of the starts mean."""
+    words = {
+        NOTHING: "random weights",
+        OWN: "the network of nothing, pre-trained on your images without their labels",
+        "public": "published weights",
+        "public+own": "published weights, pre-trained further on your images without their labels",
+    }
+    return "; ".join(f"{start}: {words[kind(start)]}" for start in facts.starts) + "."
+
+
 def _meanwhile(found: Verdict) -> str:
     if found.outcome != UNKNOWN:
         return ""
     if found.meanwhile == found.start:
-        return f"With all labels take {found.start}: validation and test images both prefer it."
-    if found.gain.high < WORTH:
-        return f"With all labels train from nothing: {_as_measured(found)} gains under {100 * WORTH:.0f} points."
-    who = "the test images do" if found.preferred else "validation does"
-    return (
-        f"With all labels train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it."
-    )
+        words = f"take {found.start}: validation and test images both prefer it"
+    elif found.gain.high < WORTH:
+        words = f"train from nothing: {_as_measured(found)} gains under {100 * WORTH:.0f} points"
+    else:
+        who = "the test images do" if found.lead > 0 else "validation does"
+        words = f"train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it"
+    return f"With all labels {words}. It may be told with {_more(found)}."
+
+
+def _more(found: Verdict) -> str:
+    """What may tell what cannot be told."""
+    facts, narrower = found.facts, _narrower(found)
+    if found.why == VALIDATION:
+        return "more validation images"
+    if narrower == SEEDS or found.why == UNTUNED or too_short(facts, 1) or _not_continued(facts):
+        seeds = ", more --seeds" if narrower == SEEDS and not facts.too_long else ""
+        return f"the same command, four times the --minutes{seeds} and another --output_dir"
+    return narrower
 
 
 def _gain(found: Verdict) -> str:
@@ -116,20 +162,19 @@ def _gain(found: Verdict) -> str:
 
 def _labels(found: Verdict) -> str:
     start, everything, of_labels = found.start, found.facts.labels[ALL], gaps(found)
-    how, needed = labels_needed([(labels, gap.value) for labels, gap in of_labels])
-    if how == "more than" or needed >= everything:
-        which = "even with" if how == "more than" else "with fewer than"
+    needed, fewest, most = (
+        labels_needed([(labels, getattr(gap, end)) for labels, gap in of_labels]) for end in ("value", "high", "low")
+    )
+    saves, may_save, surely = (how != "more than" and labels < everything for how, labels in (needed, fewest, most))
+    if not may_save:
+        which = "even with" if fewest[0] == "more than" else "with fewer than"
         return f"{start} saves no labels: {which} all of them it does not reach training from nothing."
-    fewest, most = (
-        labels_needed([(labels, getattr(gap, end)) for labels, gap in of_labels]) for end in ("high", "low")
-    )
-    limits = " to ".join(f"{'' if how == 'about' else f'{how} '}{labels:.0f}" for how, labels in (fewest, most))
-    saved = f"it saves {'at least' if how == 'at most' else 'about'} {100 * (1 - needed / everything):.0f} % of them"
-    sure = most[0] != "more than" and most[1] < everything
-    return (
-        f"{start} needs {how} {needed:.0f} labels (95 %: {limits}) for what training from nothing reaches "
-        f"with all {everything}: {saved if sure else 'whether it saves any cannot be told'}."
-    )
+    count, low, high = (f"{'' if how == 'about' else f'{how} '}{labels:.0f}" for how, labels in (needed, fewest, most))
+    about = f"about {count}" if needed[0] == "about" else count
+    needs = f"{about} labels (95 %: {low} to {high})" if saves else f"{low} to {high} labels (95 %)"
+    share = f"{'at least' if needed[0] == 'at most' else 'about'} {100 * (1 - needed[1] / everything):.0f} %"
+    saved = f"it saves {share} of them" if saves and surely else "whether it saves any cannot be told"
+    return f"{start} needs {needs} for what training from nothing reaches with all {everything}: {saved}."
 
 
 def _fewer(found: Verdict) -> str:
@@ -138,19 +183,19 @@ def _fewer(found: Verdict) -> str:
         f"{percent(one.nothing.value)} ({one.uses[1]}), {points(one.gap)}"
         for one in found.few
     ]
-    return f"{found.start} against nothing. {'; '.join(listed)}.{_better_frozen(found)}" if listed else ""
+    return f"{found.start} against nothing. {'; '.join(listed)}.{_better(found)}" if listed else ""
 
 
-def _better_frozen(found: Verdict) -> str:
-    """With which numbers of labels the fine-tuned start would better be used frozen, as the test images say."""
-    table, start, listed = found.table, found.start, []
-    for count in [one.count for one in found.few if one.uses[0] == TUNED]:
-        scores = [table.get((start, use), {}).get(count) for use in (FROZEN, TUNED)]
-        if all(scores) and difference(*scores, found.test).low > 0:
-            listed.append(f"{counted(count, 'label')} a class ({percent(level(scores[0], found.test).value)})")
+def _better(found: Verdict) -> str:
+    """Which start and use is better with few labels, where the test images are sure."""
+    better: dict[tuple[str, str], list[str]] = {}
+    for one in found.few:
+        if one.best != (found.start, one.uses[0]):
+            better.setdefault(one.best, []).append(f"{one.count} ({percent(one.best_level.value)})")
+    listed = [f"{start} ({use}) with {' and '.join(counts)} labels a class" for (start, use), counts in better.items()]
     if not listed:
         return ""
-    return f" On the test images it is surely better frozen with {' and '.join(listed)}: validation cannot choose that."
+    return f" On the test images this is surely better: {'; '.join(listed)}. Validation cannot choose that."
 
 
 def _why(found: Verdict) -> str:
@@ -159,14 +204,15 @@ def _why(found: Verdict) -> str:
     seen = [start for start in facts.starts if is_flattered(facts, start, best[start])]
     apart = {start: "; not compared, as it saw these images" if start in seen else "" for start in facts.starts}
     listed = ", ".join(f"{start} {percent(shares[start])} ({best[start]}{apart[start]})" for start in facts.starts)
-    of = "within one standard error of the best" + (" and better than nothing" if found.preferred else "")
+    of = "within one standard error of the best" + (" and better than nothing" if found.lead > 0 else "")
     simplest = f" It is the simplest of those {of}." if len(facts.starts) - len(seen) > 2 else ""
-    prefers = "" if found.preferred else " Training from nothing is no worse than any that was compared there."
-    against = not found.preferred and found.gain.low > 0
-    disagree = " The test images disagree with that: more images are needed." if against else ""
+    prefers = "" if found.lead > 0 else " Training from nothing is no worse than any that was compared there"
+    if prefers:
+        near = found.outcome == kind(found.start)
+        prefers += ", but by less than a standard error: the test images decide." if near else "."
     return (
         f"Chosen on {counted(found.score(found.start).held, 'validation image')}, never on the test images: "
-        f"{listed}.{simplest}{prefers}{disagree}"
+        f"{listed}.{simplest}{prefers}"
     )
 
 
@@ -179,8 +225,14 @@ def _others(found: Verdict) -> str:
     return "; ".join(listed) + "." if listed else ""
 
 
-def more_images(found: Verdict) -> str:
-    """What would show smaller differences."""
+def _not_continued(facts: Facts) -> list[str]:
+    return [start for start in facts.starts if kind(start) == "public" and f"{start}+own" not in facts.starts]
+
+
+def _narrower(found: Verdict) -> str:
+    """What would show smaller differences: more of what most of the variance is of."""
+    if found.gain.of_seeds > 0.5:
+        return SEEDS
     rarest = " of the rarest class" if found.test.balanced else ""
     return f"more {'groups of ' if found.facts.grouped else ''}test images{rarest}"
 
@@ -190,19 +242,17 @@ def _change(found: Verdict) -> str:
     in_groups = f" in {counted(found.test.count, 'group')}" if facts.grouped else ""
     these = f"{counted(gain.images, 'test image')}{in_groups}{found.test.equal} and {counted(gain.seeds, 'seed')}"
     missed = f"a difference under {100 * gain.seen:.0f} points may be missed"
-    words = [f"With {these}, {missed if gain.seen < 1 else 'no difference can be seen'}: {more_images(found)} help."]
+    words = [f"With {these}, {missed if gain.seen < 1 else 'no difference can be seen'}: {_narrower(found)} help."]
     if gain.seeds == 1:
         words.append(
             f"One seed was fine-tuned: between seeds a deviation of {100 * BETWEEN_SEEDS:g} points is assumed."
         )
-    short = {one: n for one, n in facts.epochs.items() if n < facts.recipe_epochs.get(one, 0)}
-    if short:
+    if short := too_short(facts, 1):
         listed = ", ".join(
-            f"{one} {counted(n, 'epoch')} (the recipe: {facts.recipe_epochs[one]})" for one, n in short.items()
+            f"{one} {counted(facts.epochs[one], 'epoch')} (the recipe: {facts.recipe_epochs[one]})" for one in short
         )
         words.append(f"Pre-training was shorter than the recipe's: {listed}. More --minutes may change the answer.")
-    alone = [one for one in facts.starts if kind(one) == "public" and f"{one}+own" not in facts.starts]
-    if alone:
+    if alone := _not_continued(facts):
         words.append(
             f"Pre-training that goes on from {', '.join(alone)} did not fit into the minutes: it may be better."
         )
@@ -214,9 +264,7 @@ def _change(found: Verdict) -> str:
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:
-        words.append(
-            f"{counted(facts.too_long, 'fine-tuning')} did not fit into the minutes; more seeds make it surer."
-        )
+        words.append(f"{counted(facts.too_long, 'fine-tuning')} did not fit into the minutes.")
     if kind(found.start).startswith("public"):
         words.append(
             f"{found.start} and nothing differ in weights, network and image size: the gain is of all three together."

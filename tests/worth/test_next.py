@@ -14,6 +14,7 @@ from ssl.settings import config
 from ssl.worth import answer, page, plan, splits
 from ssl.worth import work as work_module
 from ssl.worth.choice import FROZEN, TUNED, Facts
+from ssl.worth.intervals import Estimate
 from ssl.worth.kept import Agreed
 from ssl.worth.look import Look
 from ssl.worth.measure import Speed
@@ -38,15 +39,15 @@ def work(tmp_path) -> Work:
     return Work(tmp_path, found, {"data_dir": "/data"}, {}, {"device": "cpu", "workers": 2}, None)
 
 
-def following(work: Work, outcome: str, start: str, use: str, **facts) -> str:
+def following(work: Work, outcome: str, start: str, use: str, lead: float = 1.0) -> str:
     epochs = {"own": 50, "pub": 50}
     made = Plan(30, 1, 3, 1, epochs, 1, [Cell("own", ALL, 0), Cell("pub", ALL, 0)], 1, [], 0)
     agreed = Agreed([OWN, PUBLIC], made, [])
     of_starts = {"own": 50, "pub+own": 50}
     known = Facts(["nothing", "pub", "own", "pub+own"], {ALL: 60}, of_starts, of_starts, [], 0, False, [])
-    known = dataclasses.replace(known, **facts)
-    verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, True, None, [], [], outcome)
-    return answer.next_step(verdict, work, agreed, 30)
+    gain = Estimate(0.01, -0.01, 0.03, 0.05, 0.8, 1, 9)
+    verdict = Verdict({}, Judges([], [], False), known, {start: use}, start, lead, gain, [], [], outcome, "")
+    return answer.next_step(verdict, work, agreed)
 
 
 def parsed(command: str) -> finetune.Settings:
@@ -118,13 +119,6 @@ def test_what_is_left_out_is_counted_by_start(work):
     assert answer._facts(work, Agreed([OWN, PUBLIC], made, [])).too_long == 3  # nothing, own, and pub alone
 
 
-def test_more_minutes_are_proposed_only_where_they_add_something(work):
-    assert following(work, UNKNOWN, "own", TUNED).startswith("more test images")
-    assert "--minutes 120" in following(
-        work, UNKNOWN, "own", TUNED, too_long=0, recipe_epochs={"own": 51, "pub+own": 50}
-    )
-
-
 def test_fine_tunings_that_were_left_out_count_as_too_long_for_both_starts(work):
     draws = [splits.draw(work.found.train, count, seed, False) for count, seed in [(ALL, 0), (5, 0), (5, 1)]]
     work = dataclasses.replace(work, found=dataclasses.replace(work.found, draws=draws))
@@ -137,3 +131,9 @@ def test_fine_tunings_that_were_left_out_count_as_too_long_for_both_starts(work)
     found = answer.without_undone(work, agreed)
     assert found.plan.cells == [cells[0], cells[3]]  # pub has no other start
     assert found.plan.too_long == [cells[1], cells[2], more]
+
+
+def test_what_to_take_until_it_can_be_told_has_its_command(work):
+    """Own where validation and test images both prefer it, else nothing."""
+    assert parsed(following(work, UNKNOWN, "own", TUNED)).init == f"{work.folder}/own/pretrained"
+    assert parsed(following(work, UNKNOWN, "own", TUNED, lead=-0.5)).init is None
