@@ -123,7 +123,9 @@ def _compared(facts: Facts) -> str:
         "public": "published weights",
         "public+own": "published weights, pre-trained further on your images without their labels",
     }
-    return "; ".join(f"{start}: {words[kind(start)]}" for start in facts.starts) + "."
+    listed = "; ".join(f"{start}: {words[kind(start)]}" for start in facts.starts)
+    some = f" All labels are {facts.labels[ALL]} of {facts.labels[ALL] + facts.left}: the minutes are too few for more."
+    return f"{listed}.{some if facts.left else ''}"
 
 
 def _meanwhile(found: Verdict) -> str:

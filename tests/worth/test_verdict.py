@@ -501,6 +501,10 @@ def test_the_words_say_what_each_start_is():
         "nothing: random weights; pub: published weights; own: the network of nothing, pre-trained on your images "
         "without their labels; pub+own: published weights, pre-trained further on your images without their labels."
     )
+    some = decide(table(dict.fromkeys(STARTS, 0.5), 98), images(98), facts(left=40))
+    labels = some.facts.labels[ALL]
+    told = f" All labels are {labels} of {labels + 40}: the minutes are too few for more."
+    assert paragraphs(some)["What is compared"].endswith(told)
 
 
 def test_what_would_show_smaller_differences_is_what_the_interval_counts():
