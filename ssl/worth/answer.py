@@ -109,10 +109,14 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
 def tell(verdict: Verdict) -> None:
     """Print the table and the verdict."""
     say("\n" + table(rows(verdict, accuracy)))
-    say(textwrap.fill(f"{words.caption(verdict.test)}.", 100))
+    say(_filled(f"{words.caption(verdict.test)}."))
     say(f"\n{words.headline(verdict)}.")
     for title, sentences in words.paragraphs(verdict).items():
-        say("\n" + textwrap.fill(f"{title}. {sentences}", 100))
+        say("\n" + _filled(f"{title}. {sentences}"))
+
+
+def _filled(sentences: str) -> str:
+    return textwrap.fill(sentences, 100, break_on_hyphens=False)
 
 
 def next_step(verdict: Verdict, work: Work, agreed: Agreed) -> str:
