@@ -51,12 +51,17 @@ def redraws() -> bool:
 
 
 class _Bar(tqdm):
-    """A bar that leaves room at the end of its line, where a terminal writes the ^C of Ctrl-C."""
+    """A bar that leaves room at the end of its line, where a terminal writes the ^C of Ctrl-C.
+
+    Of a terminal that does not know its size, and says 0, tqdm would make -1 columns and rows, and draw nothing.
+    """
+
+    nrows = property(lambda self: None, lambda self, rows: None)  # tqdm's default, enough for one bar
 
     @property
     def format_dict(self) -> dict:
         found = super().format_dict
-        known = (found["ncols"] or 0) > 0  # a terminal that does not know its width says 0, and tqdm takes 1 from it
+        known = (found["ncols"] or 0) > 0
         return found | {"ncols": max(found["ncols"] - 3, 1) if known else None}
 
 

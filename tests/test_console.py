@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import pty
 import struct
 import sys
@@ -116,14 +117,18 @@ def test_only_say_and_tell_print():
     assert found == {"ssl/errors.py"}
 
 
-@pytest.mark.parametrize("columns", [0, 1, 80])
-def test_the_bar_shows_its_numbers_on_a_terminal_of_unknown_width(monkeypatch, clock, columns):
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (10, 0), (24, 80)])
+def test_the_bar_shows_its_numbers_on_a_terminal_of_unknown_size(monkeypatch, clock, rows, columns):
     leader, follower = pty.openpty()
-    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    os.set_blocking(leader, False)
     with open(follower, "w") as terminal, open(leader, "rb", buffering=0) as screen:
         monkeypatch.setattr(sys, "stderr", terminal)
         progress = console.Progress(100, 0)
-        assert b"0/100" in screen.read(4096)
+        assert b"0/100" in (screen.read(4096) or b"")
+        clock[0] += 20
+        progress.move(1)
+        assert b"1/100" in (screen.read(4096) or b"")
         progress.close()
 
 
