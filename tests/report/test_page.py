@@ -338,20 +338,23 @@ def test_accuracies_are_the_terminals_table_and_validation_stands_apart(tmp_path
 
 
 def test_a_fixed_head_is_not_called_the_probe(tmp_path):
-    def judged(name, head, **best):
+    def judged(name, eval_head, **best):
         folder = write_run(tmp_path / name)
         with open(folder / "config.yaml", "a") as file:
-            file.write(f"eval_head: {head}\n")
+            file.write(f"eval_head: {eval_head}\n")
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": 300, "epoch": 3, "judged_n": 50, "linear_acc1": 0.8}) + "\n")
         best = {"step": 200, "epoch": 2, "chosen_by": "linear_acc1", "value": 0.9, "n": 50} | best
         (folder / "best.json").write_text(json.dumps(best))
         return folder
 
-    page = make_page(judged("fixed", "fixed"))
-    assert "fixed head" in page and "probe" not in page.partition("<caption")[2].partition("All ")[0]
-    text = without_heads(make_page(judged("one", "probe"), judged("two", "fixed", head="probe")))
-    validation = text[text.index("Validation: ") :].partition("</table>")[0].replace(" class=dash", "")
+    def validation_table(*folders):
+        text = without_heads(make_page(*folders))
+        return text[text.index("Validation: ") :].partition("</table>")[0].replace(" class=dash", "")
+
+    validation = validation_table(judged("fixed", "fixed"))
+    assert "fixed head" in validation and "probe" not in validation
+    validation = validation_table(judged("one", "probe"), judged("two", "fixed", head="probe"))
     for row in (
         "epoch 3 (the last), one</th><td>80.0 %</td><td>-</td><td>-</td><td>50</td>",
         "epoch 3 (the last), two</th><td>-</td><td>-</td><td>80.0 %</td><td>50</td>",
