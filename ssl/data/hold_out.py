@@ -9,20 +9,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ssl.console import say_once
 from ssl.data.images import Images
+from ssl.data.tables import first_few
 from ssl.errors import UserError
 
 
 def held_out(data: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices (of the images that are left, of those held out): `fraction` of every class, at random by `seed`.
 
-    Whole groups are held out where `data` has groups. Raises `UserError` where no image can be held out.
+    Whole groups are held out where `data` has groups. Names the classes of which none can be. Raises `UserError` where
+    no image can be held out.
     """
     train, held = split_validation(data.labels, fraction, seed, data.groups)
     if not len(held):
         raise UserError(
             f"no image of the {len(train)} can be held out for validation: every class has one image, or is in one "
             "group (patient, lesion, slide). Give more of them, or a validation split"
+        )
+    absent = sorted(set(data.labels.tolist()) - set(data.labels[held].tolist()))
+    if names := [data.classes[label] for label in absent if label >= 0]:
+        say_once(
+            f"*** validation: no image of {len(names)} of {len(data.classes)} classes, {first_few(names)}: each has "
+            "one image, or is in one group (patient, lesion, slide). Nothing is validated of them ***"
         )
     return train, held
 

@@ -107,17 +107,22 @@ def accuracies(heads: Heads, features: Tensor | Rows, labels: Tensor, groups: Gr
 def hold_out_tenth(train: tuple[Rows, Tensor], seed: int, groups: Groups | None = None) -> list[Samples]:
     """[train, held out]: (features, labels) without a tenth of every class, by `seed`; and that tenth.
 
-    Whole groups (N,) are held out where they are known, unless every class is in one group.
+    Whole groups (N,) are held out where they are known. A class of which none can be, as all of it is in one group, is
+    cut image by image: nothing is chosen on a part of the classes.
     """
-    rows, labels = train
-    parts = split_validation(labels.cpu(), 0.1, seed, groups)
-    if groups is not None and not len(parts[1]):
+    rows, labels = train[0], train[1].cpu()
+    by_group, by_image = (split_validation(labels, 0.1, seed, known)[1] for known in (groups, None))
+    cut = by_image[~torch.isin(labels[by_image], labels[by_group])]
+    if len(cut):
         say_once(
-            "*** probe: every class of train is in one group (patient, lesion, slide), so the tenth that chooses its "
-            "learning rate is cut image by image, and looks better than new groups would ***"
+            f"*** probe: {len(labels[cut].unique())} of {len(labels.unique())} classes of train have no whole group "
+            "(patient, lesion, slide) that can be held out. The tenth of them that chooses its learning rate is cut "
+            "image by image, and looks better than new groups would ***"
         )
-        parts = split_validation(labels.cpu(), 0.1, seed)
-    return [(rows.subset(index), labels[index]) for index in (part.to(labels.device) for part in parts)]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_group], held[cut] = True, True
+    parts = (mask.nonzero()[:, 0].to(train[1].device) for mask in (~held, held))
+    return [(rows.subset(index), train[1][index]) for index in parts]
 
 
 def sweep(

@@ -157,4 +157,17 @@ def test_where_each_class_is_one_group_the_tenth_is_cut_image_by_image_and_said_
     assert len(parts[0][1][1]) == 6
     for (_, held), (_, plain) in zip(parts[0] + parts[1], parts[2] * 2):
         assert torch.equal(held, plain)
-    assert capsys.readouterr().out.count("every class of train is in one group") == 1
+    assert capsys.readouterr().out.count("3 of 3 classes of train have no whole group") == 1
+
+
+def test_nothing_is_chosen_on_a_part_of_the_classes(capsys):
+    """Two classes are one slide each, the third is of twenty patients: only the first two are cut image by image."""
+    labels = torch.tensor([0] * 100 + [1] * 100 + [2] * 60)
+    groups = ["a"] * 100 + ["b"] * 100 + [f"c{i % 20}" for i in range(60)]
+    parts = hold_out_tenth((numbered_rows(260), labels), 0, groups)
+    left, held = (rows[torch.arange(len(rows))][:, 0].long() for rows, _ in parts)
+    assert torch.bincount(labels[held]).tolist() == [10, 10, 6]
+    assert sorted([*left.tolist(), *held.tolist()]) == list(range(260))
+    assert torch.equal(held[:20], split_validation(labels, 0.1, 0)[1][:20])
+    assert {groups[i] for i in left} & {groups[i] for i in held} == {"a", "b"}
+    assert "2 of 3 classes of train have no whole group" in capsys.readouterr().out

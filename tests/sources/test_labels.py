@@ -195,6 +195,16 @@ def test_where_nothing_can_be_held_out_it_is_said():
     assert len(hold_out(replace(one_group_a_class, groups=["p", "r", "q", "s"]), 0.1, 0)[1]) == 2  # control
 
 
+def test_classes_without_a_validation_image_are_named(capsys):
+    """The control: with a second group of each class nothing is said."""
+    data = Images("folder", torch.tensor([0] * 4 + [1] * 4 + [2]), ["a", "b", "c"], groups=[*"ppppqqrrs"])
+    assert hold_out(data, 0.1, 0)[1].labels.tolist() == [1, 1]
+    assert "no image of 2 of 3 classes, 'a', 'c'" in capsys.readouterr().out
+    two = replace(data, labels=torch.tensor([0] * 4 + [1] * 4 + [2, 2]), groups=[*"ppttqqrrsu"])
+    assert sorted(set(hold_out(two, 0.1, 0)[1].labels.tolist())) == [0, 1, 2]
+    assert not capsys.readouterr().out
+
+
 def test_sets_without_a_validation_split_have_none():
     for name in ("shapes", "fake"):
         assert datasets.load(name, None, "val", image_size=32) is None
