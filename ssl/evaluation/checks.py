@@ -19,7 +19,7 @@ def protocols_of(settings, origin: dict[str, str]) -> list[str]:
     protocols = list(dict.fromkeys(settings.protocol + ["probe", "knn"] * ("card" in settings.protocol)))
     if "all" in protocols:
         every = ["probe", "knn"] if settings.features else ["linear", "probe", "knn", "features"]
-        protocols = every + ["card"] * ("card" in protocols)
+        protocols = every + [name for name in protocols if name not in ("all", *every)]
     files_only = settings.near_duplicates is not None or (settings.features and settings.csv_features)
     if files_only and origin["protocol"] == "default":
         protocols = [] if settings.features else ["features"]
@@ -28,6 +28,8 @@ def protocols_of(settings, origin: dict[str, str]) -> list[str]:
 
 def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
     """Raise `UserError` for settings that cannot work, before any process waits for another."""
+    if not settings.protocol:
+        raise UserError("protocol: the list names none; name some, or leave it out for probe and knn")
     if settings.features:
         if not set(protocols) <= {"probe", "knn", "card", "fixed"}:
             names = " ".join(protocols)

@@ -17,7 +17,7 @@ from ssl.console import say_once
 from ssl.data.images import Images
 from ssl.encoders import SmallResNet, build_encoder
 from ssl.errors import UserError
-from ssl.evaluation import feature_origin, features
+from ssl.evaluation import checks, feature_origin, features
 from ssl.settings import config
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, every_image, shapes
@@ -227,6 +227,23 @@ def test_an_encoder_file_is_judged_too_and_earlier_numbers_stay(trained, tmp_pat
     assert (tmp_path / "results.1.json").read_text() == first
     assert set(json.loads((tmp_path / "results.2.json").read_text())) == {"knn", "probe", "of"}
     assert not (tmp_path / "results.3.json").exists()
+
+
+def test_an_empty_list_of_protocols_stops_with_one_line(trained, tmp_path):
+    (tmp_path / "none.yaml").write_text("protocol: []\n")
+    for what in ({"model_path": trained}, {"features": tmp_path}):
+        done = run("evaluate.py", config=tmp_path / "none.yaml", **what, check=False)
+        assert done.returncode == 2 and "protocol: the list names none" in done.stderr
+
+
+def test_all_takes_nothing_away_that_is_named_beside_it():
+    def protocols(*named, **settings):
+        return checks.protocols_of(evaluate.Settings(protocol=list(named), **settings), {"protocol": "command line"})
+
+    assert protocols("all") == ["linear", "probe", "knn", "features"]
+    assert protocols("all", "fixed") == ["linear", "probe", "knn", "features", "fixed"]
+    assert protocols("card", "all", features="f.pt") == ["probe", "knn", "card"]
+    assert protocols("fixed", "all", "card", features="f.pt") == ["probe", "knn", "fixed", "card"]
 
 
 @pytest.mark.parametrize(
