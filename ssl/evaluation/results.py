@@ -117,14 +117,23 @@ def about_protocols(settings, protocols: list[str]) -> dict:
 
 
 def report(results: dict, subjects: list[str], folder: Path) -> None:
-    """Write results.json, and print the table of the `subjects`: of raw_pixels, random_init and trained."""
-    path, text = folder / "results.json", json.dumps(results, indent=2, default=str) + "\n"
-    earlier = keep_earlier(path, text)
-    files.write_text(text, path)
+    """Print the table of the `subjects`, of raw_pixels, random_init and trained, and write results.json.
+
+    Raises `UserError` where that cannot be written; the numbers are on the console then, and an earlier file stays.
+    """
     say("\n" + accuracy_table(results, subjects) + "\n")
     if "card" in results:
         cards = {title(name, results["of"]["weights"]): (results | results.get(name, {}))["card"] for name in subjects}
         say(card_table.console(cards) + "\n")
+    path, text = folder / "results.json", json.dumps(results, indent=2, default=str) + "\n"
+    try:
+        with files.replacing(path) as partial:
+            partial.write_text(text, "utf-8")
+            earlier = keep_earlier(path, text)
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write {path} ({error}); the numbers are printed above. Make room, or set --output_dir"
+        ) from None
     say(f"results     {path}" + (f" (earlier ones are in {earlier.name})" if earlier else ""))
 
 

@@ -1,7 +1,11 @@
 """The table that evaluate.py prints: shares with their intervals, n, and balanced accuracy where it is another."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from ssl.errors import UserError
 from ssl.evaluation import metrics, results
 
 OF = {"weights": {"steps": None}}
@@ -42,3 +46,25 @@ def test_where_one_class_is_large_balanced_accuracy_stands_beside():
 def test_after_0_steps_the_row_says_so():
     judged = {"of": {"weights": {"steps": 0}}, "knn": found([10, 10], [9, 6])}
     assert "not trained (0 steps)" in results.accuracy_table(judged, ["trained"])
+
+
+def test_results_that_cannot_be_written_are_printed_and_the_earlier_ones_stay(tmp_path, monkeypatch, capsys):
+    """The control: with room the earlier ones get a number."""
+    results.report({"of": OF, "knn": found([10, 10], [9, 6])}, ["trained"], tmp_path)
+    earlier = (tmp_path / "results.json").read_text()
+    now = {"of": OF, "knn": found([10, 10], [8, 6])}
+
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"cannot write .*No space.* printed above"),
+    ):
+        patch.setattr(Path, "write_text", full)
+        results.report(now, ["trained"], tmp_path)
+    assert "70.0 %" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == earlier
+    results.report(now, ["trained"], tmp_path)
+    assert (tmp_path / "results.1.json").read_text() == earlier
