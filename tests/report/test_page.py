@@ -299,6 +299,9 @@ def test_card_svg_is_whole_and_keeps_words_from_outside_as_words(tmp_path):
     assert "untrained encoder" in texts and "1 a class, 3 in all; 1 classes have fewer" in texts
     assert not [part for part in drawn.iter() if part.tag.endswith("script")]
     card_page.write({"probe": {"acc1": 0.75}}, tmp_path / "nowhere")  # without a card nothing is written
+    card_page.write({"probe": {"acc1": 0.75}}, tmp_path)
+    assert not (tmp_path / "card.svg").exists()  # it was of earlier results
+    (tmp_path / "card.svg").touch()
     with pytest.raises(UserError, match="output_dir: cannot write"):
         card_page.write(found, tmp_path / "card.svg" / "inside")
 
