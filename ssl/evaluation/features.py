@@ -169,6 +169,7 @@ class SplitWriter:
     def _write_shard(self) -> None:
         part = self._part()
         checksum = zlib.crc32(part["labels"].numpy(), zlib.crc32(os.fsencode("\n".join(part["names"]))))
+        checksum = zlib.crc32(os.fsencode("\n".join(part.get("groups", []))), checksum)
         checksum = zlib.crc32(part["features"].numpy(), checksum)
         name = f"features-{self.split}-{len(self.shards):05}-{checksum:08x}.pt"
         _save({"shard": name, **part}, self.folder / name)

@@ -94,6 +94,15 @@ def test_batches_leave_no_trace_in_the_files(tmp_path, shard):
     assert files(tmp_path / "1") == files(tmp_path / "7") == files(tmp_path / "35")
 
 
+def test_the_name_of_a_shard_tells_groups_apart(tmp_path):
+    """Another writing must not write over the shards of a features.pt that is there."""
+    data, x = samples(35, 1)
+    one, other, none = (dataclasses.replace(data, groups=groups) for groups in (["a"] * 35, ["b"] * 35, None))
+    entries = [write_split(tmp_path, "train", part, batches(x, 7), 240)["shards"] for part in (one, other, none, one)]
+    assert entries[0] == entries[3] and not set(entries[0]) & set(entries[1]) and not set(entries[0]) & set(entries[2])
+    assert len(files(tmp_path)) == 12
+
+
 def test_images_that_cannot_be_read_stay_out(tmp_path):
     x = write(tmp_path, unread=(0, 9, 10, 34))
     found = features.load(tmp_path).splits["train"]
