@@ -61,7 +61,7 @@ def score(
 def validate(predict: Predict, data: Images, settings, device: torch.device) -> dict:
     """Loss and accuracies of the validation images: what metrics.jsonl says of them in each epoch."""
     scores, data = score(predict, data, settings, device)
-    found = metrics.classification(scores.exp(), data.labels, data.classes, data.groups)
+    found = metrics.of_epoch(scores.exp(), data.labels, data.classes, data.groups)
     auc = found["auc_macro"] if found["auc"] is None else found["auc"]
     names = ("acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "mcc")
     loss = F.nll_loss(scores, data.labels).item()

@@ -17,9 +17,13 @@ UNDEFINED = "undefined"
 
 
 def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Whether each of the labels (N,) is among the k best classes of scores (N, C); (N,) bool."""
-    top = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return (top == labels[:, None]).any(1)
+    """Whether each of the labels (N,) is among the k best classes of scores (N, C); (N,) bool.
+
+    Of several best classes the first is the best.
+    """
+    if k == 1:
+        return scores.argmax(1) == labels
+    return (scores.topk(min(k, scores.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
 def share(name: str, right: int, count: int, wider: float = 1.0) -> dict:
@@ -70,6 +74,11 @@ def percent(found: dict, name: str) -> str:
     return f"{100 * found[name]:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def of_epoch(scores: Tensor, labels: Tensor, classes: list[str], groups: Groups | None = None) -> dict:
+    """Those metrics of `classification` that finetune.py takes in every epoch. The others take more time and memory."""
+    return _measured(scores.detach().cpu(), labels.cpu(), classes, groups)[0]
+
+
 def classification(scores: Tensor, labels: Tensor, classes: list[str], groups: Groups | None = None) -> dict:
     """The metrics that finetune.py reports, ready for JSON, from scores (N, C), larger = likelier, and labels (N,).
 
@@ -91,28 +100,18 @@ def classification(scores: Tensor, labels: Tensor, classes: list[str], groups: G
     not finite.
     """
     scores, labels = scores.detach().cpu(), labels.cpu()
-    _require_fitting(scores, labels, classes)
+    found, aucs, confusion = _measured(scores, labels, classes, groups)
     first = scores.argmax(1)
     second = scores.scatter(1, first[:, None], -math.inf).argmax(1)
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    pairs = torch.bincount(labels * len(classes) + first, minlength=len(classes) ** 2)
-    confusion = pairs.reshape(len(classes), -1).tolist()
-    right = [row[i] for i, row in enumerate(confusion)]
-    recall = [r / count if count else UNDEFINED for r, count in zip(right, counts)]
-    correct, among_two = first == labels, (first == labels) | (second == labels)
-    binary = len(classes) == 2
-    aucs = [auc(column, labels == i) for i, column in enumerate(scores.T.contiguous())]
+    among_two = (first == labels) | (second == labels)
+    counts = [sum(row) for row in confusion]
+    recall = [row[i] / count if count else UNDEFINED for i, (row, count) in enumerate(zip(confusion, counts))]
     one_hot = labels[:, None] == torch.arange(len(classes))
-    return {
-        **count_of(groups),
-        **share_of("acc1", correct, groups),
+    binary = len(classes) == 2
+    return found | {
         **({"acc2": None} if len(classes) < 3 else share_of("acc2", among_two, groups)),
-        **balanced(right, counts, widening(correct, groups, labels)),
-        "auc": aucs[1] if binary else None,
         "auc_micro": auc(scores.flatten(), one_hot.flatten()),
-        "auc_macro": UNDEFINED if UNDEFINED in aucs else statistics.fmean(aucs),
         "auc_weighted": _weighted(aucs, counts),
-        "mcc": _mcc(confusion),
         "sensitivity": recall[1] if binary else None,
         "specificity": recall[0] if binary else None,
         "recall": dict(zip(classes, recall)),
@@ -122,6 +121,28 @@ def classification(scores: Tensor, labels: Tensor, classes: list[str], groups: G
             [value / count if count else UNDEFINED for value in row] for row, count in zip(confusion, counts)
         ],
     }
+
+
+def _measured(
+    scores: Tensor, labels: Tensor, classes: list[str], groups: Groups | None
+) -> tuple[dict, list[float | str], list[list[int]]]:
+    """(metrics of every epoch, the AUC of each class, confusion) of scores (N, C) and labels (N,)."""
+    _require_fitting(scores, labels, classes)
+    first = scores.argmax(1)
+    pairs = torch.bincount(labels * len(classes) + first, minlength=len(classes) ** 2)
+    confusion = pairs.reshape(len(classes), -1).tolist()
+    right, counts = [row[i] for i, row in enumerate(confusion)], [sum(row) for row in confusion]
+    aucs = [auc(column, labels == i) for i, column in enumerate(scores.T.contiguous())]
+    correct = first == labels
+    found = {
+        **count_of(groups),
+        **share_of("acc1", correct, groups),
+        **balanced(right, counts, widening(correct, groups, labels)),
+        "auc": aucs[1] if len(classes) == 2 else None,
+        "auc_macro": UNDEFINED if UNDEFINED in aucs else statistics.fmean(aucs),
+        "mcc": _mcc(confusion),
+    }
+    return found, aucs, confusion
 
 
 def _require_fitting(scores: Tensor, labels: Tensor, classes: list[str]) -> None:

@@ -16,6 +16,7 @@ from sklearn import metrics as reference
 from sklearn.exceptions import UndefinedMetricWarning
 
 from ssl.errors import UserError
+from ssl.evaluation import metrics
 from ssl.evaluation.metrics import (
     UNDEFINED,
     _mcc,
@@ -195,6 +196,18 @@ def test_matthews_correlation_is_its_formula_and_within_its_bounds(confusion):
         digits.prec = 80
         expected = Decimal(covariance) / Decimal(spread[0] * spread[1]).sqrt()
     assert -1 <= _mcc(confusion) <= 1 and _mcc(confusion) == pytest.approx(float(expected), rel=1e-15, abs=1e-18)
+
+
+def test_an_epoch_takes_some_of_the_metrics_and_no_auc_of_all_decisions_pooled(monkeypatch):
+    scores = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)).softmax(1)
+    labels, groups = torch.arange(200) % 5, [str(i % 20) for i in range(200)]
+    every = classification(scores, labels, list("abcde"), groups)
+    sizes, plain = [], metrics.auc
+    monkeypatch.setattr(metrics, "auc", lambda x, positive: sizes.append(len(x)) or plain(x, positive))
+    found = metrics.of_epoch(scores, labels, list("abcde"), groups)
+    assert found == {name: every[name] for name in found} and sizes == [200] * 5
+    names = {"acc1", "acc1_interval", "balanced_accuracy", "balanced_accuracy_interval", "auc", "auc_macro", "mcc"}
+    assert set(found) == names | {"groups"}
 
 
 def test_float32_scores_are_compared_as_they_are():

@@ -134,6 +134,13 @@ def test_hits_are_among_the_best_k():
     assert metrics.hits(scores, labels, 5).all()
 
 
+def test_of_several_best_classes_the_first_counts():
+    """As `argmax` and `metrics.classification` have it."""
+    for classes in (3, 10, 500):
+        tied = torch.zeros(3, classes)
+        assert metrics.hits(tied, torch.tensor([0, 1, classes - 1])).tolist() == [True, False, False]
+
+
 def numbered_rows(count):
     return Rows((torch.arange(count, dtype=torch.float32)[:, None],), torch.device("cpu"))
 
