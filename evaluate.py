@@ -34,7 +34,6 @@ from ssl.encoders import build_encoder
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import card, checks, feature_origin, features, fixed_head, inference, npz, probes, results
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
-from ssl.evaluation.fixed_head import HeadSettings
 from ssl.evaluation.inference import Reading
 from ssl.evaluation.neighbours import nearest
 from ssl.files import make_folder
@@ -119,8 +118,9 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
     tell_encoder(settings, width, source, weights["steps"])
     tell_images(settings, images, first)
 
-    if set(protocols) == {"linear"}:  # its views are of images that can be read, as those of all protocols
-        _, images["train"] = extract(lambda x: x[:, :1, 0, 0], images["train"], settings, device, "train, files")
+    on_features = {"probe", "knn", "fixed"} & set(protocols)
+    if "linear" in protocols and not on_features:  # its views, too, are of images that can be read
+        images |= {s: extract(lambda x: x[:, :1, 0, 0], images[s], settings, device, s)[1] for s in ("train", "test")}
 
     found, whole, start = {}, images, next(iter(images))
     for name, encoder in subjects.items():
@@ -132,16 +132,16 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
             about = drawn | {"steps": weights["steps"]} | feature_origin.some_keys(every, settings.data_dir)
             whole = features.write(folder, encoder, every, settings, device, about)
             images = whole | {start: images[start].among(whole[start])}
-            if is_main() and set(protocols) != {"features"}:
+            if is_main() and on_features:
                 pairs = features.load(folder, device).pairs(images["train"])
-        elif set(protocols) != {"linear"}:
+        elif on_features:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
-                pairs.append((Rows((h,), device), images[split].labels.to(device)))
+                pairs += [(Rows((h,), device), images[split].labels.to(device))] * is_main()
         checks.require_enough(images, protocols)  # of those that could be read
-        asked = card.ask_images(encoder, images, settings, device, name) if "card" in protocols else None
-        if is_main() and pairs:
-            judged = judge(*pairs, len(first.classes), settings, protocols, head, asked, card.groups_of(images))
+        changed = card.changed_images(encoder, images["test"], settings, device, name) if "card" in protocols else ""
+        if pairs:
+            judged = judge(*pairs, first.classes, settings, protocols, head, card.groups_of(images), changed)
         distributed.barrier()
         if "linear" in protocols and name != "raw_pixels":
             judged["linear"] = linear_evaluation(encoder, width, images["train"], images["test"], settings, device)
@@ -149,12 +149,12 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         found |= judged if name == "trained" else {name: judged}
     distributed.leave()
 
-    if is_main() and "features" in protocols:
-        feature_files.write(features.load(folder), settings, folder, device, whole)
     if is_main() and set(protocols) != {"features"}:
         found["of"] = results.of_images(settings, protocols, weights, images)
         results.report(found, list(subjects), folder)
         card_page.write(found, folder)
+    if is_main() and "features" in protocols:  # after the numbers, which an error here must not lose
+        feature_files.write(features.load(folder), settings, folder, device, whole)
     next_steps.after_evaluation(settings, origin, folder, first.classes)
 
 
@@ -207,9 +207,8 @@ def judge_features(settings: Settings, protocols: list[str]) -> None:
     train = feature_origin.choose(found, settings)
     checks.require_enough({"train": train}, protocols)
     splits = found.splits | {"train": train}
-    asked = card.ask(splits, card.NO_IMAGES) if "card" in protocols else None
     pairs = train.pair(), found.splits["test"].pair()
-    judged = judge(*pairs, len(found.classes), settings, protocols, head, asked, card.groups_of(splits))
+    judged = judge(*pairs, found.classes, settings, protocols, head, card.groups_of(splits), card.NO_IMAGES)
     judged["of"] = results.of_features(settings, protocols, found, train)
     results.report(judged, ["trained"], folder)
     card_page.write(judged, folder)
@@ -297,36 +296,37 @@ def build_encoders(settings: Settings, channels: int) -> tuple[dict[str, nn.Modu
 # Protocols ------------------------------------------------------------------------------
 
 
+@failures.advising("leave card out; or judge a features file with --device cpu: --protocol features writes it")
 def judge(
     train: Samples,
     test: Samples,
-    classes: int,
+    classes: list[str],
     settings: Settings,
     protocols: list[str],
-    head: HeadSettings,
-    asked: card.Asked | None,
+    head: fixed_head.HeadSettings,
     groups: card.GroupsOf,
+    changed: card.Changed | str,
 ) -> dict:
-    """Results of the protocols probe, knn, fixed and, if something is `asked`, card.
+    """Results of the protocols probe, knn, fixed and card, which is also of `changed` images, or says why it is not.
 
     `train` and `test` are (features (N, F), labels (N,)), and `groups` theirs. A tenth of `train` chooses the probe's
     settings. With a card, there is no probe where a class has one training image; the card says so.
     """
-    judged, tuned = {}, None
+    judged, tuned, count = {}, None, len(classes)
     if "fixed" in protocols:
-        judged["fixed"] = fixed_head.judge(train, test, classes, head, settings.seed, groups["test"])
+        judged["fixed"] = fixed_head.judge(train, test, count, head, settings.seed, groups["test"])
     if settings.standardize and {"probe", "knn"} & set(protocols):
         mean, std = statistics(train[0])
         train, test = ((rows.standardised(mean, std), y) for rows, y in (train, test))
-    if "probe" in protocols and not (asked and card.why_no_probe(train[1], asked.classes)):
+    if "probe" in protocols and not ("card" in protocols and card.why_no_probe(train[1], classes)):
         parts = probes.hold_out_tenth(train, settings.seed, groups["train"])
-        probe, chosen = probes.sweep(*parts, classes, settings.probe_epochs, seed=settings.seed)
+        probe, chosen = probes.sweep(*parts, count, settings.probe_epochs, seed=settings.seed)
         judged["probe"], tuned = probes.accuracies(probe, *test, groups["test"]) | chosen, (probe, parts[1])
     if "knn" in protocols:
         near = nearest(train[0], test[0], settings.k)
-        judged["knn"] = probes.vote(near, train[1], test[1], classes, settings.knn_temperature, groups["test"])
-    if asked:
-        judged["card"] = card.card(train, test, near, tuned, asked, settings)
+        judged["knn"] = probes.vote(near, train[1], test[1], count, settings.knn_temperature, groups["test"])
+    if "card" in protocols:
+        judged["card"] = card.card(train, test, near, tuned, classes, groups, changed, settings)
     return judged
 
 

@@ -6,7 +6,6 @@ cannot say is None, with the reason under the same name and `_why`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ssl.data.hold_out import few_of_classes
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
+from ssl.evaluation.corruptions import Changed
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
 from ssl.evaluation.features import Split
 from ssl.evaluation.inference import Net, Reading
@@ -31,33 +31,16 @@ Part = tuple[Rows, Tensor]  # (features (N, F), labels (N,))
 GroupsOf = Mapping[str, Groups | None]  # of train and of test
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a card needs beside the features: names of classes, the groups of images by split, changed test images.
-
-    `changed`: their features, or why there are none.
-    """
-
-    classes: list[str]
-    groups: GroupsOf
-    changed: corruptions.Changed | str
-
-
 def groups_of(splits: Mapping[str, Images | Split]) -> GroupsOf:
     return {name: splits[name].groups for name in ("train", "test")}
 
 
-def ask(splits: Mapping[str, Images | Split], changed: corruptions.Changed | str) -> Asked:
-    """What the images, or a features file, say of train and test."""
-    return Asked(splits["train"].classes, groups_of(splits), changed)
-
-
-def ask_images(net: Net, images: dict[str, Images], settings, device: torch.device, title: str) -> Asked:
-    """`ask`, with features of changed test images as `settings` of evaluate.py want them. All ranks call it."""
+def changed_images(net: Net, test: Images, settings, device: torch.device, title: str) -> Changed | str:
+    """Features of changed test images as `settings` of evaluate.py want them, or why there are none. For all ranks."""
     if not settings.corrupted_images:
-        return ask(images, "left out by --corrupted_images 0")
+        return "left out by --corrupted_images 0"
     how, most = Reading.of(settings, device), settings.corrupted_images
-    return ask(images, corruptions.features(net, images["test"], how, most, settings.seed, title))
+    return corruptions.features(net, test, how, most, settings.seed, title)
 
 
 def why_no_probe(labels: Tensor, classes: list[str]) -> str | None:
@@ -70,23 +53,32 @@ def why_no_probe(labels: Tensor, classes: list[str]) -> str | None:
     return None
 
 
-def card(train: Part, test: Part, near: Near, tuned: tuple[Heads, Samples] | None, asked: Asked, settings) -> dict:
+def card(
+    train: Part,
+    test: Part,
+    near: Near,
+    tuned: tuple[Heads, Samples] | None,
+    classes: list[str],
+    names: GroupsOf,
+    changed: Changed | str,
+    settings,
+) -> dict:
     """The card of an encoder.
 
     `near`: the nearest of `train` to each image of `test`. `tuned`: the swept probe, and the part of `train` that chose
-    it; None without one.
+    it; None without one. `names`: those of the groups. `changed`: as of `changed_images`.
     """
     result: dict = {
-        "few_labels": _few_labels(train, test, asked.classes, settings.seed),
-        "retrieval": retrieval.retrieve(train, test, near.places[:, 0], settings.seed, asked.groups["test"]),
+        "few_labels": _few_labels(train, test, classes, settings.seed),
+        "retrieval": retrieval.retrieve(train, test, near.places[:, 0], settings.seed, names["test"]),
     }
     if tuned:
         result["calibration"] = calibration.calibration(*tuned, test, settings.seed)
     else:
-        result |= {"probe": None, "probe_why": why_no_probe(train[1], asked.classes)}
+        result |= {"probe": None, "probe_why": why_no_probe(train[1], classes)}
         result |= {"calibration": None, "calibration_why": "it is that of the probe"}
-    result |= _corruptions(train, test, tuned and tuned[0], asked, settings)
-    return result | _groups({"test": test, "train": train}, asked.groups, settings)
+    result |= _corruptions(train, test, tuned and tuned[0], len(classes), names["test"], changed, settings)
+    return result | _groups({"test": test, "train": train}, names, settings)
 
 
 def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
@@ -107,17 +99,18 @@ def _few_labels(train: Part, test: Part, classes: list[str], seed: int) -> dict:
     return found
 
 
-def _corruptions(train: Part, test: Part, head: Heads | None, asked: Asked, settings) -> dict:
+def _corruptions(
+    train: Part, test: Part, head: Heads | None, classes: int, names: Groups | None, changed: Changed | str, settings
+) -> dict:
     """{corruptions: accuracies of the probe and of k-NN on some test images, unchanged and changed}."""
-    changed = asked.changed
     if isinstance(changed, str):
         return {"corruptions": None, "corruptions_why": changed}
     index = changed.index.to(test[1].device)
-    labels, names = test[1][index], asked.groups["test"]
+    labels = test[1][index]
     names = names and [names[i] for i in index.tolist()]
 
     def judge(x: Rows) -> dict:
-        near = probes.knn(train, (x, labels), len(asked.classes), settings.k, settings.knn_temperature, names)
+        near = probes.knn(train, (x, labels), classes, settings.k, settings.knn_temperature, names)
         by_probe = {"probe": metrics.accuracy(labels, probes.hits(head, [0], x, labels)[0], names)} if head else {}
         return by_probe | {"knn": near}
 
@@ -143,7 +136,7 @@ def _groups(parts: dict[str, Part], names: GroupsOf, settings) -> dict:
         if names.get(split) is None:
             found |= {split: None, f"{split}_why": "no groups of this split are known"}
             continue
-        numbers = groups.numbered(names[split])
+        numbers = groups.by_name(names[split])
         found[split] = {
             "without_group": int((numbers < 0).sum()),
             "told": groups.group_accuracy(x, y, numbers, settings.seed),

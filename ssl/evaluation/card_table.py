@@ -149,7 +149,7 @@ def _calibration(found: dict) -> Iterable[Row]:
 
 def _corruptions(found: dict) -> Iterable[Row]:
     for judge, name in (("probe", "probe"), ("knn", "k-NN")):
-        section = f"changed test images, {name}"
+        section = f"changed test images, {name} (n = {count(found.get('n'))})"  # by width, so encoders may differ
         if unchanged := inner(found, "unchanged", judge):
             yield _row(section, "unchanged", unchanged, "acc1")
         for kind in CHANGES:

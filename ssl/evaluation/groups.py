@@ -22,7 +22,7 @@ MOST_GROUPS, MOST_OF_GROUP = 200, 200  # that a head tells apart: the largest; i
 MOST_QUERIES = 10_000  # images whose neighbours are looked at; the neighbours are among all
 
 
-def numbered(groups: Sequence[str | None]) -> Tensor:
+def by_name(groups: Sequence[str | None]) -> Tensor:
     """Numbers (N,) of the groups, in the order of their names; -1 for none."""
     number = {name: place for place, name in enumerate(sorted({name for name in groups if name is not None}))}
     return torch.tensor([-1 if name is None else number[name] for name in groups], dtype=torch.long)

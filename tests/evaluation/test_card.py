@@ -8,6 +8,8 @@ import torch
 from drawn import class_folders
 from running import run, tiny
 
+import evaluate
+from ssl import failures
 from ssl.data.hold_out import few_of_classes
 from ssl.evaluation import card, card_table, features, few_shot, probes
 from ssl.evaluation.corruptions import EACH, Changed
@@ -36,11 +38,11 @@ def make(asked, train=None, test=None):
     train, test = train or samples(120, 1), test or samples(60, 2)
     parts = probes.hold_out_tenth(train, 3)
     head, _ = probes.sweep(*parts, 3, epochs=5, seed=3)
-    return card.card(train, test, nearest(train[0], test[0], How.k), (head, parts[1]), asked, How)
+    return card.card(train, test, nearest(train[0], test[0], How.k), (head, parts[1]), *asked, How)
 
 
 def asked(groups=None, changed="not today"):
-    return card.Asked(["a", "b", "c"], groups or {"train": None, "test": None}, changed)
+    return ["a", "b", "c"], groups or {"train": None, "test": None}, changed
 
 
 def test_every_accuracy_has_its_number_of_images_and_an_interval():
@@ -125,7 +127,7 @@ def test_without_a_probe_the_rest_is_judged():
     train = train[0].subset(torch.cat([torch.tensor([0]), kept])), torch.cat([torch.tensor([0]), train[1][kept]])
     changed = Changed(torch.arange(60), EACH, test[0].parts[0].expand(12, -1, -1))
     near = nearest(train[0], test[0], How.k)
-    found = card.card(train, test, near, None, asked(changed=changed), How)
+    found = card.card(train, test, near, None, *asked(changed=changed), How)
     why = "1 of 3 classes have fewer: 'a'"
     assert found["probe"] is found["calibration"] is None and found["probe_why"].endswith(why)
     knn = probes.knn(train, test, 3, How.k, How.knn_temperature)
@@ -133,9 +135,30 @@ def test_without_a_probe_the_rest_is_judged():
     assert found["few_labels"]["shots"]["1"]["labels"] == 3 and found["retrieval"]["map_queries"] == 60
     text = card_table.console({"trained": found})
     assert f"not measured: probe: {found['probe_why']}" in text and "not measured: calibration" in text
-    assert "changed test images, k-NN" in text and "changed test images, probe" not in text
+    assert "changed test images, k-NN (n = 60)" in text and "changed test images, probe" not in text
     assert card.why_no_probe(samples(120, 1)[1], ["a", "b", "c"]) is None
     json.dumps(found, allow_nan=False)
+
+
+def test_without_memory_for_the_card_the_card_is_what_to_leave_out(monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 43.00 GiB")
+
+    monkeypatch.setattr(few_shot, "accuracies", no_memory)
+    monkeypatch.setattr(failures, "_advice", [])
+    names, groups, changed = asked()
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        evaluate.judge(
+            samples(120, 1),
+            samples(60, 2),
+            names,
+            evaluate.Settings(k=5, seed=3),
+            ["knn", "card"],
+            None,
+            groups,
+            changed,
+        )
+    assert "out of memory" in (said := failures.explain(error.value)) and "leave card out" in said
 
 
 # The script -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from ssl.evaluation import groups as of_groups
 from ssl.evaluation import neighbours
 from ssl.evaluation.feature_rows import Rows
-from ssl.evaluation.groups import group_accuracy, numbered, robustness_index
+from ssl.evaluation.groups import by_name, group_accuracy, robustness_index
 
 
 def made(count=120, classes=3, groups=4, of_class=1.0, of_group=1.0, seed=0, noise=0.05):
@@ -145,4 +145,4 @@ def test_groups_that_are_too_small_or_too_many(monkeypatch):
 
 
 def test_names_of_groups_become_numbers():
-    assert numbered(["b", None, "a", "b"]).tolist() == [1, -1, 0, 1] and numbered([None]).tolist() == [-1]
+    assert by_name(["b", None, "a", "b"]).tolist() == [1, -1, 0, 1] and by_name([None]).tolist() == [-1]

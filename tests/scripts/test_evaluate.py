@@ -330,10 +330,26 @@ def test_linear_alone_leaves_out_what_cannot_be_read(trained, tmp_path):
     assert all(f"left out    {path}" in done.stdout for path in paths[:3])
     of = json.loads((tmp_path / "a" / "results.json").read_text())["of"]
     assert of["data"]["train_images"] == 37
+    test = sorted((data / "test").rglob("*.png"))[0]
+    test.write_bytes(test.read_bytes()[:60])
+    run("evaluate.py", **how | {"protocol": ["linear", "knn"]}, output_dir=tmp_path / "c")
+    run("evaluate.py", **how, output_dir=tmp_path / "d")
+    both, alone = (json.loads((tmp_path / place / "results.json").read_text()) for place in "cd")
+    assert alone["linear"] == both["linear"] and alone["linear"]["n"] == 11
+    assert alone["of"]["data"] == both["of"]["data"] and alone["of"]["data"]["test_images"] == 11
     for path in paths[3:11]:
         path.write_bytes(path.read_bytes()[:60])
     done = run("evaluate.py", **how, output_dir=tmp_path / "b", check=False)
     assert done.returncode == 2 and "11 of 40 images cannot be read, more than the 10 allowed" in done.stderr
+
+
+def test_a_table_of_features_that_cannot_be_written_leaves_the_numbers(trained, tmp_path):
+    (tmp_path / "features.csv" / "inner").mkdir(parents=True)
+    how = {"model_path": trained, "workers": 0, "protocol": ["features", "knn"], "output_dir": tmp_path}
+    done = run("evaluate.py", **how, csv_features=True, check=False)
+    assert done.returncode == 2 and "output_dir: cannot write to" in done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["knn"]["n"] == found["of"]["data"]["test_images"] == 21 and "k-NN" in done.stdout
 
 
 def test_features_of_arrays_or_files_with_other_content_are_refused(trained, tmp_path):
