@@ -113,7 +113,7 @@ def test_a_run_that_diverges_again_ends_and_says_what_was_first(launched):
     retries = [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")]
     assert retries == [(i, retry) for retry in (0, 1) for i in range(11, 13)]
 
-    # Continued, it is still the run that went back once.
-    status = run.finish()
+    # Continued, it is still the run that went back once, also under torchrun itself.
+    status = run.finish(run.launch())
     assert status != 0 and "again after going back" in run.status()["reason"]
     assert [(bad["step"], bad["retries"]) for bad in lines(run, "bad_steps.jsonl")] == retries
