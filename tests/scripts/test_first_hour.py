@@ -169,7 +169,7 @@ def test_a_probe_of_many_classes_that_needs_too_much_memory_says_so_not_image_si
     with pytest.raises(torch.OutOfMemoryError) as caught:
         if script == "evaluate.py":
             settings, head, groups = evaluate.Settings(seed=0), fixed_head.HeadSettings(), {"train": None, "test": None}
-            evaluate.judge(rows, rows, 20_000, settings, ["probe"], head, None, groups)
+            evaluate.judge(rows, rows, [f"{i}" for i in range(20_000)], settings, ["probe"], head, groups, "")
         else:
             judging.accuracies(rows, rows, 20_000, None, 0, lambda: None)
     words = failures.explain(caught.value)

@@ -360,7 +360,7 @@ def test_judging_of_groups_is_evaluates_to_the_bit(split, how):
     online, plain = (judging.accuracies(*pairs, 3, how, 0, lambda: None, *more) for more in ([groups], []))
     protocols, head = ["knn", "probe" if how is None else "fixed"], how or fixed_head.HeadSettings()
     groups_of = dict(zip(("train", "test"), groups))
-    later = evaluate.judge(*pairs, 3, evaluate.Settings(seed=0), protocols, head, None, groups_of)
+    later = evaluate.judge(*pairs, ["a", "b", "c"], evaluate.Settings(seed=0), protocols, head, groups_of, "")
     for judge, name in zip(("knn", "linear"), protocols):
         assert online[f"{judge}_acc1"] == later[name]["acc1"]
         assert online[f"{judge}_acc1_interval"] == later[name]["acc1_interval"] != plain[f"{judge}_acc1_interval"]
