@@ -32,8 +32,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl import failures, files
-from ssl.checkpoints import pretrained, safetensors, source_run, torch_file
-from ssl.checkpoints.layouts import ESTIMATOR, some_of
+from ssl.checkpoints import overwritten, pretrained, safetensors, source_run, torch_file
+from ssl.checkpoints.layouts import ESTIMATOR
 from ssl.checkpoints.restore import restore
 from ssl.console import say
 from ssl.distributed import be_alone
@@ -252,7 +252,7 @@ def write(name: Target, export: Export, folder: Path) -> str:
     """Write the encoder for the target `name`; return the path and the proof in words. After an error nothing stays."""
     convert, file = TARGETS[name]
     path = folder / file
-    _require_replaceable(path, Path(export.source.path))
+    overwritten.require_replaceable(path, Path(export.source.path), OF_TIMM)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_abandoned(folder.glob(f"{files.PARTIAL}*"))
@@ -264,16 +264,6 @@ def write(name: Target, export: Export, folder: Path) -> str:
     except OSError as error:
         raise UserError(f"output_dir: cannot write {path} ({error})") from None
     return f"{path}: {words}"
-
-
-def _require_replaceable(path: Path, source: Path) -> None:
-    """Raise `UserError` where an export to `path` would remove `source`, which was read, or what is no export."""
-    there = list(path.iterdir()) if path.is_dir() else [path]
-    if any(source.exists() and file.exists() and file.samefile(source) for file in there):
-        raise UserError(f"output_dir: {path} would replace {source}, which was read; name another folder")
-    others = [file.name for file in there if path.is_dir() and file.name not in OF_TIMM]
-    if others:
-        raise UserError(f"output_dir: {path} holds {some_of(others)}, which no export has written; name another folder")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ssl import files
 from ssl.checkpoints import torch_file
+from ssl.checkpoints.layouts import some_of
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.settings import config
@@ -37,3 +38,16 @@ def require_no_run(places: Iterable[Path]) -> None:
                 f"output_dir: {folder} holds a run, and a test would write over its files; name another folder with "
                 "--output_dir"
             )
+
+
+def require_replaceable(path: Path, source: Path, own: Iterable[str]) -> None:
+    """Raise `UserError` where an export to `path` would remove `source`, which was read, or what is no export.
+
+    A folder at `path` is an earlier export if it holds the files `own` alone.
+    """
+    there = list(path.iterdir()) if path.is_dir() else [path]
+    if any(source.exists() and file.exists() and file.samefile(source) for file in there):
+        raise UserError(f"output_dir: {path} would replace {source}, which was read; name another folder")
+    others = [file.name for file in there if path.is_dir() and file.name not in own]
+    if others:
+        raise UserError(f"output_dir: {path} holds {some_of(others)}, which no export has written; name another folder")
