@@ -115,6 +115,8 @@ def _check(values: dict, cls, where: str) -> dict:
     for key in values:
         if key not in kinds:
             raise UserError(f"{where}: unknown setting {key!r}{hint(key, kinds)}")
+        if values[key] == "":
+            raise UserError(f"{where}: {key} is an empty word; give it a value, or leave it out")
     return {key: coerce(value, kinds[key], f"{where}: {key}") for key, value in values.items()}
 
 
@@ -154,6 +156,7 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
         if "rows" in values:
             raise UserError(f"{where}: has rows, which only the file that --config names may have; {path} extends it")
     layers = [(where, _check(values, cls, where)) for where, values in files]
+    _refuse_words_of_the_command_line(layers)
     if not has_rows:
         if row is not None:
             raise UserError(f"command line: row: {path} has no rows to choose from")
@@ -164,14 +167,22 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
         raise UserError(f"{path}: rows: expected a list of mappings like - {{lr: 0.1}}")
     named = ((f"{path} row {number}", values) for number, values in enumerate(rows, 1))
     rows = [(where, _check(values, cls, where)) for where, values in named]
-    for where, values in layers + rows:
-        if values.keys() & {"row", "config"}:
-            raise UserError(f"{where}: row and config can only be set on the command line")
+    _refuse_words_of_the_command_line(rows)
     if row is None or not 1 <= row <= len(rows):
         say(_rows_table([values for _, values in rows]))
         wrong = "" if row is None else f"row {row} is not there; "
         raise UserError(f"{path}: {wrong}choose one of its rows with --row 1 to --row {len(rows)}")
     return [*layers, rows[row - 1]], on_recipe
+
+
+def _refuse_words_of_the_command_line(layers: list[tuple[str, dict]]) -> None:
+    """Raise `UserError` for a file or row that sets `config` or `row`. A run's config.yaml says which its were."""
+    for where, values in layers:
+        is_of_a_run = Path(where).with_name("about.json").is_file()
+        if not is_of_a_run and any(values.get(name) is not None for name in ("config", "row")):
+            raise UserError(
+                f"{where}: row and config can only be set on the command line; to build on a file, write extends: FILE"
+            )
 
 
 def _rows_table(rows: list[dict]) -> str:
@@ -215,6 +226,8 @@ def _from_arguments(cls, arguments: list[str]) -> dict:
             text = following[0] if len(following) == 1 else f"[{', '.join(following)}]" if following else "true"
         if key in values:
             raise UserError(f"command line: --{key} is given twice")
+        if "" in following:
+            raise UserError(f"command line: --{key} is empty (an unset variable?); give it a value, or leave it out")
         unset = {str | None: ("null", "none", "None"), list[str] | None: ("null",)}  # none may be a class
         if text in unset.get(kinds[key], ()):
             values[key] = None

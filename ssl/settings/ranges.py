@@ -17,7 +17,7 @@ POSITIVE = """
     retry_lr blur_sigma std
 """.split()
 SHARES = """
-    flip vertical_flip grayscale stain_jitter warmup_start plateau_factor max_bad_fraction
+    flip vertical_flip grayscale stain_jitter warmup_start plateau_factor max_bad_fraction solarize_threshold
 """.split()  # and names that end in _prob
 SPANS = ("crop_scale", "crop_ratio", "blur_sigma")
 
@@ -30,6 +30,7 @@ def check(settings) -> None:
         (("lr", *AT_LEAST_0), lambda value: value >= 0, "must not be negative"),
         (POSITIVE, lambda value: value > 0, "must be positive"),
         ([*SHARES, *probabilities], lambda value: 0 <= value <= 1, "is not in 0..1"),
+        (["mean", "std"], lambda value: 0 <= value <= 1, "is not in 0..1: pixels are; divide numbers of 0..255 by 255"),
         (["rotation"], lambda degrees: 0 <= degrees <= 180, "degrees is not in 0..180"),
         (["momentum", "linear_momentum"], lambda value: value < 1, "must be below 1, or steps grow without end"),
         (["val_fraction"], lambda share: 0 < share < 1, "is not between 0 and 1"),

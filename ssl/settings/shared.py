@@ -36,8 +36,8 @@ class ImageSettings(DataSettings):
     download: bool = False  # let torchvision download the data set
     image_size: int | None = None  # pixels of a side
     value_range: tuple[float, float] | None = None  # numbers of the files that are black and white; unset: their type's
-    mean: list[float] | None = None  # of normalisation, one a channel; unset: those of the weights, or of the data set
-    std: list[float] | None = None  # of normalisation, one a channel; unset: those of the weights, or of the data set
+    mean: list[float] | None = None  # of pixels in 0..1, one a channel; unset: those of the weights, or of the data set
+    std: list[float] | None = None  # of pixels in 0..1, one a channel; unset: those of the weights, or of the data set
     max_bad_fraction: float = 0.001  # of the images may be unreadable, and 10 in any case
     preload: bool = False  # decode image files once, into memory that a machine's processes and workers share
     short_side: int | None = None  # preload, and reduce images to this short side, in pixels

@@ -90,7 +90,9 @@ def _inside(root: Path, name: str) -> PurePosixPath:
     place = PurePosixPath(os.path.normpath(name))
     if not name.strip():
         raise UserError("csv: a row names no image; fill in the cell, or remove the row")
-    if place.is_absolute() or ".." in place.parts:
+    if place.is_absolute():
+        raise UserError(f"csv: {name!r} is a whole path; write names relative to --data_dir, {root}")
+    if ".." in place.parts:
         raise UserError(f"csv: {name!r} leads out of {root}; names are relative to --data_dir and stay in it")
     return place
 

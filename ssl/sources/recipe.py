@@ -24,7 +24,8 @@ def find_recipe(asked: dict) -> Path | None:
     size = asked.get("image_size", datasets.KNOWN[name][0])
     similar = "cifar10" if size != "auto" and size <= SMALL and not name.startswith("ImageNet") else "imagenet"
     own = "imagenet100" if name in ("ImageNet50", "ImageNet200") else name.lower()
-    own = similar if name == "folder" and similar == "cifar10" else own
+    if name in OWN_IMAGES:
+        own = "folder" if similar == "imagenet" else similar
     paths = [CONFIGS / f"{method}_{name}.yaml" for name in (own, similar)]
     if name in OWN_IMAGES:
         folder = Path(asked.get("output_dir") or RUNS / f"{method}_{name}")
@@ -32,6 +33,7 @@ def find_recipe(asked: dict) -> Path | None:
         began_on_cpu = any(file.endswith(FOR_CPU) for file in begun)
         if began_on_cpu or (not begun & {path.name for path in paths} and _on_cpu(asked)):
             paths.insert(0, CONFIGS / f"{method}{FOR_CPU}")
+        paths.sort(key=lambda path: path.name not in begun)  # first the one that a run began with
     return next((path for path in paths if path.exists()), None)
 
 

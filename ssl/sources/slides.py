@@ -139,8 +139,8 @@ def _labels(dataset: str, root: Path, files: list[Path]) -> tuple[torch.Tensor, 
 
 def _by_list(there: set[Slide], test: list[str]) -> dict[str, str]:
     """{slide: its split}, if `test` lists hospitals, patients or slides."""
-    test = [word.zfill(2) for word in test]  # YAML reads hospital 05 as a number
     known = sorted({word for slide in there for word in slide})
+    test = [word if word in known else word.zfill(2) for word in test]  # YAML reads hospital 05 as the number 5
     for word in test:
         if word not in known:
             hospitals = ", ".join(sorted({slide.hospital for slide in there})[:30])
@@ -180,7 +180,8 @@ def _no_leak(there: set[Slide], part: dict[str, str]) -> None:
     for slide in sorted(there):
         of_patient[slide.patient][part[slide.name]] = slide.name
     shared = {patient: splits for patient, splits in of_patient.items() if len(splits) > 1}
-    for patient, splits in shared.items():
+    if shared:
+        patient, splits = next(iter(shared.items()))
         where = " and ".join(f"{name} is {split}" for split, name in splits.items())
         raise UserError(
             f"leak: {len(shared)} patients have slides in two splits, such as {patient}: {where}; give all slides of a "

@@ -32,7 +32,7 @@ def tell_start(script: str, settings: TrainingSettings, origin: dict[str, str], 
 
 def tell_choice(settings, origin: dict[str, str], device: torch.device) -> None:
     """What train.py has chosen where the user has not: the embedded images, the recipe for a CPU or for a GPU."""
-    if origin["dataset"] == origin["data_dir"] == "default":
+    if settings.dataset == "shapes" and origin["dataset"] == "default":
         say("*** No --dataset, no --data_dir: training on the EMBEDDED demonstration set `shapes`, not ImageNet. ***")
     recipes = [os.path.basename(where) for where in origin.values() if where.endswith(".yaml")]
     if settings.config or settings.dataset not in OWN_IMAGES or not recipes:

@@ -18,7 +18,9 @@ import train
 from ssl.checkpoints import inherit
 from ssl.errors import UserError
 from ssl.settings import config
+from ssl.sources import datasets
 from ssl.sources.shapes import CLASSES, render
+from ssl.training import introduce
 
 
 def test_the_run_folder_says_where_settings_came_from(trained):
@@ -120,6 +122,14 @@ def test_an_interrupted_balanced_run_continues_to_the_same_weights(images, tmp_p
 def test_without_any_data_set_the_embedded_one_is_taken_loudly(tmp_path):
     done = run("train.py", *tiny(), max_steps=1, output_dir=tmp_path)
     assert "EMBEDDED" in done.stdout and "shapes: 20000 images" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, loud", [("--data_dir none", True), ("--dataset shapes", False)])
+def test_the_embedded_data_set_is_announced_unless_it_is_named(capsys, arguments, loud):
+    settings, origin = config.parse(train.Settings, arguments.split())
+    datasets.resolve(settings)
+    introduce.tell_choice(settings, origin, torch.device("cpu"))
+    assert settings.dataset == "shapes" and ("EMBEDDED" in capsys.readouterr().out) == loud
 
 
 def test_split_accumulation_is_the_mean_of_the_losses_and_trains_on_it(images, tmp_path):
@@ -274,6 +284,9 @@ def test_a_bad_setting_stops_with_one_line(images, tmp_path, settings, expected)
         ("--vertical_flip -1", "vertical_flip: -1.0 is not in 0..1"),
         ("--blur_prob 0.5 2", "blur_prob: [0.5, 2.0] is not in 0..1"),
         ("--blur_kernel 4", "blur_kernel: 4 must be odd"),
+        ("--solarize_threshold 128", "solarize_threshold: 128.0 is not in 0..1"),
+        ("--mean 123.675 116.28 103.53", "is not in 0..1: pixels are; divide numbers of 0..255 by 255"),
+        ("--std 58.395 57.12 57.375", "is not in 0..1: pixels are"),
         ("--warmup_start 2", "warmup_start: 2.0 is not in 0..1"),
         ("--schedule step", "decay_epochs: schedule step needs"),
         ("--schedule cosine_by_epoch --warmup_epochs 1.5", "warmup_epochs: 1.5 must be whole"),

@@ -140,6 +140,9 @@ def test_words_that_yaml_would_turn_into_something_else_stay_words(tmp_path, tex
         (["--scale", "1"], "command line: scale: expected 2 values, got [1]"),
         (["--kwargs", "3"], "command line: kwargs: 3 is not a mapping like {key: value}"),
         (["--epochs"], "command line: --epochs needs a value"),
+        (["--name", ""], "command line: --name is empty (an unset variable?)"),
+        (["--bias_lr="], "command line: --bias_lr is empty"),
+        (["--labels", "a", ""], "command line: --labels is empty"),
         (["--epochs", "1", "--epochs", "2"], "command line: --epochs is given twice"),
         (["epochs", "1"], "command line: 'epochs' is not a setting; settings are written --key value (see --help)"),
         (["--ep", "3"], "command line: unknown setting --ep; --help lists the settings"),
@@ -179,6 +182,8 @@ def test_other_projects_names_are_told_ours(arguments, expected):
         ("lr: 1\nlr: 2\n", "'lr' is set twice"),
         ("epochs: many\n", "epochs: 'many' is not an integer"),
         ("lr: .inf\n", "lr: '.inf' is not a number"),
+        ("name: ''\n", "name is an empty word"),
+        ("config: other.yaml\nlr: 0.1\n", "row and config can only be set on the command line; to build on a file"),
         ("- 1\n- 2\n", "expected lines of 'setting: value', found a list"),
         ("a: &x [1]\nb: *x\n", "aliases (*name) are not allowed"),
         ("name: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
@@ -360,6 +365,9 @@ def test_rows_where_there_are_none_to_choose_are_refused(tmp_path):
 def test_the_settings_of_a_row_are_written_and_read_back_without_the_rows(tmp_path):
     before, _ = of_rows(tmp_path, "--row", "2", "--scale", "0.2", "0.9")
     config.write_yaml(tmp_path / "config.yaml", dataclasses.asdict(before))
+    with pytest.raises(UserError, match="row and config can only be set on the command line"):
+        config.parse(WithRows, ["--config", str(tmp_path / "config.yaml")])
+    (tmp_path / "about.json").write_text("{}")  # it is that of a run
     again, _ = config.parse(WithRows, ["--config", str(tmp_path / "config.yaml")])
     assert dataclasses.replace(again, config=before.config) == before
 

@@ -27,8 +27,10 @@ def test_images_of_your_own_take_the_recipe_for_a_cpu_without_a_gpu(no_runs, mon
     assert find_recipe(asked | {"device": "cpu"}).stem == f"{method}_folder_cpu"
 
 
-def test_the_recipe_for_a_gpu_is_that_of_a_folder(no_runs):
-    assert find_recipe({"data_dir": "photographs", "device": "cuda"}).stem == "barlow_twins_folder"
+@pytest.mark.parametrize("images", ["photographs", "cells.npz"])
+@pytest.mark.parametrize("size", [{}, {"image_size": 96}, {"image_size": "auto"}])
+def test_the_recipe_for_a_gpu_is_that_of_a_folder(no_runs, images, size):
+    assert find_recipe({"data_dir": images, "device": "cuda"} | size).stem == "barlow_twins_folder"
 
 
 @pytest.mark.parametrize("asked", [{}, {"dataset": "CIFAR10"}, {"dataset": "ImageNet", "data_dir": "x"}])
@@ -45,10 +47,18 @@ def test_small_views_of_your_own_images_take_the_recipe_for_them_on_a_gpu_alone(
     assert find_recipe({"dataset": "CIFAR10", "image_size": size, "device": "cpu"}).stem == "barlow_twins_cifar10"
 
 
-@pytest.mark.parametrize("began", ["barlow_twins_folder", "barlow_twins_folder_cpu", "barlow_twins_cifar10"])
+@pytest.mark.parametrize(
+    "images, began",
+    [
+        ("photographs", "barlow_twins_folder"),
+        ("photographs", "barlow_twins_folder_cpu"),
+        ("photographs", "barlow_twins_cifar10"),
+        ("cells.npz", "barlow_twins_imagenet"),  # which arrays once took
+    ],
+)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_run_that_is_continued_keeps_its_recipe_on_any_device(tmp_path, began, device):
-    asked = {"data_dir": "photographs", "device": device, "output_dir": str(tmp_path)}
+def test_a_run_that_is_continued_keeps_its_recipe_on_any_device(tmp_path, images, began, device):
+    asked = {"data_dir": images, "device": device, "output_dir": str(tmp_path)}
     asked |= {"image_size": 32} if began == "barlow_twins_cifar10" else {}
     origin = {"lr": f"/elsewhere/configs/{began}.yaml", "data_dir": "command line"}
     (tmp_path / "about.json").write_text(json.dumps({"origin": origin}))

@@ -161,6 +161,12 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
         slides("slides", tmp_path / "patches", "train", csv=table(tmp_path, {"TCGA-A2-A04P-DX1": "val"}))
 
 
+@pytest.mark.parametrize("hospital, asked", [("05", "5"), ("05", "05"), ("1", "1")])
+def test_a_hospital_is_found_as_it_is_called_and_as_yaml_reads_it(hospital, asked):
+    slide = Slide(f"TCGA-{hospital}-P-DX1", hospital, f"TCGA-{hospital}-P")
+    assert room._by_list({slide}, [asked]) == {slide.name: "test"}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 5), st.integers(1, 3)), min_size=2, unique=True),

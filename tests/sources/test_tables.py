@@ -151,7 +151,7 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
 @pytest.mark.parametrize(
     "names, expected",
     [
-        (["/etc/passwd"], "'/etc/passwd' leads out of"),
+        (["/etc/passwd"], "'/etc/passwd' is a whole path; write names relative to --data_dir"),
         (["../outside.png"], "'../outside.png' leads out of"),
         (["sub/../../outside.png"], "leads out of"),
         (["a", ""], "a row names no image"),
