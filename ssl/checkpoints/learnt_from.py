@@ -22,6 +22,7 @@ from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
 from ssl.settings import config
 from ssl.sources.identity import OtherImages
+from ssl.sources.lesions import TABLES
 
 FILE = "trained_on.pt"
 USES = ("labels", "pixels", "choice")  # learnt from with labels; without; an epoch was chosen on them
@@ -185,7 +186,7 @@ def uses(weights: str | Path, data: Images | None, root: str | Path | None) -> s
     if data is None or not record.parts:
         return set()
     own = image_keys.find(data, root, {kind for part in record.parts for kind in part.keys})
-    return {use for use in USES if _seen(record, own, len(data), use)[0].any()}
+    return {use for use in USES if _seen(record, own, data, use)[0].any()}
 
 
 def _compare(record: Record, weights: str | Path, data: Images, root: str | Path | None, split: str) -> str | None:
@@ -193,7 +194,7 @@ def _compare(record: Record, weights: str | Path, data: Images, root: str | Path
     if not record.parts:
         return None
     own = image_keys.find(data, root, {kind for part in record.parts for kind in part.keys})
-    (labels, shared), (pixels, _), (choice, _) = (_seen(record, own, len(data), use) for use in USES)
+    (labels, shared), (pixels, _), (choice, _) = (_seen(record, own, data, use) for use in USES)
     shared &= ~labels
     named = _named(record, own, len(data)) & ~labels & ~shared
     of = f"of the {len(data)} {split} images"
@@ -218,10 +219,11 @@ def _compare(record: Record, weights: str | Path, data: Images, root: str | Path
     return f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}"
 
 
-def _seen(record: Record, own: dict[str, np.ndarray], count: int, use: str) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (count,) of the images that a run used in the way `use`, and of those that its own splits share."""
-    seen, shared = np.zeros(count, bool), np.zeros(count, bool)
+def _seen(record: Record, own: dict[str, np.ndarray], data: Images, use: str) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (N,) of the images that a run used in the way `use`, and of those that its own splits share."""
+    seen, shared = np.zeros(len(data), bool), np.zeros(len(data), bool)
     no_proof = {"name"} if use == "labels" else {"name", "group"}
+    no_proof |= set() if data.name in TABLES else {"id"}  # in a table of your own, two hospitals may count alike
     for part in record.parts:
         for kind in own.keys() - no_proof if part.use == use else ():
             alike = ALIKE.get(kind, (kind,))
@@ -235,9 +237,12 @@ def _seen(record: Record, own: dict[str, np.ndarray], count: int, use: str) -> t
 
 
 def _named(record: Record, own: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """Mask (count,) of the images that have the name of an image learnt from with labels."""
-    learnt = [part.keys.get("name", NONE) for part in record.parts if part.use == "labels"]
-    return np.isin(own["name"], np.concatenate([NONE, *learnt])) if "name" in own else np.zeros(count, bool)
+    """Mask (count,) of the images that have the name, path or name in a table, of one learnt from with labels."""
+    named = np.zeros(count, bool)
+    for kind in own.keys() & {"name", "id"}:
+        learnt = [part.keys.get(kind, NONE) for part in record.parts if part.use == "labels"]
+        named |= np.isin(own[kind], np.concatenate([NONE, *learnt]))
+    return named
 
 
 def _tell_unknown(weights: str) -> None:

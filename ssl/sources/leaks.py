@@ -1,8 +1,10 @@
 """Leaks: images that are in two splits, so that a model would be judged on what it has learnt from.
 
-The same file, the same name in a table, and the same patient, lesion or slide in two splits are errors. The same bytes
-under two names are a warning: published data sets have such pairs, and a published split cannot be changed. For the
-same reason a lesion in two of ISIC 2019's published splits is a warning.
+The same file, the same patient, lesion or slide, and the same name in a table with the same content in two splits are
+errors. The same bytes under two names are a warning: published data sets have such pairs, and a published split cannot
+be changed. For the same reason a lesion in two of ISIC 2019's published splits is a warning. The same name with other
+content is a warning, too: another hospital may have counted alike. Mere numbers are no names. Those of the published
+lesion sets are ids, of which a smaller copy is the same image.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ssl.console import say
+from ssl.data import keys
 from ssl.data.images import Images
 from ssl.data.tables import first_few
 from ssl.distributed import is_main
@@ -35,8 +38,8 @@ def check(splits: dict[str, Images | None]) -> None:
     _compare(
         {name: {file: path for file, (_, path) in files.items()} for name, files in found.items()}, "images", _stop
     )
-    _compare({name: _names(data) for name, data in with_files.items() if data.named}, "images, by name,", _stop)
     published = any(data.name in TABLES for data in present.values())
+    _compare_names({name: _names(data) for name, data in with_files.items() if data.named}, published)
     groups = {name: {group: group for group in data.groups if group} for name, data in present.items() if data.groups}
     _compare(groups, "patients, lesions or slides", _warn if published else _stop)
     _compare(_equal_files(found), "images, byte for byte,", _warn)
@@ -49,6 +52,17 @@ def _compare(things: dict[str, dict], what: str, tell: Callable[[str], None]) ->
         if shared:
             words = sorted(things[there][thing] for thing in shared)
             tell(f"{len(shared)} {what} of {there} are in {here} too: {first_few(words)}")
+
+
+def _compare_names(names: dict[str, dict[str, str]], are_ids: bool) -> None:
+    """The same for {split: {name in the table: path}}, whose files are read where two splits have the name."""
+    shared = {name for here, there in combinations(names.values(), 2) for name in here.keys() & there.keys()}
+    names = {split: {name: path for name, path in paths.items() if name in shared} for split, paths in names.items()}
+    contents = {split: keys.of_files(list(paths.values())).tolist() for split, paths in names.items()}
+    same = {split: dict(zip(zip(paths, contents[split]), paths.values())) for split, paths in names.items()}
+    _compare(same, "images, by name,", _stop)
+    words = {split: {name: paths[name] for name in paths if not name.isdecimal()} for split, paths in names.items()}
+    _compare(words, "images, by name alone,", _stop if are_ids else _warn)
 
 
 def _stop(words: str) -> None:

@@ -53,18 +53,31 @@ def test_one_file_in_two_splits_is_an_error_by_whatever_name(tmp_path):
     assert refused(val=images(train[:1]), train=images(train)).startswith("leak: 1 images of train are in val too")
 
 
-def test_a_name_of_a_table_is_one_image_and_a_smaller_copy_is_that_image(tmp_path):
+def test_a_name_of_a_published_lesion_set_is_one_image_and_a_smaller_copy_is_that_image(tmp_path):
     train = files(tmp_path, {"ISIC_1.jpg": b"a", "ISIC_2.jpg": b"b"})
     test = files(tmp_path, {"ISIC_2_downsampled.jpg": b"cc", "ISIC_3.jpg": b"ddd"})
+    published = {"named": True, "name": "isic2019"}
+    words = refused(train=images(train, **published), test=images(test, **published))
+    assert words.startswith("leak: 1 images, by name alone, of test are in train too: ") and "ISIC_2_down" in words
+
+
+def test_a_name_of_a_table_is_an_error_with_the_same_content_and_else_a_warning(tmp_path, capsys):
+    train = files(tmp_path / "train", {"img_1.png": b"a", "img_2.png": b"b"})
+    test = files(tmp_path / "test", {"img_2.png": b"other", "img_3.png": b"c"})
+    words = said(capsys, train=images(train, named=True), test=images(test, named=True))
+    assert "*** 1 images, by name alone, of test are in train too: " in words and "test/img_2.png" in words
+    assert said(capsys, train=images(train), test=images(test)) == ""  # in a folder names may begin anywhere
+    files(tmp_path / "test", {"img_2.png": b"b"})
     words = refused(train=images(train, named=True), test=images(test, named=True))
-    assert words.startswith("leak: 1 images, by name, of test are in train too: ") and "ISIC_2_down" in words
+    assert words.startswith("leak: 1 images, by name, of test are in train too: ") and "test/img_2.png" in words
 
 
 def test_numbers_that_start_again_in_every_folder_are_no_names(tmp_path, capsys):
     train = files(tmp_path / "train", {"cat/0.png": b"a", "dog/0.png": b"bb"})
     test = files(tmp_path / "test", {"cat/0.png": b"ccc", "dog/1.png": b"dddd"})
     assert said(capsys, train=images(train, named=True), test=images(test, named=True)) == ""
-    assert said(capsys, train=images(train[:1]), test=images(test[:1])) == ""  # folders: a counter is no name
+    assert said(capsys, train=images(train[:1], named=True), test=images(test[:1], named=True)) == ""  # in every split
+    files(tmp_path / "test", {"cat/0.png": b"a"})
     assert "by name" in refused(train=images(train[:1], named=True), test=images(test[:1], named=True))
 
 
