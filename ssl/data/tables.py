@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import os
+import re
 from pathlib import Path
 
 from ssl.errors import UserError, nearest
@@ -41,8 +42,8 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[str, ...]]:
     The file is UTF-8 (with or without a byte-order mark) and has a header. Cells are separated by commas, semicolons
     or tabs: by the one that makes the header contain all `columns`. Lines may end as on any system; empty lines are
     left out. Raises `UserError` for what the standard csv module refuses when strict (also a cell of more than 131,072
-    characters), for a table without rows, for a row that is longer or shorter than the header, for NUL, and for a
-    column that the header has not or has twice.
+    characters), for a table without rows, for a row that is longer or shorter than the header, for NUL, for a cell
+    that begins with a blank and a quote, and for a column that the header has not or has twice.
     """
     path = Path(path)
     _check_size(path, "csv")
@@ -92,6 +93,7 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
             _refuse_nul(path, reader.line_num, row)
             if row:
                 rows.append(tuple(row[place] for place in places))
+                _refuse_late_quotes(path, reader.line_num, rows[-1])
     except csv.Error as error:
         raise UserError(f"csv: {path} line {reader.line_num}: {error}") from None
     return rows
@@ -100,6 +102,12 @@ def _cells(path: Path, reader, columns: list[str]) -> list[tuple[str, ...]]:
 def _refuse_nul(path: Path, line: int, row: list[str]) -> None:
     if any("\0" in cell for cell in row):
         raise UserError(f"csv: {path} line {line} holds NUL: is it UTF-16, or no text? Save it as CSV in UTF-8")
+
+
+def _refuse_late_quotes(path: Path, line: int, cells: tuple[str, ...]) -> None:
+    """A quote after a blank would be a part of the cell, and ` "a"` another class than `a`."""
+    if late := [cell for cell in cells if re.match(r'\s+"', cell)]:
+        raise UserError(f"csv: {path} line {line}: {late[0]!r} has a blank before its quote; remove the blank")
 
 
 def _one_hot_hint(header: list[str], reader) -> str:

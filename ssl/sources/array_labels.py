@@ -39,13 +39,16 @@ def refuse_signs(arrays: list[np.ndarray], where: str) -> None:
     """Raise `UserError` if all labels of a file are -1 or 1. Many files mean two classes; here -1 means no label."""
     if any(array.dtype.kind not in "biuf" for array in arrays):
         return  # text, whose bytes and characters cannot be joined before they are decoded
-    if np.unique(np.concatenate([array.reshape(-1) for array in arrays])).tolist() == [-1, 1]:
+    known = np.concatenate([array.reshape(-1) for array in arrays])
+    if np.unique(known[~np.isnan(known)]).tolist() == [-1, 1]:
         raise UserError(
             f"data_dir: {where} are -1 and 1, but -1 means no label in arrays: write 0 and 1 for two classes"
         )
 
 
 def _whole(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.kind == "u" and (array >= 2**63).any():
+        raise UserError(f"data_dir: {where} hold numbers such as {array.max()}, too large for a class; {EXPECTED}")
     if array.dtype.kind != "f":
         return array.astype(np.int64)
     array = np.where(np.isnan(array), -1, array)

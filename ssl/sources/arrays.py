@@ -21,8 +21,8 @@ from ssl.data.stack import Stack
 from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
 from ssl.sources.array_labels import EXPECTED, one_class_each, refuse_signs
-from ssl.sources.classes import one_label_each, refuse_quantities_as_text
-from ssl.sources.splits import split_of, val_as_test
+from ssl.sources.classes import one_form, require_names
+from ssl.sources.splits import as_judged, part, split_of
 from ssl.sources.unsplit import cut_if_labelled, unsplit, with_labels
 
 SUFFIXES = (".npz", ".npy")
@@ -33,7 +33,7 @@ CHANNELS = 16  # at most
 def load(data_dir: str | None, split: str, value_range: Range | None) -> Images | None:
     """A split of a .npz or .npy file."""
     path = _file(data_dir)
-    found = read(path, "test" if split == "all" else split, value_range, split != "unlabelled")
+    found = read(path, split, value_range, split != "unlabelled")
     if found is None:
         return None
     stored, labels, classes, is_split = found
@@ -72,7 +72,7 @@ def _splits(path: Path) -> list[str]:
     with _readable(path), np.load(path, allow_pickle=False) as file:
         names = file.files
     prefixes = _prefixes(path, names)
-    return list(val_as_test(prefixes, str(path))) or ["unlabelled"]
+    return list(as_judged(prefixes, str(path))) or ["unlabelled"]
 
 
 def read(
@@ -97,9 +97,15 @@ def read(
         raise UserError(f"data_dir: {path} is one array, not a .npz of several; name it .npy")
     with file:
         prefixes = _prefixes(path, file.files)
-        if split == "val" and not {"val", "test"} <= prefixes.keys():
+        name = "" if "" in prefixes and split != "val" else part(prefixes, split, str(path))
+        if name is None:
             return None
-        prefix = _prefix(path, prefixes, file.files, split)
+        if name not in prefixes:
+            raise UserError(
+                f"data_dir: {path} has neither images nor {name}_images, but {', '.join(file.files) or 'nothing'}; "
+                "expected arrays named train_images, train_labels, test_images, test_labels, or images, labels"
+            )
+        prefix = prefixes[name]
         images = _images(_member(path, file, f"{prefix}images"), f"{prefix}images in {path}", value_range)
         labels, classes = _labels(path, file, prefix, list(prefixes.values()), len(images), needed)
     return _stack(images, value_range), labels, classes, prefix != ""
@@ -142,19 +148,6 @@ def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
     return found
 
 
-def _prefix(path: Path, prefixes: dict[str, str], names: list[str], split: str) -> str:
-    if "" in prefixes:
-        return ""
-    wanted = {"test": ("test", "val"), "val": ("val",)}.get(split, ("train",))
-    for part in wanted:
-        if part in prefixes:
-            return prefixes[part]
-    raise UserError(
-        f"data_dir: {path} has neither images nor {wanted[0]}_images, but {', '.join(names) or 'nothing'}; expected "
-        "arrays named train_images, train_labels, test_images, test_labels, or images, labels"
-    )
-
-
 def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """An array of a .npz, unpacked into memory."""
     size = sum(member.file_size for member in file.zip.infolist() if member.filename == f"{name}.npy")
@@ -184,6 +177,11 @@ def _images(array: np.ndarray, where: str, value_range: Range | None) -> np.ndar
         except ValueError as error:
             raise UserError(f"data_dir: {where} {error}") from None
     images = array[..., None] if array.ndim == 3 else array
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[2] == images.shape[3] not in (1, 3):
+        raise UserError(
+            f"data_dir: {where} has shape {array.shape}, like images (N, C, H, W); expected (N, H, W, C), channels C "
+            "in last place: save images.transpose(0, 2, 3, 1)"
+        )
     if images.ndim != 4 or images.shape[-1] > CHANNELS or 0 in images.shape:
         raise UserError(
             f"data_dir: {where} has shape {array.shape}; expected images (N, H, W), or (N, H, W, C) with at most "
@@ -211,9 +209,10 @@ def _labels(
         refuse_signs(list(raw.values()), f"{', '.join(names)} in {path}")
         classes = np.unique(np.concatenate(list(found.values())))
         if classes.dtype.kind == "U":
-            words = classes[classes != ""].tolist()
-            one_label_each(words, f"the labels of {path}", "data_dir")
-            refuse_quantities_as_text(words, f"data_dir: the labels of {path}", EXPECTED)
+            one = one_form(classes.tolist(), f"the labels of {path}")
+            found = {name: np.array([one.get(word, word) for word in words], str) for name, words in found.items()}
+            classes = np.unique(np.concatenate(list(found.values())))
+            require_names(classes[classes != ""].tolist(), str(path), "data_dir", EXPECTED)
     except UserError as error:
         if needed:
             raise

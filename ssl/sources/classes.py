@@ -14,7 +14,8 @@ from ssl.errors import UserError
 # Cells without a value: those of pandas, and two signs. "None" is not among them, as it may be the name of a class.
 MISSING = {""} | set("? - NaN nan NAN -NaN -nan NA N/A n/a <NA> #N/A #NA null NULL Null".split())
 UNKNOWN = {"unknown", "unlabelled", "unlabeled", "undefined", "not available"}  # in lower case; may be classes, too
-NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")  # what may be one value in several spellings
+# What may be one value in several spellings: also 7,0 and 1E+05. But 7,000 may be seven thousand, and 12e3 a name.
+NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30}|,(?![0-9]{3}\b)[0-9]{1,30})?([eE][+-][0-9]{1,3})?")
 # Also .5, 1e-05 and, as some spreadsheets write it, 0,5. Some names are like them, such as 12e3.
 QUANTITY = re.compile(r"[+-]?([0-9]{1,30}([.,][0-9]{0,30})?|[.,][0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 
@@ -34,20 +35,31 @@ def values(cells: list[str], column: str, without: str) -> list[str | None]:
             f"table       {cells.count(word)} of {len(cells)} rows have {word!r} as {column!r}: it counts as a value; "
             "leave the cell empty for no value"
         )
-    spellings: dict[Decimal, set[str]] = {}
-    for cell in set(cells):
+    one = one_form(cells, repr(column))
+    return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
+
+
+def one_form(cells: list[str], where: str) -> dict[str, str]:
+    """{cell: the shortest of its spellings} of numbers that `cells` write in several ways. A line says so."""
+    spellings: dict[Decimal, list[str]] = {}
+    for cell in sorted(set(cells)):
         if NUMBER.fullmatch(cell):
-            spellings.setdefault(Decimal(cell), set()).add(cell)
-    shortest = {number: min(found, key=lambda cell: (len(cell), cell)) for number, found in spellings.items()}
-    several = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
+            spellings.setdefault(Decimal(cell.replace(",", ".")), []).append(cell)
+    several = sorted(found for found in spellings.values() if len(found) > 1)
     if several:
         example = ", ".join(map(repr, several[0]))
         say_once(
-            f"table       {len(several)} values of {column!r} are written in several ways, such as {example}: "
+            f"values      {len(several)} values of {where} are written in several ways, such as {example}: "
             "equal numbers are one value"
         )
-    one = {cell: shortest[number] for number, found in spellings.items() for cell in found}
-    return [None if cell in MISSING else one.get(cell, cell) for cell in cells]
+    return {cell: min(found, key=len) for found in several for cell in found}
+
+
+def require_names(classes: list[str], where: str, setting: str, expected: str) -> None:
+    """Raise `UserError`, which begins with `setting`, unless labels as text are one class each; warn of two alike."""
+    one_label_each(classes, where, setting)
+    refuse_quantities_as_text(classes, f"{setting}: the labels in {where}", expected)
+    tell_alike(classes, where)
 
 
 def refuse_quantities(numbers: np.ndarray, where: str, expected: str, largest: float = np.inf) -> None:
@@ -104,14 +116,18 @@ def _parts(label: str, separator: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def tell_alike(classes: list[str], where: str) -> None:
-    """Warn of two classes that differ only in case, blanks or Unicode form, such as Cat and cat."""
+def tell_alike(names: list[str], where: str, what: str = "classes") -> None:
+    """Warn of two classes (or groups) that differ only in case, blanks or Unicode form, such as Cat and cat."""
     first: dict[str, str] = {}
-    for name in classes:
+    pairs = []
+    for name in names:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         other = first.setdefault(key, name)
         if other != name:
-            say_once(f"classes     *** {other!r} and {name!r} of {where} are two classes; should they be one? ***")
+            pairs.append(f"{other!r} and {name!r}")
+    if pairs:
+        more = f", and so are {len(pairs) - 1} more pairs" if len(pairs) > 1 else ""
+        say_once(f"{what:<11} *** {pairs[0]} of {where} are two {what}{more}; should they be one? ***")
 
 
 def distinct(names: list[str], ids: list[str]) -> list[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ssl.console import say, say_once
+from ssl.console import counted, say, say_once
 from ssl.data.images import Images, Paths
 from ssl.data.listing import folders_in, holds_images, is_image, list_files, list_images, no_images, not_read
 from ssl.data.tables import first_few, read_lines
 from ssl.errors import UserError
 from ssl.sources.classes import distinct, tell_alike
-from ssl.sources.splits import seeming_splits, split_folders, split_of, val_as_test
+from ssl.sources.splits import as_judged, part, seeming_splits, split_folders, split_of
 from ssl.sources.unsplit import cut_if_labelled, unsplit
 
 # The class lists of Van Gansbeke et al. (2020), SCAN, which published numbers use: data/imagenet_subsets/ of
@@ -39,24 +39,17 @@ def folder(root: Path, split: str) -> Images | None:
     if not parts:
         return _without_splits(root, split)
     _report_unread(root, parts)
-    judging = [part for part in ("test", "val") if part in parts]
-    if split == "all" and ("test" in parts or "train" not in parts):
-        return _tree(parts[judging[0]])
-    if "train" not in parts:
-        raise UserError(f"data_dir: {root} has {parts[judging[0]].name}/ but no train/ to learn from")
-    if split == "val" and len(judging) < 2:
+    name = part(parts, split, str(root))
+    if name is None:
         return None
-    train = _tree(parts["train"])
-    if split in ("train", "unlabelled"):
-        return train
-    if not judging:
+    if name == "test" and name not in parts:
         raise UserError(f"data_dir: {root} has {parts['train'].name}/ but neither test/ nor val/ to judge on")
-    other = parts[judging[split == "val"]]
-    if split != "val" and judging[0] == "val":
-        say(f"test        {other}; there is no test/")
-    test = _tree(other)
-    _same_classes(train, test, parts["train"], other)
-    return test
+    if "train" not in parts and split != "all":
+        raise UserError(f"data_dir: {root} has {next(iter(parts.values())).name}/ but no train/ to learn from")
+    own = _tree(parts[name])
+    if name != "train" and split != "all":
+        _same_classes(_tree(parts["train"]), own, parts["train"], parts[name])
+    return own
 
 
 def by_split(root: Path) -> dict[str, Images]:
@@ -70,7 +63,7 @@ def by_split(root: Path) -> dict[str, Images]:
         _no_splits_below(root, "unlabelled")
         return cut_if_labelled(all_images, str(root), str(root), INSTEAD)
     _report_unread(root, parts)
-    return val_as_test({part: _tree(path) for part, path in parts.items()}, str(root))
+    return as_judged({name: _tree(path) for name, path in parts.items()}, str(root))
 
 
 def _all_images(root: Path) -> Images:
@@ -88,7 +81,7 @@ def _without_splits(root: Path, split: str) -> Images | None:
     _no_splits_below(root, split)
     words = f"data_dir: {root} holds images without class folders"
     if not all_images.classes and split != "unlabelled":  # the search may look at every path
-        words += ", such as " + next(Path(path).name for path in all_images.paths if Path(path).parent == root)
+        words += f", such as {_loose(all_images, root)}"
     return unsplit(all_images, split, str(root), str(root), INSTEAD, words)
 
 
@@ -138,7 +131,13 @@ def _tree(folder: Path) -> Images:
     """All images below a folder. The first folder of each path is the class, if every image is in one."""
     files = images_below(folder, "data_dir")
     paths = [str(folder / path) for path in files]
-    if any(len(path.parts) == 1 for path in files):
+    loose = [path.name for path in files if len(path.parts) == 1]
+    if 0 < len(loose) < len(files):
+        say_once(
+            f"data        *** {counted(len(loose), 'image')} of {folder} outside class folders, such as {loose[0]}: no "
+            "image has a class ***"
+        )
+    if loose:
         return Images.of_files(paths)
     classes = sorted({path.parts[0] for path in files})
     number = {name: label for label, name in enumerate(classes)}
@@ -151,8 +150,18 @@ def _tree(folder: Path) -> Images:
     return Images("folder", torch.tensor([number[path.parts[0]] for path in files]), classes, paths=Paths(paths))
 
 
+def _loose(data: Images, folder: Path) -> str:
+    """The name of an image that lies in `folder` itself."""
+    return next(Path(path).name for path in data.paths if Path(path).parent == folder)
+
+
 def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
     for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
+        if here.classes and not there.classes:
+            raise UserError(
+                f"data_dir: {where} has images outside class folders, such as {_loose(there, where)}, so none of its "
+                "images has a class; move or remove them"
+            )
         missing = sorted(set(here.classes) - set(there.classes))
         if missing:
             raise UserError(
@@ -169,8 +178,6 @@ def imagenet(root: Path, name: str, split: str, class_list: str | None) -> Image
     if folder is None:
         raise UserError(f"data_dir: {root} is not ImageNet: there is no {part}/ of class folders in it")
     if name == "ImageNet":
-        if class_list:
-            raise UserError("class_list: goes with ImageNet50, ImageNet100 or ImageNet200")
         data = replace(_tree(folder), name=name)
         if len(data.classes) != 1000:
             raise UserError(

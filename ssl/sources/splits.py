@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,12 +58,25 @@ def seeming_splits(root: Path) -> list[str]:
     return [path.name for path, (_, others) in named.items() if _are_splits(splits[others])]
 
 
-def val_as_test(found: dict[str, T], where: str) -> dict[str, T]:
-    """`found` in the order train, val, test. If it has no test, its val is the test, as wherever splits are judged."""
-    if "test" not in found and "val" in found:
-        say_once(f"test        the split 'val' of {where}; there is no split 'test'")
-        found = {"test" if split == "val" else split: data for split, data in found.items()}
-    return {split: found[split] for split in SPLITS if split in found}
+def part(found: Collection[str], split: str, where: str) -> str | None:
+    """The name of the split in `found` that is `split` of `datasets.load_as`; perhaps it is not there.
+
+    If there is no test, val is the test, which a line says, and there is no split 'val', None.
+    """
+    if split == "val":
+        return "val" if "val" in found and "test" in found else None
+    if split not in ("test", "all"):
+        return "train"
+    if "test" in found or "val" not in found:
+        return "test"
+    say_once(f"test        the split 'val' of {where}; there is no split 'test'")
+    return "val"
+
+
+def as_judged(found: dict[str, T], where: str) -> dict[str, T]:
+    """`found` in the order train, val, test, each as `part` finds it."""
+    names = {split: part(found, split, where) for split in SPLITS}
+    return {split: found[name] for split, name in names.items() if name in found}
 
 
 def _split_in(name: str) -> tuple[str, str] | None:

@@ -9,10 +9,10 @@ from ssl.data.images import Images, Paths
 from ssl.data.tables import read_table, shown
 from ssl.errors import UserError, nearest
 from ssl.settings.shared import DataSettings
-from ssl.sources.classes import one_label_each, refuse_quantities_as_text, tell_alike, values
+from ssl.sources.classes import require_names, tell_alike, values
 from ssl.sources.cut import NO_LABELS
 from ssl.sources.lookup import find_images
-from ssl.sources.splits import SPLITS, split_of, val_as_test
+from ssl.sources.splits import SPLITS, as_judged, part, split_of
 from ssl.sources.unsplit import cut_if_labelled, unsplit, with_labels
 
 INSTEAD = "--split_column names splits of your own"
@@ -32,13 +32,15 @@ def table(root: Path, settings: DataSettings, split: str) -> Images | None:
     unlabelled = f"label_column: is not set, so the images of {csv} have no classes"
     if splits is None:
         return unsplit(all_images, split, str(root), csv, INSTEAD, unlabelled)
-    part = _part(csv, splits, settings.split_column, "test" if split == "all" else split)
-    if part is None:
+    name = part(splits, split, csv)
+    if name is None:
         return None
-    if part in ("test", "val") and not all_images.classes:
+    if name not in splits:
+        raise UserError(f"split_column: no row of {csv} has {name!r} in {settings.split_column!r}")
+    if name in ("test", "val") and not all_images.classes:
         raise UserError(f"{unlabelled}; {NO_LABELS}")
-    own = _of_split(all_images, splits, part)
-    return own if split == "unlabelled" else with_labels(own, f"the split {part!r} of {csv}")
+    own = _of_split(all_images, splits, name)
+    return own if split == "unlabelled" else with_labels(own, f"the split {name!r} of {csv}")
 
 
 def by_split(root: Path, settings: DataSettings) -> dict[str, Images]:
@@ -46,7 +48,7 @@ def by_split(root: Path, settings: DataSettings) -> dict[str, Images]:
     all_images, splits = _read(root, settings)
     if splits is None:
         return cut_if_labelled(all_images, str(root), settings.csv, INSTEAD)
-    return val_as_test({part: _of_split(all_images, splits, part) for part in set(splits)}, settings.csv)
+    return as_judged({name: _of_split(all_images, splits, name) for name in set(splits)}, settings.csv)
 
 
 def _read(root: Path, settings: DataSettings) -> tuple[Images, list[str] | None]:
@@ -62,6 +64,7 @@ def _read(root: Path, settings: DataSettings) -> tuple[Images, list[str] | None]
     numbers, classes = _classes(settings, labels, len(rows))
     if groups is not None:
         groups = values(groups, settings.group_column, "each is a group of its own")
+        tell_alike(sorted(set(groups) - {None}), f"column {settings.group_column!r} of {csv}", "groups")
     all_images = Images(
         "folder",
         torch.tensor(numbers)[order],
@@ -76,8 +79,8 @@ def _read(root: Path, settings: DataSettings) -> tuple[Images, list[str] | None]
     return all_images, [split_of(splits[row]) for row in order]
 
 
-def _of_split(all_images: Images, splits: list[str], part: str) -> Images:
-    return all_images.subset(torch.tensor([at for at, split in enumerate(splits) if split == part]))
+def _of_split(all_images: Images, splits: list[str], name: str) -> Images:
+    return all_images.subset(torch.tensor([at for at, split in enumerate(splits) if split == name]))
 
 
 def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tuple[list[int], list[str]]:
@@ -89,11 +92,9 @@ def _classes(settings: DataSettings, labels: list[str] | None, count: int) -> tu
     found = sorted({label for label in labels if label is not None})
     if not found:
         raise UserError(f"label_column: no row has a label in {where}")
-    one_label_each(found, where, "csv")
     expected = "expected names or whole numbers; leave --label_column out to pre-train without labels"
-    refuse_quantities_as_text(found, f"csv: the labels in {where}", expected)
+    require_names(found, where, "csv", expected)
     if settings.positive is None:
-        tell_alike(found, where)
         number = {name: label for label, name in enumerate(found)}
         return [-1 if label is None else number[label] for label in labels], found
     for value in settings.positive:
@@ -115,15 +116,3 @@ def _require_known(splits: list[str], column: str | None) -> None:
             f"split_column: {len(unknown)} of {len(splits)} rows have none of {', '.join(SPLITS)} in {column!r}; "
             f"the first is row {row} (after the header): {value!r}{nearest(value, SPLITS)}"
         )
-
-
-def _part(csv: str, splits: list[str], column: str | None, split: str) -> str | None:
-    """The split in the table that is `split`; None for 'val' if the table has none, or if its val is the test."""
-    there = set(splits)
-    judging = [part for part in ("test", "val") if part in there]
-    if split == "val":
-        return "val" if len(judging) == 2 else None
-    part = (judging or ["test"])[0] if split == "test" else "train"
-    if part not in there:
-        raise UserError(f"split_column: no row of {csv} has {part!r} in {column!r}")
-    return part

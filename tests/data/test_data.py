@@ -70,7 +70,7 @@ def test_a_folder_with_splits_reads_to_sorted_classes_and_files(tmp_path):
 def test_val_stands_in_for_test_and_that_is_said(tmp_path, capsys):
     tree(tmp_path, splits=("train", "val"))
     assert len(datasets.load("folder", str(tmp_path), "test")) == 8
-    assert f"test        {tmp_path / 'val'}; there is no test/" in capsys.readouterr().out
+    assert f"test        the split 'val' of {tmp_path}; there is no split 'test'" in capsys.readouterr().out
     assert datasets.load("folder", str(tmp_path), "val") is None
 
 
@@ -283,12 +283,33 @@ def test_linked_folders_that_form_a_loop_are_read_once(tmp_path):
         (lambda root: (tree(root), picture(root / "train" / "bird" / "1.png")), "class 'bird' is not in .*test"),
         (lambda root: (tree(root), picture(root / "test" / "bird" / "1.png")), "class 'bird' is not in .*train"),
         (lambda root: tree(root, splits=("train",)), "neither test/ nor val/"),
+        (
+            lambda root: (tree(root), picture(root / "train" / "overview.png")),
+            r"/train has images outside class folders, such as overview\.png, so none of its images has a class",
+        ),
+        (lambda root: (tree(root), picture(root / "test" / "stray.png")), r"/test has .*, such as stray\.png"),
     ],
 )
 def test_folders_that_are_not_what_they_should_be_are_named(tmp_path, make, expected):
     make(tmp_path)
     with pytest.raises(UserError, match=expected):
         datasets.load("folder", str(tmp_path), "test")
+
+
+def test_one_image_beside_class_folders_is_told_of_as_no_image_has_a_class(tmp_path, capsys):
+    tree(tmp_path, splits=("train",))
+    root = tmp_path / "train"
+    assert datasets.load("folder", str(root), "unlabelled").classes == ["cat", "dog"]
+    assert "outside class folders" not in capsys.readouterr().out
+    picture(root / "overview.png")
+    data = datasets.load("folder", str(root), "unlabelled")
+    assert len(data) == 9 and data.classes == []
+    said = f"data        *** 1 image of {root} outside class folders, such as overview.png: no image has a class ***"
+    assert said in capsys.readouterr().out
+    flat = tmp_path / "flat"  # control: no image is meant to have a class
+    picture(flat / "1.png")
+    datasets.load("folder", str(flat), "unlabelled")
+    assert "outside class folders" not in capsys.readouterr().out
 
 
 def test_a_wrong_data_dir_is_an_error_never_a_fallback(tmp_path):

@@ -195,6 +195,7 @@ def test_labels_of_many_forms_are_read_to_their_classes(tmp_path, capsys, make, 
         (np.linspace(0, 1, 12), "hold quantities such as 0.0909091, no classes"),
         (np.array([0.0, np.inf] * 6), "hold quantities such as inf"),
         (np.array(["0.5", "1e-05"] * 6), "hold quantities such as 0.5, no classes"),
+        (np.array([2**63 + 5, 1] * 6, np.uint64), "hold numbers such as 9223372036854775813, too large for a class"),
         (np.array([1j] * 12), "have shape (12,) and type complex128"),
         (np.array([["a", "b"]] * 12), "have shape (12, 2) and type <U1"),
         (np.array([b"\xff"] * 12), "are bytes that are no UTF-8"),
@@ -224,8 +225,11 @@ def test_labels_as_bytes_in_one_split_and_as_text_in_the_other_are_the_same_clas
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
-def test_labels_of_minus_one_and_one_are_not_read_as_one_class(tmp_path, capsys, dtype):
+@pytest.mark.parametrize("missing", [False, True])
+def test_labels_of_minus_one_and_one_are_not_read_as_one_class(tmp_path, capsys, dtype, missing):
     signs, x = np.array([1, -1] * 6, dtype), pictures(12)
+    if missing:  # only floats have it
+        signs = np.where(np.arange(12) == 3, np.nan, signs)
     np.savez(tmp_path / "a.npz", train_images=x, train_labels=signs, test_images=x, test_labels=signs[:, None])
     for split in ("train", "test"):
         with pytest.raises(UserError, match=r"train_labels, test_labels in .* are -1 and 1, but -1 means no label"):
@@ -235,12 +239,29 @@ def test_labels_of_minus_one_and_one_are_not_read_as_one_class(tmp_path, capsys,
     assert load(tmp_path / "b.npz", "train").classes == ["0", "1", "2"]  # control: other labels are there
 
 
+def test_labels_as_text_are_read_as_those_of_a_table(tmp_path, capsys):
+    words = np.array(["1", "1.0", "Cat", "cat"] * 3)
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=pictures(12),
+        train_labels=words,
+        test_images=pictures(12),
+        test_labels=words[::-1],
+    )
+    data, test = (load(tmp_path / "a.npz", split) for split in ("train", "test"))
+    assert data.classes == ["1", "Cat", "cat"] and data.labels.tolist() == [0, 0, 1, 2] * 3
+    assert test.labels.tolist() == [2, 1, 0, 0] * 3
+    said = capsys.readouterr().out
+    assert f"1 values of the labels of {tmp_path / 'a.npz'} are written in several ways, such as '1', '1.0'" in said
+    assert f"*** 'Cat' and 'cat' of {tmp_path / 'a.npz'} are two classes; should they be one? ***" in said
+
+
 def test_names_that_join_several_labels_are_refused_and_not_needed_to_pre_train(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", images=pictures(12), labels=np.array(["a", "b", "a|b"] * 4))
-    with pytest.raises(UserError, match=r"data_dir: 'a\|b' in the labels of .* joins the labels 'a', 'b'"):
+    with pytest.raises(UserError, match=r"data_dir: 'a\|b' in .*a\.npz joins the labels 'a', 'b'"):
         load(tmp_path / "a.npz", "train")
     assert load(tmp_path / "a.npz").classes == []
-    assert "labels      not used: 'a|b' in the labels of" in capsys.readouterr().out
+    assert f"labels      not used: 'a|b' in {tmp_path / 'a.npz'}" in capsys.readouterr().out
 
 
 def test_images_of_an_array_without_a_label_are_pre_trained_on_and_not_judged(tmp_path, capsys):
@@ -332,6 +353,8 @@ OBJECTS = np.array([[[Trap()]]], dtype=object)
             r"\(4, 9, 28, 28, 1\); expected",
         ),
         ("a.npy", lambda p: np.save(p, np.zeros((4, 3, 28, 28), np.uint8)), "channels C in last place"),
+        ("a.npy", lambda p: np.save(p, np.zeros((4, 3, 16, 16), np.uint8)), "channels C in last place: save images.tr"),
+        ("a.npy", lambda p: np.save(p, np.zeros((4, 1, 8, 8), np.uint8)), "channels C in last place: save images.tr"),
         ("a.npy", lambda p: np.save(p, np.zeros((0, 28, 28), np.uint8)), r"shape \(0, 28, 28\)"),
         ("a.npz", lambda p: np.savez(p, images=pictures(3), labels=np.arange(2)), "3 images but 2 labels"),
         ("a.npz", lambda p: np.savez(p, x=pictures(3)), "has neither images nor train_images, but x"),

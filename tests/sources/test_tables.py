@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import sys
 import unicodedata
 
@@ -41,6 +42,7 @@ def pictures(root, names):
 # Reading -----------------------------------------------------------------------
 
 cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+cells = cells.filter(lambda cell: not re.match(r'\s+"', cell))
 
 
 @settings(max_examples=200, deadline=None)
@@ -329,6 +331,8 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     for name, options, expected in (
         ("shapes", {"csv": table}, "csv: names images of your own"),
         ("folder", {"label_column": "dx"}, "label_column: is for a table"),
+        ("folder", {"image_column": "name"}, "image_column: is for a table"),
+        ("folder", {"class_list": "100.txt"}, "class_list: goes with --dataset ImageNet50, ImageNet100, ImageNet200"),
         ("folder", {"csv": table, "image_column": "name"}, "'name' is not among the columns"),
     ):
         with pytest.raises(UserError, match=expected):
@@ -413,13 +417,40 @@ def test_labels_and_groups_that_are_equal_as_numbers_are_one(tmp_path, capsys):
     rows = [[f"{i:02}", spelled[i % 3][i % 4], ["7", "7.0", "7a"][i % 3] if i < 20 else f"p{i}"] for i in range(40)]
     table = written(tmp_path / "n.csv", [["image", "dx", "patient"], *rows])
     data = datasets.load("folder", root, "all", csv=table, label_column="dx", group_column="patient")
-    assert data.classes == ["0", "1", "1.5", "1_0", "1e0"]  # only plain decimals are numbers
+    assert data.classes == ["0", "1", "1.5", "1_0", "1e0"]  # 1e0 may be a name
     wanted = [["0"] * 4, ["1"] * 4, ["1e0", "1_0", "1.5", "1.5"]]
     assert [data.classes[label] for label in data.labels.tolist()] == [wanted[i % 3][i % 4] for i in range(40)]
     assert data.groups[:3] == ["7", "7", "7a"]
     said = capsys.readouterr().out
     assert "3 values of 'dx' are written in several ways, such as '+1', '01.00', '1', '1.0': equal numbers" in said
     assert "1 values of 'patient' are written in several ways, such as '7', '7.0'" in said
+
+
+def test_numbers_as_spreadsheets_write_them_are_the_same_groups_and_thousands_are_not(tmp_path):
+    _, root = rich_table(tmp_path)
+    spelled = ["7", "7,0", "7,000", "100000", "1E+05", "1e+05", "12e3", "12000"]
+    rows = [[f"{i:02}", "ab"[i % 2], spelled[i % 8]] for i in range(40)]
+    table = written(tmp_path / "n.csv", [["image", "dx", "patient"], *rows])
+    data = datasets.load("folder", root, "all", csv=table, label_column="dx", group_column="patient")
+    assert data.groups[:8] == ["7", "7", "7,000", "1E+05", "1E+05", "1E+05", "12e3", "12000"]
+
+
+def test_groups_that_differ_only_in_case_are_told_of_in_one_line(tmp_path, capsys):
+    _, root = rich_table(tmp_path)
+    rows = [[f"{i:02}", "ab"[i % 2], f"{'Pp'[i % 2]}{i // 4}"] for i in range(40)]
+    table = written(tmp_path / "n.csv", [["image", "dx", "patient"], *rows])
+    datasets.load("folder", root, "all", csv=table, label_column="dx", group_column="patient")
+    said = (
+        f"groups      *** 'P0' and 'p0' of column 'patient' of {table} are two groups, and so are 9 more pairs; should"
+    )
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_a_blank_before_a_quote_is_refused_as_it_would_make_another_class(tmp_path):
+    (tmp_path / "t.csv").write_text('image,label\nim00, "a"\nim01,a\n')
+    said = f"csv: {tmp_path / 't.csv'} line 2: ' \"a\"' has a blank before its quote; remove the blank"
+    assert refusal(tables.read_table, tmp_path / "t.csv", ["image", "label"]) == said
+    assert tables.read_table(tmp_path / "t.csv", ["image"]) == [("im00",), ("im01",)]  # where it does not matter
 
 
 def test_a_group_that_is_missing_is_no_group(tmp_path, capsys):
