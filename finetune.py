@@ -36,7 +36,7 @@ from ssl.encoders import build_encoder, is_known
 from ssl.errors import UserError, one_line_errors
 from ssl.evaluation import classify, inference, predict, predictions
 from ssl.schedules import plateau, warmup_cosine
-from ssl.settings import auto, config, ranges
+from ssl.settings import auto, config, ranges, unread
 from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets, labels, to_predict
 from ssl.sources.identity import identity_of
@@ -116,6 +116,7 @@ def main() -> None:
     if settings.test_only:
         return test_only(settings, origin)
     inherit.take_settings(settings, origin)
+    unread.check(settings, origin)
     check(settings)
     device = start(settings)
 

@@ -160,7 +160,7 @@ def main() -> None:
     datasets.resolve(settings)
     if settings.init:
         inherit.take_architecture(settings, origin)
-    check(settings)
+    check(settings, origin)
     device = start(settings)
 
     # Run folder, before anything slow: no other run can use it from here on, and it tells how this run ends

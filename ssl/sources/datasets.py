@@ -18,7 +18,7 @@ from ssl.errors import UserError
 from ssl.settings.shared import DataSettings, ImageSettings, LabelSettings
 from ssl.sources import arrays, lesions
 from ssl.sources.classes import require_distinct
-from ssl.sources.folders import folder, imagenet
+from ssl.sources.folders import SUBSETS, folder, imagenet
 from ssl.sources.identity import require_same_images
 from ssl.sources.labels import require_classes
 from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
@@ -121,7 +121,14 @@ def shown_alike(settings: ImageSettings, splits: dict[str, Images | None]) -> di
 
 def _held(data: Images, settings: ImageSettings) -> Images:
     short_side = settings.short_side
-    return data if short_side in (None, "auto") else preload.hold(data, short_side, short_side)
+    if short_side in (None, "auto"):
+        return data
+    if settings.image_size not in (None, "auto") and short_side < settings.image_size:
+        say_once(
+            f"data        *** short_side {short_side} is below image_size {settings.image_size}: images are reduced "
+            "and then enlarged ***"
+        )
+    return preload.hold(data, short_side, short_side)
 
 
 def _read(settings: ImageSettings, split: str) -> Images | None:
@@ -198,6 +205,10 @@ def require_fitting(settings: ImageSettings) -> None:
             raise UserError(f"{setting}: is for a table{known}")
     if settings.positive is not None and settings.label_column is None:
         raise UserError("positive: says which labels count as positive; pass their column as --label_column")
+    if settings.image_column not in (None, "image") and not with_table:
+        raise UserError("image_column: is for a table; pass it as --csv FILE")
+    if settings.class_list is not None and name not in SUBSETS:
+        raise UserError(f"class_list: goes with --dataset {', '.join(SUBSETS)}; this is {name}")
     if settings.splits_folder is not None and name != "isic2019":
         raise UserError("splits_folder: is for isic2019; name the splits of your own table with --split_column")
     if settings.test_slides is not None and name not in SLIDES:

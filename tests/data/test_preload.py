@@ -112,6 +112,12 @@ def test_judging_and_subsets_see_the_same(folder):
     assert torch.equal(held.pixels(0), decode(plain.paths[0]))
 
 
+@pytest.mark.parametrize("size, said", [(41, True), (40, False), (None, False), ("auto", False)])
+def test_a_short_side_below_the_views_is_told_of(folder, capsys, size, said):
+    datasets.load("folder", str(folder), "unlabelled", short_side=40, image_size=size)
+    assert ("short_side 40 is below image_size" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("side", [40, 75])
 def test_with_a_short_side_larger_images_are_reduced_as_prepare_reduces_them(folder, tmp_path, side):
     prepare(folder, tmp_path / "small", side, quality=100, workers=0)

@@ -17,7 +17,7 @@ import finetune
 import train
 from ssl.checkpoints import inherit
 from ssl.errors import UserError
-from ssl.settings import config
+from ssl.settings import config, unread
 from ssl.sources import datasets
 from ssl.sources.shapes import CLASSES, render
 from ssl.training import introduce
@@ -297,6 +297,43 @@ def test_values_that_cannot_work_are_named(arguments, expected):
     settings, _ = config.parse(train.Settings, arguments.split())
     with pytest.raises(UserError, match=re.escape(expected)):
         train.check(settings)
+
+
+@pytest.mark.parametrize(
+    "script, arguments, read",
+    [
+        (train, "--temperature 0.5", "--method simclr"),
+        (train, "--base_temperature 0.5", "--method supcon"),
+        (train, "--lambd 0.1 --method simclr", "--method barlow_twins"),
+        (train, "--loss_scale 1 --method supcon", "--method barlow_twins"),
+        (train, "--momentum 0.5 --optimizer adamw", "--optimizer sgd"),
+        (train, "--final_lr 0.5 --schedule step --decay_epochs 60", "--schedule cosine"),
+        (train, "--decay_epochs 60 80", "--schedule step"),
+        (train, "--decay_rate 0.5", "--schedule step --decay_epochs 60"),
+        (train, "--eval_head fixed", "--eval_every 1"),
+        (finetune, "--momentum 0.5 --optimizer adam", "--optimizer sgd"),
+        (finetune, "--plateau_patience 3 --schedule cosine", "--schedule plateau"),
+        (finetune, "--lr_backbone 0.5 --freeze", "--freeze false"),
+    ],
+)
+def test_a_setting_of_the_command_line_that_nothing_reads_is_refused(script, arguments, read):
+    name, words = arguments.split()[0].removeprefix("--"), arguments.split()
+
+    def check(arguments):
+        settings, origin = config.parse(script.Settings, arguments)
+        train.check(settings, origin) if script is train else unread.check(settings, origin)
+
+    with pytest.raises(UserError, match=rf"^{name}: .*(leave it out|set that, too)$"):
+        check(words)
+    other = read.split()[0]
+    kept = words[: words.index(other)] if other in words else words
+    check([*kept, *read.split()])  # with another choice it is read
+
+
+def test_a_recipe_may_set_what_nothing_reads(tmp_path):
+    (tmp_path / "mine.yaml").write_text("temperature: 0.5\nlambd: 0.1\neval_head: fixed\n")
+    for method in ("barlow_twins", "simclr"):
+        train.check(*config.parse(train.Settings, ["--config", str(tmp_path / "mine.yaml"), "--method", method]))
 
 
 @pytest.mark.parametrize(
