@@ -19,7 +19,7 @@ PRETRAIN = 0.4  # share of the time that frozen judging leaves
 SPARE = 0.9  # of the minutes are planned: measured speeds are not exact
 MOST_EPOCHS = 1000  # of pre-training, as published runs on so few images have
 FEWEST_EPOCHS = 3  # of pre-training on public weights, below which it is left out
-FEW = (5, 20)  # labels a class of fine-tunings, after all labels
+FEW = (5, 20, 1)  # labels a class of fine-tunings, after all labels
 MOST = (2000, 1000, 500, 200, 100, 50)  # labels a class that `all` may stand for, where all of them take too long
 DRAWS = 10  # of labels, for frozen encoders with fewer than all labels
 # Images that fine-tuning shows, and bounds of its epochs: fewer from public weights, which have less to learn, and

@@ -33,8 +33,8 @@ def made(minutes: float, networks=(OWN, PUBLIC), seeds: int = 3, spent: float = 
 def test_the_order_of_use_is_all_labels_then_few_then_more_seeds():
     cells = plan.order_of_use([OWN, PUBLIC], [1, 5, 20, ALL], 2)
     assert cells[:4] == [Cell("own", ALL, 0), Cell("pub", ALL, 0), Cell("own", 5, 0), Cell("pub", 5, 0)]
-    assert [cell.seed for cell in cells] == [0] * 6 + [1] * 6  # with 1 label a class none
-    assert len(set(cells)) == 12
+    assert [(cell.count, cell.seed) for cell in cells[::2]] == [(n, seed) for seed in (0, 1) for n in (ALL, 5, 20, 1)]
+    assert len(set(cells)) == 16
 
 
 @pytest.mark.parametrize("minutes", [6, 10, 30, 120])
