@@ -101,7 +101,7 @@ def judge(folder: Path, split: str) -> dict[str, float]:
 def of_split(part: features.Split) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features (N, F), labels (N,) and numbers of the scanners (N,)."""
     names = [Path(path).name.partition("_")[0] for path in part.paths]
-    return part.rows[torch.arange(len(part))], part.labels, groups.numbered(names)
+    return part.rows[torch.arange(len(part))], part.labels, groups.by_name(names)
 
 
 def main() -> None:

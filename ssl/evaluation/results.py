@@ -141,7 +141,7 @@ def keep_earlier(path: Path, text: str) -> Path | None:
     """Rename an earlier file at `path` to the first free number, and return its name; None if it is just `text`."""
     if not path.is_file() or files.holds(path, text):
         return None
-    numbered = (path.with_suffix(f".{number}.json") for number in itertools.count(1))
+    numbered = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
     free = next(other for other in numbered if not os.path.lexists(other))
     path.rename(free)
     return free

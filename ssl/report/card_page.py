@@ -38,15 +38,19 @@ def section(runs: list[Run]) -> str:
 
 
 def write(found: dict, folder: Path) -> None:
-    """Write card.svg, a picture of the cards in the results `found`, into `folder`. Without a card there is none."""
+    """Write card.svg, a picture of the cards in the results `found`, into `folder`; an earlier one gets a number.
+
+    Without a card there is none.
+    """
     cards, path = _cards(found), folder / "card.svg"
+    head, end, rest = _picture(cards).partition("</title>") if cards else ("", "", "")
+    style = f'<style>{STYLE}</style><rect width="100%" height="100%" fill="var(--bg)"/>'
+    picture = f"{head}{end}{style}{rest}\n"
     try:
+        results.keep_earlier(path, picture)
         if not cards:
-            path.unlink(missing_ok=True)  # that of results.1.json; a report draws it
             return
-        head, end, rest = _picture(cards).partition("</title>")
-        style = f'<style>{STYLE}</style><rect width="100%" height="100%" fill="var(--bg)"/>'
-        write_text(f"{head}{end}{style}{rest}\n", path)
+        write_text(picture, path)
     except OSError as error:
         raise UserError(f"output_dir: cannot write {path} ({error}); results.json is complete") from None
     say(f"picture     {path}")

@@ -28,7 +28,7 @@ from ssl.worth.work import Work
 def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
     """All jobs: features of the weights that are there, pre-training with its features, then the fine-tunings."""
     own, made, starts, found = agreed.networks[0], agreed.plan, agreed.starts(), []
-    sizes = work.found.sizes()
+    sizes = replace(work.found.sizes(), preload=bool(work.data.get("preload")))
     if not Path(work.weights(own, NOTHING)).is_file():
         work.write_untrained(own, work.found.train.channels, seed)
     for task in tasks(agreed.networks, sizes, made.epochs, made.cells):
@@ -39,7 +39,7 @@ def jobs(work: Work, agreed: Agreed, seed: int) -> list[Job]:
             if task.cell != made.cells[0]:  # without the first there is no answer
                 rest = of_cells([task.cell], agreed.networks, sizes, made.epochs)
                 rest = rest[[one.start for one in rest].index(task.start) :]
-                job = replace(job, seconds=duration(rest, made.at_once))
+                job = replace(job, seconds=duration(rest, made.at_once), pair=task.cell)
             found.append(job)
         else:
             found.append(work.pretraining(network, made) if task.makes else work.features(network, task.start))
@@ -73,14 +73,14 @@ def judge(work: Work, agreed: Agreed, device: torch.device) -> Verdict:
             of_start = Features.load(place / "features.pt", splits, found.copies, device)
             rows = [scores.judge_frozen(of_start, draw, found.train, found.balanced) for draw in found.draws]
             files.write_text(files.json_text({"draws": rows}), kept)
-        judged[start, FROZEN] = scores.gather(rows)
+        judged[start, FROZEN] = scores.gather(rows, all_drawn=agreed.most is not None)
     for start, network in agreed.starts().items():
         rows = []
         for cell in agreed.plan.cells:
             if cell.network == network.name:
                 place = work.tuned_at(start, cell)
                 rows.append(scores.judge_tuned(place, cell.count, cell.seed, test, counts, found.train.classes))
-        judged[start, TUNED] = scores.gather(rows, judged[start, FROZEN])
+        judged[start, TUNED] = scores.gather(rows, judged[start, FROZEN], agreed.most is not None)
     return decide(judged, test.subset(counts), _facts(work, agreed))
 
 
@@ -123,7 +123,7 @@ def next_step(verdict: Verdict, work: Work, agreed: Agreed) -> str:
     """The command that fine-tunes the answer, or what to take until it can be told, as it was measured."""
     outcome = verdict.meanwhile if verdict.outcome == UNKNOWN else verdict.outcome
     start, use = (NOTHING, TUNED) if outcome == NOTHING else (verdict.start, verdict.use)
-    network = agreed.starts()[start]
+    network, work = agreed.starts()[start], replace(work, found=work.found.limited(None))  # all labels there are
     settings = work.tuning(network, start, Cell(network.name, ALL, 0)).settings
     own = {"train_files", "save_minutes", *work.machine}  # of the comparison: all labels need no list
     settings = {name: value for name, value in settings.items() if name not in own}
@@ -145,7 +145,8 @@ def rows(verdict: Verdict, cell: Callable[[Score, Judges], str], uses: Iterable[
 
 
 def heading(count: int, facts: Facts) -> str:
-    return f"all {facts.labels[count]} labels" if count == ALL else f"{count} a class"
+    all_labels = f"{'' if facts.left else 'all '}{facts.labels[ALL]} labels"
+    return all_labels if count == ALL else f"{count} a class"
 
 
 def accuracy(score: Score, test: Judges) -> str:

@@ -89,7 +89,8 @@ def mean(
     more = max(_variance(of_seeds, test) - least - shown, 0.0)
     between = (least + shown + more) / seeds + besides
     variance = of_images + between
-    of_shown, of_more = (shown / seeds) ** 2 / max(len(draws) - 1, 1), (more / seeds) ** 2 / max(seeds - 1, 1)
+    of_shown = ((least + shown) / seeds) ** 2 / (len(draws) - 1) if shown else 0.0  # all of it was estimated
+    of_more = (more / seeds) ** 2 / max(seeds - 1, 1)
     freedom = variance**2 / (of_images**2 / of_others + of_shown + of_more)
     deviations, error = student_95(freedom), math.sqrt(variance)
     middle, half = value * shrunk, deviations * error

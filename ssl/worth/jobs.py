@@ -33,7 +33,8 @@ class Job:
     settings: dict[str, object]
     threads: int | None = None  # of its process; None: as it settles itself
     needs: Path | None = None  # the folder of the job that makes its weights
-    seconds: float | None = None  # that its comparison still takes from its start on; None: it is always run
+    seconds: float = 0.0  # that its pair still takes from its start on
+    pair: object = None  # the jobs that are compared: where one is left out, so are the others; None: it is always run
 
     def done(self) -> bool:
         """Whether its result is there: features.pt, which is written last, or a run that has ended by itself."""
@@ -84,8 +85,8 @@ class Running:
 def run_all(jobs: list[Job], at_once: int = 1, until: float = math.inf) -> None:
     """Run the jobs in their order, at most `at_once` side by side, and say so.
 
-    A job waits for the one that makes its weights; the next one goes first. One whose comparison cannot end `until`
-    then, on the clock of `time.monotonic`, is left out. Raises `UserError` of the first job that fails. Then, or at
+    A job waits for the one that makes its weights; the next one goes first. One whose pair cannot end `until` then,
+    on the clock of `time.monotonic`, is left out with it. Raises `UserError` of the first job that fails. Then, or at
     Ctrl-C, the others save and end.
     """
     waiting = [(f"[{number}/{len(jobs)}]", job) for number, job in enumerate(jobs, 1) if not job.done()]
@@ -98,10 +99,11 @@ def run_all(jobs: list[Job], at_once: int = 1, until: float = math.inf) -> None:
             for label, job in ready:
                 if len(running) == at_once:
                     break
+                if job.pair is not None and time.monotonic() + job.seconds > until:
+                    left_out += sum(other.pair == job.pair for _, other in waiting)
+                    waiting = [one for one in waiting if one[1].pair != job.pair]
+                    break
                 waiting.remove((label, job))
-                if job.seconds is not None and time.monotonic() + job.seconds > until:
-                    left_out += 1
-                    continue
                 say(f"{label} {job.what}")
                 running.append(Running(label, job, job.start(), time.monotonic()))
             time.sleep(LOOK)

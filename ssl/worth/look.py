@@ -141,7 +141,7 @@ def _tell(found: Look) -> None:
     if judges.alike < few:
         count = f"{counted(judges.count, f'test {thing}')}{judges.equal}"
         say(f"*** very few: {count}. Only large differences can be seen ***")
-    tuned = {1} | {count for count, _ in found.tunable}  # with 1 label a class none is
+    tuned = {1} | {count for count, _ in found.tunable}  # of 1 label a class none can be held out: that is clear
     if missing := ", ".join(called(count) for count in found.labels() if count not in tuned):
         say(f"labels      with {missing} a class none can be held out: encoders are judged frozen only")
 

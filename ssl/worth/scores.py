@@ -169,8 +169,11 @@ def judge_tuned(folder: Path, count: int, seed: int, test: Judges, counts: np.nd
 # Together ---------------------------------------------------------------------------------
 
 
-def gather(judged: list[dict], frozen: dict[int, Score] | None = None) -> dict[int, Score]:
-    """{labels a class: Score} of the draws of one start, used in one way. `frozen`: its scores if that is another."""
+def gather(judged: list[dict], frozen: dict[int, Score] | None = None, all_drawn: bool = False) -> dict[int, Score]:
+    """{labels a class: Score} of the draws of one start, used in one way. `frozen`: its scores if that is another.
+
+    `all_drawn`: `all` stands for a part of the labels, so that it is a draw, too.
+    """
     found: dict[int, Score] = {}
     for one in judged:
         score = found.setdefault(one["count"], Score())
@@ -181,6 +184,6 @@ def gather(judged: list[dict], frozen: dict[int, Score] | None = None) -> dict[i
             score.held = max(score.held, one["held"])
         if one.get("knn") is not None:
             score.knn[one["seed"]] = one["knn"]
-    for count in found.keys() - {ALL}:
+    for count in found.keys() - (set() if all_drawn else {ALL}):
         found[count].draws = (frozen or found)[count].right
     return found

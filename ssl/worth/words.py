@@ -52,10 +52,10 @@ def headline(found: Verdict) -> str:
         some = any(kind(one) == "public" for one in facts.starts)
         which = "not all published weights were compared" if some else "published weights were not compared"
         missing = f"; {which}" if facts.left_out else ""
-        return f"Train from nothing: pre-training does not pay with all labels{but}{missing}"
+        return f"Train from nothing: pre-training does not pay with {_all(facts)}{but}{missing}"
     if found.outcome == UNKNOWN:
         return f"{_doubt(found)}{but}"
-    public, use = start.removesuffix("+own"), USES[found.use]
+    public, use = start.removesuffix("+own"), USES[found.use] + (f", with {_all(facts)}" if facts.left else "")
     return {
         OWN: f"Pre-train on your images, and use the encoder {use}",
         "public": f"Start from {public}, {use}{_further(found, public)}",
@@ -63,13 +63,17 @@ def headline(found: Verdict) -> str:
     }[found.outcome]
 
 
+def _all(facts: Facts) -> str:
+    return f"{facts.labels[ALL]} of {facts.labels[ALL] + facts.left} labels" if facts.left else "all labels"
+
+
 def _doubt(found: Verdict) -> str:
     """That it cannot be told, and why."""
     facts, start, gain = found.facts, found.start, found.gain
-    unknown = "whether pre-training pays with all labels"
+    unknown = f"whether pre-training pays with {_all(facts)}"
     gains = f"{_means(start)} gains {100 * gain.low:+.1f} to {100 * gain.high:+.1f} points over training from nothing"
     chance = f"{100 * min(max(gain.chance, 0.01), 0.99):.0f} %"
-    small = f"With all labels {_as_measured(found)} does not pay"
+    small = f"With {_all(facts)} {_as_measured(found)} does not pay"
     others, untuned = " or ".join(found.may_pay), ", ".join(not_tuned(found.table, facts))
     whole = ", ".join(f"{facts.recipe_epochs[one]} for {one}" for one in too_short(facts))
     return {
@@ -95,8 +99,13 @@ def _with_few(found: Verdict) -> str:
     for one in found.few:
         if one.tuned and one.best_gap.low > 0:
             sure.setdefault(one.best, []).append(str(one.count))
-    listed = [f"with {' or '.join(counts)} labels a class {start} ({use})" for (start, use), counts in sure.items()]
+    listed = [f"with {_few(counts, 'or')} {start} ({use})" for (start, use), counts in sure.items()]
     return "".join(f"; {words} is better" for words in listed)
+
+
+def _few(counts: list[str], word: str) -> str:
+    """'5 or 20 labels a class'."""
+    return f"{f' {word} '.join(counts)} label{'' if counts[-1].split()[0] == '1' else 's'} a class"
 
 
 def _as_measured(found: Verdict) -> str:
@@ -124,7 +133,7 @@ def _compared(facts: Facts) -> str:
         "public+own": "published weights, pre-trained further on your images without their labels",
     }
     listed = "; ".join(f"{start}: {words[kind(start)]}" for start in facts.starts)
-    some = f" All labels are {facts.labels[ALL]} of {facts.labels[ALL] + facts.left}: the minutes are too few for more."
+    some = f" The minutes are too few for more than {_all(facts)}: with more of them pre-training often gains less."
     return f"{listed}.{some if facts.left else ''}"
 
 
@@ -138,7 +147,7 @@ def _meanwhile(found: Verdict) -> str:
     else:
         who = "the test images do" if found.lead > 0 else "validation does"
         words = f"train from nothing, which is simpler: {found.start} may be better, but {who} not prefer it"
-    return f"With all labels {words}. It may be told with {_more(found)}."
+    return f"With {_all(found.facts)} {words}. It may be told with {_more(found)}."
 
 
 def _more(found: Verdict) -> str:
@@ -146,7 +155,7 @@ def _more(found: Verdict) -> str:
     facts, narrower = found.facts, _narrower(found)
     if found.why == VALIDATION:
         return "more validation images"
-    if narrower == SEEDS or found.why == UNTUNED or too_short(facts, 1) or _not_continued(facts):
+    if narrower == SEEDS or found.why != CHANCE or too_short(facts):
         seeds = ", more --seeds" if narrower == SEEDS and not facts.too_long else ""
         return f"the same command, four times the --minutes{seeds} and another --output_dir"
     return narrower
@@ -154,9 +163,10 @@ def _more(found: Verdict) -> str:
 
 def _gain(found: Verdict) -> str:
     start, test, gain, nothing = found.start, found.test, found.gain, found.score(NOTHING)
+    labels = _all(found.facts) if found.facts.left else f"all {found.facts.labels[ALL]} labels"
     ours, theirs = level(found.score(start), test, nothing), level(nothing, test, found.score(start))
     return (
-        f"With all {found.facts.labels[ALL]} labels {start} ({USES[found.use]}) has {percent(ours.value)} "
+        f"With {labels} {start} ({USES[found.use]}) has {percent(ours.value)} "
         f"{measure(test)}, training from nothing ({USES[found.best[NOTHING]]}) {percent(theirs.value)}: "
         f"{points(gain)}, on {counted(gain.images, 'test image')} and {counted(gain.seeds, 'seed')}."
     )
@@ -194,7 +204,7 @@ def _better(found: Verdict) -> str:
     for one in found.few:
         if one.best != (found.start, one.uses[0]):
             better.setdefault(one.best, []).append(f"{one.count} ({percent(one.best_level.value)})")
-    listed = [f"{start} ({use}) with {' and '.join(counts)} labels a class" for (start, use), counts in better.items()]
+    listed = [f"{start} ({use}) with {_few(counts, 'and')}" for (start, use), counts in better.items()]
     if not listed:
         return ""
     return f" On the test images this is surely better: {'; '.join(listed)}. Validation cannot choose that."

@@ -301,6 +301,7 @@ def test_card_svg_is_whole_and_keeps_words_from_outside_as_words(tmp_path):
     card_page.write({"probe": {"acc1": 0.75}}, tmp_path / "nowhere")  # without a card nothing is written
     card_page.write({"probe": {"acc1": 0.75}}, tmp_path)
     assert not (tmp_path / "card.svg").exists()  # it was of earlier results
+    assert ElementTree.parse(tmp_path / "card.1.svg").getroot().tag == drawn.tag
     (tmp_path / "card.svg").touch()
     with pytest.raises(UserError, match="output_dir: cannot write"):
         card_page.write(found, tmp_path / "card.svg" / "inside")

@@ -119,6 +119,12 @@ def test_what_is_left_out_is_counted_by_start(work):
     assert answer._facts(work, Agreed([OWN, PUBLIC], made, [])).too_long == 3  # nothing, own, and pub alone
 
 
+def test_where_a_part_stood_for_all_labels_the_command_is_of_all(work):
+    part = dataclasses.replace(work, found=work.found.limited(2))
+    assert len(part.found.draw(ALL, 0).chosen) == 6
+    assert following(part, "nothing", "own", TUNED) == following(work, "nothing", "own", TUNED)
+
+
 def test_fine_tunings_that_were_left_out_count_as_too_long_for_both_starts(work):
     draws = [splits.draw(work.found.train, count, seed, False) for count, seed in [(ALL, 0), (5, 0), (5, 1)]]
     work = dataclasses.replace(work, found=dataclasses.replace(work.found, draws=draws))
