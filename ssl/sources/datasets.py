@@ -151,9 +151,11 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
         return _fake(split, drawn_at(settings), settings.seed or 0)
     if name.startswith("ImageNet"):
         return imagenet(existing(data_dir, name), name, split, settings.class_list)
-    if settings.download and is_main():
-        _torchvision(name, data_dir or "data", split, download=True)
-    barrier()  # the other ranks read what rank 0 has downloaded
+    try:
+        if settings.download and is_main():
+            _torchvision(name, data_dir or "data", split, download=True)
+    finally:  # also where that fails: the other ranks wait, and `load_as` tells all of them why
+        barrier()  # they read what rank 0 has downloaded
     return _torchvision(name, data_dir or "data", split, download=False)
 
 

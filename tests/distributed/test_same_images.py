@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from PIL import Image
 from spawn import on_ranks
@@ -86,3 +87,18 @@ def test_ranks_that_find_other_images_are_told_on_all(tmp_path):
     ):
         for told in words[: 2 if split == "train" else 3]:
             assert f"those of {split} are on rank 0: {here}" in told and f"; on rank 1: {there}" in told
+
+
+def test_a_download_that_fails_keeps_no_rank_waiting_and_is_told(monkeypatch):
+    def download(name, data_dir, split, download):
+        raise UserError(f"no network for {split}" if download else "not there")
+
+    waited = []
+    monkeypatch.setattr(datasets, "_torchvision", download)
+    monkeypatch.setattr(datasets, "barrier", lambda: waited.append("rank"))  # where the other ranks stand
+    with pytest.raises(UserError, match="no network for train"):
+        datasets.load("CIFAR10", None, "train", download=True)
+    assert waited == ["rank"]
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="not there"):
+        datasets.load("CIFAR10", None, "train", download=True)
