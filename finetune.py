@@ -41,6 +41,7 @@ from ssl.settings.shared import EncoderSettings, LabelSettings, TrainingSettings
 from ssl.sources import datasets, labels, to_predict
 from ssl.sources.identity import identity_of
 from ssl.sources.labelled import load_splits
+from ssl.sources.recipe import continued
 from ssl.sources.slides import MAJOR
 from ssl.training import best_model, early_stopping, estimate, introduce, next_steps, trainable, trials
 from ssl.training.epoch_log import EpochLog
@@ -116,13 +117,14 @@ def main() -> None:
     if settings.test_only:
         return test_only(settings, origin)
     inherit.take_settings(settings, origin)
-    unread.check(settings, origin)
     check(settings)
     device = start(settings)
 
     # Run folder
     folder = Path(settings.output_dir or ROOT / "runs" / f"finetune_{settings.dataset}")
-    run = RunFolder(folder, settings.keep_checkpoints)
+    begins = continued(folder, settings.resume) is None
+    unread.check(settings, origin, begins)
+    run = RunFolder(folder, settings.keep_checkpoints, begins)
     requests = StopRequests(folder, patience(settings))
     settle_threads(about.threads_of(folder))
 

@@ -40,10 +40,10 @@ from ssl.heads import projector
 from ssl.losses import BarlowTwinsLoss, InfoNCELoss, SupConLoss
 from ssl.report.view_page import write_views
 from ssl.schedules import set_lr, step_decay, warmup_cosine
-from ssl.settings import auto, config, ranges
+from ssl.settings import auto, config, ranges, unread
 from ssl.settings.shared import OF_A_VIEW, ImageSettings, TrainingSettings, ViewSettings
 from ssl.sources import datasets
-from ssl.sources.recipe import find_recipe
+from ssl.sources.recipe import continued, find_recipe
 from ssl.sources.validation import find_validation
 from ssl.training import by_machine, estimate, introduce, trainable
 from ssl.training.accumulation import accumulate_exact, accumulate_split
@@ -160,12 +160,14 @@ def main() -> None:
     datasets.resolve(settings)
     if settings.init:
         inherit.take_architecture(settings, origin)
-    check(settings, origin)
+    check(settings)
     device = start(settings)
 
     # Run folder, before anything slow: no other run can use it from here on, and it tells how this run ends
     folder = Path(settings.output_dir or ROOT / "runs" / f"{settings.method}_{settings.dataset}")
-    run = RunFolder(folder, settings.keep_checkpoints)
+    begins = continued(folder, settings.resume) is None
+    unread.check(settings, origin, begins)
+    run = RunFolder(folder, settings.keep_checkpoints, begins)
     requests = StopRequests(folder, patience(settings))
     settle_threads(about.threads_of(folder))
 

@@ -210,7 +210,10 @@ def gather_numbers(numbers: list[int]) -> list[list[int]]:
 def share_buffers(module: nn.Module) -> None:
     """Give every rank the buffers of rank 0: batch norm's running statistics, where each rank has its own."""
     for buffer in module.buffers() if world_size() > 1 else ():
-        dist.broadcast(buffer, src=0)
+        whole = buffer.detach().contiguous()  # a backend sends what lies side by side, and not every type
+        dist.broadcast(whole.reshape(-1).view(torch.uint8), src=0)
+        if whole.data_ptr() != buffer.data_ptr():
+            buffer.data = whole
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def write(name: Target, export: Export, folder: Path) -> str:
         files.remove_abandoned(folder.glob(f"{files.PARTIAL}*"))
         with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=folder) as unfinished:
             words = convert(export, Path(unfinished) / file)
-            for part in OF_TIMM if path.is_dir() else ():
+            for part in OF_TIMM if path.is_dir() and not path.is_symlink() else ():
                 (path / part).unlink(missing_ok=True)
             os.replace(Path(unfinished) / file, path)
     except OSError as error:

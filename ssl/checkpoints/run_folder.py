@@ -34,10 +34,11 @@ DIVERGED = "training has diverged: lower --lr, lengthen --warmup_epochs, set --c
 class RunFolder:
     """A folder that this run alone uses until its process ends. All ranks make one; rank 0 writes.
 
-    Raises `UserError` where the folder cannot be written, another run uses it, or weights in it would be lost.
+    Raises `UserError` where the folder cannot be written, another run uses it, or a run that `begins` would write over
+    weights in it.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, begins: bool = False):
         self.folder, self.keep = folder, keep
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future | None = None
@@ -53,7 +54,8 @@ class RunFolder:
         self.tried = time.monotonic()
         self.made = files.missing_folders(folder)  # by this start
         if is_main():
-            overwritten.require_no_weights(folder)
+            if begins:
+                overwritten.require_no_weights(folder)
             try:
                 self.lock = lock(folder / "lock")
                 partial = folder.glob(f"*{files.PARTIAL}*")  # older versions put the name of the file before it

@@ -12,7 +12,7 @@ def auto_workers() -> int:
 
 def core_share() -> int:
     """The usable cores, divided by the processes of this machine; at least one."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:

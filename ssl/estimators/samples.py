@@ -18,15 +18,20 @@ from ssl.errors import UserError
 
 @contextlib.contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Within, torch (CPU), numpy and random draw from `seed`. Afterwards their states are as they were before."""
+    """Within, torch, numpy and random draw from `seed`. Afterwards their states are as they were before."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     try:
         torch.default_generator.manual_seed(seed)
+        if on_gpu is not None:
+            torch.cuda.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield
     finally:
         torch.set_rng_state(kept[0])
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
         np.random.set_state(kept[1])
         random.setstate(kept[2])
 
@@ -115,7 +120,6 @@ def how_to_read(workers: int, device: torch.device) -> dict:
 
 class FromSamples:
     """Batches of views of samples. The order depends on (seed, epoch) alone, a view on (seed, epoch, index) alone.
-
 
     `reading`: `how_to_read`.
     """
@@ -207,7 +211,7 @@ class FromLoader:
         batches = getattr(self.loader, "batch_sampler", None)
         found = [getattr(self.loader, "sampler", None) if batches is None else batches]
         while isinstance(found[-1], BatchSampler):
-            found.append(found[-1].sampler)
+            found.append(getattr(found[-1], "sampler", None))  # a class of the user may have none
         return found
 
     def _batches(self, epoch: int) -> Iterator:

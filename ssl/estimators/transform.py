@@ -39,7 +39,7 @@ def encode(model, data, targets: bool) -> tuple[Tensor, Tensor | None]:
     for batch in in_order(data, model.batch_size, targets, **reading):
         if targets:
             batch, y = _split_targets(batch)
-            seen.append(y)
+            seen.append(y.cpu())
         on_device.append(_encode_batch(model, batch))
         if sum(h.numel() for h in on_device) >= AT_ONCE:
             parts.append(torch.cat(on_device).cpu())

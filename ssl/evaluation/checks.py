@@ -36,7 +36,7 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
             raise UserError(f"protocol: {names} needs images; --features has enough for probe, knn, card and fixed")
         if settings.random_init or settings.raw_pixels or settings.npz:
             raise UserError("random_init, raw_pixels and npz need images; leave them out with --features")
-        if int(os.environ.get("WORLD_SIZE", settings.gpus or 1)) > 1:
+        if int(os.environ.get("WORLD_SIZE") or settings.gpus or 1) > 1:
             raise UserError("features: one process judges a features file; leave out torchrun and --gpus")
     elif settings.model_path is None:
         raise UserError(

@@ -178,7 +178,7 @@ def _of_file(path: str, cls, row: int | None) -> tuple[list[tuple[str, dict]], b
 def _refuse_words_of_the_command_line(layers: list[tuple[str, dict]]) -> None:
     """Raise `UserError` for a file or row that sets `config` or `row`. A run's config.yaml says which its were."""
     for where, values in layers:
-        is_of_a_run = Path(where).with_name("about.json").is_file()
+        is_of_a_run = Path(where).with_name("about.json").is_file() or {"output_dir", "resume"} <= values.keys()
         if not is_of_a_run and any(values.get(name) is not None for name in ("config", "row")):
             raise UserError(
                 f"{where}: row and config can only be set on the command line; to build on a file, write extends: FILE"

@@ -56,7 +56,7 @@ def check_training(settings) -> None:
         raise UserError(
             f"batch_size: {settings.batch_size} is too small; batch norm needs at least 2 images per process"
         )
-    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE", settings.gpus)):
+    if settings.gpus is not None and settings.gpus != int(os.environ.get("WORLD_SIZE") or settings.gpus):
         raise UserError(f"gpus: {settings.gpus}, but torchrun started {os.environ['WORLD_SIZE']} processes; set one")
     if settings.warmup_epochs == "auto":
         return

@@ -17,8 +17,15 @@ READ_WITH = {
 }
 
 
-def check(settings, origin: dict[str, str]) -> None:
-    """Raise `UserError` for a setting of the command line that nothing reads; `origin` is as of `config.parse`."""
+def check(settings, origin: dict[str, str], begins: bool) -> None:
+    """Raise `UserError` for a setting of the command line that nothing reads; `origin` is as of `config.parse`.
+
+    A run that does not begin, but continues, has the settings of its first start.
+    """
+    if not begins:
+        return
+    if origin.get("eval_head") == "command line" and settings.eval_every is None:
+        raise UserError("eval_head: needs --eval_every; set that, too")
     for names, (other, values) in READ_WITH.items():
         for name in names.split():
             if origin.get(name) == "command line" and getattr(settings, other) not in values:

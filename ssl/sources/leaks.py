@@ -59,7 +59,10 @@ def _compare_names(names: dict[str, dict[str, str]], are_ids: bool) -> None:
     shared = {name for here, there in combinations(names.values(), 2) for name in here.keys() & there.keys()}
     names = {split: {name: path for name, path in paths.items() if name in shared} for split, paths in names.items()}
     contents = {split: keys.of_files(list(paths.values())).tolist() for split, paths in names.items()}
-    same = {split: dict(zip(zip(paths, contents[split]), paths.values())) for split, paths in names.items()}
+    same = {
+        split: {(name, key): path for (name, path), key in zip(paths.items(), contents[split]) if key}  # 0: unreadable
+        for split, paths in names.items()
+    }
     _compare(same, "images, by name,", _stop)
     words = {split: {name: paths[name] for name in paths if not name.isdecimal()} for split, paths in names.items()}
     _compare(words, "images, by name alone,", _stop if are_ids else _warn)

@@ -139,7 +139,7 @@ def machine_of(device: torch.device) -> Machine:
     if device.type == "cuda":
         return Machine("cuda", cores, torch.cuda.mem_get_info(device)[1])
     free, _ = free_memory()
-    return Machine("cpu", cores, free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return Machine("cpu", cores, free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def cost(settings, data: Images, build: Build) -> ViewCost | None:

@@ -8,18 +8,12 @@ from ssl.distributed import world_size
 from ssl.errors import UserError
 from ssl.evaluation import fixed_head
 from ssl.losses.inputs import MOST_VIEWS
-from ssl.settings import ranges, unread
+from ssl.settings import ranges
 from ssl.settings.shared import OF_A_VIEW
 
 
-def check(settings, origin: dict[str, str] | None = None) -> None:
-    """Raise `UserError` for settings that cannot work, before any process waits for another.
-
-    With their `origin` also for those of the command line that nothing reads.
-    """
-    unread.check(settings, origin or {})
-    if (origin or {}).get("eval_head") == "command line" and settings.eval_every is None:
-        raise UserError("eval_head: needs --eval_every; set that, too")
+def check(settings) -> None:
+    """Raise `UserError` for settings that cannot work, before any process waits for another."""
     ranges.check(settings)
     ranges.check_training(settings)
     if not 2 <= settings.views <= MOST_VIEWS:

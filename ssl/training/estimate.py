@@ -78,7 +78,7 @@ class Machine:
     @classmethod
     def smallest(cls) -> "Machine":
         """The machine with the least free memory, the same on all ranks. All ranks call it."""
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         return cls(*min(gather_objects((*free_memory(), processes, core_share(), torch.get_num_threads()))))
 
 

@@ -108,19 +108,20 @@ def test_weights_without_a_checkpoint_are_not_written_over(tmp_path, name):
     (tmp_path / "config.yaml").write_text("encoder: resnet50")
     for _ in range(2):
         with pytest.raises(UserError, match=rf"holds {name} and no checkpoint .* name another folder"):
-            RunFolder(tmp_path, 2)
+            RunFolder(tmp_path, 2, begins=True)
     assert sorted(os.listdir(tmp_path)) == sorted([name, "config.yaml"])
 
 
 def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_and_one_that_saved_none_does(tmp_path):
     run = RunFolder(tmp_path / "run", 2)
     torch_file.save({}, run.folder / "best.pt")  # as finetune.py after an epoch; then it was killed
-    again = RunFolder(run.folder, 2)
+    again = RunFolder(run.folder, 2, begins=True)
     save(again, 3)
     for path in torch_file.kept(run.folder):
         path.unlink()
     with pytest.raises(UserError, match=r"holds encoder.pt and best.pt and no checkpoint"):
-        RunFolder(run.folder, 2)
+        RunFolder(run.folder, 2, begins=True)
+    RunFolder(run.folder, 2)  # --resume FILE: it continues a copy
 
 
 def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path, monkeypatch):

@@ -113,6 +113,7 @@ class OwnStatistics(nn.Sequential):
     def __init__(self):
         norm = nn.InstanceNorm1d(2, track_running_stats=True)
         super().__init__(nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), nn.Linear(6, 8))
+        self.register_buffer("strided", torch.arange(12.0)[::2] + 100 * rank())
 
 
 def transform_and_save(path):
@@ -124,6 +125,7 @@ def transform_and_save(path):
     model.validation_step = lambda *batch: seen.append(model.encoder[1].running_mean.clone()) or {"loss": 0.0}
     h = model.fit(x, TensorDataset(x)).fit(x).transform(x)
     model.save(path / "model.pt")
+    assert model.encoder.strided.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]  # rank 0's
     return [seen[0], h, BarlowTwins.load(path / "model.pt", encoder=OwnStatistics).transform(x)]
 
 

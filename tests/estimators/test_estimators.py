@@ -763,6 +763,24 @@ class Sharded(torch.utils.data.BatchSampler):
     """A user's batch sampler; its sampler is told of the epochs."""
 
 
+class Own(torch.utils.data.BatchSampler):
+    """Without the parts of its parent."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __iter__(self):
+        return iter(torch.arange(self.count).split(8))
+
+    def __len__(self):
+        return self.count // 8
+
+
+def test_a_batch_sampler_of_the_user_needs_no_parts_of_its_parent():
+    data = TensorDataset(numbers(16), numbers(16))
+    assert make().fit(DataLoader(data, batch_sampler=Own(16))).step
+
+
 def test_a_batch_sampler_is_told_the_epoch():
     class Told(torch.utils.data.SequentialSampler):
         epochs = ()

@@ -319,21 +319,22 @@ def test_values_that_cannot_work_are_named(arguments, expected):
 def test_a_setting_of_the_command_line_that_nothing_reads_is_refused(script, arguments, read):
     name, words = arguments.split()[0].removeprefix("--"), arguments.split()
 
-    def check(arguments):
-        settings, origin = config.parse(script.Settings, arguments)
-        train.check(settings, origin) if script is train else unread.check(settings, origin)
+    def check(arguments, begins=True):
+        unread.check(*config.parse(script.Settings, arguments), begins)
 
     with pytest.raises(UserError, match=rf"^{name}: .*(leave it out|set that, too)$"):
         check(words)
     other = read.split()[0]
     kept = words[: words.index(other)] if other in words else words
     check([*kept, *read.split()])  # with another choice it is read
+    check(words, begins=False)  # a run that has begun so goes on
 
 
 def test_a_recipe_may_set_what_nothing_reads(tmp_path):
     (tmp_path / "mine.yaml").write_text("temperature: 0.5\nlambd: 0.1\neval_head: fixed\n")
     for method in ("barlow_twins", "simclr"):
-        train.check(*config.parse(train.Settings, ["--config", str(tmp_path / "mine.yaml"), "--method", method]))
+        words = ["--config", str(tmp_path / "mine.yaml"), "--method", method]
+        unread.check(*config.parse(train.Settings, words), begins=True)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,9 @@ def test_a_file_that_is_missing_or_huge_is_refused(tmp_path):
 def test_written_settings_read_back_as_themselves(tmp_path):
     before = Example(lr=1e-7, scale=[0.3, 1.0], kwargs={"width": 16}, bias_lr=None, name="no")
     config.write_yaml(tmp_path / "config.yaml", dataclasses.asdict(before))
+    copied = dataclasses.asdict(before) | {"output_dir": "x", "resume": "auto"}  # as a run's config.yaml has them
+    layer = f"{tmp_path / 'mine.yaml'}", copied
+    config._refuse_words_of_the_command_line([layer])
     assert parse("--config", str(tmp_path / "config.yaml")) == dataclasses.replace(
         before, config=str(tmp_path / "config.yaml")
     )
@@ -365,6 +368,9 @@ def test_rows_where_there_are_none_to_choose_are_refused(tmp_path):
 def test_the_settings_of_a_row_are_written_and_read_back_without_the_rows(tmp_path):
     before, _ = of_rows(tmp_path, "--row", "2", "--scale", "0.2", "0.9")
     config.write_yaml(tmp_path / "config.yaml", dataclasses.asdict(before))
+    copied = dataclasses.asdict(before) | {"output_dir": "x", "resume": "auto"}  # as a run's config.yaml has them
+    layer = f"{tmp_path / 'mine.yaml'}", copied
+    config._refuse_words_of_the_command_line([layer])
     with pytest.raises(UserError, match="row and config can only be set on the command line"):
         config.parse(WithRows, ["--config", str(tmp_path / "config.yaml")])
     (tmp_path / "about.json").write_text("{}")  # it is that of a run
