@@ -40,6 +40,7 @@ class StopRequests:
         self.file = folder / "stop"
         self.heard = self.since = self.looked = 0
         self.file_seen = False
+        self.due = 0
         limit = datetime.timedelta(minutes=patience)
         self.group = dist.new_group(backend="gloo", timeout=limit) if world_size() > 1 else None
         self.pending = None

@@ -321,9 +321,9 @@ def test_all_starts_are_judged_on_images_drawn_at_one_size(monkeypatch, quick, t
     def settled(job: jobs.Job) -> measure.ShortRun:
         size = job.settings["image_size"] or 32  # that of the recipe
         about = {"encoder": name, "encoder_kwargs": None, "stem": "auto", "lr": 1, "epochs": 1, "short_side": None}
-        return measure.ShortRun(about | {"image_size": size}, 1.0, 1.0)
+        return measure.ShortRun(about | {"image_size": size}, 1.0, 1.0, 60)
 
-    def stop(some: list[jobs.Job], at_once: int) -> None:
+    def stop(some: list[jobs.Job], *how, **until) -> None:
         asked[:] = some
         raise InterruptedError
 
