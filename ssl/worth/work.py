@@ -101,7 +101,8 @@ class Work:
         settings["patience"] = settings["epochs"]  # none: each has its whole schedule
         if holds_in_memory(network, sizes, cell):
             settings["short_side"] = network.short_side
-        what = f"fine-tune {start}, {called(cell.count)} labels a class, seed {cell.seed}"
+        labels = f"{called(cell.count)} label{'' if cell.count == 1 else 's'} a class"
+        what = f"fine-tune {start}, {labels}, seed {cell.seed}"
         return self._job(what, "finetune.py", self.tuned_at(start, cell), settings, self._needs(network, start))
 
     def weights(self, network: Network, start: str) -> str:
