@@ -55,7 +55,8 @@ class Judges:
     @property
     def equal(self) -> str:
         """The words for it where it is another number: ' (as many as 3.7 of equal weight)'."""
-        return f" (as many as {self.alike:.2g} of equal weight)" if self.alike < 0.95 * self.count else ""
+        shown = f"{self.alike:.{0 if self.alike >= 10 else 1}f}"
+        return f" (as many as {shown} of equal weight)" if self.alike < 0.95 * self.count else ""
 
     def subset(self, rows: np.ndarray) -> "Judges":
         return Judges(self.labels[rows], self.groups[rows], self.balanced)

@@ -522,6 +522,8 @@ def test_what_would_show_smaller_differences_is_what_the_interval_counts():
     words = paragraphs(decide(table(shares, 60), few, facts(grouped=True)))["What would change the answer"]
     assert words.startswith("With 60 test images in 31 groups (as many as 3.9 of equal weight) and 3 seeds, a diff")
     assert "may be missed: more groups of test images of the rarest class help." in words
+    many = images(600, labels=[1] * 100 + [0] * 500, balanced=True)
+    assert many.equal == " (as many as 333 of equal weight)"
     one = images(60, groups=[7] * 60)
     words = paragraphs(decide(table(shares, 60), one, facts(grouped=True)))["What would change the answer"]
     assert words.startswith(
