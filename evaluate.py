@@ -137,7 +137,8 @@ def judge_images(settings: Settings, origin: dict[str, str], protocols: list[str
         elif on_features:
             for split in ("train", "test"):
                 h, images[split] = extract(encoder, images[split], settings, device, name)
-                pairs += [(Rows((h,), device), images[split].labels.to(device))] * is_main()
+                if is_main():
+                    pairs.append((Rows((h,), device), images[split].labels.to(device)))
         checks.require_enough(images, protocols)  # of those that could be read
         changed = card.changed_images(encoder, images["test"], settings, device, name) if "card" in protocols else ""
         if pairs:

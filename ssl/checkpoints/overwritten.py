@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ssl import files
 from ssl.checkpoints import torch_file
-from ssl.checkpoints.layouts import some_of
+from ssl.console import some_of
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.settings import config
