@@ -22,6 +22,7 @@ class DataSettings:
     group_column: str | None = None  # of the table: patient, lesion or slide; its images stay in one split
     split_column: str | None = None  # of the table: train, val or test; unset: cut by the names
     splits_folder: str | None = None  # isic2019: folder of {train,val,test}_split_1.csv
+    leave_out: list[str] | None = None  # classes whose images are not used
     test_slides: list[str] | None = None  # slides: hospitals, patients or slides that are the test; or a csv says so
 
 

@@ -20,7 +20,7 @@ from ssl.sources import arrays, lesions
 from ssl.sources.classes import require_distinct
 from ssl.sources.folders import SUBSETS, folder, imagenet
 from ssl.sources.identity import require_same_images
-from ssl.sources.labels import require_classes
+from ssl.sources.labels import require_classes, without
 from ssl.sources.shapes import CLASSES as SHAPE_CLASSES
 from ssl.sources.shapes import shapes
 from ssl.sources.slides import FOLDERS as SLIDES
@@ -106,6 +106,7 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
         data = _read(settings, split)
         if data is not None:
             require_distinct(data.classes, data.name)
+            data = without(data, settings.leave_out, learns=split in ("train", "unlabelled"))
             data = make_resident(data, settings.value_range)
     except UserError as error:  # perhaps on this rank alone
         problem = error
@@ -135,7 +136,7 @@ def _read(settings: ImageSettings, split: str) -> Images | None:
     name, data_dir = settings.dataset, settings.data_dir
     if name == "folder":
         root = existing(data_dir, name)
-        return folder(root, split) if settings.csv is None else table(root, settings, split)
+        return folder(root, split, settings.leave_out) if settings.csv is None else table(root, settings, split)
     if name == "array":
         return arrays.load(data_dir, split, settings.value_range)
     split = "test" if split == "all" else split

@@ -12,6 +12,7 @@ from ssl.settings.shared import LabelSettings
 from ssl.sources import arrays, datasets, folders, table_images
 from ssl.sources.classes import require_distinct
 from ssl.sources.identity import require_same_images
+from ssl.sources.labels import without
 
 
 def load(settings: LabelSettings) -> dict[str, Images]:
@@ -29,6 +30,7 @@ def load(settings: LabelSettings) -> dict[str, Images]:
         )
     for name, data in found.items():
         require_distinct(data.classes, data.name)
+        data = without(data, settings.leave_out, learns=True)  # all splits have all classes here
         found[name] = data = make_resident(data, settings.value_range)
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
     require_same_images(found, settings.data_dir)

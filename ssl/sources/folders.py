@@ -28,12 +28,12 @@ INSTEAD = "train/ and test/ folders would be splits of your own"
 LISTS = "imagenet_50.txt, imagenet_100.txt or imagenet_200.txt of github.com/wvangansbeke/Unsupervised-Classification"
 
 
-def folder(root: Path, split: str) -> Images | None:
+def folder(root: Path, split: str, leave_out: list[str] | None = None) -> Images | None:
     """A split of ROOT/{train,val,test}/CLASS/*, or of ROOT/CLASS/*, or of images without classes.
 
     Split folders may have any name of `splits.NAMES`. If there is no test/, val/ is the test, and there is no split
     'val'. 'all' is the test, or all images if there are no split folders. Raises `UserError` if it is not clear whether
-    a folder is a split or a class.
+    a folder is a split or a class, and for a class that is not in both splits, unless `leave_out` names it.
     """
     parts = split_folders(root)
     if not parts:
@@ -48,7 +48,7 @@ def folder(root: Path, split: str) -> Images | None:
         raise UserError(f"data_dir: {root} has {next(iter(parts.values())).name}/ but no train/ to learn from")
     own = _tree(parts[name])
     if name != "train" and split != "all":
-        _same_classes(_tree(parts["train"]), own, parts["train"], parts[name])
+        _same_classes(_tree(parts["train"]), own, parts["train"], parts[name], leave_out or [])
     return own
 
 
@@ -155,19 +155,20 @@ def _loose(data: Images, folder: Path) -> str:
     return next(Path(path).name for path in data.paths if Path(path).parent == folder)
 
 
-def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path) -> None:
+def _same_classes(train: Images, test: Images, train_dir: Path, test_dir: Path, leave_out: list[str]) -> None:
     for here, there, where in ((train, test, test_dir), (test, train, train_dir)):
         if here.classes and not there.classes:
             raise UserError(
                 f"data_dir: {where} has images outside class folders, such as {_loose(there, where)}, so none of its "
                 "images has a class; move or remove them"
             )
-        missing = sorted(set(here.classes) - set(there.classes))
+        missing = sorted(set(here.classes) - set(there.classes) - set(leave_out))
         if missing:
             raise UserError(
                 f"data_dir: class {missing[0]!r} is not in {where}"
                 + (f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else "")
                 + "; both splits need the same class folders"
+                + ("" if where == train_dir else ", or --leave_out names those that are not to be used")
             )
 
 

@@ -1,12 +1,16 @@
 """The labels that training may use: all, a share of every class, or those on a list; and checks that they suffice."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ssl.console import counted, say_once
 from ssl.data.hold_out import first_of_classes
 from ssl.data.images import Images
-from ssl.data.tables import first_few, read_lines
+from ssl.data.tables import first_few, read_lines, shown
 from ssl.errors import UserError, nearest
+from ssl.settings.command import quoted
 from ssl.sources.cut import NO_LABELS
 from ssl.sources.lookup import by_ending
 
@@ -24,6 +28,30 @@ def choose(train: Images, percent: float, files: str | None, seed: int) -> Image
     if files:
         return train.subset(listed(train, files))
     return train if percent == 100 else train.subset(stratified(train.labels, percent, seed))
+
+
+def without(data: Images, names: list[str] | None, learns: bool) -> Images:
+    """The images that are of none of the classes `names`; a line says how many are left out.
+
+    Images without a label stay. A class may be in one split alone. Raises `UserError` where no image stays, and, if
+    training `learns` from `data`, for a name that is no class.
+    """
+    if not names:
+        return data
+    for name in names if learns else []:
+        if name not in data.classes:
+            known = f" ({shown(data.classes)})" if data.classes else "; the images have none"
+            raise UserError(f"leave_out: {name!r} is none of the classes{nearest(name, data.classes)}{known}")
+    stay = [name for name in data.classes if name not in names]
+    numbers = torch.tensor([*(stay.index(name) if name in stay else -2 for name in data.classes), -1])  # last: no label
+    labels = numbers[data.labels]
+    kept = (labels != -2).nonzero()[:, 0]
+    if not len(kept):
+        raise UserError(f"leave_out: of {len(data)} images of a split none is left without {first_few(names)}")
+    if len(kept) < len(data):
+        left = [name for name in data.classes if name in names]
+        say_once(f"left out    {counted(len(data) - len(kept), 'image')} of {len(data)}, of {first_few(left)}")
+    return replace(data.subset(kept), labels=labels[kept], classes=stay)
 
 
 def stratified(labels: Tensor, percent: float, seed: int) -> Tensor:
@@ -79,19 +107,26 @@ def require_like(data: Images, train: Images, words: str) -> None:
 
 
 def require_each(data: Images, least: int, why: str) -> None:
-    """Raise `UserError` if a class has fewer than `least` training images; `why` ends the message."""
-    counts = torch.bincount(data.labels, minlength=len(data.classes))
-    absent = [name for name, count in zip(data.classes, counts.tolist()) if not count]
+    """Raise `UserError` if a class has fewer than `least` training images; `why` is said of that."""
+    few = few_images(data, least)
+    absent = [name for name, count in few.items() if not count]
     if absent:
-        raise UserError(
-            f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}. Add images, "
-            "or choose other splits"
-        )
-    few = {name: count for name, count in zip(data.classes, counts.tolist()) if count < least}
-    if few:
+        which = f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}"
+    elif few:
         name, *others = few
         more = f" (and {len(others)} more have too few: {first_few(others)})" if others else ""
-        raise UserError(f"class {name!r} has {few[name]} training images to use{more}; {why}")
+        which = f"class {name!r} has {few[name]} training images to use{more}; {why}"
+    else:
+        return
+    words = " ".join(["--leave_out", *map(quoted, list(few)[:10])]) + (" …" if len(few) > 10 else "")
+    without = f", or leave classes out, {words}" if len(data.classes) - len(few) > 1 else ""
+    raise UserError(f"{which}. Add images{', or choose other splits' if absent else ''}{without}")
+
+
+def few_images(data: Images, least: int) -> dict[str, int]:
+    """{class: its images} of those with fewer than `least`."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    return {name: count for name, count in zip(data.classes, counts) if count < least}
 
 
 def require_named(major: list[str] | None, classes: list[str]) -> None:

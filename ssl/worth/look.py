@@ -59,13 +59,16 @@ class Look:
 
 
 def look(settings: ImageSettings, seeds: int) -> Look:
-    """Raises `UserError` for images that no start can be judged on."""
+    """Sets `leave_out` where classes have too few images.
+
+    Raises `UserError` for images that no start can be judged on.
+    """
     splits = {name: datasets.load_labelled(settings, name) for name in ("train", "val", "test")}
-    train, val = splits["train"], splits["val"]
     for name, data in splits.items():
         if data is not None:
-            labels.require_like(data, train, f"data_dir: {name}")
-    labels.require_each(train, 2, "one to learn from and one to choose settings with. Add images, or leave it out")
+            labels.require_like(data, splits["train"], f"data_dir: {name}")
+    splits = _without_small(settings, splits)
+    train, val = splits["train"], splits["val"]
     leaks.check(splits)
     if val is None:
         held_out(train, HELD, 0)  # raises where groups and classes are the same
@@ -79,6 +82,23 @@ def look(settings: ImageSettings, seeds: int) -> Look:
         raise UserError("data_dir: all test images are copies of training or validation images: none can judge")
     _tell(found)
     return found
+
+
+def _without_small(settings: ImageSettings, splits: dict[str, Images | None]) -> dict[str, Images | None]:
+    """The splits without the classes of fewer than two training images, which `leave_out` then names for all jobs."""
+    train, why = splits["train"], "one to learn from and one to choose settings with"
+    small = list(labels.few_images(train, 2))
+    if not small:
+        return splits
+    others = len(train.classes) - len(small)
+    if others < 2:
+        labels.require_each(train, 2, why)  # raises
+    say(
+        f"classes     *** {len(small)} of {len(train.classes)} have fewer than two training images ({why}) and are "
+        f"left out: {first_few(small)}. The answer is of the other {others} ***"
+    )
+    settings.leave_out = [*(settings.leave_out or []), *small]
+    return {name: data and labels.without(data, small, learns=False) for name, data in splits.items()}
 
 
 def _draws(train: Images, seeds: int, own_validation: bool, most: int | None = None) -> dict:

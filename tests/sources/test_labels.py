@@ -2,9 +2,11 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from drawn import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +14,8 @@ import train
 from ssl.data.hold_out import hold_out, hold_out_groups, split_validation
 from ssl.data.images import Images
 from ssl.errors import UserError
-from ssl.sources import datasets, labels
+from ssl.settings.shared import LabelSettings
+from ssl.sources import datasets, every_image, labels
 from ssl.training import checks
 
 classes = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(torch.tensor)
@@ -95,6 +98,44 @@ def test_lists_as_published_for_imagenet_choose_their_images(tmp_path):
     assert part.labels.tolist() == [0, 1, 2]
 
 
+# Classes that are left out --------------------------------------------------------------
+
+
+def test_the_images_of_other_classes_stay_and_their_labels_are_numbered_anew(capsys):
+    data = replace(images([2, 0, 1, -1, 2, 0]), paths=list("abcdef"), groups=list("uvwxyz"))
+    left = labels.without(data, ["dog", "bat"], learns=False)  # a bat is in another split alone
+    assert left.classes == ["cat", "owl"] and left.labels.tolist() == [1, 0, -1, 1, 0]
+    assert list(left.paths) == list("abdef") and left.groups == list("uvxyz")
+    assert "left out    1 image of 6, of 'dog'" in capsys.readouterr().out
+    assert labels.without(data, None, learns=True) is data
+
+
+def test_a_name_that_is_no_class_and_a_split_without_images_are_refused():
+    with pytest.raises(UserError, match=r"leave_out: 'dgo' is none of the classes; did you mean .*dog.*'cat', 'dog'"):
+        labels.without(images([0, 1, 2]), ["cat", "dgo"], learns=True)
+    with pytest.raises(UserError, match="leave_out: of 2 images of a split none is left without 'dog'"):
+        labels.without(images([1, 1]), ["dog"], learns=False)
+    with pytest.raises(UserError, match="leave_out: 'dog' is none of the classes; the images have none"):
+        labels.without(replace(images([-1, -1]), classes=[]), ["dog"], learns=True)
+
+
+def test_every_split_of_folders_is_read_without_the_classes(tmp_path):
+    """`rare` is in train alone, which is refused if it is used."""
+    for place in ("train/cat/1", "train/dog/2", "train/rare/3", "test/cat/4", "test/dog/5"):
+        picture(tmp_path / f"{place}.png")
+    with pytest.raises(UserError, match=r"class 'rare' is not in .*test; .*, or --leave_out names those that are not"):
+        datasets.load("folder", str(tmp_path), "test")
+    found = {split: datasets.load("folder", str(tmp_path), split, leave_out=["rare"]) for split in ("train", "test")}
+    assert [data.classes for data in found.values()] == [["cat", "dog"]] * 2
+    assert [data.labels.tolist() for data in found.values()] == [[0, 1]] * 2
+    settings = LabelSettings("folder", str(tmp_path), leave_out=["rare"])
+    every = every_image.load(settings)
+    assert {split: sorted(Path(path).name for path in data.paths) for split, data in every.items()} == {
+        "train": ["1.png", "2.png"],
+        "test": ["4.png", "5.png"],
+    }
+
+
 # What is refused ------------------------------------------------------------------------
 
 
@@ -104,7 +145,9 @@ def images(of, names=("cat", "dog", "owl")):
 
 def test_a_class_absent_from_train_is_named():
     labels.require_each(images([0, 1, 2]), 1, "")
-    with pytest.raises(UserError, match="1 of 3 classes have no training images: 'dog'"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 classes have no training images: 'dog'\. Add images, .*, --leave_out dog$"
+    ):
         labels.require_each(images([0, 0, 2]), 1, "")
     with pytest.raises(UserError, match="class 'owl' has 1 training images to use; two are needed"):
         labels.require_each(images([0, 0, 1, 1, 2]), 2, "two are needed")

@@ -432,17 +432,43 @@ def test_more_images_go_with_images_in_files(monkeypatch, quick, tmp_path, pictu
         compare(monkeypatch, images, "--unlabelled", pictures, "--output_dir", tmp_path / "out")
 
 
-def test_one_class_and_classes_of_one_image_are_refused(monkeypatch, quick, tmp_path):
-    for name, count in (("cats", 30), ("dogs", 2)):
-        (tmp_path / "data" / name).mkdir(parents=True)
+def grey_classes(folder: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(np.full((24, 24, 3), i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
-    with pytest.raises(UserError, match="class 'dogs' has 1 training images to use; one to learn from"):
-        compare(monkeypatch, tmp_path / "data", "--output_dir", tmp_path / "out")
-    shutil.rmtree(tmp_path / "data" / "dogs")
+            Image.fromarray(np.full((24, 24, 3), 5 * i + len(name), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_one_class_and_two_of_which_one_is_too_small_are_refused(monkeypatch, quick, tmp_path):
+    data = grey_classes(tmp_path / "data", {"cats": 30, "dogs": 2})
+    with pytest.raises(UserError, match=r"class 'dogs' has 1 training images to use; one to learn .* Add images$"):
+        compare(monkeypatch, data, "--output_dir", tmp_path / "out")
+    shutil.rmtree(data / "dogs")
     with pytest.raises(UserError, match="images of one class, 'cats'"):
-        compare(monkeypatch, tmp_path / "data", "--output_dir", tmp_path / "out")
+        compare(monkeypatch, data, "--output_dir", tmp_path / "out")
     assert quick == []
+
+
+def test_classes_of_one_training_image_are_left_out_and_the_others_compared(
+    monkeypatch, capsys, quick, tmp_path, pictures
+):
+    """`alone` has one image, `a pair` one to learn from and one to test with."""
+    data = shutil.copytree(pictures, tmp_path / "data")
+    grey_classes(data, {"alone": 1, "a pair": 2})
+    given = data, "--minutes", 60, "--seeds", 1, "--workers", 1, "--output_dir", tmp_path / "out"
+    compare(monkeypatch, *given)
+    said = capsys.readouterr().out
+    assert "*** 2 of 5 have fewer than two training images" in said
+    assert "left out: 'a pair', 'alone'. The answer is of the other 3 ***" in said
+    for words in quick:
+        at = words.index("--leave_out")
+        assert words[at + 1] == '["a pair", "alone"]'
+    found = json.loads((tmp_path / "out" / "worth.json").read_text())
+    assert found["verdict"]["outcome"] in ("nothing", "own", "cannot be told")
+    ran = len(quick)
+    compare(monkeypatch, *given)  # goes on
+    assert len(quick) == ran
 
 
 def test_groups_that_are_the_classes_are_refused(monkeypatch, quick, tmp_path, pictures):
