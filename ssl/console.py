@@ -129,8 +129,8 @@ def counted(count: int, thing: str) -> str:
 
 
 def some_of(names: Sequence[str], count: int = 3) -> str:
-    """The first `count` names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    """The first `count` names, quoted, and how many more there are."""
+    return ", ".join(map(repr, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def table(rows: list[list[str]]) -> str:

@@ -15,9 +15,8 @@ import numpy as np
 
 from ssl.checkpoints import image_keys, published, torch_file
 from ssl.checkpoints.image_keys import from_tensors, to_tensors
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.distributed import barrier, is_main
 from ssl.errors import UserError, one_line
 from ssl.settings import config
@@ -214,7 +213,7 @@ def _compare(record: Record, weights: str | Path, data: Images, root: str | Path
         say(f"learnt      {(pixels & ~labels).sum()} {of} were pre-trained on, without labels")
     if not labels.any():
         return None
-    some = first_few([data.sample_name(index) for index in labels.nonzero()[0][:4].tolist()])
+    some = some_of([data.sample_name(index) for index in labels.nonzero()[0].tolist()])
     also = "" if data.groups is None else ", or of their patients, lesions or slides"
     return f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}"
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ssl.console import say_once
+from ssl.console import say_once, some_of
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.errors import UserError
 
 
@@ -30,7 +29,7 @@ def held_out(data: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     absent = sorted(set(data.labels.tolist()) - set(data.labels[held].tolist()))
     if names := [data.classes[label] for label in absent if label >= 0]:
         say_once(
-            f"*** validation: no image of {len(names)} of {len(data.classes)} classes, {first_few(names)}: each has "
+            f"*** validation: no image of {len(names)} of {len(data.classes)} classes, {some_of(names)}: each has "
             "one image, or is in one group (patient, lesion, slide). Nothing is validated of them ***"
         )
     return train, held

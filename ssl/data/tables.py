@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from ssl.console import some_of
 from ssl.errors import UserError, nearest
 
 LARGEST_TABLE = 1 << 30  # bytes
@@ -116,7 +117,7 @@ def _one_hot_hint(header: list[str], reader) -> str:
         cells = zip(*itertools.islice((row for row in reader if row), 1000))
         binary = [name for name, column in zip(header, cells) if {cell.strip() for cell in column} <= ZERO_ONE]
         if len(binary) > 1:
-            return f" ({first_few(binary)} look one-hot: write the class's name into one column)"
+            return f" ({some_of(binary)} look one-hot: write the class's name into one column)"
     return ""
 
 
@@ -124,8 +125,3 @@ def shown(names: list[str]) -> str:
     """The first thirty names, each cut to 50 characters, for an error about a name that is not among them."""
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     return (", ".join(repr(name[:50]) for name in names[:30]) or "none at all") + more
-
-
-def first_few(names: list) -> str:
-    """The first three names, for an error."""
-    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")

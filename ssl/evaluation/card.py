@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ssl.console import some_of
 from ssl.data.hold_out import few_of_classes
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.evaluation import calibration, corruptions, few_shot, groups, logistic, metrics, probes, retrieval
 from ssl.evaluation.corruptions import Changed
 from ssl.evaluation.feature_rows import Rows, Samples, statistics
@@ -48,7 +48,7 @@ def why_no_probe(labels: Tensor, classes: list[str]) -> str | None:
     if small := few_shot.smaller_classes(labels, 2, classes):
         return (
             f"the probe needs 2 training images of every class, one of them held out; {len(small)} of {len(classes)} "
-            f"classes have fewer: {first_few(small)}"
+            f"classes have fewer: {some_of(small)}"
         )
     return None
 

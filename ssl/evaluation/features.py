@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from ssl import files
 from ssl.checkpoints import torch_file
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.distributed import is_main
 from ssl.errors import UserError
 from ssl.evaluation import feature_part, inference, npz
@@ -211,7 +210,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Features:
     path = path / "features.pt" if path.is_dir() else path
     content = npz.read(path) if path.suffix.lower() == ".npz" else torch_file.load(path, mmap=True)
     if not isinstance(content, dict) or "classes" not in content or not content.keys() & set(SPLITS):
-        found = first_few(sorted(map(str, content))) if isinstance(content, dict) and content else "nothing of that"
+        found = some_of(sorted(map(str, content))) if isinstance(content, dict) and content else "nothing of that"
         raise UserError(
             f"features: {path} is no features file; it holds {found}. Expected classes and train, val, test or all, "
             "as evaluate.py --protocol features writes them"

@@ -37,5 +37,13 @@ def _flag(name: str, value: object) -> list[str]:
     """The words of one setting, as `config.parse` reads them."""
     if value is True:
         return [f"--{name}"]
+    if isinstance(value, list) and _are_plain_words(value):
+        return [f"--{name}", *value]
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value, ensure_ascii=False)
     return [f"--{name}={text}"] if text.startswith("--") else [f"--{name}", text]
+
+
+def _are_plain_words(values: list) -> bool:
+    """Whether these are words that, one after another, are read as they are."""
+    words = bool(values) and all(isinstance(word, str) and word and not word.startswith("--") for word in values)
+    return words and (len(values) > 1 or not (values[0].startswith("[") or values[0] == "null"))

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl.console import say_once
+from ssl.console import say_once, some_of
 from ssl.data.decode import Range, require_fitting
 from ssl.data.images import Images
 from ssl.data.memory import free_memory
 from ssl.data.stack import Stack
-from ssl.data.tables import first_few
 from ssl.errors import UserError, nearest
 from ssl.sources.array_labels import EXPECTED, one_class_each, refuse_signs
 from ssl.sources.classes import one_form, require_names
@@ -144,7 +143,7 @@ def _prefixes(path: Path, names: list[str]) -> dict[str, str]:
     if found and unread:
         absent = [name for name in read if name not in names]
         hint = next(filter(None, (nearest(name, absent) for name in unread)), "")
-        say_once(f"data        arrays of {path} that are not read: {first_few(unread)}{hint}")
+        say_once(f"data        arrays of {path} that are not read: {some_of(unread)}{hint}")
     return found
 
 

@@ -7,8 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from ssl.console import say_once
-from ssl.data.tables import first_few
+from ssl.console import say_once, some_of
 from ssl.errors import UserError
 
 # Cells without a value: those of pandas, and two signs. "None" is not among them, as it may be the name of a class.
@@ -102,7 +101,7 @@ def one_label_each(labels: list[str], where: str, setting: str) -> None:
                 doubtful.append(label)
     if doubtful:
         say_once(
-            f"classes     *** {first_few(doubtful)} of {where} may join several labels; each is taken as one class ***"
+            f"classes     *** {some_of(doubtful)} of {where} may join several labels; each is taken as one class ***"
         )
 
 

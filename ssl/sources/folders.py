@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ssl.console import counted, say, say_once
+from ssl.console import counted, say, say_once, some_of
 from ssl.data.images import Images, Paths
 from ssl.data.listing import folders_in, holds_images, is_image, list_files, list_images, no_images, not_read
-from ssl.data.tables import first_few, read_lines
+from ssl.data.tables import read_lines
 from ssl.errors import UserError
 from ssl.sources.classes import distinct, tell_alike
 from ssl.sources.splits import as_judged, part, seeming_splits, split_folders, split_of
@@ -92,13 +92,13 @@ def _report_unread(root: Path, parts: dict[str, Path]) -> None:
     if folders and len(parts) == 1:
         only = next(iter(parts.values())).name
         raise UserError(
-            f"data_dir: {root} has {only}/ beside {first_few(folders)}: is {only} a split or a class? Make two folders "
+            f"data_dir: {root} has {only}/ beside {some_of(folders)}: is {only} a split or a class? Make two folders "
             "train/ and test/ (or val/) with class folders in each, or pass the folder to read as --data_dir"
         )
     unread = folders + sorted(name for name in os.listdir(root) if is_image(name))
     if unread:
         names = ", ".join(f"{path.name}/" for path in parts.values())
-        say_once(f"data        only {names} of {root} are read, not {first_few(unread)}")
+        say_once(f"data        only {names} of {root} are read, not {some_of(unread)}")
 
 
 def _no_splits_below(root: Path, split: str) -> None:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssl.console import counted, say_once
+from ssl.console import counted, say_once, some_of
 from ssl.data.hold_out import first_of_classes
 from ssl.data.images import Images
-from ssl.data.tables import first_few, read_lines, shown
+from ssl.data.tables import read_lines, shown
 from ssl.errors import UserError, nearest
-from ssl.settings.command import quoted
+from ssl.settings.command import flags, quoted
 from ssl.sources.cut import NO_LABELS
 from ssl.sources.lookup import by_ending
 
@@ -47,10 +47,10 @@ def without(data: Images, names: list[str] | None, learns: bool) -> Images:
     labels = numbers[data.labels]
     kept = (labels != -2).nonzero()[:, 0]
     if not len(kept):
-        raise UserError(f"leave_out: of {len(data)} images of a split none is left without {first_few(names)}")
+        raise UserError(f"leave_out: of {len(data)} images of a split none is left without {some_of(names)}")
     if len(kept) < len(data):
         left = [name for name in data.classes if name in names]
-        say_once(f"left out    {counted(len(data) - len(kept), 'image')} of {len(data)}, of {first_few(left)}")
+        say_once(f"left out    {counted(len(data) - len(kept), 'image')} of {len(data)}, of {some_of(left)}")
     return replace(data.subset(kept), labels=labels[kept], classes=stay)
 
 
@@ -81,7 +81,7 @@ def listed(data: Images, path: str) -> Tensor:
     if missing or not names:
         raise UserError(
             f"train_files: {len(missing)} of the {len(names)} names in {path} are not in the training split"
-            + (f": {first_few(missing)}" if missing else "")
+            + (f": {some_of(missing)}" if missing else "")
         )
     return torch.tensor(sorted(found))
 
@@ -111,14 +111,14 @@ def require_each(data: Images, least: int, why: str) -> None:
     few = few_images(data, least)
     absent = [name for name, count in few.items() if not count]
     if absent:
-        which = f"{len(absent)} of {len(data.classes)} classes have no training images: {first_few(absent)}"
+        which = f"{len(absent)} of {len(data.classes)} classes have no training images: {some_of(absent)}"
     elif few:
         name, *others = few
-        more = f" (and {len(others)} more have too few: {first_few(others)})" if others else ""
+        more = f" (and {len(others)} more have too few: {some_of(others)})" if others else ""
         which = f"class {name!r} has {few[name]} training images to use{more}; {why}"
     else:
         return
-    words = " ".join(["--leave_out", *map(quoted, list(few)[:10])]) + (" …" if len(few) > 10 else "")
+    words = " ".join(map(quoted, flags({"leave_out": list(few)[:10]}))) + (" …" if len(few) > 10 else "")
     without = f", or leave classes out, {words}" if len(data.classes) - len(few) > 1 else ""
     raise UserError(f"{which}. Add images{', or choose other splits' if absent else ''}{without}")
 

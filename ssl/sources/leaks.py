@@ -14,10 +14,9 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.data import keys
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.distributed import is_main
 from ssl.errors import UserError, one_line
 from ssl.sources.lesions import SMALLER, TABLES
@@ -51,7 +50,7 @@ def _compare(things: dict[str, dict], what: str, tell: Callable[[str], None]) ->
         shared = things[here].keys() & things[there].keys()
         if shared:
             words = sorted(things[there][thing] for thing in shared)
-            tell(f"{len(shared)} {what} of {there} are in {here} too: {first_few(words)}")
+            tell(f"{len(shared)} {what} of {there} are in {here} too: {some_of(words)}")
 
 
 def _compare_names(names: dict[str, dict[str, str]], are_ids: bool) -> None:

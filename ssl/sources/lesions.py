@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.data.images import Images, Paths
-from ssl.data.tables import first_few, read_table
+from ssl.data.tables import read_table
 from ssl.errors import UserError
 from ssl.sources.lookup import by_name, find_images
 from ssl.sources.splits import SPLITS
@@ -83,7 +83,7 @@ def read_labels(name: str, file: Path) -> list[tuple[str, int]]:
     wrong = sorted(cell for cell, matches in known.items() if not any(matches))
     if wrong:
         raise UserError(
-            f"csv: column {column!r} of {file} holds labels outside the classes: {first_few(wrong)}; expected "
+            f"csv: column {column!r} of {file} holds labels outside the classes: {some_of(wrong)}; expected "
             f"{patterns[0]} (negative) or {patterns[1]} (positive), as published"
         )
     return [(image.removeprefix(PREFIX), known[cell].index(True)) for image, cell in rows]

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from ssl.console import say_once
+from ssl.console import say_once, some_of
 from ssl.data.listing import images_in, list_images
-from ssl.data.tables import first_few
 from ssl.errors import UserError
 
 T = TypeVar("T")
@@ -46,7 +45,7 @@ def find_images(root: Path, names: list[str]) -> list[str]:
     lost = [name for name in missing if not elsewhere[name]]
     if lost:
         raise UserError(
-            f"csv: {len(lost)} of {len(names)} images are not in {root}: {first_few(lost)}; {_advice(root, lost)}"
+            f"csv: {len(lost)} of {len(names)} images are not in {root}: {some_of(lost)}; {_advice(root, lost)}"
         )
     if missing:
         example = f"{missing[0]!r} as {elsewhere[missing[0]][0]!r}"
@@ -69,7 +68,7 @@ def _advice(root: Path, lost: list[str]) -> str:
         folders = sorted({name.removesuffix(end) for name, end in zip(lost, last)})
         places = sorted({str((root / path).parent) for path in paths})
         return (
-            f"without {first_few(folders)} each is one image in {first_few(places)}: if these are meant, remove the "
+            f"without {some_of(folders)} each is one image in {some_of(places)}: if these are meant, remove the "
             "folders from the names, or pass the --data_dir that the names are relative to"
         )
     without_extension = os.path.splitext(lost[0])[0]

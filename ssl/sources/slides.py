@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from ssl.console import say
+from ssl.console import say, some_of
 from ssl.data.images import Images, Paths
 from ssl.data.listing import list_images, no_images
-from ssl.data.tables import first_few, read_table
+from ssl.data.tables import read_table
 from ssl.errors import UserError, nearest, one_line
 from ssl.sources.splits import SPLITS, split_of
 
@@ -95,7 +95,7 @@ def slides(
     strange = [str(file) for file, slide in zip(files, of_file) if slide is None]
     if strange:
         raise UserError(
-            f"data_dir: {len(strange)} of {len(files)} images are not named after a slide: {first_few(strange)}; "
+            f"data_dir: {len(strange)} of {len(files)} images are not named after a slide: {some_of(strange)}; "
             "expected PROJECT-HOSPITAL-PATIENT-SLIDE_….png, such as TCGA-A1-A0SK-DX1_12_0.5.png"
         )
     there = set(of_file)
@@ -164,12 +164,12 @@ def _by_table(there: set[Slide], csv: str, split: str) -> dict[str, str]:
     unnamed = sorted(names - parts.keys())
     if unnamed and "train" in parts.values():
         raise UserError(
-            f"csv: {len(unnamed)} slides have patches and no row in {csv}: {first_few(unnamed)}; name all slides, or "
+            f"csv: {len(unnamed)} slides have patches and no row in {csv}: {some_of(unnamed)}; name all slides, or "
             "only those that are not train"
         )
     absent = sorted(parts.keys() - names)
     if absent and split in ("train", "unlabelled"):  # for one split, so that it is said once
-        some = one_line(first_few(absent))
+        some = one_line(some_of(absent))
         say(f"slides      *** {len(absent)} of the {len(parts)} slides in {csv} have no patches: {some} ***")
     return {name: parts.get(name, "train") for name in names}
 

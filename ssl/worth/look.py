@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from ssl.checkpoints import image_keys
-from ssl.console import counted, say
+from ssl.console import counted, say, some_of
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
@@ -95,7 +94,7 @@ def _without_small(settings: ImageSettings, splits: dict[str, Images | None]) ->
         labels.require_each(train, 2, why)  # raises
     say(
         f"classes     *** {len(small)} of {len(train.classes)} have fewer than two training images ({why}) and are "
-        f"left out: {first_few(small)}. The answer is of the other {others} ***"
+        f"left out: {some_of(small)}. The answer is of the other {others} ***"
     )
     settings.leave_out = [*(settings.leave_out or []), *small]
     return {name: data and labels.without(data, small, learns=False) for name, data in splits.items()}
@@ -148,7 +147,7 @@ def _tell(found: Look) -> None:
     counts_of = torch.bincount(test.labels, minlength=len(test.classes)).tolist()
     untested = [name for name, count in zip(test.classes, counts_of) if not count]
     if untested:
-        say(f"test        *** no test image of {first_few(untested)}: the answer is of the other classes ***")
+        say(f"test        *** no test image of {some_of(untested)}: the answer is of the other classes ***")
     if test.groups is not None:
         say(f"groups      kept whole; the test images are of {judges.count}, and the intervals count these, not images")
     elif shared := sorted(_inner_folders(train) & _inner_folders(test)):

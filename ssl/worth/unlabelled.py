@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ssl.checkpoints import image_keys
-from ssl.console import counted, say
+from ssl.console import counted, say, some_of
 from ssl.data.images import Images
-from ssl.data.tables import first_few
 from ssl.errors import UserError
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets
@@ -54,7 +53,7 @@ def link(data: Images, place: Path) -> None:
     there = {old.name: os.readlink(old) if old.is_symlink() else None for old in place.iterdir()}
     if others := [name for name, target in there.items() if target is None or not re.match(r"\d{8}(\.|$)", name)]:
         raise UserError(
-            f"output_dir: {place} is for links to images and holds other files: {first_few(others)}; choose an empty "
+            f"output_dir: {place} is for links to images and holds other files: {some_of(others)}; choose an empty "
             "or a new folder"
         )
     targets = {f"{number:08}{os.path.splitext(path)[1]}": path for number, path in enumerate(data.paths)}

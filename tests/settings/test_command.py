@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssl.settings import config
-from ssl.settings.command import ROOT, command, quoted
+from ssl.settings.command import ROOT, command, flags, quoted
 
 HOSTILE = [
     "plain",
@@ -67,6 +67,24 @@ def test_the_parser_reads_the_settings_that_were_meant(monkeypatch):
     settings, _ = config.parse(Some, words_of(command("finetune.py", **meant), ROOT)[2:])
     assert vars(settings) == meant
     assert command("finetune.py", csv=None) == "python finetune.py"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["07", "weed, one"],
+        [os.fsdecode(b"caf\xe9")],
+        ["😀", "-x"],
+        ["--odd", "a"],
+        ["[a]"],
+        ["null"],
+        ["[", "null"],
+        [],
+    ],
+)
+def test_the_parser_reads_the_list_of_words_that_was_meant(words):
+    settings, _ = config.parse(Some, flags({"positive": words}))
+    assert settings.positive == words
 
 
 def test_scripts_and_modules_are_found_from_another_folder(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_listed_name_is_one_image(tmp_path):
     assert labels.listed(data, listing(tmp_path, "b/1.png\na2.png\n./a/1.png\n")).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match=r"'1.png' in .* is the name of 2 images; write it with its class folder"):
         labels.listed(data, listing(tmp_path, "1.png\n"))
-    with pytest.raises(UserError, match=r"4 of the 5 names .* training split: 'u', 'v', 'w', …"):
+    with pytest.raises(UserError, match=r"4 of the 5 names .* training split: 'u', 'v', 'w' and 1 more"):
         labels.listed(data, listing(tmp_path, "u\nv\nw\nx\na2.png"))
 
 

@@ -162,7 +162,7 @@ def test_names_are_found_below_the_folder_with_and_without_extension(tmp_path):
         (["notes.txt"], "1 of 1 images are not in"),
         (["sub"], "1 of 1 images are not in"),
         (["pipe.png"], "1 of 1 images are not in"),
-        (["a", "v", "w", "x\x1b[2J", "y"], r"4 of 5 images are not in .*: 'v', 'w', 'x\\x1b\[2J', …"),
+        (["a", "v", "w", "x\x1b[2J", "y"], r"4 of 5 images are not in .*: 'v', 'w', 'x\\x1b\[2J' and 1 more"),
     ],
 )
 def test_names_that_lead_nowhere_or_elsewhere_are_refused(tmp_path, names, expected):
