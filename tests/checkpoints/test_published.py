@@ -206,7 +206,7 @@ def test_a_classifier_keeps_what_the_encoder_has_of_it_and_nothing_is_lost_unsee
     assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
     del state["classifier.0.weight"]
     torch.save(state | {"more.weight": torch.ones(1)}, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=r"lacks classifier\.0\.weight; has unknown more\.weight"):
+    with pytest.raises(UserError, match=r"lacks 'classifier\.0\.weight'; has unknown 'more\.weight'"):
         pretrained.load_encoder(encoder, tmp_path / "file.pth")
 
 

@@ -83,7 +83,7 @@ def test_a_file_of_lightning_that_names_a_function_of_its_repository_is_read(lig
     encoder = Tiny()
     source = pretrained.load_encoder(encoder, lightning_file)
     assert torch.equal(features(encoder), features(TINY)) and source.format.startswith("Lightning")
-    told = "with stand-ins: model.exclude_bias_and_norm, test_standins.AttributeDict, argparse.Namespace"
+    told = "with stand-ins: 'model.exclude_bias_and_norm', 'test_standins.AttributeDict', 'argparse.Namespace'"
     assert told in str(source) and "optimizer_states" in source.left_out
     with pytest.raises(ModuleNotFoundError, match="No module named 'model'"):  # the control
         torch.load(lightning_file, weights_only=False)

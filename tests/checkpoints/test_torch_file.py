@@ -118,7 +118,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     ruined = SmallResNet(4).state_dict()
     ruined["stem.0.weight"][0, 0, 0, 0] = float("nan")
     torch_file.save(ruined, tmp_path / "encoder.pt")
-    with pytest.raises(UserError, match=r"holds NaN or Inf, in stem\.0\.weight"):
+    with pytest.raises(UserError, match=r"holds NaN or Inf, in 'stem\.0\.weight'"):
         pretrained.load_encoder(SmallResNet(4), tmp_path)
 
 

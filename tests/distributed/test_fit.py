@@ -236,7 +236,7 @@ def test_two_processes_train_an_encoder_with_a_spare_layer_as_one_does(tmp_path)
         torch.testing.assert_close(found["whole"], one["whole"], rtol=1e-3, atol=1e-5)
         assert torch.equal(found["resumed"], found["whole"]) and found["kept"] and found["trainable"]
         assert "Expected to have finished reduction" in found["control"]
-    line = "not used    encoder.spare.weight, encoder.spare.bias: no sample reaches these parameters"
+    line = "not used    'encoder.spare.weight', 'encoder.spare.bias': no sample reaches these parameters"
     assert results[2][0]["said"].startswith(line)
 
 

@@ -83,7 +83,7 @@ def test_unused_parameters_are_named_and_nothing_else_changes(capsys):
     before, drawn = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     net.train()
     trainable.require(net, 16)
-    assert capsys.readouterr().out.startswith("not used    fc.weight, fc.bias: no sample reaches")
+    assert capsys.readouterr().out.startswith("not used    'fc.weight', 'fc.bias': no sample reaches")
     assert net.training and torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == [
