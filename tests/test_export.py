@@ -357,7 +357,7 @@ def test_a_folder_of_somebody_elses_stays(resnet_run):
     theirs = resnet_run / "timm" / "models"
     theirs.mkdir(parents=True)
     (theirs / "mine.py").write_text("mine")
-    with pytest.raises(UserError, match=r"timm holds models, which no export has written; name another folder"):
+    with pytest.raises(UserError, match=r"timm holds 'models', which no export has written; name another folder"):
         export.main([str(resnet_run), "--to", "timm"])
     assert (theirs / "mine.py").read_text() == "mine"
     out = resnet_run / "out"
