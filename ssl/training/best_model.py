@@ -120,8 +120,8 @@ def with_classes_of(content: dict, path: Path, data: Images) -> Images:
     classes = [str(name) for name in content["classes"]]
     if not set(data.classes) <= set(classes):
         raise UserError(
-            f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; for a "
-            "table, --positive says which labels are class 'positive'"
+            f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; "
+            "--leave_out names classes that are not to be tested, and for a table --positive the labels of 'positive'"
         )
     number = torch.tensor([classes.index(name) for name in data.classes])
     return dataclasses.replace(data, labels=number[data.labels], classes=classes)
