@@ -413,7 +413,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     data = predict.as_chosen(data, next(iter(models.values())), settings)
     tests = {}
     for path, best in models.items():
-        shown = best_model.with_classes_of(best, path, data)
+        shown = best_model.with_classes_of(best, path, data, settings.leave_out)
         labels.require_named(settings.major, shown.classes)
         model = load_model(settings, best, path, data.channels, device)
         tests[path] = model, shown, best_model.identity(settings, model, shown, split)

@@ -213,7 +213,7 @@ def _compare(record: Record, weights: str | Path, data: Images, root: str | Path
         say(f"learnt      {(pixels & ~labels).sum()} {of} were pre-trained on, without labels")
     if not labels.any():
         return None
-    some = some_of([data.sample_name(index) for index in labels.nonzero()[0].tolist()])
+    some = some_of([data.sample_name(index) for index in labels.nonzero()[0][:3].tolist()])
     also = "" if data.groups is None else ", or of their patients, lesions or slides"
     return f"{labels.sum()} {of} are among those that {weights} learnt from, with labels{also}: {some}"
 

@@ -54,12 +54,14 @@ def has_other_images(run: dict, settings: ImageSettings) -> bool:
 
 
 def has_other_place(run: dict, settings: ImageSettings) -> bool:
-    """Whether a run has another data set than `settings`, or the same from another folder, file or table."""
+    """Whether a run has another data set than `settings`, or the same from another place, or other classes of it."""
 
     def place(path: Any) -> Any:
         return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) else path
 
-    same_place = all(place(run.get(name)) == place(getattr(settings, name)) for name in ("data_dir", "csv"))
+    same_place = all(
+        place(run.get(name)) == place(getattr(settings, name)) for name in ("data_dir", "csv", "leave_out")
+    )
     return not (run["dataset"] == settings.dataset and same_place)
 
 

@@ -52,6 +52,7 @@ class Images:
     rows: (N,) of images in memory that are no files: their places in the array or data set.
     short_side: files are reduced to this short side as they are read (`decode_reduced`). held: the content of the
     files, already in memory (`preload.hold`). bad: (path, reason) of files that were left out, as they cannot be read.
+    left_out: classes whose images were left out.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Images:
     short_side: int | None = None
     held: Held | None = None
     value_range: Range | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of_files(cls, paths: Sequence[str]) -> "Images":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -39,11 +40,18 @@ def _flag(name: str, value: object) -> list[str]:
         return [f"--{name}"]
     if isinstance(value, list) and _are_plain_words(value):
         return [f"--{name}", *value]
-    text = os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value, ensure_ascii=False)
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else _json(value)
     return [f"--{name}={text}"] if text.startswith("--") else [f"--{name}", text]
+
+
+def _json(value: object) -> str:
+    """JSON that YAML reads: bytes of file names that are no UTF-8 are escaped."""
+    return re.sub("[\ud800-\udfff\x7f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _are_plain_words(values: list) -> bool:
     """Whether these are words that, one after another, are read as they are."""
-    words = bool(values) and all(isinstance(word, str) and word and not word.startswith("--") for word in values)
+    words = bool(values) and all(
+        isinstance(word, str) and word and not word.startswith(("--", "-h")) for word in values
+    )
     return words and (len(values) > 1 or not (values[0].startswith("[") or values[0] == "null"))

@@ -30,9 +30,10 @@ def load(settings: LabelSettings) -> dict[str, Images]:
         )
     for name, data in found.items():
         require_distinct(data.classes, data.name)
-        data = without(data, settings.leave_out, learns=True)  # all splits have all classes here
         found[name] = data = make_resident(data, settings.value_range)
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
+    found = {name: without(data, settings.leave_out, name) for name, data in found.items()}
+    found = {name: data for name, data in found.items() if data is not None}
     require_same_images(found, settings.data_dir)
     return {name: replace(data, short_side=settings.short_side) for name, data in shown_alike(found).items()}
 
@@ -49,7 +50,8 @@ def _by_split(settings: LabelSettings) -> dict[str, Images]:
     if settings.dataset == "folder":
         root = datasets.existing(settings.data_dir, "folder")
         return folders.by_split(root) if settings.csv is None else table_images.by_split(root, settings)
-    found = {split: datasets.load_as(settings, split) for split in ("train", "val", "test")}  # all have labels
+    every = replace(settings, leave_out=None)
+    found = {split: datasets.load_as(every, split) for split in ("train", "val", "test")}  # all have labels
     return {split: data for split, data in found.items() if data is not None}
 
 

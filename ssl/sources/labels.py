@@ -30,28 +30,29 @@ def choose(train: Images, percent: float, files: str | None, seed: int) -> Image
     return train if percent == 100 else train.subset(stratified(train.labels, percent, seed))
 
 
-def without(data: Images, names: list[str] | None, learns: bool) -> Images:
-    """The images that are of none of the classes `names`; a line says how many are left out.
+def without(data: Images, names: list[str] | None, split: str) -> Images | None:
+    """The images of a split of `datasets.load_as` that are of none of the classes `names`; a line tells of the others.
 
-    Images without a label stay. A class may be in one split alone. Raises `UserError` where no image stays, and, if
-    training `learns` from `data`, for a name that is no class.
+    Images without a label stay. None for a 'val' that has no other classes, as if there were none. Raises `UserError`
+    for another split where no image stays, and for a name that is no class of train.
     """
     if not names:
         return data
-    for name in names if learns else []:
+    for name in names if split in ("train", "unlabelled") else []:
         if name not in data.classes:
             known = f" ({shown(data.classes)})" if data.classes else "; the images have none"
             raise UserError(f"leave_out: {name!r} is none of the classes{nearest(name, data.classes)}{known}")
-    stay = [name for name in data.classes if name not in names]
-    numbers = torch.tensor([*(stay.index(name) if name in stay else -2 for name in data.classes), -1])  # last: no label
-    labels = numbers[data.labels]
+    left = [name for name in data.classes if name in set(names)]
+    stay = [name for name in data.classes if name not in set(names)]
+    number = {name: label for label, name in enumerate(stay)}
+    labels = torch.tensor([*(number.get(name, -2) for name in data.classes), -1])[data.labels]  # the last: no label
     kept = (labels != -2).nonzero()[:, 0]
-    if not len(kept):
-        raise UserError(f"leave_out: of {len(data)} images of a split none is left without {some_of(names)}")
     if len(kept) < len(data):
-        left = [name for name in data.classes if name in names]
-        say_once(f"left out    {counted(len(data) - len(kept), 'image')} of {len(data)}, of {some_of(left)}")
-    return replace(data.subset(kept), labels=labels[kept], classes=stay)
+        say_once(f"left out    {split}: {counted(len(data) - len(kept), 'image')} of {len(data)}, of {some_of(left)}")
+    if not len(kept) and split != "val":
+        raise UserError(f"leave_out: no image of the split {split!r} is left without {some_of(names)}")
+    left_out = (*data.left_out, *left)
+    return replace(data.subset(kept), labels=labels[kept], classes=stay, left_out=left_out) if len(kept) else None
 
 
 def stratified(labels: Tensor, percent: float, seed: int) -> Tensor:
@@ -118,9 +119,11 @@ def require_each(data: Images, least: int, why: str) -> None:
         which = f"class {name!r} has {few[name]} training images to use{more}; {why}"
     else:
         return
-    words = " ".join(map(quoted, flags({"leave_out": list(few)[:10]}))) + (" …" if len(few) > 10 else "")
-    without = f", or leave classes out, {words}" if len(data.classes) - len(few) > 1 else ""
-    raise UserError(f"{which}. Add images{', or choose other splits' if absent else ''}{without}")
+    others = ", or choose other splits" if absent else ""
+    if isinstance(data, Images) and len(data.classes) - len(few) > 1:  # features in a file stay as they are
+        words = flags({"leave_out": [*data.left_out, *few]}) if len(few) <= 10 else ["--leave_out"]
+        others += f", or leave classes out, {' '.join(map(quoted, words))}"
+    raise UserError(f"{which}. Add images{others}")
 
 
 def few_images(data: Images, least: int) -> dict[str, int]:

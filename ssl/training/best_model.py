@@ -13,8 +13,9 @@ from ssl.checkpoints import about, restore, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import counted, say, table
 from ssl.data.images import Images
+from ssl.data.tables import shown
 from ssl.distributed import is_main
-from ssl.errors import UserError
+from ssl.errors import UserError, nearest
 from ssl.evaluation import features, metrics, results
 from ssl.files import json_text
 from ssl.settings import config
@@ -112,12 +113,19 @@ def require_as_trained(settings, data: Images, saved: dict, path: Path) -> None:
         )
 
 
-def with_classes_of(content: dict, path: Path, data: Images) -> Images:
+def with_classes_of(content: dict, path: Path, data: Images, leave_out: list[str] | None = None) -> Images:
     """`data` with its labels numbered as the best.pt at `path`, whose `content` this is, numbers its classes.
 
-    `data` may lack some of these classes. Raises `UserError` where it has others.
+    `data` may lack some of these classes. Raises `UserError` where it has others, and for a name in `leave_out` that is
+    no class of the model or of the images.
     """
     classes = [str(name) for name in content["classes"]]
+    known = {*classes, *data.left_out, *(content["settings"].get("leave_out") or [])}
+    for name in leave_out or []:
+        if name not in known:
+            raise UserError(
+                f"leave_out: {name!r} is none of the classes{nearest(name, known)} ({shown(sorted(known))})"
+            )
     if not set(data.classes) <= set(classes):
         raise UserError(
             f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; "

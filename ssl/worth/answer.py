@@ -99,6 +99,7 @@ def _facts(work: Work, agreed: Agreed) -> Facts:
         flattered=flattered,
         saw_test=tuple(network.name for network in agreed.networks if network.saw_test),
         copies=len(work.found.copies),
+        classes_out=len(work.found.train.left_out),
         left=len(work.found.train) - work.found.labels()[ALL],
     )
 

@@ -27,6 +27,7 @@ class Facts:
     flattered: list[str]  # starts whose pre-training has seen the validation images, without their labels
     saw_test: tuple[str, ...] = ()  # public weights that have seen test images, without labels
     copies: int = 0  # test images that do not count, as they are training images, too
+    classes_out: int = 0  # classes that were left out
     left: int = 0  # labels that the minutes were too few for: `all` stands for the others
 
 

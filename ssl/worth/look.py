@@ -97,7 +97,7 @@ def _without_small(settings: ImageSettings, splits: dict[str, Images | None]) ->
         f"left out: {some_of(small)}. The answer is of the other {others} ***"
     )
     settings.leave_out = [*(settings.leave_out or []), *small]
-    return {name: data and labels.without(data, small, learns=False) for name, data in splits.items()}
+    return {name: data and labels.without(data, small, name) for name, data in splits.items()}
 
 
 def _draws(train: Images, seeds: int, own_validation: bool, most: int | None = None) -> dict:

@@ -100,5 +100,6 @@ def _how(agreed: Agreed, found: Look, unlabelled: str | None) -> str:
         ),
         f"Planned for {made.minutes:.3g} minutes; plan.json has the times.",
         *(f"Left out: {reason}." for reason in agreed.left_out),
+        *([f"Classes that were left out: {', '.join(found.train.left_out)}."] if found.train.left_out else []),
     ]
     return "".join(f"<p>{_whole(note)}</p>" for note in notes) + table("Networks", head, rows)

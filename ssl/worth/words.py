@@ -273,6 +273,8 @@ def _change(found: Verdict) -> str:
         words.append(f"By the record of its run {listed} has seen test images: on others it may be worse.")
     if facts.copies:
         words.append(f"Not counted: {counted(facts.copies, 'test image')} that training or validation has, too.")
+    if facts.classes_out:
+        words.append(f"The answer is not of {facts.classes_out} classes that were left out.")
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:

@@ -76,6 +76,8 @@ def test_the_parser_reads_the_settings_that_were_meant(monkeypatch):
         [os.fsdecode(b"caf\xe9")],
         ["😀", "-x"],
         ["--odd", "a"],
+        ["-h"],
+        ["--odd", os.fsdecode(b"caf\xe9"), "😀\x7f"],
         ["[a]"],
         ["null"],
         ["[", "null"],

@@ -103,20 +103,39 @@ def test_lists_as_published_for_imagenet_choose_their_images(tmp_path):
 
 def test_the_images_of_other_classes_stay_and_their_labels_are_numbered_anew(capsys):
     data = replace(images([2, 0, 1, -1, 2, 0]), paths=list("abcdef"), groups=list("uvwxyz"))
-    left = labels.without(data, ["dog", "bat"], learns=False)  # a bat is in another split alone
+    left = labels.without(data, ["dog", "bat"], "test")  # a bat is in another split alone
     assert left.classes == ["cat", "owl"] and left.labels.tolist() == [1, 0, -1, 1, 0]
     assert list(left.paths) == list("abdef") and left.groups == list("uvxyz")
-    assert "left out    1 image of 6, of 'dog'" in capsys.readouterr().out
-    assert labels.without(data, None, learns=True) is data
+    assert "left out    test: 1 image of 6, of 'dog'" in capsys.readouterr().out
+    assert labels.without(data, None, "train") is data
 
 
 def test_a_name_that_is_no_class_and_a_split_without_images_are_refused():
     with pytest.raises(UserError, match=r"leave_out: 'dgo' is none of the classes; did you mean .*dog.*'cat', 'dog'"):
-        labels.without(images([0, 1, 2]), ["cat", "dgo"], learns=True)
-    with pytest.raises(UserError, match="leave_out: of 2 images of a split none is left without 'dog'"):
-        labels.without(images([1, 1]), ["dog"], learns=False)
+        labels.without(images([0, 1, 2]), ["cat", "dgo"], "train")
+    with pytest.raises(UserError, match="leave_out: no image of the split 'test' is left without 'dog'"):
+        labels.without(images([1, 1]), ["dog"], "test")
+    assert labels.without(images([1, 1]), ["dog"], "val") is None  # as if there were no validation split
     with pytest.raises(UserError, match="leave_out: 'dog' is none of the classes; the images have none"):
-        labels.without(replace(images([-1, -1]), classes=[]), ["dog"], learns=True)
+        labels.without(replace(images([-1, -1]), classes=[]), ["dog"], "train")
+
+
+def test_the_images_that_stay_keep_their_names():
+    """Also those in memory, which are named by their places."""
+    every = datasets.load("shapes", None, "test")
+    some = datasets.load("shapes", None, "test", leave_out=["disc"])
+    named = {every.sample_name(i): every.resident[i] for i in range(len(every))}
+    assert len(some) == 3600 and len(every) == 4000
+    assert all(torch.equal(named[some.sample_name(i)], some.resident[i]) for i in range(len(some)))
+    settings = LabelSettings("shapes", image_size=32, leave_out=["disc"])
+    found = every_image.load(settings)["test"]
+    assert found.rows.tolist() == some.rows.tolist() and found.classes == some.classes
+
+
+def test_the_advice_keeps_the_classes_that_are_left_out_already():
+    left = labels.without(images([0, 0, 1, 2, 2, 3, 3], ("cat", "dog", "owl", "bat")), ["owl"], "train")
+    with pytest.raises(UserError, match=r"or leave classes out, --leave_out owl dog$"):
+        labels.require_each(left, 2, "two are needed")
 
 
 def test_every_split_of_folders_is_read_without_the_classes(tmp_path):
