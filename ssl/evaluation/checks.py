@@ -36,7 +36,7 @@ def check(settings, protocols: list[str], origin: dict[str, str]) -> None:
             raise UserError(f"protocol: {names} needs images; --features has enough for probe, knn, card and fixed")
         if settings.random_init or settings.raw_pixels or settings.npz:
             raise UserError("random_init, raw_pixels and npz need images; leave them out with --features")
-        if origin.get("leave_out") == "command line":
+        if origin.get("leave_out", "default") != "default":
             raise UserError("leave_out: a features file is judged whole; write another one with --leave_out")
         if int(os.environ.get("WORLD_SIZE") or settings.gpus or 1) > 1:
             raise UserError("features: one process judges a features file; leave out torchrun and --gpus")

@@ -36,21 +36,22 @@ def without(data: Images, names: list[str] | None, split: str) -> Images | None:
     Images without a label stay. None for a 'val' that has no other classes, as if there were none. Raises `UserError`
     for another split where no image stays, and for a name that is no class of train.
     """
-    if not names:
-        return data
+    if not names or (split == "unlabelled" and not data.classes and data.name not in ("folder", "array")):
+        return data  # slides without their labels: pre-training sees all of them
     for name in names if split in ("train", "unlabelled") else []:
         if name not in data.classes:
             known = f" ({shown(data.classes)})" if data.classes else "; the images have none"
             raise UserError(f"leave_out: {name!r} is none of the classes{nearest(name, data.classes)}{known}")
-    left = [name for name in data.classes if name in set(names)]
-    stay = [name for name in data.classes if name not in set(names)]
+    names = set(names)
+    left = [name for name in data.classes if name in names]
+    stay = [name for name in data.classes if name not in names]
     number = {name: label for label, name in enumerate(stay)}
     labels = torch.tensor([*(number.get(name, -2) for name in data.classes), -1])[data.labels]  # the last: no label
     kept = (labels != -2).nonzero()[:, 0]
     if len(kept) < len(data):
         say_once(f"left out    {split}: {counted(len(data) - len(kept), 'image')} of {len(data)}, of {some_of(left)}")
     if not len(kept) and split != "val":
-        raise UserError(f"leave_out: no image of the split {split!r} is left without {some_of(names)}")
+        raise UserError(f"leave_out: no image of the split {split!r} is left without {some_of(left)}")
     left_out = (*data.left_out, *left)
     return replace(data.subset(kept), labels=labels[kept], classes=stay, left_out=left_out) if len(kept) else None
 

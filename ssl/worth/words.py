@@ -274,7 +274,7 @@ def _change(found: Verdict) -> str:
     if facts.copies:
         words.append(f"Not counted: {counted(facts.copies, 'test image')} that training or validation has, too.")
     if facts.classes_out:
-        words.append(f"The answer is not of {facts.classes_out} classes that were left out.")
+        words.append(f"The answer is not of {facts.classes_out} of the classes, which were left out.")
     if facts.left_out:
         words.append(f"Published weights that were not at hand may win: {'; '.join(facts.left_out)}.")
     if facts.too_long:
