@@ -414,7 +414,7 @@ def test_only(settings: Settings, origin: dict[str, str]) -> None:
     tests = {}
     for path, best in models.items():
         shown = best_model.with_classes_of(best, path, data, settings.leave_out)
-        labels.require_named(settings.major, shown.classes)
+        labels.require_named("major", settings.major, shown.classes)
         model = load_model(settings, best, path, data.channels, device)
         tests[path] = model, shown, best_model.identity(settings, model, shown, split)
 
@@ -448,7 +448,8 @@ def check(settings: Settings) -> None:
     """Fill in the last defaults, and refuse what cannot work before any process waits for another."""
     inherit.defaults(settings, "using")
     settings.image_size = settings.image_size or datasets.KNOWN[settings.dataset][0]
-    settings.major = settings.major or MAJOR.get(settings.dataset)
+    of_data = [name for name in MAJOR.get(settings.dataset, []) if name not in (settings.leave_out or [])]
+    settings.major = settings.major or of_data or None
     settings.warmup_epochs = auto.warmup(settings.warmup_epochs, settings.epochs, settings.schedule)
     labels.check_choice(settings.train_percent, settings.train_files)
     trains = not settings.test_only and settings.predict is None

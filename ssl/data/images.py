@@ -136,6 +136,9 @@ class Images:
         )
 
     def subset(self, indices: Tensor) -> "Images":
+        """The images `indices`, which keep their names."""
+        named_by_place = self.paths is None and self.stored is None and self.rows is None
+        rows = indices.numpy() if named_by_place else None if self.rows is None else self.rows[indices.numpy()]
         return replace(
             self,
             labels=self.labels[indices],
@@ -143,7 +146,7 @@ class Images:
             paths=None if self.paths is None else Paths(self.paths[i] for i in indices.tolist()),
             stored=None if self.stored is None else self.stored.subset(indices.numpy()),
             groups=None if self.groups is None else [self.groups[i] for i in indices.tolist()],
-            rows=None if self.rows is None else self.rows[indices.numpy()],
+            rows=rows,
             held=None if self.held is None else self.held.subset(indices.numpy()),
         )
 

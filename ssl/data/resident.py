@@ -25,8 +25,6 @@ MOST = 4 << 30  # bytes of such a tensor
 def make_resident(data: Images, value_range: Range | None) -> Images:
     """Hold files in memory if their images are small and all of one size; files that cannot be read are left out."""
     data = replace(data, value_range=value_range)
-    if data.paths is None and data.stored is None and data.rows is None:
-        data = replace(data, rows=np.arange(len(data)))  # so that a subset keeps the names
     if data.resident is not None:
         return data
     first = _first_readable(data)

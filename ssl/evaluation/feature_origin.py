@@ -1,6 +1,7 @@
 """Check that features are of the encoder and the images that the user names: those judged, and those written over."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def require(found: Features, settings) -> None:
                 f"features: {settings.features} is of {settings.dataset} drawn at {own} pixels, which are other images "
                 f"than at {size}; pass --image_size {own}, or leave --dataset out"
             )
-        images = every_image.load(settings)
+        images = every_image.load(replace(settings, leave_out=found.settings.get("leave_out")))
         if images.keys() != found.splits.keys():
             here, there = (", ".join(splits) for splits in (images, found.splits))
             raise UserError(

@@ -106,7 +106,9 @@ def load_as(settings: ImageSettings, split: str) -> Images | None:
         data = _read(settings, split)
         if data is not None:
             require_distinct(data.classes, data.name)
-            data = without(make_resident(data, settings.value_range), settings.leave_out, split)
+            data = without(data, settings.leave_out, split)
+        if data is not None:
+            data = make_resident(data, settings.value_range)
     except UserError as error:  # perhaps on this rank alone
         problem = error
     require_same_images({split: problem or data}, settings.data_dir)

@@ -12,7 +12,7 @@ from ssl.settings.shared import LabelSettings
 from ssl.sources import arrays, datasets, folders, table_images
 from ssl.sources.classes import require_distinct
 from ssl.sources.identity import require_same_images
-from ssl.sources.labels import without
+from ssl.sources.labels import require_named, without
 
 
 def load(settings: LabelSettings) -> dict[str, Images]:
@@ -28,12 +28,13 @@ def load(settings: LabelSettings) -> dict[str, Images]:
         raise UserError(
             f"{chosen}: chooses training images by their labels, and there are none with labels; leave it out"
         )
+    require_named("leave_out", settings.leave_out, next(iter(found.values())).classes)  # of all splits together
+    found = {name: without(data, settings.leave_out, name) for name, data in found.items()}
+    found = {name: data for name, data in found.items() if data is not None}
     for name, data in found.items():
         require_distinct(data.classes, data.name)
         found[name] = data = make_resident(data, settings.value_range)
         tell_left_out(dict(data.bad), len(data) + len(data.bad), settings.max_bad_fraction)
-    found = {name: without(data, settings.leave_out, name) for name, data in found.items()}
-    found = {name: data for name, data in found.items() if data is not None}
     require_same_images(found, settings.data_dir)
     return {name: replace(data, short_side=settings.short_side) for name, data in shown_alike(found).items()}
 

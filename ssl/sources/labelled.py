@@ -18,7 +18,7 @@ def load_splits(settings) -> dict[str, Images | None]:
     for name, data in splits.items():
         if data is not None:
             labels.require_like(data, first, f"data_dir: {name}")
-    labels.require_named(settings.major, first.classes)
+    labels.require_named("major", settings.major, first.classes)
     leaks.check(splits)
     barrier()
     splits = datasets.shown_alike(settings, splits)

@@ -1,5 +1,6 @@
 """The labels that training may use: all, a share of every class, or those on a list; and checks that they suffice."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -38,10 +39,8 @@ def without(data: Images, names: list[str] | None, split: str) -> Images | None:
     """
     if not names or (split == "unlabelled" and not data.classes and data.name not in ("folder", "array")):
         return data  # slides without their labels: pre-training sees all of them
-    for name in names if split in ("train", "unlabelled") else []:
-        if name not in data.classes:
-            known = f" ({shown(data.classes)})" if data.classes else "; the images have none"
-            raise UserError(f"leave_out: {name!r} is none of the classes{nearest(name, data.classes)}{known}")
+    if split in ("train", "unlabelled"):
+        require_named("leave_out", names, data.classes)
     names = set(names)
     left = [name for name in data.classes if name in names]
     stay = [name for name in data.classes if name not in names]
@@ -110,7 +109,8 @@ def require_like(data: Images, train: Images, words: str) -> None:
 
 def require_each(data: Images, least: int, why: str) -> None:
     """Raise `UserError` if a class has fewer than `least` training images; `why` is said of that."""
-    few = few_images(data, least)
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    few = {name: count for name, count in zip(data.classes, counts) if count < least}
     absent = [name for name, count in few.items() if not count]
     if absent:
         which = f"{len(absent)} of {len(data.classes)} classes have no training images: {some_of(absent)}"
@@ -127,14 +127,9 @@ def require_each(data: Images, least: int, why: str) -> None:
     raise UserError(f"{which}. Add images{others}")
 
 
-def few_images(data: Images, least: int) -> dict[str, int]:
-    """{class: its images} of those with fewer than `least`."""
-    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
-    return {name: count for name, count in zip(data.classes, counts) if count < least}
-
-
-def require_named(major: list[str] | None, classes: list[str]) -> None:
-    """Raise `UserError` where setting `major` names a class that there is not."""
-    for name in major or []:
+def require_named(setting: str, names: list[str] | None, classes: Collection[str]) -> None:
+    """Raise `UserError` where a setting names a class that there is not."""
+    for name in names or []:
         if name not in classes:
-            raise UserError(f"major: {name!r} is none of the classes{nearest(name, classes)} ({', '.join(classes)})")
+            known = f" ({shown(sorted(classes))})" if classes else "; the images have none"
+            raise UserError(f"{setting}: {name!r} is none of the classes{nearest(name, classes)}{known}")

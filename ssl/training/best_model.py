@@ -13,14 +13,14 @@ from ssl.checkpoints import about, restore, torch_file
 from ssl.checkpoints.run_folder import RunFolder
 from ssl.console import counted, say, table
 from ssl.data.images import Images
-from ssl.data.tables import shown
 from ssl.distributed import is_main
-from ssl.errors import UserError, nearest
+from ssl.errors import UserError
 from ssl.evaluation import features, metrics, results
 from ssl.files import json_text
 from ssl.settings import config
 from ssl.settings.kinds import coerce
 from ssl.settings.shared import DATA
+from ssl.sources import labels
 
 CONTENTS = {"model", "classes", "seed", "settings", "best"}  # of best.pt
 SHOWN = ("loss", "acc1", "acc2", "balanced_accuracy", "auc", "auc_macro", "mcc")  # metrics that are printed
@@ -121,11 +121,7 @@ def with_classes_of(content: dict, path: Path, data: Images, leave_out: list[str
     """
     classes = [str(name) for name in content["classes"]]
     known = {*classes, *data.left_out, *(content["settings"].get("leave_out") or [])}
-    for name in leave_out or []:
-        if name not in known:
-            raise UserError(
-                f"leave_out: {name!r} is none of the classes{nearest(name, known)} ({shown(sorted(known))})"
-            )
+    labels.require_named("leave_out", leave_out, known)
     if not set(data.classes) <= set(classes):
         raise UserError(
             f"dataset: its classes are {', '.join(data.classes)}, those of {path} {', '.join(classes)}; "

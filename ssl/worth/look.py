@@ -12,6 +12,7 @@ from ssl.console import counted, say, some_of
 from ssl.data.hold_out import held_out
 from ssl.data.images import Images
 from ssl.errors import UserError
+from ssl.evaluation import few_shot
 from ssl.settings.shared import ImageSettings
 from ssl.sources import datasets, labels, leaks
 from ssl.sources.identity import groups_checksum, identity_of
@@ -86,7 +87,7 @@ def look(settings: ImageSettings, seeds: int) -> Look:
 def _without_small(settings: ImageSettings, splits: dict[str, Images | None]) -> dict[str, Images | None]:
     """The splits without the classes of fewer than two training images, which `leave_out` then names for all jobs."""
     train, why = splits["train"], "one to learn from and one to choose settings with"
-    small = list(labels.few_images(train, 2))
+    small = few_shot.smaller_classes(train.labels, 2, train.classes)
     if not small:
         return splits
     others = len(train.classes) - len(small)
@@ -97,7 +98,7 @@ def _without_small(settings: ImageSettings, splits: dict[str, Images | None]) ->
         f"left out: {some_of(small)}. The answer is of the other {others} ***"
     )
     settings.leave_out = [*(settings.leave_out or []), *small]
-    return {name: data and labels.without(data, small, name) for name, data in splits.items()}
+    return {name: datasets.load_labelled(settings, name) for name in splits}  # as the jobs read them
 
 
 def _draws(train: Images, seeds: int, own_validation: bool, most: int | None = None) -> dict:

@@ -132,6 +132,26 @@ def test_the_images_that_stay_keep_their_names():
     assert found.rows.tolist() == some.rows.tolist() and found.classes == some.classes
 
 
+def test_unreadable_images_of_a_class_that_is_left_out_do_not_count(tmp_path):
+    for place in ("ant/1", "ant/2", "ant/3", "bee/4", "bee/5", "bee/6"):
+        picture(tmp_path / f"{place}.png", size=(24, 24))
+    (tmp_path / "broken").mkdir()
+    for number in range(40):
+        (tmp_path / "broken" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    with pytest.raises(UserError, match="cannot be read"):
+        datasets.load_labelled(LabelSettings("folder", str(tmp_path)), "train")
+    settings = LabelSettings("folder", str(tmp_path), leave_out=["broken"])
+    data = datasets.load_labelled(settings, "train")
+    assert data.classes == ["ant", "bee"] and data.bad == () and data.resident is not None
+    assert all(part.bad == () for part in every_image.load(settings).values())
+
+
+def test_slides_are_pre_trained_on_with_all_their_classes():
+    """They come without their labels."""
+    patches = replace(images([-1, -1]), name="tissue_5", classes=[])
+    assert labels.without(patches, ["junk"], "unlabelled") is patches
+
+
 def test_the_advice_keeps_the_classes_that_are_left_out_already():
     left = labels.without(images([0, 0, 1, 2, 2, 3, 3], ("cat", "dog", "owl", "bat")), ["owl"], "train")
     with pytest.raises(UserError, match=r"or leave classes out, --leave_out owl dog$"):
